@@ -1,0 +1,98 @@
+"""Random access to bytes that can be read only once, in order.
+
+A pipe or a decompressor is copied, as far as somebody asks for it, into an
+unnamed temporary file on disk: memory stays bounded, nothing is left behind
+whatever ends the process.  ``TMPDIR`` decides where; the default is
+``/var/tmp``, because ``/tmp`` may itself be memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+
+from qemu_svm.errors import SourceError
+from qemu_svm.limits import MIB
+from qemu_svm.source.base import ClosingMixin
+
+_IN_MEMORY = 4 * MIB
+_STEP = MIB
+
+
+def _spool_directory() -> str | None:
+    if os.environ.get("TMPDIR"):
+        return None  # tempfile looks there first
+    return "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
+
+
+class SpoolSource(ClosingMixin):
+    """Bytes of ``read(n)`` made addressable.
+
+    :param read: returns at most n bytes, ``b""`` at the end; may raise
+        :class:`SourceError` for damaged input: what came before it stays
+        readable, and the error is kept as :attr:`damage`.
+    :param close: called once when the source is closed.
+    :param limit: most bytes to keep.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        path: str,
+        *,
+        compression: str = "none",
+        limit: int,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path = path
+        self.compression = compression
+        self.damage: SourceError | None = None
+        self._read = read
+        self._close = close
+        self._limit = limit
+        self._filled = 0
+        self._ended = False
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=_spool_directory())
+
+    def _fill(self, until: int) -> None:
+        while not self._ended and self._filled < until:
+            try:
+                chunk = self._read(_STEP)
+            except SourceError as error:
+                self.damage = error
+                chunk = b""
+            if not chunk:
+                self._ended = True
+                return
+            if self._filled + len(chunk) > self._limit:
+                self.damage = SourceError(
+                    f"more than {self._limit} bytes come out of '{self.path}'",
+                    hint="raise the limit spool_bytes, or decompress to a file first",
+                )
+                self._ended = True
+                return
+            self._file.seek(self._filled)
+            try:
+                self._file.write(chunk)
+            except OSError as error:
+                raise SourceError(
+                    f"no room to keep '{self.path}' while reading it: {error.strerror}",
+                    hint="set TMPDIR to a disk with room, or decompress to a file first",
+                ) from error
+            self._filled += len(chunk)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        self._fill(offset + size)
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def size(self) -> int:
+        while not self._ended:
+            self._fill(self._filled + _STEP)
+        return self._filled
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.close()
+            self._close()

@@ -1,0 +1,230 @@
+"""A whole stream: the records, what they mean together, what is wrong.
+
+:func:`read_stream` never raises for damage behind the file header: it returns
+everything that came before, and the error in :attr:`Stream.problems`.
+
+A stream that describes itself is read from both ends: forwards to the RAM
+data, then the chain of device sections that the description at the end leads
+to.  The RAM data between is stepped over as one record unless it is small or
+asked for, so the time does not grow with the guest's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from qemu_svm.errors import Malformed, SourceError, StreamError, Truncated, Unsupported
+from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.source.base import Source
+from qemu_svm.stream import vmdesc
+from qemu_svm.stream.constants import RecordType
+from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.records import Configuration, Kind, RamBlock, RamPages, Record
+from qemu_svm.stream.tail import Tail, find_chain, find_description
+from qemu_svm.stream.values import Value
+from qemu_svm.stream.vmdesc import Description, Device
+from qemu_svm.stream.vmstate import decode
+from qemu_svm.stream.walk import Walker
+
+_RAM_DATA = frozenset({RecordType.PART, RecordType.END})
+
+
+class Walk(Enum):
+    """How to read the records."""
+
+    QUICK = "quick"
+    """From both ends; step over large RAM data."""
+    RAM = "ram"
+    """From both ends, and every RAM record between."""
+    LINEAR = "linear"
+    """Front to back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream as read.
+
+    :param pages: page records by kind; None if RAM data was stepped over.
+    :param description_source: ``embedded`` or ``none``.
+    :param complete: the end of the stream was reached, nothing is cut off.
+    """
+
+    source: Source
+    version: int
+    configuration: Configuration | None
+    records: tuple[Record, ...]
+    blocks: tuple[RamBlock, ...]
+    pages: RamPages | None
+    page_size: int
+    description: Description | None
+    description_source: str
+    problems: tuple[StreamError, ...]
+    complete: bool
+    limits: Limits
+
+    def sections(self) -> Iterator[Record]:
+        """Device sections, in stream order."""
+        return (record for record in self.records if record.kind is Kind.FULL)
+
+    def device(self, record: Record) -> Device | None:
+        """Description of a device section."""
+        if self.description is None or record.opaque:
+            return None
+        for device in self.description.devices:
+            if device.name == record.name and device.instance_id == record.instance_id:
+                return device
+        return None
+
+    def values(self, record: Record) -> Value | None:
+        """Decode a device section; None if nothing describes it.
+
+        :raises StreamError: the section does not hold what is described.
+        """
+        device = self.device(record)
+        if device is None:
+            return None
+        reader = Reader(self.source, record.payload)
+        return decode(reader, device.layout, device.name, self.limits)
+
+
+def read_stream(source: Source, limits: Limits = DEFAULT, walk: Walk = Walk.QUICK) -> Stream:
+    """Read a stream.
+
+    :raises StreamError: ``source`` does not even start like a stream.
+    """
+    Walker(source, limits, None).header()
+    problems: list[StreamError] = []
+    tail = find_description(source, limits)
+    description = _parse(tail.text, tail.payload, limits, problems) if tail else None
+    walker = None
+    if tail is not None and description is not None and walk is not Walk.LINEAR:
+        walker = _from_both_ends(source, limits, description, tail, walk)
+    if walker is None:
+        walker = _front_to_back(source, limits, description)
+        if description is None and walker.description_text is not None and not problems:
+            # It was not the last thing in the input, but it is there.
+            description = _parse(
+                walker.description_text, walker.description_at or 0, limits, problems
+            )
+            if description is not None:
+                walker = _front_to_back(source, limits, description)
+    problems = walker.problems + problems
+    if source.damage is not None:
+        problems.append(_source_problem(source, source.damage))
+    skipped = any(record.kind is Kind.SKIPPED for record in walker.records)
+    return Stream(
+        source=source,
+        version=walker.version,
+        configuration=walker.configuration,
+        records=tuple(walker.records),
+        blocks=walker.ram.blocks,
+        pages=None if skipped else walker.ram.pages,
+        page_size=(description.page_size if description else None) or walker.ram.page_size,
+        description=description,
+        description_source="none" if description is None else "embedded",
+        problems=tuple(problems),
+        complete=walker.ended and not any(isinstance(p, Truncated) for p in problems),
+        limits=limits,
+    )
+
+
+def _parse(
+    text: bytes, offset: int, limits: Limits, problems: list[StreamError]
+) -> Description | None:
+    try:
+        return vmdesc.parse(text, offset, limits)
+    except StreamError as error:
+        problems.append(error)
+        return None
+
+
+def _source_problem(source: Source, damage: SourceError) -> StreamError:
+    return Truncated(str(damage), offset=source.size(), hint=damage.hint)
+
+
+def _front_to_back(source: Source, limits: Limits, description: Description | None) -> Walker:
+    walker = Walker(source, limits, description)
+    walker.header()
+    try:
+        while not walker.ended:
+            walker.step()
+        if walker.next_type() == RecordType.VMDESCRIPTION:
+            walker.step()
+        _nothing_behind(walker)
+    except StreamError as error:
+        walker.problems.append(error)
+    return walker
+
+
+def _nothing_behind(walker: Walker) -> None:
+    # Containers pad with zeros; anything else does not belong here.
+    reader = walker.reader
+    while not reader.at_end():
+        block = reader.peek(1 << 16)
+        if block.strip(b"\0"):
+            raise Malformed(
+                "data behind the end of the stream",
+                offset=reader.offset,
+                expected="nothing, or zero padding",
+                found=block[:16].hex(" "),
+            )
+        reader.offset += len(block)
+
+
+def _from_both_ends(
+    source: Source, limits: Limits, description: Description, tail: Tail, walk: Walk
+) -> Walker | None:
+    # None where the claim of the tail cannot be proved.
+    walker = Walker(source, limits, description)
+    walker.header()
+    refused = _front(walker)
+    chain = find_chain(source, description, tail.offset - 1, footers=walker.footers is not False)
+    if chain is None or chain[0] < walker.reader.offset:
+        return None
+    if not _between(walker, chain[0], walk, refused):
+        return None
+    try:
+        while not walker.ended:
+            walker.step()
+        if walker.reader.offset != tail.offset:
+            return None
+        walker.step()
+        _nothing_behind(walker)
+    except StreamError:
+        return None
+    described = [(device.name, device.instance_id) for device in description.devices]
+    found = [(r.name, r.instance_id) for r in walker.records if r.kind is Kind.FULL]
+    return walker if found == described else None
+
+
+def _front(walker: Walker) -> bool:
+    # Records up to the RAM data; True if a RAM layout was refused.
+    try:
+        while walker.next_type() not in _RAM_DATA and not walker.ended:
+            walker.step()
+    except Unsupported as error:
+        walker.problems.append(error)
+        return True
+    except StreamError:
+        pass  # met again, and then reported, by the linear walk
+    return False
+
+
+def _between(walker: Walker, end: int, walk: Walk, refused: bool) -> bool:  # noqa: FBT001
+    # The RAM data: walked if it is small or asked for, else stepped over.
+    small = end - walker.reader.offset <= walker.limits.ram_walk_bytes
+    if not refused and (walk is Walk.RAM or small):
+        try:
+            while walker.reader.offset < end:
+                walker.step()
+        except Unsupported as error:
+            walker.problems.append(error)
+        except StreamError:
+            return False
+    if walker.reader.offset > end:
+        return False
+    if walker.reader.offset < end:
+        walker.skip_to(end)
+    return True

@@ -1,0 +1,129 @@
+"""A cursor over a source that always knows where it is.
+
+Every short read becomes :class:`~qemu_svm.errors.Truncated`, with the offset
+at which the input ends and the name of what was being read.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import construct
+from construct import Construct, ConstructError
+
+from qemu_svm.errors import LimitExceeded, Malformed, Truncated
+from qemu_svm.limits import KIB
+from qemu_svm.source.base import Source
+
+_BLOCK = 256 * KIB
+_STRUCTURE = (KIB, 64 * KIB)  # bytes that a fixed structure takes: usually, at most
+
+
+class Reader:
+    """Sequential and positioned reads with one block of look-ahead."""
+
+    def __init__(self, source: Source, offset: int = 0) -> None:
+        self.offset = offset
+        self._source = source
+        self._block = b""
+        self._block_at = 0
+
+    def window(self, least: int) -> tuple[bytes, int]:
+        """Return a block of input and the position of :attr:`offset` in it.
+
+        At least ``least`` bytes follow that position, fewer only at the end.
+        For loops that are too hot for a call per value.
+        """
+        start = self.offset - self._block_at
+        if not 0 <= start <= len(self._block) - least:
+            self._block = self._source.read_at(self.offset, max(least, _BLOCK))
+            self._block_at = self.offset
+            start = 0
+        return self._block, start
+
+    def peek(self, size: int) -> bytes:
+        """Return up to ``size`` bytes without moving."""
+        block, start = self.window(size)
+        return block[start : start + size]
+
+    def take(self, size: int, what: str) -> bytes:
+        """Return exactly ``size`` bytes and move past them."""
+        data = self.peek(size)
+        if len(data) < size:
+            raise self.truncated(what, size, len(data))
+        self.offset += size
+        return data
+
+    def truncated(
+        self, what: str, size: int, have: int, *, section: str | None = None
+    ) -> Truncated:
+        """Make the error for ``what`` of ``size`` bytes at the current offset."""
+        if not have:  # the offset may lie behind the end, after a jump
+            end = min(self.offset, self._source.size())
+        else:
+            end = self.offset + have
+        return Truncated(
+            f"the input ends inside {what} at {self.offset:#x}",
+            offset=end,
+            section=section,
+            expected=f"{size} bytes",
+            found=f"{have}",
+        )
+
+    def at_end(self) -> bool:
+        """Whether nothing is left."""
+        return not self.peek(1)
+
+    def u8(self, what: str) -> int:
+        """Read one byte."""
+        return self.take(1, what)[0]
+
+    def u32(self, what: str) -> int:
+        """Read a big-endian 32-bit number."""
+        return int.from_bytes(self.take(4, what), "big")
+
+    def u64(self, what: str) -> int:
+        """Read a big-endian 64-bit number."""
+        return int.from_bytes(self.take(8, what), "big")
+
+    def structure(self, layout: Construct[Any, Any], what: str) -> Any:
+        """Parse ``layout`` here and move past it.
+
+        :raises LimitExceeded: it is larger than any real one.
+        """
+        for most in _STRUCTURE:
+            data = self.peek(most)
+            stream = io.BytesIO(data)
+            try:
+                value = layout.parse_stream(stream)
+            except construct.StreamError as error:
+                if len(data) == most:
+                    continue
+                raise Truncated(
+                    f"the input ends inside {what} at {self.offset:#x}",
+                    offset=self.offset + len(data),
+                    field=_field(error),
+                    expected="more bytes",
+                    found=f"{len(data)}",
+                ) from error
+            except ConstructError as error:
+                raise Malformed(
+                    f"{what} is not what the format says",
+                    offset=self.offset,
+                    field=_field(error),
+                    found=data[:16].hex(" "),
+                ) from error
+            self.offset += stream.tell()
+            return value
+        raise LimitExceeded(
+            f"{what} is larger than any real one",
+            offset=self.offset,
+            expected=f"at most {_STRUCTURE[-1]} bytes",
+        )
+
+
+def _field(error: ConstructError) -> str | None:
+    # construct reports "(parsing) -> name -> subname".
+    path = getattr(error, "path", None)
+    return path.split("-> ", 1)[1].replace(" -> ", ".") if path and "-> " in path else None

@@ -1,0 +1,98 @@
+"""What a stream is made of, as frozen values.
+
+A stream is a header and then records without a gap: each record's ``offset``
+is its first byte (the type byte) and ``offset + size`` the next record's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qemu_svm.stream.constants import Command
+
+
+class Kind(StrEnum):
+    """Kinds of records, as named in the JSON of ``inspect``."""
+
+    CONFIGURATION = "configuration"
+    START = "start"
+    PART = "part"
+    END = "end"
+    FULL = "full"
+    COMMAND = "command"
+    EOF = "eof"
+    DESCRIPTION = "description"
+    SKIPPED = "skipped"
+    """Records of RAM data that were stepped over as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of the stream (or a run of them, for ``SKIPPED``).
+
+    ``payload`` and ``payload_size`` give the part between header and footer.
+    ``opaque`` is set if the extent was found by searching for the footer, not
+    by reading the content.
+    """
+
+    kind: Kind
+    offset: int
+    size: int
+    name: str | None = None
+    section_id: int | None = None
+    instance_id: int | None = None
+    version_id: int | None = None
+    payload: int = 0
+    payload_size: int = 0
+    opaque: bool = False
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind the record."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The CONFIGURATION record: machine type and what the sender negotiated."""
+
+    machine: str
+    page_bits: int | None = None
+    capabilities: tuple[str, ...] = ()
+    uuid: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RamBlock:
+    """One entry of the RAM block list.  ``used_length`` in bytes."""
+
+    name: str
+    used_length: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class RamPages:
+    """Number of page records by kind."""
+
+    normal: int = 0
+    zero: int = 0
+    xbzrle: int = 0
+    compressed: int = 0
+
+    def __add__(self, other: RamPages) -> RamPages:
+        return RamPages(
+            self.normal + other.normal,
+            self.zero + other.zero,
+            self.xbzrle + other.xbzrle,
+            self.compressed + other.compressed,
+        )
+
+
+def command_name(number: int) -> str:
+    """Name of a command, or its number where it is unknown."""
+    try:
+        return Command(number).name
+    except ValueError:
+        return f"command {number}"

@@ -1,0 +1,73 @@
+"""Decoded values: a tree in which every node knows its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Leaf = int | bool | str | bytes | tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One field, structure, array or subsection.
+
+    :param type: the vmstate type; ``subsection`` and ``array`` are ours.
+    :param offset: of the first byte, in the stream.
+    :param size: in bytes.
+    :param value: None for nodes with children (and for empty ones).
+    """
+
+    name: str
+    type: str
+    offset: int
+    size: int
+    value: Leaf = None
+    children: tuple[Value, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind it."""
+        return self.offset + self.size
+
+    def child(self, name: str) -> Value | None:
+        """Return the first child of that name."""
+        for child in self.children:
+            if child.name == name:
+                return child
+        return None
+
+    def number(self, name: str, default: int = 0) -> int:
+        """Return the number in the child ``name``, or ``default``."""
+        child = self.child(name)
+        return child.value if child is not None and isinstance(child.value, int) else default
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, Value]]:
+        """Yield ``(path, node)`` for everything below, in wire order."""
+        for child in self.children:
+            path = join(prefix, child.name)
+            yield path, child
+            yield from child.walk(path)
+
+    def resolve(self, path: str) -> Value | None:
+        """Return the node at ``path``.
+
+        Field names may themselves hold dots and brackets (``env.cr[0]``), so
+        the longest child name that fits is tried first.
+        """
+        if not path:
+            return self
+        for child in sorted(self.children, key=lambda c: len(c.name), reverse=True):
+            if path.startswith(child.name):
+                rest = path[len(child.name) :]
+                if rest and rest[0] not in ".[":
+                    continue
+                found = child.resolve(rest.removeprefix("."))
+                if found is not None:
+                    return found
+        return None
+
+
+def join(prefix: str, name: str) -> str:
+    """Compose a path: elements of arrays are called ``[0]``, ``[1]``, …"""
+    return name if not prefix else prefix + name if name.startswith("[") else f"{prefix}.{name}"

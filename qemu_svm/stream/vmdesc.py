@@ -1,0 +1,241 @@
+"""The JSON description that QEMU appends to a stream, as a typed tree.
+
+A section body has no length and no tags; the description says which fields
+were written, in which order and with how many bytes.  Its quirks decide the
+shape of this module:
+
+* objects may repeat a key (``qtailq``, ``qlist`` and ``gtree`` fields have one
+  ``fields`` group per element), so objects are read as lists of pairs;
+* ``tmp`` and ``vstruct`` fields carry their content in the field object
+  itself, ``struct`` fields under a key of that name;
+* ``array_len`` means "this many elements like the first", which is only a
+  claim about the first where elements vary in size.
+
+Source: QEMU ``migration/vmstate.c`` (``vmsd_desc_field_start`` and
+neighbours), ``migration/savevm.c`` (``vmstate_save``), 5.2 to 11.1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from qemu_svm.errors import LimitExceeded, Malformed, StreamError
+from qemu_svm.limits import DEFAULT, Limits
+
+_Pairs = list[tuple[str, Any]]
+
+
+class _Object(list[tuple[str, Any]]):
+    # A JSON object as the pairs it was written with; a list is a JSON array.
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A vmstate description: fields in wire order, then subsections.
+
+    ``version`` is that of the sender; it is on the wire only for subsections.
+    """
+
+    name: str
+    version: int
+    fields: tuple[Field, ...]
+    subsections: tuple[Fields, ...] = ()
+    optional: bool = False
+    """Set in built-in descriptions: the wire decides whether it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One entry of ``fields``.
+
+    ``size`` is in bytes and, for an array, that of its first element.
+    ``array_len`` is None unless the entry stands for several elements.
+    ``groups`` holds the nested descriptions: one for a structure, one per
+    element (two for a tree: key and value) for lists.
+    """
+
+    name: str
+    type: str
+    size: int
+    array_len: int | None = None
+    groups: tuple[Fields, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Bytes on the wire if all elements are like the first."""
+        return self.size * (1 if self.array_len is None else self.array_len)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One section of the description.  ``layout.name`` is the vmsd's name."""
+
+    name: str
+    instance_id: int
+    layout: Fields
+    payload_size: int
+    """Bytes of the section's payload as described, subsection headers included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The whole description; ``problem`` tells what ended it early."""
+
+    page_size: int | None
+    devices: tuple[Device, ...]
+    problem: StreamError | None = None
+
+
+def parse(text: bytes, offset: int, limits: Limits = DEFAULT) -> Description:
+    """Read a description.
+
+    :param text: the JSON, as it stands in the stream.
+    :param offset: where it stands, for errors.
+    :raises Malformed: not JSON, or not a description.
+    :raises LimitExceeded: nested deeper than ``limits.description_depth``.
+    """
+    try:
+        document = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_Object, parse_constant=_no_constant
+        )
+    except RecursionError as error:
+        raise LimitExceeded("the description is nested too deeply", offset=offset) from error
+    except UnicodeDecodeError as error:
+        raise Malformed(
+            "the description is not text", offset=offset + error.start, found=error.reason
+        ) from error
+    except ValueError as error:
+        where = error.pos if isinstance(error, json.JSONDecodeError) else 0
+        raise Malformed(
+            "the description is not JSON", offset=offset + where, found=str(error)
+        ) from error
+    return _Builder(offset, limits).description(document)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+class _Builder:
+    def __init__(self, offset: int, limits: Limits) -> None:
+        self._offset = offset
+        self._depth = limits.description_depth
+
+    def _fail(self, what: str, path: str) -> Malformed:
+        return Malformed(f"the description has {what}", offset=self._offset, field=path)
+
+    def description(self, document: Any) -> Description:
+        top = self._object(document, "top level")
+        page_size: int | None = None
+        devices: list[Device] = []
+        for key, value in top:
+            if key == "page_size":
+                page_size = self._number(value, key)
+            elif key == "devices":
+                for index, item in enumerate(self._array(value, key)):
+                    devices.append(self._device(item, f"devices[{index}]"))
+        return Description(page_size, tuple(devices))
+
+    def _device(self, item: Any, path: str) -> Device:
+        pairs = self._object(item, path)
+        values = dict(pairs)
+        name = self._text(values.get("name"), f"{path}.name")
+        instance = self._number(values.get("instance_id"), f"{path}.instance_id")
+        layout = self._groups(pairs, name, 0)
+        if len(layout) != 1:
+            raise self._fail("not exactly one list of fields", path)
+        return Device(name, instance, layout[0], payload_size(layout[0]))
+
+    def _groups(self, pairs: _Pairs, path: str, depth: int) -> tuple[Fields, ...]:
+        # An object holds one group of vmsd_name, version, fields, subsections,
+        # or several, one behind the other.
+        if depth > self._depth:
+            raise LimitExceeded(
+                "the description is nested too deeply",
+                offset=self._offset,
+                field=path,
+                expected=f"at most {self._depth} levels",
+            )
+        groups: list[Fields] = []
+        name, version = "", 0
+        for key, value in pairs:
+            if key == "vmsd_name":
+                name, version = self._text(value, path), 0
+            elif key == "version":
+                version = self._number(value, path)
+            elif key == "fields":
+                fields = tuple(
+                    self._field(item, f"{path}.fields[{index}]", depth + 1)
+                    for index, item in enumerate(self._array(value, path))
+                )
+                groups.append(Fields(name, version, fields))
+            elif key == "subsections":
+                if not groups:
+                    raise self._fail("subsections before fields", path)
+                subsections = tuple(
+                    self._subsection(item, f"{path}.subsections[{index}]", depth + 1)
+                    for index, item in enumerate(self._array(value, path))
+                )
+                last = groups[-1]
+                groups[-1] = Fields(last.name, last.version, last.fields, subsections)
+        return tuple(groups)
+
+    def _subsection(self, item: Any, path: str, depth: int) -> Fields:
+        groups = self._groups(self._object(item, path), path, depth)
+        if len(groups) != 1:
+            raise self._fail("not exactly one list of fields", path)
+        return groups[0]
+
+    def _field(self, item: Any, path: str, depth: int) -> Field:
+        pairs = self._object(item, path)
+        values = dict(pairs)
+        array_len = values.get("array_len")
+        nested = values.get("struct")
+        groups = self._groups(
+            pairs if nested is None else self._object(nested, path), path, depth
+        )
+        return Field(
+            name=self._text(values.get("name"), f"{path}.name"),
+            type=self._text(values.get("type", "buffer"), f"{path}.type"),
+            size=self._number(values.get("size"), f"{path}.size"),
+            array_len=None if array_len is None else self._number(array_len, f"{path}.array_len"),
+            groups=groups,
+        )
+
+    # What a value must be.
+
+    def _object(self, value: Any, path: str) -> _Pairs:
+        if not isinstance(value, _Object):
+            raise self._fail("something that is not an object", path)
+        return value
+
+    def _array(self, value: Any, path: str) -> list[Any]:
+        if not isinstance(value, list) or isinstance(value, _Object):
+            raise self._fail("something that is not a list", path)
+        return value
+
+    def _text(self, value: Any, path: str) -> str:
+        if not isinstance(value, str):
+            raise self._fail("something that is not a name", path)
+        return value
+
+    def _number(self, value: Any, path: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 40:
+            raise self._fail("something that is not a plausible number", path)
+        return value
+
+
+def payload_size(layout: Fields) -> int:
+    """Bytes that ``layout`` says were written, headers of subsections included."""
+    total = sum(field.total for field in layout.fields)
+    for subsection in layout.subsections:
+        total += subsection_header_size(subsection.name) + payload_size(subsection)
+    return total
+
+
+def subsection_header_size(name: str) -> int:
+    """Bytes of the marker, the counted name and the version of a subsection."""
+    return 1 + 1 + len(name.encode()) + 4

@@ -1,0 +1,345 @@
+"""Record by record through a stream.
+
+The walker stands at the first byte of a record, reads it whole and steps to
+the next.  :data:`_STEPS` is the state table: record type to method.  What a
+device section holds is not decoded here, only measured: by its description
+and proved by the footer behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
+from qemu_svm.limits import Limits
+from qemu_svm.source.base import Source
+from qemu_svm.stream import ram
+from qemu_svm.stream.constants import MAGIC, VERSION, Command, RecordType
+from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.records import Configuration, Kind, Record, command_name
+from qemu_svm.stream.resync import FOOTER_SIZE, find_footer, footer_bytes
+from qemu_svm.stream.structs import (
+    CommandRecord,
+    ConfigurationHeader,
+    ConfigurationSubsection,
+    DescriptionHeader,
+    FileHeader,
+    SectionHeader,
+    SectionReference,
+)
+from qemu_svm.stream.text import name_text
+from qemu_svm.stream.vmdesc import Description, Device
+from qemu_svm.stream.vmstate import decode
+
+_SEEN_ELSEWHERE = (
+    (b"LibvirtQemud", "a libvirt save image"),
+    (b"QFI\xfb", "a qcow2 image"),
+    (b"\x7fELF", "an ELF file"),
+    (b"MVEQ", "a stream with its bytes swapped"),
+    (b"QCPR", "a CPR state file, not a migration stream"),
+    (b"\x11\x22\x33\x44", "an extra multifd channel, not the main one"),
+    (b"\x89LZO", "lzop-compressed data"),
+)
+
+
+class Walker:
+    """State of a walk; results are in the public attributes.
+
+    :param description: of the devices, if it is known already.
+    """
+
+    def __init__(self, source: Source, limits: Limits, description: Description | None) -> None:
+        self.source = source
+        self.limits = limits
+        self.description = description
+        self.reader = Reader(source)
+        self.version = 0
+        self.configuration: Configuration | None = None
+        self.records: list[Record] = []
+        self.problems: list[StreamError] = []
+        self.ram = ram.RamState()
+        self.footers: bool | None = None
+        self.ended = False
+        self.description_at: int | None = None
+        self.description_text: bytes | None = None
+        self._headers: dict[int, Record] = {}
+        self._devices = {
+            (device.name, device.instance_id): device
+            for device in (description.devices if description is not None else ())
+        }
+
+    def device(self, record: Record) -> Device | None:
+        """The description of a section, if there is one."""
+        return self._devices.get((record.name or "", record.instance_id or 0))
+
+    def header(self) -> None:
+        """Read the file header."""
+        head = self.reader.peek(12)
+        if len(head) >= len(MAGIC) and not head.startswith(MAGIC):
+            kind = next((name for magic, name in _SEEN_ELSEWHERE if head.startswith(magic)), None)
+            raise Malformed(
+                "not a QEMU migration stream" + (f" but {kind}" if kind else ""),
+                offset=0,
+                expected="'QEVM'",
+                found=head[:8].hex(" "),
+            )
+        self.version = self.reader.structure(FileHeader, "the stream header").version
+        if self.version != VERSION:
+            raise Unsupported(
+                "a stream version that no current QEMU writes",
+                offset=4,
+                expected=f"{VERSION}",
+                found=f"{self.version}",
+            )
+
+    def next_type(self) -> int | None:
+        """Type byte of the next record; None where the records end."""
+        head = self.reader.peek(1)
+        return head[0] if head else None
+
+    def step(self) -> None:
+        """Read one record.
+
+        :raises StreamError: and leaves the reader at the record's first byte.
+        """
+        start = self.reader.offset
+        try:
+            kind = self.reader.u8("the next record")
+            step = _STEPS.get(kind)
+            if step is None:
+                raise Malformed(
+                    "a record of unknown type",
+                    offset=start,
+                    expected="a record type (0 to 4, 6 to 8)",
+                    found=f"{kind:#04x}",
+                )
+            step(self, start)
+        except StreamError:
+            self.reader.offset = start
+            raise
+
+    def skip_to(self, end: int) -> None:
+        """Step over everything up to ``end`` as one record of RAM data."""
+        start = self.reader.offset
+        ids = [i for i, record in self._headers.items() if record.name == "ram"]
+        self.reader.offset = end
+        self._close(Record(Kind.SKIPPED, start, 0, "ram", ids[0] if ids else None))
+
+    # One method for each type of record.  ``start`` is the type byte's offset.
+
+    def _configuration(self, start: int) -> None:
+        machine = self.reader.structure(ConfigurationHeader, "the configuration").machine
+        bits: int | None = None
+        capabilities: tuple[str, ...] = ()
+        uuid: bytes | None = None
+        while self.reader.peek(1) == bytes((RecordType.SUBSECTION,)):
+            at = self.reader.offset
+            self.reader.take(1, "the configuration")
+            part = self.reader.structure(
+                ConfigurationSubsection, "a subsection of the configuration"
+            )
+            name = name_text(part.name)
+            if part.value is None:
+                raise Unsupported(
+                    "an unknown subsection of the configuration", offset=at, found=f"'{name}'"
+                )
+            if name.endswith("/capabilities"):
+                capabilities = tuple(name_text(item) for item in part.value)
+            elif name.endswith("/uuid"):
+                uuid = part.value
+            else:
+                bits = self._page_bits(part.value, at)
+        self.configuration = Configuration(name_text(machine), bits, capabilities, uuid)
+        self.ram.page_size = ram.page_size_of(self.configuration)
+        self._close(Record(Kind.CONFIGURATION, start, 0))
+
+    @staticmethod
+    def _page_bits(bits: int, at: int) -> int:
+        if not 10 <= bits <= 24:
+            raise Malformed(
+                "an impossible page size", offset=at, expected="10 to 24 bits", found=f"{bits}"
+            )
+        return bits
+
+    def _start(self, start: int) -> None:
+        self._named(start, Kind.START)
+
+    def _full(self, start: int) -> None:
+        self._named(start, Kind.FULL)
+
+    def _named(self, start: int, kind: Kind) -> None:
+        header = self.reader.structure(SectionHeader, "a section header")
+        record = Record(
+            kind,
+            start,
+            0,
+            name_text(header.name),
+            header.section_id,
+            header.instance_id,
+            header.version_id,
+            payload=self.reader.offset,
+        )
+        self._headers[header.section_id] = record
+        self._payload(record)
+
+    def _part(self, start: int) -> None:
+        self._referring(start, Kind.PART)
+
+    def _end(self, start: int) -> None:
+        self._referring(start, Kind.END)
+
+    def _referring(self, start: int, kind: Kind) -> None:
+        section_id = self.reader.structure(SectionReference, "a section header").section_id
+        header = self._headers.get(section_id)
+        if header is None:
+            raise Malformed(
+                "a section goes on that never started",
+                offset=start,
+                expected="the id of a section that was started",
+                found=f"{section_id}",
+            )
+        self._payload(replace(header, kind=kind, offset=start, payload=self.reader.offset))
+
+    def _command(self, start: int) -> None:
+        command = self.reader.structure(CommandRecord, "a command")
+        name = command_name(command.command)
+        if command.command in (Command.PACKAGED, Command.POSTCOPY_LISTEN, Command.POSTCOPY_RUN):
+            raise Unsupported(
+                f"a postcopy stream (command {name})",
+                offset=start,
+                hint="this version reads precopy streams only",
+            )
+        payload = start + 5
+        size = self.reader.offset - payload
+        self._close(Record(Kind.COMMAND, start, 0, name, payload=payload, payload_size=size))
+
+    def _eof(self, start: int) -> None:
+        self._close(Record(Kind.EOF, start, 0))
+        self.ended = True
+
+    def _description(self, start: int) -> None:
+        length = self.reader.structure(DescriptionHeader, "the description").length
+        if length > self.limits.description_bytes:
+            raise LimitExceeded(
+                "the description is larger than the limit",
+                offset=start,
+                expected=f"at most {self.limits.description_bytes} bytes",
+                found=f"{length}",
+            )
+        payload = self.reader.offset
+        self.description_text = self.reader.take(length, "the description")
+        self.description_at = payload
+        self._close(Record(Kind.DESCRIPTION, start, 0, payload=payload, payload_size=length))
+
+    def _footer(self, start: int) -> NoReturn:
+        found = self.reader.structure(SectionReference, "a section footer").section_id
+        raise Malformed("a section footer without a section", offset=start, found=f"id {found}")
+
+    # Payloads.
+
+    def _payload(self, record: Record) -> None:
+        opaque = False
+        if record.name == "ram" and record.kind is not Kind.FULL:
+            if record.kind is Kind.START:
+                ram.refuse_capabilities(self.configuration, record.offset)
+            ram.step_over(self.reader, self.ram)
+        elif (device := self.device(record)) is not None and record.kind is Kind.FULL:
+            opaque = not self._described(record, device)
+        else:
+            self._search(record)
+            opaque = True
+        size = self.reader.offset - record.payload
+        self._skip_footer(record)
+        self._close(record, payload_size=size, opaque=opaque)
+
+    def _described(self, record: Record, device: Device) -> bool:
+        # Measured by the description's sizes; where the footer is not there,
+        # by what the wire itself says; at last by searching for the footer.
+        self.reader.offset = record.payload + device.payload_size
+        if self._footer_here(record):
+            return True
+        self.reader.offset = record.payload
+        try:
+            decode(self.reader, device.layout, device.name, self.limits)
+        except Malformed as error:
+            problem = error
+        else:
+            if self.footers is False or self._footer_here(record):
+                return True
+            problem = Malformed(
+                "a section is not as long as its description says",
+                offset=record.payload,
+                section=device.name,
+                expected=f"a footer at {record.payload + device.payload_size:#x}",
+                found=self.reader.peek(FOOTER_SIZE).hex(" "),
+            )
+        self.reader.offset = record.payload
+        if find_footer(self.source, record.payload, record.section_id or 0) is None:
+            raise problem
+        self.problems.append(problem)
+        self._search(record)
+        return False
+
+    def _footer_here(self, record: Record) -> bool:
+        return self.reader.peek(FOOTER_SIZE) == footer_bytes(record.section_id or 0)
+
+    def _search(self, record: Record) -> None:
+        if self.footers is False:
+            raise Unsupported(
+                "a section whose length nothing tells",
+                offset=record.offset,
+                section=record.name,
+                hint="the stream has neither a description of it nor footers",
+            )
+        found = find_footer(self.source, record.payload, record.section_id or 0)
+        if found is None:
+            raise Truncated(
+                f"the input ends inside a section that starts at {record.offset:#x}",
+                offset=self.source.size(),
+                section=record.name,
+                expected="its footer",
+                found="none up to the end",
+            )
+        self.reader.offset = found
+
+    def _skip_footer(self, record: Record) -> None:
+        head = self.reader.peek(FOOTER_SIZE)
+        wanted = footer_bytes(record.section_id or 0)
+        if self.footers is None and len(head) == FOOTER_SIZE:
+            # Old machine types send none: decided once, at the first section.
+            self.footers = head == wanted
+        if self.footers is False:
+            return
+        if len(head) < FOOTER_SIZE and wanted.startswith(head):
+            raise self.reader.truncated(
+                "a section footer", FOOTER_SIZE, len(head), section=record.name
+            )
+        if head != wanted:
+            raise Malformed(
+                "a section does not end with its footer",
+                offset=self.reader.offset,
+                section=record.name,
+                expected=wanted.hex(" "),
+                found=head.hex(" "),
+            )
+        self.reader.offset += FOOTER_SIZE
+
+    def _close(self, record: Record, **changes: Any) -> None:
+        # The record ends where the reader stands.
+        size = self.reader.offset - record.offset
+        self.records.append(replace(record, size=size, **changes))
+
+
+_STEPS: dict[int, Callable[[Walker, int], None]] = {
+    RecordType.EOF: Walker._eof,
+    RecordType.START: Walker._start,
+    RecordType.PART: Walker._part,
+    RecordType.END: Walker._end,
+    RecordType.FULL: Walker._full,
+    RecordType.VMDESCRIPTION: Walker._description,
+    RecordType.CONFIGURATION: Walker._configuration,
+    RecordType.COMMAND: Walker._command,
+    RecordType.FOOTER: Walker._footer,
+}
