@@ -30,7 +30,7 @@ class Limits:
     description_depth: int = 64
     section_values: int = 1 << 18
     spool_bytes: int = 256 * GIB
-    ram_walk_bytes: int = MIB
+    ram_walk_bytes: int = 4 * MIB
 
 
 DEFAULT = Limits()

@@ -55,11 +55,11 @@ def open_source(path: str, limits: Limits = DEFAULT) -> Source:
 
 
 def _open_stdin(limits: Limits) -> Source:
-    fd = sys.stdin.fileno()
-    if stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR) == 0:
-        if compressed.sniff(os.pread(fd, _HEAD, 0)) == "none":
-            return FileSource(os.dup(fd), "-")
-    return _spool(os.fdopen(os.dup(fd), "rb", buffering=MIB), "-", limits)
+    fd = os.dup(sys.stdin.fileno())
+    plain = stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR) == 0
+    if plain and compressed.sniff(os.pread(fd, _HEAD, 0)) == "none":
+        return FileSource(fd, "-")
+    return _spool(os.fdopen(fd, "rb", buffering=MIB), "-", limits)
 
 
 def _spool(raw: IO[bytes], path: str, limits: Limits) -> Source:

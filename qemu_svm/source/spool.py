@@ -53,7 +53,9 @@ class SpoolSource(ClosingMixin):
         self._limit = limit
         self._filled = 0
         self._ended = False
-        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=_spool_directory())
+        self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by close()
+            max_size=_IN_MEMORY, dir=_spool_directory()
+        )
 
     def _fill(self, until: int) -> None:
         while not self._ended and self._filled < until:

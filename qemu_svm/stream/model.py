@@ -11,7 +11,7 @@ asked for, so the time does not grow with the guest's memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -47,6 +47,7 @@ class Stream:
     """A stream as read.
 
     :param pages: page records by kind; None if RAM data was stepped over.
+    :param described: description of a section by the offset of its record.
     :param description_source: ``embedded`` or ``none``.
     :param complete: the end of the stream was reached, nothing is cut off.
     """
@@ -59,6 +60,7 @@ class Stream:
     pages: RamPages | None
     page_size: int
     description: Description | None
+    described: Mapping[int, Device]
     description_source: str
     problems: tuple[StreamError, ...]
     complete: bool
@@ -70,12 +72,7 @@ class Stream:
 
     def device(self, record: Record) -> Device | None:
         """Description of a device section."""
-        if self.description is None or record.opaque:
-            return None
-        for device in self.description.devices:
-            if device.name == record.name and device.instance_id == record.instance_id:
-                return device
-        return None
+        return self.described.get(record.offset)
 
     def values(self, record: Record) -> Value | None:
         """Decode a device section; None if nothing describes it.
@@ -123,6 +120,7 @@ def read_stream(source: Source, limits: Limits = DEFAULT, walk: Walk = Walk.QUIC
         pages=None if skipped else walker.ram.pages,
         page_size=(description.page_size if description else None) or walker.ram.page_size,
         description=description,
+        described=walker.described,
         description_source="none" if description is None else "embedded",
         problems=tuple(problems),
         complete=walker.ended and not any(isinstance(p, Truncated) for p in problems),

@@ -59,10 +59,8 @@ class Reader:
         self, what: str, size: int, have: int, *, section: str | None = None
     ) -> Truncated:
         """Make the error for ``what`` of ``size`` bytes at the current offset."""
-        if not have:  # the offset may lie behind the end, after a jump
-            end = min(self.offset, self._source.size())
-        else:
-            end = self.offset + have
+        # After a jump the offset may lie behind the end.
+        end = self.offset + have if have else min(self.offset, self._source.size())
         return Truncated(
             f"the input ends inside {what} at {self.offset:#x}",
             offset=end,

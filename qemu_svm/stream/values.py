@@ -69,5 +69,5 @@ class Value:
 
 
 def join(prefix: str, name: str) -> str:
-    """Compose a path: elements of arrays are called ``[0]``, ``[1]``, …"""
+    """Compose a path; elements of arrays are called ``[0]``, ``[1]`` and so on."""
     return name if not prefix else prefix + name if name.startswith("[") else f"{prefix}.{name}"

@@ -194,9 +194,7 @@ class _Builder:
         values = dict(pairs)
         array_len = values.get("array_len")
         nested = values.get("struct")
-        groups = self._groups(
-            pairs if nested is None else self._object(nested, path), path, depth
-        )
+        groups = self._groups(pairs if nested is None else self._object(nested, path), path, depth)
         return Field(
             name=self._text(values.get("name"), f"{path}.name"),
             type=self._text(values.get("type", "buffer"), f"{path}.type"),

@@ -1,16 +1,17 @@
 """Record by record through a stream.
 
 The walker stands at the first byte of a record, reads it whole and steps to
-the next.  :data:`_STEPS` is the state table: record type to method.  What a
+the next; a table at the end says which method reads which type.  What a
 device section holds is not decoded here, only measured: by its description
 and proved by the footer behind it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import Limits
@@ -47,6 +48,8 @@ _SEEN_ELSEWHERE = (
 class Walker:
     """State of a walk; results are in the public attributes.
 
+    ``described`` maps the offset of a section's record to its description.
+
     :param description: of the devices, if it is known already.
     """
 
@@ -65,14 +68,16 @@ class Walker:
         self.description_at: int | None = None
         self.description_text: bytes | None = None
         self._headers: dict[int, Record] = {}
-        self._devices = {
-            (device.name, device.instance_id): device
-            for device in (description.devices if description is not None else ())
-        }
+        self.described: dict[int, Device] = {}
+        # Two sections may share name and instance (the ISA IDE ports do), so
+        # descriptions are handed out in order.
+        self._devices: dict[tuple[str, int], deque[Device]] = {}
+        for device in description.devices if description is not None else ():
+            self._devices.setdefault((device.name, device.instance_id), deque()).append(device)
 
-    def device(self, record: Record) -> Device | None:
-        """The description of a section, if there is one."""
-        return self._devices.get((record.name or "", record.instance_id or 0))
+    def _device(self, record: Record) -> Device | None:
+        queue = self._devices.get((record.name or "", record.instance_id or 0))
+        return queue.popleft() if queue else None
 
     def header(self) -> None:
         """Read the file header."""
@@ -107,7 +112,7 @@ class Walker:
         start = self.reader.offset
         try:
             kind = self.reader.u8("the next record")
-            step = _STEPS.get(kind)
+            step = self._steps.get(kind)
             if step is None:
                 raise Malformed(
                     "a record of unknown type",
@@ -245,8 +250,10 @@ class Walker:
             if record.kind is Kind.START:
                 ram.refuse_capabilities(self.configuration, record.offset)
             ram.step_over(self.reader, self.ram)
-        elif (device := self.device(record)) is not None and record.kind is Kind.FULL:
+        elif record.kind is Kind.FULL and (device := self._device(record)) is not None:
             opaque = not self._described(record, device)
+            if not opaque:
+                self.described[record.offset] = device
         else:
             self._search(record)
             opaque = True
@@ -331,15 +338,15 @@ class Walker:
         size = self.reader.offset - record.offset
         self.records.append(replace(record, size=size, **changes))
 
-
-_STEPS: dict[int, Callable[[Walker, int], None]] = {
-    RecordType.EOF: Walker._eof,
-    RecordType.START: Walker._start,
-    RecordType.PART: Walker._part,
-    RecordType.END: Walker._end,
-    RecordType.FULL: Walker._full,
-    RecordType.VMDESCRIPTION: Walker._description,
-    RecordType.CONFIGURATION: Walker._configuration,
-    RecordType.COMMAND: Walker._command,
-    RecordType.FOOTER: Walker._footer,
-}
+    # The state table: what to do for each type of record.
+    _steps: ClassVar[dict[int, Callable[[Walker, int], None]]] = {
+        RecordType.EOF: _eof,
+        RecordType.START: _start,
+        RecordType.PART: _part,
+        RecordType.END: _end,
+        RecordType.FULL: _full,
+        RecordType.VMDESCRIPTION: _description,
+        RecordType.CONFIGURATION: _configuration,
+        RecordType.COMMAND: _command,
+        RecordType.FOOTER: _footer,
+    }

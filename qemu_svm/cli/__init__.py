@@ -1,0 +1,109 @@
+"""The command line: ``svmstream VERB FILE [options]``.
+
+One module a verb, imported when the verb is used, so that ``--help`` stays
+quick.  Exit status: 0 clean, 1 findings, 2 usage, 3 unreadable or truncated
+input, 4 environment, 5 the target refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from qemu_svm import __version__
+from qemu_svm.errors import PathError, SvmStreamError
+
+EXIT_FINDINGS = 1
+EXIT_USAGE = 2
+EXIT_UNREADABLE = 3
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
+
+_VERBS = {
+    "inspect": "What is in a stream: machine, vCPUs, nested state, problems.",
+    "show": "One section, vCPU or field in full, with offset and raw bytes.",
+}
+
+
+class _Verbs(click.Group):
+    # Verbs by name, each in the module of that name.
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = __import__(f"qemu_svm.cli.{cmd_name}", fromlist=["command"])
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001
+    if not value:
+        return
+    from importlib.metadata import version
+
+    parts = [f"{name} {version(name)}" for name in ("click", "construct", "rich", "zstandard")]
+    click.echo(f"svmstream {__version__} ({', '.join(parts)})")
+    ctx.exit()
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: svmstream inspect dump.bin.zst",
+)
+@click.option(
+    "--version", is_flag=True, callback=_version, expose_value=False, is_eager=True,
+    help="Show the version, and those of the libraries.",
+)  # fmt: skip
+def cli() -> None:
+    """Decode and judge QEMU migration streams of nested SVM guests."""
+
+
+def main() -> None:
+    """Entry point of ``svmstream``: turns every error into a message and a status."""
+    try:
+        status = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter from trying again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_PIPE
+    sys.exit(status)
+
+
+def _run() -> int:
+    try:
+        result: Any = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("svmstream: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except PathError as error:
+        complain(str(error), f"near it: {', '.join(error.near)}" if error.near else None)
+        return EXIT_USAGE
+    except SvmStreamError as error:
+        complain(str(error))
+        return EXIT_UNREADABLE
+    return result if isinstance(result, int) else 0
+
+
+def complain(message: str, hint: str | None = None) -> None:
+    """Print an error to standard error, safely."""
+    from qemu_svm.render.escape import printable
+
+    click.echo(f"svmstream: {printable(message)}", err=True)
+    if hint:
+        click.echo(f"  {printable(hint)}", err=True)

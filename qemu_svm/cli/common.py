@@ -1,0 +1,63 @@
+"""What the verbs have in common: opening a stream, printing, status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, complain
+from qemu_svm.errors import StreamError
+from qemu_svm.findings import Finding, Severity
+from qemu_svm.machine import Machine, read_machine
+from qemu_svm.source import open_source
+from qemu_svm.stream import Walk, read_stream
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+file_argument = click.argument("file", metavar="FILE")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@contextmanager
+def opened(path: str, walk: Walk = Walk.QUICK) -> Iterator[Machine]:
+    """Open a stream and read it as a machine."""
+    with open_source(path) as source:
+        try:
+            machine = read_machine(read_stream(source, walk=walk))
+        except StreamError as error:
+            error.section = error.section or None
+            raise
+        yield machine
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print a document; ASCII only, so nothing in it can reach a terminal raw."""
+    click.echo(json.dumps(document, indent=1))
+
+
+def print_lines(lines: Iterable[Text]) -> None:
+    """Print a report."""
+    from qemu_svm.render.text import console
+
+    out = console()
+    for line in lines:
+        out.print(line, soft_wrap=not out.is_terminal)
+
+
+def status(machine: Machine, found: Sequence[Finding]) -> int:
+    """Exit status for a stream and what was found in it."""
+    if not machine.stream.complete or machine.stream.problems or machine.problems:
+        return EXIT_UNREADABLE
+    bad = any(finding.severity is not Severity.INFO for finding in found)
+    return EXIT_FINDINGS if bad else 0
+
+
+def warn(machine: Machine) -> None:
+    """Tell on standard error why a stream could not be read whole."""
+    for problem in machine.stream.problems + machine.problems:
+        complain(f"{machine.stream.source.path}: {problem}")

@@ -1,0 +1,38 @@
+"""``svmstream inspect FILE``."""
+
+from __future__ import annotations
+
+import click
+
+from qemu_svm.cli import common
+from qemu_svm.findings import findings
+from qemu_svm.stream import Walk
+
+
+@click.command(
+    "inspect",
+    epilog="Examples: svmstream inspect dump.bin; zstdcat dump.zst | svmstream inspect --json -",
+)
+@common.file_argument
+@common.json_option
+@click.option("--ram", is_flag=True, help="Read all RAM records and count the pages.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every vCPU in full.")
+def command(*, file: str, as_json: bool, ram: bool, verbose: bool) -> int:
+    """Show what is in the stream FILE ("-" for standard input).
+
+    The machine, the problems found, each vCPU (what L2 has in the vCPU's
+    registers, what L1 has in the nested state) and the list of sections.
+    FILE may be compressed with gzip, xz, bzip2 or zstd.
+    """
+    with common.opened(file, Walk.RAM if ram else Walk.QUICK) as machine:
+        found = findings(machine)
+        if as_json:
+            from qemu_svm.render.document import inspection
+
+            common.print_json(inspection(machine, found, ram=ram))
+            common.warn(machine)
+        else:
+            from qemu_svm.render.inspect_text import report
+
+            common.print_lines(report(machine, found, ram=ram, verbose=verbose))
+        return common.status(machine, found)

@@ -1,0 +1,48 @@
+"""``svmstream show FILE PATH``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from qemu_svm.cli import EXIT_UNREADABLE, common
+from qemu_svm.machine.paths import find
+
+
+@click.command(
+    "show",
+    epilog="Examples: svmstream show dump.bin vcpu0.nested.control; "
+    "svmstream show dump.bin section:apic; svmstream show dump.bin @0x98d7c",
+)
+@common.file_argument
+@click.argument("path", metavar="PATH")
+@common.json_option
+@click.option("--raw", is_flag=True, help="Write only the bytes themselves to standard output.")
+@click.option("-v", "--verbose", is_flag=True, help="Show reserved bytes too.")
+def command(*, file: str, path: str, as_json: bool, raw: bool, verbose: bool) -> int:
+    """Show one part of the stream FILE in full: where, which bytes, what they mean.
+
+    PATH is vcpuN, vcpuN.REGISTER, vcpuN.nested.control.FIELD,
+    vcpuN.nested.l1_save.FIELD, section:NAME.FIELD, configuration, header, or
+    @OFFSET for whatever holds that byte.
+    """
+    with common.opened(file) as machine:
+        place = find(machine, path)
+        data = machine.stream.source.read_at(place.value.offset, place.value.size)
+        if raw:
+            if sys.stdout.isatty():
+                raise click.UsageError("--raw writes bytes; send them into a file or a pipe")
+            sys.stdout.buffer.write(data)
+        elif as_json:
+            from qemu_svm.render.document import place as document
+
+            common.print_json(document(place, data))
+        else:
+            from qemu_svm.render.show_text import report
+
+            common.print_lines(report(place, data, verbose=verbose))
+        if machine.stream.complete:
+            return 0
+        common.warn(machine)
+        return EXIT_UNREADABLE

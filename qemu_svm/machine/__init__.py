@@ -1,0 +1,8 @@
+"""A stream seen as a machine."""
+
+from __future__ import annotations
+
+from qemu_svm.machine.model import Machine, read_machine
+from qemu_svm.machine.vcpu import Vcpu
+
+__all__ = ["Machine", "Vcpu", "read_machine"]

@@ -1,0 +1,57 @@
+"""A stream seen as a machine: its vCPUs, their registers, its RAM blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qemu_svm.errors import StreamError
+from qemu_svm.machine.vcpu import Vcpu, read_vcpu
+from qemu_svm.stream import RamBlock, Stream
+
+_CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What was saved.
+
+    :param name: machine type, None if the stream has no configuration record.
+    :param vcpus: the vCPUs that could be read, by index.
+    :param problems: what is wrong with the vCPUs that could not.
+    """
+
+    stream: Stream
+    name: str | None
+    vcpus: tuple[Vcpu, ...]
+    blocks: tuple[RamBlock, ...]
+    problems: tuple[StreamError, ...]
+
+
+def read_machine(stream: Stream) -> Machine:
+    """Decode the vCPUs of a stream.
+
+    Never raises for damage: a vCPU that cannot be decoded is left out and
+    the reason is in :attr:`Machine.problems`.
+    """
+    vcpus: list[Vcpu] = []
+    problems: list[StreamError] = []
+    for record in stream.sections():
+        device = stream.device(record)
+        if record.name != _CPU or device is None or device.layout.name != _CPU:
+            continue
+        try:
+            section = stream.values(record)
+        except StreamError as error:
+            problems.append(error)
+            continue
+        if section is not None and section.child("env.eip") is not None:
+            vcpus.append(read_vcpu(record.instance_id or 0, section))
+    for vcpu in vcpus:
+        problems.extend(vcpu.problems)
+    return Machine(
+        stream=stream,
+        name=stream.configuration.machine if stream.configuration else None,
+        vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.index)),
+        blocks=stream.blocks,
+        problems=tuple(problems),
+    )

@@ -1,0 +1,209 @@
+"""Names for everything in a stream, and the way back from a byte to its name.
+
+==========================  =================================================
+``header``                  magic and version
+``configuration``           machine type and capabilities
+``vcpu0``                   a vCPU: ``registers``, ``segments``, ``nested``
+``vcpu0.cr3``               short for ``vcpu0.registers.cr3``
+``vcpu0.nested.control``    what L1 asked for L2
+``vcpu0.nested.l1_save``    L1's own state
+``section:apic``            a device section, as its description names it
+``section:dma[1].dma``      instance 1 of ``dma``, field ``dma``
+``@0x98d7c``                whatever holds that byte of the stream
+==========================  =================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qemu_svm.errors import PathError
+from qemu_svm.machine.model import Machine
+from qemu_svm.machine.vcpu import Vcpu
+from qemu_svm.stream import Kind, Record, Value
+from qemu_svm.stream.values import join
+
+_SECTION = "section:"
+_NEAR = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A named node: ``path`` is its full, canonical name."""
+
+    path: str
+    value: Value
+
+
+def find(machine: Machine, path: str) -> Place:
+    """Look a path up.
+
+    :raises PathError: nothing has that name; ``near`` lists similar ones.
+    :raises StreamError: the section it leads into cannot be decoded.
+    """
+    if path.startswith("@"):
+        return _at(machine, path)
+    if path.startswith(_SECTION):
+        place = _in_section(machine, path.removeprefix(_SECTION))
+    else:
+        place = _in_machine(machine, path)
+    if place is None:
+        raise PathError(f"nothing is called '{path}'", near=_near(machine, path))
+    return place
+
+
+def vcpu_tree(vcpu: Vcpu) -> Value:
+    """A vCPU as one tree: ``registers``, ``segments``, ``nested``.
+
+    Offsets are those in the stream; the node itself spans the whole section.
+    """
+    section = vcpu.section
+    registers = tuple(
+        Value(name, v.type, v.offset, v.size, v.value) for name, v in vcpu.registers.items()
+    )
+    segments = tuple(
+        Value(name, "segment", v.offset, v.size, None, v.children)
+        for name, v in vcpu.segment_values.items()
+    )
+    children = [_group("registers", registers), _group("segments", segments)]
+    if vcpu.nested is not None:
+        children.append(vcpu.nested.tree())
+    name = f"vcpu{vcpu.index}"
+    return Value(name, "vcpu", section.offset, section.size, None, tuple(children))
+
+
+def _group(name: str, members: tuple[Value, ...]) -> Value:
+    start = min((m.offset for m in members), default=0)
+    end = max((m.end for m in members), default=0)
+    return Value(name, "group", start, end - start, None, members)
+
+
+def _roots(machine: Machine) -> Iterator[Value]:
+    for record in machine.stream.records:
+        if record.kind is Kind.CONFIGURATION:
+            yield _configuration(machine, record)
+    version = Value("version", "u32", 4, 4, machine.stream.version)
+    magic = Value("magic", "u8[4]", 0, 4, b"QEVM")
+    yield Value("header", "struct", 0, 8, None, (magic, version))
+    yield from (vcpu_tree(vcpu) for vcpu in machine.vcpus)
+
+
+def _configuration(machine: Machine, record: Record) -> Value:
+    configuration = machine.stream.configuration
+    assert configuration is not None
+    machine_at = record.offset + 5
+    children = [
+        Value("machine", "string", machine_at, len(configuration.machine), configuration.machine)
+    ]
+    return Value("configuration", "struct", record.offset, record.size, None, tuple(children))
+
+
+def _in_machine(machine: Machine, path: str) -> Place | None:
+    for root in _roots(machine):
+        rest = path.removeprefix(root.name)
+        if not path.startswith(root.name) or (rest and rest[0] != "."):
+            continue
+        rest = rest.removeprefix(".")
+        for shortcut in ("", "registers.", "segments."):
+            found = root.resolve(shortcut + rest) if rest else root
+            if found is not None:
+                return Place(join(root.name, shortcut + rest).rstrip("."), found)
+    return None
+
+
+def _in_section(machine: Machine, path: str) -> Place | None:
+    # Names hold colons, slashes and dots, so the longest one that fits wins.
+    named = [(section_label(machine, record), record) for record in machine.stream.sections()]
+    named.sort(key=lambda item: len(item[0]), reverse=True)
+    for label, record in named:
+        rest = path.removeprefix(label)
+        if not path.startswith(label) or (rest and rest[0] not in ".["):
+            continue
+        root = _section_values(machine, record)
+        found = root.resolve(rest.removeprefix("."))
+        if found is not None:
+            return Place(_SECTION + path, found)
+    return None
+
+
+def section_label(machine: Machine, record: Record) -> str:
+    """``name``, or ``name[instance]`` where several sections share the name."""
+    same = [r for r in machine.stream.sections() if r.name == record.name]
+    return f"{record.name}[{record.instance_id}]" if len(same) > 1 else f"{record.name}"
+
+
+def _section_values(machine: Machine, record: Record) -> Value:
+    value = machine.stream.values(record)
+    if value is not None:
+        return value
+    # Nothing describes it: its bytes are what there is.
+    data = machine.stream.source.read_at(record.payload, record.payload_size)
+    return Value(record.name or "", "opaque", record.payload, record.payload_size, data)
+
+
+def _at(machine: Machine, path: str) -> Place:
+    try:
+        offset = int(path[1:], 0)
+    except ValueError:
+        raise PathError(f"'{path}' is not an offset such as @0x98d7c") from None
+    for record in machine.stream.records:
+        if record.offset <= offset < record.end:
+            return _inside(machine, record, offset)
+    if offset < 8:
+        return _deepest(
+            Place("header", next(r for r in _roots(machine) if r.name == "header")), offset
+        )
+    raise PathError(f"offset {offset:#x} is outside the stream")
+
+
+def _inside(machine: Machine, record: Record, offset: int) -> Place:
+    inside = record.payload <= offset < record.payload + record.payload_size
+    if record.kind is Kind.FULL and inside:
+        if record.name == "cpu":
+            for vcpu in machine.vcpus:
+                nested = vcpu.nested
+                if vcpu.index == record.instance_id and nested is not None:
+                    tree = nested.tree()
+                    if tree.offset <= offset < tree.end and _covers(tree, offset):
+                        return _deepest(Place(f"vcpu{vcpu.index}.nested", tree), offset)
+        label = _SECTION + section_label(machine, record)
+        return _deepest(Place(label, _section_values(machine, record)), offset)
+    name = record.name or record.kind.value
+    part = "payload" if inside else "framing"
+    value = Value(name, f"{record.kind.value} record, {part}", record.offset, record.size)
+    return Place(f"{record.kind.value} {name}", value)
+
+
+def _covers(value: Value, offset: int) -> bool:
+    return any(child.offset <= offset < child.end for child in value.children)
+
+
+def _deepest(place: Place, offset: int) -> Place:
+    for child in place.value.children:
+        if child.offset <= offset < child.end:
+            return _deepest(Place(join(place.path, child.name), child), offset)
+    return place
+
+
+def _near(machine: Machine, path: str) -> list[str]:
+    candidates: list[str] = []
+    if path.startswith(_SECTION):
+        labels = {section_label(machine, r): r for r in machine.stream.sections()}
+        inside = [label for label in labels if path[len(_SECTION) :].startswith(label)]
+        for label in inside:
+            value = _section_values(machine, labels[label])
+            candidates += [_SECTION + join(label, name) for name, _ in value.walk()]
+        candidates = candidates or [_SECTION + label for label in labels]
+    else:
+        for root in _roots(machine):
+            candidates.append(root.name)
+            candidates += [f"{root.name}.{name}" for name, _ in root.walk()]
+            if path.startswith(root.name):
+                candidates += [
+                    f"{root.name}.{v.name}" for child in root.children for v in child.children
+                ]
+        candidates += [_SECTION + section_label(machine, r) for r in machine.stream.sections()]
+    near = difflib.get_close_matches(path, candidates[:20_000], n=_NEAR, cutoff=0.5)
+    return near or candidates[:_NEAR]

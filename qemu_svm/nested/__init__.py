@@ -1,0 +1,7 @@
+"""The nested state: KVM's header and the VMCB inside it."""
+
+from __future__ import annotations
+
+from qemu_svm.nested.state import NestedState, build_vmcb, from_values, parse_vmcb
+
+__all__ = ["NestedState", "build_vmcb", "from_values", "parse_vmcb"]

@@ -1,0 +1,172 @@
+"""The nested state of one vCPU, out of a stream or back into bytes.
+
+On SVM the 4096 bytes are a chimera: the control area is vmcb12's (what L1
+asked for L2), the save area is L1's own.  L2's registers are not in it.
+
+Source: QEMU ``target/i386/machine.c`` (``vmstate_kvm_nested_state``,
+``vmstate_svm_nested_state``), 5.1 to 11.1; Linux
+``arch/x86/kvm/svm/nested.c`` (``svm_get_nested_state``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from construct import Container, ListContainer
+
+from qemu_svm.errors import BuildError, Malformed
+from qemu_svm.nested import bits, layout
+from qemu_svm.nested.image import Image, type_name
+from qemu_svm.stream.values import Leaf, Value
+
+_SVM = "cpu/kvm_nested_state/svm"
+
+
+@dataclass(frozen=True, slots=True)
+class NestedState:
+    """``struct kvm_nested_state`` as QEMU sends it.
+
+    :param offset: of the header in the stream; -1 if it is not from one.
+    :param size: the kernel's ``size``: bytes of header and data.
+    :param vmcb: 4096 bytes, empty if there is none.
+    :param vmcb_offset: of ``vmcb`` in the stream; -1 if it is not from one.
+    """
+
+    flags: int
+    format: int
+    size: int
+    vmcb_pa: int = 0
+    vmcb: bytes = b""
+    offset: int = -1
+    vmcb_offset: int = -1
+
+    @property
+    def is_svm(self) -> bool:
+        """Whether the format is SVM's."""
+        return self.format == layout.FORMAT_SVM
+
+    @property
+    def format_name(self) -> str:
+        """``svm``, ``vmx`` or ``format N``."""
+        return bits.FORMATS.get(self.format, f"format {self.format}")
+
+    def control(self) -> Container[Any]:
+        """Parse the control area: what L1 asked for L2."""
+        return _parse(layout.CONTROL, self.vmcb[: layout.CONTROL_SIZE])
+
+    def save(self) -> Container[Any]:
+        """Parse the save area: L1's own state."""
+        return _parse(layout.SAVE, self.vmcb[layout.SAVE_OFFSET :])
+
+    def uapi(self) -> bytes:
+        """Build the argument of KVM_SET_NESTED_STATE (little-endian)."""
+        header = layout.UAPI_HEADER.layout.build(
+            {
+                "flags": self.flags,
+                "format": self.format,
+                "size": self.size,
+                "vmcb_pa": self.vmcb_pa,
+                "gpat": 0,
+                "reserved_018": bytes(layout.UAPI_HEADER.member("reserved_018").size),
+            }
+        )
+        return header + self.vmcb
+
+    def tree(self) -> Value:
+        """Everything as values with offsets: header, ``control``, ``save``."""
+        start = max(self.offset, 0)
+        header = (
+            Value("flags", "u16", start, 2, self.flags),
+            Value("format", "u16", start + 2, 2, self.format),
+            Value("size", "u32", start + 4, 4, self.size),
+        )
+        if not self.vmcb:
+            return Value("nested", "struct", start, 8, None, header)
+        at = max(self.vmcb_offset, 0)
+        areas = (
+            Value("vmcb_pa", "u64", at - 8, 8, self.vmcb_pa),
+            image_tree(layout.CONTROL, "control", self.vmcb, at),
+            image_tree(layout.SAVE, "l1_save", self.vmcb[layout.SAVE_OFFSET :], at + 0x400),
+        )
+        end = at + layout.VMCB_SIZE
+        return Value("nested", "struct", start, end - start, None, header + areas)
+
+
+def _parse(image: Image, data: bytes) -> Container[Any]:
+    parsed: Container[Any] = image.layout.parse(data)
+    return parsed
+
+
+def image_tree(image: Image, name: str, data: bytes, offset: int) -> Value:
+    """Lay an image over ``data`` and return all its members with offsets."""
+    parsed = _parse(image, data[: image.size])
+    children = tuple(
+        _tree(member.name, member.layout, parsed[member.name], offset + member.offset)
+        for member in image.members
+    )
+    return Value(name, "struct", offset, image.size, None, children)
+
+
+def _tree(name: str, construct: Any, value: Any, offset: int) -> Value:
+    size = construct.sizeof()
+    if isinstance(value, Container):
+        return Value(name, "struct", offset, size, None, tuple(_members(construct, value, offset)))
+    leaf: Leaf = tuple(value) if isinstance(value, ListContainer) else value
+    return Value(name, type_name(construct), offset, size, leaf)
+
+
+def _members(construct: Any, value: Container[Any], offset: int) -> Iterator[Value]:
+    for member in construct.subcons:
+        yield _tree(member.name, member.subcon, value[member.name], offset)
+        offset += member.sizeof()
+
+
+def parse_vmcb(data: bytes) -> Container[Any]:
+    """Parse a whole VMCB page.
+
+    :raises BuildError: not 4096 bytes.
+    """
+    if len(data) != layout.VMCB_SIZE:
+        raise BuildError(f"a VMCB has {layout.VMCB_SIZE} bytes, not {len(data)}")
+    return _parse(layout.VMCB, data)
+
+
+def build_vmcb(vmcb: Container[Any]) -> bytes:
+    """Build the page again: the inverse of :func:`parse_vmcb`."""
+    return layout.VMCB.layout.build(vmcb)
+
+
+def from_values(subsection: Value) -> NestedState:
+    """Read ``cpu/nested_state`` as decoded from a stream.
+
+    :raises Malformed: its parts are not those that QEMU sends.
+    """
+    struct = subsection.child("env.nested_state")
+    if struct is None:
+        raise Malformed(
+            "a nested state without its structure",
+            offset=subsection.offset,
+            section="cpu",
+            field="cpu/nested_state",
+            expected="field env.nested_state",
+        )
+    flags, form, size = (struct.number(name) for name in ("flags", "format", "size"))
+    svm = struct.child(_SVM)
+    if svm is None:
+        return NestedState(flags, form, size, offset=struct.offset)
+    vmcb = svm.child("data.svm[0].vmcb12")
+    data = vmcb.value if vmcb is not None else None
+    if vmcb is None or not isinstance(data, bytes) or len(data) != layout.VMCB_SIZE:
+        raise Malformed(
+            "a nested SVM state without a whole VMCB",
+            offset=svm.offset,
+            section="cpu",
+            field=_SVM,
+            expected=f"{layout.VMCB_SIZE} bytes",
+            found=f"{len(data) if isinstance(data, bytes) else 'none'}",
+        )
+    return NestedState(
+        flags, form, size, svm.number("hdr.svm.vmcb_pa"), data, struct.offset, vmcb.offset
+    )

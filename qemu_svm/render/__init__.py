@@ -1,0 +1,1 @@
+"""Text and JSON out of findings and values; nothing else formats for people."""

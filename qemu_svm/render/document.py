@@ -1,0 +1,235 @@
+"""The JSON documents, version 1.
+
+Registers, addresses, flags and masks are strings ``"0x…"``; counts, sizes,
+offsets and versions are numbers.  Fields may be added within a version; none
+is renamed or removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from construct import Container
+
+from qemu_svm.findings import Finding
+from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.machine.paths import Place
+from qemu_svm.nested import NestedState, bits, descriptions, layout
+from qemu_svm.nested.exit_codes import exit_name
+from qemu_svm.nested.image import Image
+from qemu_svm.render.words import bit_names, description, meaning
+from qemu_svm.stream import Record, Value
+from qemu_svm.stream.values import join
+from qemu_svm.x86.segments import Segment
+
+SCHEMA_VERSION = 1
+
+_COUNTS = frozenset(
+    {"asid", "pause_filter_thresh", "pause_filter_count", "tlb_ctl", "insn_len"}
+    | {"bus_lock_counter", "cpl", "vmpl"}
+)
+"""Fields of the VMCB that are numbers, not masks or addresses."""
+
+
+def inspection(machine: Machine, found: Sequence[Finding], *, ram: bool) -> dict[str, Any]:
+    """The document of ``inspect``.
+
+    :param ram: fill in ``ram``, which needs a stream read with all its RAM.
+    """
+    stream = machine.stream
+    source = stream.source
+    configuration = stream.configuration
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": {
+            "path": source.path,
+            "size": source.size(),
+            "container": "plain",
+            "compression": source.compression,
+            "stream_offset": 0,
+        },
+        "stream": {
+            "version": stream.version,
+            "complete": stream.complete,
+            "machine": machine.name,
+            "page_size": stream.page_size,
+            "capabilities": list(configuration.capabilities) if configuration else [],
+            "uuid": configuration.uuid.hex() if configuration and configuration.uuid else None,
+            "description": stream.description_source,
+        },
+        "sections": [_record(record) for record in stream.records],
+        "ram": _ram(machine) if ram else None,
+        "vcpus": [_vcpu(vcpu) for vcpu in machine.vcpus],
+        "problems": [
+            {
+                "severity": finding.severity.value,
+                "rule": finding.rule,
+                "message": finding.message,
+                "offset": finding.offset,
+            }
+            for finding in found
+        ],
+    }
+
+
+def _record(record: Record) -> dict[str, Any]:
+    return {
+        "offset": record.offset,
+        "size": record.size,
+        "type": record.kind.value,
+        "section_id": record.section_id,
+        "name": record.name,
+        "instance_id": record.instance_id,
+        "version_id": record.version_id,
+        "opaque": record.opaque,
+    }
+
+
+def _ram(machine: Machine) -> dict[str, Any]:
+    pages = machine.stream.pages
+    return {
+        "blocks": [{"name": b.name, "size": b.used_length} for b in machine.blocks],
+        "pages": None
+        if pages is None
+        else {
+            "normal": pages.normal,
+            "zero": pages.zero,
+            "xbzrle": pages.xbzrle,
+            "compressed": pages.compressed,
+        },
+    }
+
+
+def _vcpu(vcpu: Vcpu) -> dict[str, Any]:
+    registers = {
+        name: _hex(value.value)
+        for name, value in vcpu.registers.items()
+        if isinstance(value.value, int)
+    }
+    return {
+        "index": vcpu.index,
+        "registers": registers,
+        "segments": {name: _segment(segment) for name, segment in vcpu.segments.items()},
+        "cpl": vcpu.cpl,
+        "guest_mode": vcpu.guest_mode,
+        "gif": vcpu.gif,
+        "smm": vcpu.smm,
+        "nested": None if vcpu.nested is None else _nested(vcpu.nested),
+    }
+
+
+def _segment(segment: Segment) -> dict[str, str]:
+    return {
+        "selector": _hex(segment.selector),
+        "base": _hex(segment.base),
+        "limit": _hex(segment.limit),
+        "attrib": _hex(segment.attrib),
+    }
+
+
+def _nested(nested: NestedState) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "format": nested.format_name,
+        "flags": {"value": _hex(nested.flags), "names": bits.FLAGS.names(nested.flags)},
+        "size": nested.size,
+        "offset": nested.offset,
+        "vmcb_pa": _hex(nested.vmcb_pa) if nested.vmcb else None,
+        "control": None,
+        "l1_save": None,
+    }
+    if nested.vmcb:
+        result["control"] = _control(nested)
+        result["l1_save"] = _area(layout.SAVE, nested.save(), layout.SAVE_OFFSET)
+        result["l1_save"]["not_l1_state"] = not_l1_state()
+    return result
+
+
+def not_l1_state() -> list[str]:
+    """Fields of the save area that are not L1's on every kernel."""
+    own = descriptions.L1_STATE | descriptions.L1_STATE_SINCE_7
+    return [m.name for m in layout.SAVE.members if not m.reserved and m.name not in own]
+
+
+def _control(nested: NestedState) -> dict[str, Any]:
+    control = nested.control()
+    result = _area(layout.CONTROL, control, layout.CONTROL_OFFSET)
+    words = list(control.intercepts)
+    result["intercepts"] = bits.INTERCEPTS.names(bits.intercept_words(words))
+    result["intercept_words"] = [_hex(word) for word in words]
+    result["exit_code_name"] = exit_name(control.exit_code)
+    for name, table in bits.NAMED.items():
+        result[f"{name}_names"] = table.names(control[name])
+    return result
+
+
+def _area(image: Image, values: Container[Any], base: int) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    reserved: dict[str, str] = {}
+    for member in image.members:
+        value = values[member.name]
+        if not member.reserved:
+            result[member.name] = _plain(member.name, value)
+        elif any(value):
+            reserved[_hex(base + member.offset)] = value.hex()
+    result["reserved"] = reserved
+    return result
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, Container):
+        return {key: _plain(key, item) for key, item in value.items() if key != "_io"}
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list):
+        return [_hex(item) for item in value]
+    return value if name in _COUNTS else _hex(value)
+
+
+def _hex(value: int) -> str:
+    return f"{value:#x}" if value >= 0 else f"-{-value:#x}"
+
+
+def place(found: Place, raw: bytes) -> dict[str, Any]:
+    """The document of ``show``.
+
+    :param raw: the bytes of the node.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "path": found.path,
+        **_node(found.path, found.value),
+        "raw": raw.hex(),
+    }
+
+
+def _node(path: str, value: Value) -> dict[str, Any]:
+    names = bit_names(path, value)
+    text = " ".join(filter(None, (meaning(path, value),)))
+    result: dict[str, Any] = {
+        "name": value.name,
+        "type": value.type,
+        "offset": value.offset,
+        "size": value.size,
+        "value": _leaf(value),
+    }
+    if names is not None:
+        result["names"] = names
+    if text:
+        result["meaning"] = text
+    if words := description(path):
+        result["description"] = words
+    if value.children:
+        result["children"] = [_node(join(path, c.name), c) for c in value.children]
+    return result
+
+
+def _leaf(value: Value) -> Any:
+    leaf = value.value
+    if isinstance(leaf, bytes):
+        return leaf.hex()
+    if isinstance(leaf, tuple):
+        return [_hex(item) for item in leaf]
+    if isinstance(leaf, bool) or not isinstance(leaf, int):
+        return leaf
+    return _hex(leaf)

@@ -1,0 +1,90 @@
+"""Reports for people, as lines of styled text.
+
+Everything is made of :class:`rich.text.Text`, never of markup, so no string
+out of a stream is ever interpreted.  Colour repeats what the words say.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from qemu_svm.findings import Finding, Severity
+from qemu_svm.render.escape import printable
+
+KEY = "cyan"
+HEADING = "bold"
+FAINT = "dim"
+STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
+
+KEY_WIDTH = 14
+
+
+def console() -> Console:
+    """Standard output; a pipe gets no colour and no wrapping to a terminal's width."""
+    if sys.stdout.isatty():
+        return Console(highlight=False, markup=False, emoji=False)
+    width = shutil.get_terminal_size((120, 24)).columns
+    return Console(highlight=False, markup=False, emoji=False, width=max(width, 80))
+
+
+def entry(key: str, value: str | Text, indent: int = 2) -> Text:
+    """One ``key  value`` line."""
+    line = Text(" " * indent)
+    line.append(key.ljust(KEY_WIDTH - indent) + " ", KEY)
+    return line.append_text(value if isinstance(value, Text) else Text(printable(value)))
+
+
+def named_bits(value: str, names: Sequence[str] | None) -> Text:
+    """``0x1500 [LME LMA SVME]``."""
+    text = Text(value)
+    if names:
+        text.append(f" [{' '.join(names)}]", FAINT)
+    return text
+
+
+def size_words(size: int) -> str:
+    """Bytes as people say them: ``32 MiB``, ``256 KiB``, ``4.5 GiB``."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.4g} {name}"
+    return f"{size} bytes"
+
+
+def columns(rows: Sequence[Sequence[str | Text]], header: Sequence[str] = ()) -> Iterable[Text]:
+    """Align cells to the width of the widest in each column; the last is free."""
+    cells = [
+        [cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row] for row in rows
+    ]
+    if header:
+        cells.insert(0, [Text(name, HEADING) for name in header])
+    widths = [
+        max((len(row[i]) for row in cells if i < len(row)), default=0) for i in range(_most(cells))
+    ]
+    for row in cells:
+        line = Text("  ")
+        for index, cell in enumerate(row):
+            line.append_text(cell)
+            if index < len(row) - 1:
+                line.append(" " * (widths[index] - len(cell) + 2))
+        yield line
+
+
+def _most(rows: Sequence[Sequence[Text]]) -> int:
+    return max((len(row) for row in rows), default=0)
+
+
+def finding_lines(found: Sequence[Finding]) -> Iterable[Text]:
+    """One line for each finding."""
+    for finding in found:
+        line = Text("  ")
+        line.append(finding.severity.value, STYLES[finding.severity])
+        if finding.offset is not None:
+            line.append(f" at {finding.offset:#x}")
+        line.append(f": {printable(finding.message)}")
+        line.append(f" ({finding.rule})", FAINT)
+        yield line

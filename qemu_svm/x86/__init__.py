@@ -1,0 +1,1 @@
+"""x86 registers: bits, segments.  Knows nothing of streams."""

@@ -1,0 +1,84 @@
+"""Segment attributes in the three forms that meet here.
+
+* the **VMCB** packs bytes 5 and 6 of the descriptor without the limit nibble
+  into 12 bits: type 3:0, S 4, DPL 6:5, P 7, AVL 8, L 9, D/B 10, G 11;
+* **QEMU** keeps the descriptor's second dword: the same bits at 8 to 15 and
+  20 to 23 (``DESC_*`` in ``target/i386/cpu.h``);
+* **KVM**'s ``struct kvm_segment`` has a byte for each.
+
+Source: AMD64 APM volume 2, 15.5.1 and appendix B; QEMU ``target/i386/kvm/kvm.c``
+(``get_seg``, ``set_seg``); Linux ``arch/x86/kvm/svm/svm.c`` (``svm_get_segment``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qemu_svm.x86.bits import Bits
+
+ATTRIBUTES = Bits({4: "S", 7: "P", 8: "AVL", 9: "L", 10: "DB", 11: "G"}, ignore=0x6F)
+"""VMCB attributes without type and DPL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment register with its hidden part.
+
+    ``attrib`` is in VMCB form.  ``limit`` in bytes.
+    """
+
+    selector: int
+    base: int
+    limit: int
+    attrib: int
+
+    @property
+    def present(self) -> bool:
+        """P."""
+        return bool(self.attrib & 0x80)
+
+    @property
+    def dpl(self) -> int:
+        """Descriptor privilege level."""
+        return self.attrib >> 5 & 3
+
+    @property
+    def type(self) -> int:
+        """Descriptor type, 4 bits."""
+        return self.attrib & 0xF
+
+
+def attrib_from_flags(flags: int) -> int:
+    """QEMU's flags in VMCB form."""
+    return flags >> 8 & 0xFF | flags >> 12 & 0xF00
+
+
+def flags_from_attrib(attrib: int) -> int:
+    """VMCB attributes as QEMU's flags."""
+    return (attrib & 0xFF) << 8 | (attrib & 0xF00) << 12
+
+
+def attrib_words(attrib: int, *, system: bool = False) -> str:
+    """Say in a few words what the attributes mean, such as ``code64 DPL 0 P G``.
+
+    :param system: the register is LDTR or TR, whatever its S bit says.
+    """
+    if not attrib & 0x80:
+        return "not present"
+    kind = _system_kind(attrib) if system or not attrib & 0x10 else _kind(attrib)
+    words = [kind, f"DPL {attrib >> 5 & 3}"]
+    words += [name for name in ATTRIBUTES.names(attrib & 0xF00) if name not in ("L", "DB")]
+    return " ".join(words)
+
+
+def _kind(attrib: int) -> str:
+    if attrib & 8:
+        return "code64" if attrib & 0x200 else "code32" if attrib & 0x400 else "code16"
+    return "data32" if attrib & 0x400 else "data16"
+
+
+_SYSTEM = {1: "TSS16", 2: "LDT", 3: "TSS16 busy", 9: "TSS", 11: "TSS busy"}
+
+
+def _system_kind(attrib: int) -> str:
+    return _SYSTEM.get(attrib & 0xF, f"system type {attrib & 0xF:#x}")
