@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, complain
-from qemu_svm.errors import StreamError
 from qemu_svm.findings import Finding, Severity
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import open_source
@@ -27,12 +26,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def opened(path: str, walk: Walk = Walk.QUICK) -> Iterator[Machine]:
     """Open a stream and read it as a machine."""
     with open_source(path) as source:
-        try:
-            machine = read_machine(read_stream(source, walk=walk))
-        except StreamError as error:
-            error.section = error.section or None
-            raise
-        yield machine
+        yield read_machine(read_stream(source, walk=walk))
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -41,7 +35,7 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_lines(lines: Iterable[Text]) -> None:
-    """Print a report."""
+    """Print a report; wrapped to a terminal's width, but never in a pipe."""
     from qemu_svm.render.text import console
 
     out = console()

@@ -6,8 +6,6 @@ out of a stream is ever interpreted.  Colour repeats what the words say.
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -24,12 +22,15 @@ STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO:
 KEY_WIDTH = 14
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would leave with status 1; whoever called decides instead.
+        raise BrokenPipeError
+
+
 def console() -> Console:
-    """Standard output; a pipe gets no colour and no wrapping to a terminal's width."""
-    if sys.stdout.isatty():
-        return Console(highlight=False, markup=False, emoji=False)
-    width = shutil.get_terminal_size((120, 24)).columns
-    return Console(highlight=False, markup=False, emoji=False, width=max(width, 80))
+    """Standard output; nothing that is printed is interpreted as markup."""
+    return _Console(highlight=False, markup=False, emoji=False)
 
 
 def entry(key: str, value: str | Text, indent: int = 2) -> Text:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from qemu_svm.limits import KIB, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RecordType
-from qemu_svm.stream.resync import FOOTER_SIZE
+from qemu_svm.stream.resync import FOOTER_SIZE, footer_bytes
 from qemu_svm.stream.vmdesc import Description, Device
 
 _FIRST_LOOK = 256 * KIB
@@ -77,19 +77,25 @@ def find_chain(
 
 
 def _section_before(source: Source, device: Device, end: int, *, footers: bool) -> int | None:
-    # The header from its counted name on; type and section id stand before it.
+    # Looks for the header from its counted name on; type and id stand before it.
     name = device.name.encode()
     if len(name) > 255:
         return None
     wanted = bytes((len(name),)) + name + device.instance_id.to_bytes(4, "big")
-    size = 5 + len(wanted) + 4 + device.payload_size + (FOOTER_SIZE if footers else 0)
-    for start in (end - size, max(0, end - size - _SLACK)):
-        if start < 0:
-            continue
-        data = source.read_at(start, 5 + len(wanted) if start == end - size else end - start)
-        hit = data.rfind(wanted)
-        while hit >= 0:
-            if hit >= 5 and data[hit - 5] == RecordType.FULL:
-                return start + hit - 5
-            hit = data.rfind(wanted, 0, hit)
+    head = 5 + len(wanted) + 4
+    start = end - head - device.payload_size - (FOOTER_SIZE if footers else 0)
+    if start >= 0 and source.read_at(start, head)[5:].startswith(wanted):
+        return start
+    if not footers:
+        return None
+    # The described size is off: search backwards for a header whose id is
+    # that of the footer in front of ``end``.
+    low = max(0, start - _SLACK)
+    data = source.read_at(low, end - low)
+    hit = data.rfind(wanted)
+    while hit >= 5:
+        section_id = int.from_bytes(data[hit - 4 : hit], "big")
+        if data[hit - 5] == RecordType.FULL and data.endswith(footer_bytes(section_id)):
+            return low + hit - 5
+        hit = data.rfind(wanted, 0, hit)
     return None

@@ -200,10 +200,11 @@ class _Decoder:
 
 
 def _counts(run: list[Field]) -> list[int]:
-    # Of an array of pointers with NULLs in it, QEMU 10 and later describe the
-    # first run with the length of the whole array; the later entries tell how
-    # many of those elements are not the first's.
+    # Of an array of pointers whose first is not NULL, QEMU 10 and later
+    # describe the first run with the length of the whole array as soon as a
+    # NULL follows; a run of NULLs in front is described with its own length.
     counts = [1 if field.array_len is None else field.array_len for field in run]
-    if counts[0] > 1 and any(field.type in types.NULLS for field in run[1:]):
+    nulls = [field.type in types.NULLS for field in run]
+    if counts[0] > 1 and not nulls[0] and any(nulls):
         counts[0] = max(1, counts[0] - sum(counts[1:]))
     return counts

@@ -59,7 +59,7 @@ def flags_from_attrib(attrib: int) -> int:
 
 
 def attrib_words(attrib: int, *, system: bool = False) -> str:
-    """Say in a few words what the attributes mean, such as ``code64 DPL 0 P G``.
+    """Say in a few words what the attributes mean, such as ``code64 DPL 0 G``.
 
     :param system: the register is LDTR or TR, whatever its S bit says.
     """

@@ -1,0 +1,51 @@
+# svmstream: two commands do everything on a fresh Debian machine:
+#   make inspect   make a virtual environment, install, decode a capture
+#   make test      install what the tests need and run them all
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CAPTURE := streams/qemu10.0-linux6.12-nested-npt.mig.zst
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(STAMP): pyproject.toml
+	@PYTHON="$(PYTHON)" tools/need-venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+.PHONY: install
+install: $(STAMP)  ## make the virtual environment with svmstream in it
+
+.PHONY: inspect
+inspect: $(STAMP)  ## decode a real capture
+	$(BIN)/svmstream inspect $(CAPTURE)
+
+.PHONY: lint
+lint: $(STAMP)  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: test
+test: $(STAMP)  ## install what the tests need and run them all
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86
+	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; the comparison with it will be skipped"
+	$(BIN)/pytest -n 2
+
+.PHONY: coverage
+coverage: $(STAMP)  ## the tests with branch coverage
+	$(BIN)/pytest -n 2 --cov --cov-report=term
+
+.PHONY: bench
+bench: $(STAMP)  ## start-up and decoding times
+	$(BIN)/python tools/bench.py
+
+.PHONY: clean
+clean:  ## remove everything that was made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -1,0 +1,70 @@
+"""What the tests share: the captures, and runs of the real command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qemu_svm.machine import Machine, read_machine
+from qemu_svm.source import open_source
+from qemu_svm.stream import read_stream
+
+ROOT = Path(__file__).resolve().parent.parent
+STREAMS = ROOT / "streams"
+MANIFEST: dict[str, Any] = json.loads((STREAMS / "manifest.json").read_text())
+CAPTURES: list[dict[str, Any]] = MANIFEST["streams"]
+
+
+def capture_bytes(name: str) -> bytes:
+    """A whole capture, decompressed."""
+    with open_source(str(STREAMS / name)) as source:
+        return source.read_at(0, source.size())
+
+
+@pytest.fixture(params=CAPTURES, ids=lambda entry: entry["file"].removesuffix(".mig.zst"))
+def capture(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Each real capture's entry in the manifest."""
+    entry: dict[str, Any] = request.param
+    return entry
+
+
+@pytest.fixture
+def machine(capture: dict[str, Any]) -> Iterator[Machine]:
+    """Each real capture, read."""
+    with open_source(str(STREAMS / capture["file"])) as source:
+        yield read_machine(read_stream(source))
+
+
+@pytest.fixture(scope="session")
+def sample() -> bytes:
+    """One capture with nested paging, decompressed."""
+    return capture_bytes("qemu10.0-linux6.12-nested-npt.mig.zst")
+
+
+@pytest.fixture(scope="session")
+def sample_file(sample: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a plain file."""
+    path = tmp_path_factory.mktemp("sample") / "dump.bin"
+    path.write_bytes(sample)
+    return path
+
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(scope="session")
+def svmstream() -> Run:
+    """Run the installed command as a process of its own."""
+    program = Path(sys.executable).with_name("svmstream")
+
+    def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        options.setdefault("timeout", 60)
+        return subprocess.run([program, *map(str, args)], capture_output=True, **options)
+
+    return run
