@@ -16,7 +16,8 @@ help:  ## show the targets
 
 $(STAMP): pyproject.toml
 	@PYTHON="$(PYTHON)" tools/need-venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+		--config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@
 
 .PHONY: install

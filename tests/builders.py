@@ -36,7 +36,7 @@ def footer(section_id: int) -> bytes:
     return bytes((RecordType.FOOTER,)) + structs.SectionReference.build({"section_id": section_id})
 
 
-def named(  # noqa: PLR0913
+def named(
     kind: RecordType, section_id: int, name: str, instance: int, version: int, payload: bytes,
     *, footers: bool = True,
 ) -> bytes:  # fmt: skip
@@ -121,7 +121,7 @@ def description(sections: Sequence[Section]) -> bytes:
     )
 
 
-def stream(  # noqa: PLR0913
+def stream(
     sections: Sequence[Section] = (),
     ram_parts: Sequence[bytes] = (),
     blocks: dict[str, int] | None = None,

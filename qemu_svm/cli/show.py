@@ -35,7 +35,7 @@ def command(*, file: str, path: str, as_json: bool, raw: bool, verbose: bool) ->
                 raise click.UsageError("--raw writes bytes; send them into a file or a pipe")
             sys.stdout.buffer.write(data)
         elif as_json:
-            from qemu_svm.render.document import place as document
+            from qemu_svm.render.show_document import place as document
 
             common.print_json(document(place, data))
         else:

@@ -1,4 +1,4 @@
-"""The JSON documents, version 1.
+"""The JSON document of ``inspect``, version 1.
 
 Registers, addresses, flags and masks are strings ``"0x…"``; counts, sizes,
 offsets and versions are numbers.  Fields may be added within a version; none
@@ -14,13 +14,10 @@ from construct import Container
 
 from qemu_svm.findings import Finding
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.machine.paths import Place
 from qemu_svm.nested import NestedState, bits, descriptions, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
-from qemu_svm.render.words import bit_names, description, meaning
-from qemu_svm.stream import Record, Value
-from qemu_svm.stream.values import join
+from qemu_svm.stream import Record
 from qemu_svm.x86.segments import Segment
 
 SCHEMA_VERSION = 1
@@ -103,7 +100,7 @@ def _ram(machine: Machine) -> dict[str, Any]:
 
 def _vcpu(vcpu: Vcpu) -> dict[str, Any]:
     registers = {
-        name: _hex(value.value)
+        name: hex_text(value.value)
         for name, value in vcpu.registers.items()
         if isinstance(value.value, int)
     }
@@ -121,20 +118,20 @@ def _vcpu(vcpu: Vcpu) -> dict[str, Any]:
 
 def _segment(segment: Segment) -> dict[str, str]:
     return {
-        "selector": _hex(segment.selector),
-        "base": _hex(segment.base),
-        "limit": _hex(segment.limit),
-        "attrib": _hex(segment.attrib),
+        "selector": hex_text(segment.selector),
+        "base": hex_text(segment.base),
+        "limit": hex_text(segment.limit),
+        "attrib": hex_text(segment.attrib),
     }
 
 
 def _nested(nested: NestedState) -> dict[str, Any]:
     result: dict[str, Any] = {
         "format": nested.format_name,
-        "flags": {"value": _hex(nested.flags), "names": bits.FLAGS.names(nested.flags)},
+        "flags": {"value": hex_text(nested.flags), "names": bits.FLAGS.names(nested.flags)},
         "size": nested.size,
         "offset": nested.offset,
-        "vmcb_pa": _hex(nested.vmcb_pa) if nested.vmcb else None,
+        "vmcb_pa": hex_text(nested.vmcb_pa) if nested.vmcb else None,
         "control": None,
         "l1_save": None,
     }
@@ -156,7 +153,7 @@ def _control(nested: NestedState) -> dict[str, Any]:
     result = _area(layout.CONTROL, control, layout.CONTROL_OFFSET)
     words = list(control.intercepts)
     result["intercepts"] = bits.INTERCEPTS.names(bits.intercept_words(words))
-    result["intercept_words"] = [_hex(word) for word in words]
+    result["intercept_words"] = [hex_text(word) for word in words]
     result["exit_code_name"] = exit_name(control.exit_code)
     for name, table in bits.NAMED.items():
         result[f"{name}_names"] = table.names(control[name])
@@ -171,7 +168,7 @@ def _area(image: Image, values: Container[Any], base: int) -> dict[str, Any]:
         if not member.reserved:
             result[member.name] = _plain(member.name, value)
         elif any(value):
-            reserved[_hex(base + member.offset)] = value.hex()
+            reserved[hex_text(base + member.offset)] = value.hex()
     result["reserved"] = reserved
     return result
 
@@ -182,54 +179,10 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, list):
-        return [_hex(item) for item in value]
-    return value if name in _COUNTS else _hex(value)
+        return [hex_text(item) for item in value]
+    return value if name in _COUNTS else hex_text(value)
 
 
-def _hex(value: int) -> str:
+def hex_text(value: int) -> str:
+    """A number as the documents have it: ``0x…``, with a sign if it is negative."""
     return f"{value:#x}" if value >= 0 else f"-{-value:#x}"
-
-
-def place(found: Place, raw: bytes) -> dict[str, Any]:
-    """The document of ``show``.
-
-    :param raw: the bytes of the node.
-    """
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "path": found.path,
-        **_node(found.path, found.value),
-        "raw": raw.hex(),
-    }
-
-
-def _node(path: str, value: Value) -> dict[str, Any]:
-    names = bit_names(path, value)
-    text = " ".join(filter(None, (meaning(path, value),)))
-    result: dict[str, Any] = {
-        "name": value.name,
-        "type": value.type,
-        "offset": value.offset,
-        "size": value.size,
-        "value": _leaf(value),
-    }
-    if names is not None:
-        result["names"] = names
-    if text:
-        result["meaning"] = text
-    if words := description(path):
-        result["description"] = words
-    if value.children:
-        result["children"] = [_node(join(path, c.name), c) for c in value.children]
-    return result
-
-
-def _leaf(value: Value) -> Any:
-    leaf = value.value
-    if isinstance(leaf, bytes):
-        return leaf.hex()
-    if isinstance(leaf, tuple):
-        return [_hex(item) for item in leaf]
-    if isinstance(leaf, bool) or not isinstance(leaf, int):
-        return leaf
-    return _hex(leaf)

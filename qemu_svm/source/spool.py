@@ -9,7 +9,6 @@ whatever ends the process.  ``TMPDIR`` decides where; the default is
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 
 from qemu_svm.errors import SourceError
@@ -53,6 +52,8 @@ class SpoolSource(ClosingMixin):
         self._limit = limit
         self._filled = 0
         self._ended = False
+        import tempfile  # it pulls in much that a plain file never needs
+
         self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by close()
             max_size=_IN_MEMORY, dir=_spool_directory()
         )

@@ -71,7 +71,7 @@ def test_paths(machine: Machine, path: str, full: str) -> None:
 
 def test_every_byte_has_a_name(machine: Machine) -> None:
     size = machine.stream.source.size()
-    for offset in [*range(0, 60), *range(machine.vcpus[0].section.offset, size - 110_000, 997)]:
+    for offset in [*range(60), *range(machine.vcpus[0].section.offset, size - 110_000, 997)]:
         place = find(machine, f"@{offset:#x}")
         assert place.value.offset <= offset < place.value.end
     nested = machine.vcpus[0].nested

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qemu_svm.findings import Finding, Severity, findings
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import Place, find
-from qemu_svm.render import document, inspect_text, show_text
+from qemu_svm.render import document, inspect_text, show_document, show_text
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import columns, finding_lines, size_words
 from qemu_svm.source import BytesSource
@@ -103,7 +103,7 @@ def test_show_of_the_whole_machine(machine: Machine) -> None:
         raw = machine.stream.source.read_at(place.value.offset, place.value.size)
         text = plain(show_text.report(place, raw, verbose=False))
         assert f"{place.value.offset:#x}" in text
-        made = document.place(place, raw)
+        made = show_document.place(place, raw)
         assert bytes.fromhex(made["raw"]) == raw
         assert made["offset"] == place.value.offset
 
@@ -124,7 +124,7 @@ def test_show_says_what_bits_mean(machine: Machine) -> None:
 
 
 def test_json_of_show_names_bits(machine: Machine) -> None:
-    made = document.place(find(machine, "vcpu0.nested.control.intercepts"), b"")
+    made = show_document.place(find(machine, "vcpu0.nested.control.intercepts"), b"")
     assert made["names"] == ["CPUID", "VMRUN"]
     assert made["value"] == ["0x0", "0x0", "0x0", "0x40000", "0x1", "0x0"]
     assert made["description"] == "what L1 wants to see"
@@ -135,7 +135,7 @@ def test_json_of_show_names_bits(machine: Machine) -> None:
         (Value("x", "capability", 0, 1, "a"), "a"),
     ]
     for value, shown in kinds:
-        assert document.place(Place("x", value), b"")["value"] == shown
+        assert show_document.place(Place("x", value), b"")["value"] == shown
         assert plain(show_text.report(Place("x", value), b"", verbose=True))
 
 
