@@ -10,6 +10,7 @@
     │   ├── Unsupported        a known kind of data that is not read (yet)
     │   └── LimitExceeded      a limit of :mod:`qemu_svm.limits` was met
     ├── PathError              a path such as ``vcpu0.nested`` names nothing
+    │   └── PlanError          a restore plan has a step or setting that does not exist
     └── BuildError             values that cannot be written back as bytes
 
 Any other exception out of the library (except :class:`OSError` from the
@@ -126,6 +127,12 @@ class PathError(SvmStreamError):
     def __init__(self, what: str, *, near: Sequence[str] = ()) -> None:
         super().__init__(what)
         self.near = tuple(near)
+
+
+class PlanError(PathError):
+    """A restore plan that cannot be understood."""
+
+    rule = "plan"
 
 
 class BuildError(SvmStreamError):

@@ -24,6 +24,8 @@ EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
 
 _VERBS = {
     "inspect": "What is in a stream: machine, vCPUs, nested state, problems.",
+    "check": "Would a kernel accept the nested state, and be right?",
+    "simulate": "Restore a stream in a model of KVM, step by step.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
 }
 

@@ -1,0 +1,98 @@
+"""``svmstream check FILE``."""
+
+from __future__ import annotations
+
+import click
+
+from qemu_svm.cli import EXIT_FINDINGS, common
+from qemu_svm.cli.simulate import kernels
+from qemu_svm.errors import PlanError
+from qemu_svm.restore.kernels import RELEASED
+from qemu_svm.restore.rules import RULES
+
+
+@click.command(
+    "check",
+    epilog="Examples: svmstream check dump.bin; svmstream check dump.bin --kernel 5.10 --kernel "
+    "6.1 --qemu 7.2; svmstream check --explain SV-03",
+)
+@click.argument("file", metavar="FILE", required=False)
+@common.json_option
+@click.option("--kernel", "kernel_names", multiple=True,
+              help="A kernel profile; may be repeated. Without it: all.")  # fmt: skip
+@click.option("--qemu", "qemu_version", metavar="VERSION", help="The destination's QEMU.")
+@click.option("--no-npt", is_flag=True, help="The destination's host has npt=0.")
+@click.option("--maxphyaddr", default=40, show_default=True, help="Guest address width.")
+@click.option("--fail-on", type=click.Choice(["warning", "error"]), default="error",
+              show_default=True, help="From which severity on the exit status is 1.")  # fmt: skip
+@click.option("--rules", "list_rules", is_flag=True, help="List all rules.")
+@click.option("--explain", "explain_id", metavar="ID", help="Explain one rule.")
+def command(
+    *,
+    file: str | None,
+    as_json: bool,
+    kernel_names: tuple[str, ...],
+    qemu_version: str | None,
+    no_npt: bool,
+    maxphyaddr: int,
+    fail_on: str,
+    list_rules: bool,
+    explain_id: str | None,
+) -> int:
+    """Would a kernel accept the nested state in the stream FILE, and be right?
+
+    Restores the stream in a model of every kernel, in QEMU's order, and looks
+    for parts that contradict each other and for known bugs.
+    """
+    if list_rules or explain_id:
+        return _rules(explain_id, as_json=as_json)
+    if file is None:
+        raise click.UsageError("Missing argument 'FILE'.")
+    from qemu_svm.restore import judge
+
+    try:
+        plan = judge.qemu_plan(qemu_version) if qemu_version else "qemu"
+    except ValueError:
+        raise click.UsageError(f"'{qemu_version}' is not a version such as 7.2") from None
+    names = kernel_names or RELEASED
+    chosen = [kernel for name in names for kernel in kernels(name)]
+    with common.opened(file) as machine:
+        found = judge.check(machine, chosen, plan=plan, maxphyaddr=maxphyaddr, npt=not no_npt)
+        if qemu_version:
+            extra = tuple(judge.qemu_findings(machine, qemu_version))
+            found = judge.Report(found.findings + extra, found.verdicts)
+        if as_json:
+            from qemu_svm.render.check_document import document
+
+            common.print_json(document(machine, found))
+            common.warn(machine)
+        else:
+            from qemu_svm.render.check_text import report
+
+            common.print_lines(report(machine, found))
+        unreadable = common.status(machine, [])
+    if unreadable:
+        return unreadable
+    bad = {"error"} if fail_on == "error" else {"error", "warning"}
+    return EXIT_FINDINGS if any(f.level in bad for f in found.findings) else 0
+
+
+def _rules(rule: str | None, *, as_json: bool) -> int:
+    if rule is not None and rule not in RULES:
+        raise PlanError(f"there is no rule '{rule}'", near=_near(rule))
+    chosen = [RULES[rule]] if rule is not None else list(RULES.values())
+    if as_json:
+        from qemu_svm.render.check_document import rules
+
+        common.print_json(rules(chosen))
+    else:
+        from qemu_svm.render.check_text import explain, rule_table
+
+        common.print_lines(explain(chosen[0]) if rule is not None else rule_table(chosen))
+    return 0
+
+
+def _near(rule: str) -> tuple[str, ...]:
+    import difflib
+
+    return tuple(difflib.get_close_matches(rule.upper(), RULES, cutoff=0.4)) or tuple(RULES)[:6]

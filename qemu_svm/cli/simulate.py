@@ -1,0 +1,107 @@
+"""``svmstream simulate FILE``."""
+
+from __future__ import annotations
+
+import click
+
+from qemu_svm.cli import EXIT_FINDINGS, common
+from qemu_svm.errors import PlanError
+from qemu_svm.machine.memory import backed
+from qemu_svm.restore import plan as plans
+from qemu_svm.restore.kernels import KERNELS, Kernel
+from qemu_svm.restore.saved import from_vcpu, guest_cpuid
+from qemu_svm.restore.simulate import simulate
+from qemu_svm.restore.vcpu import Host
+from qemu_svm.restore.verdict import Verdict, judge
+
+
+def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    race: dict[str, int] = {}
+    for value in values:
+        name, equals, number = value.partition("=")
+        try:
+            race[name] = int(number, 0)
+        except ValueError:
+            raise click.BadParameter(f"'{value}' is not FIELD=NUMBER, such as efer=0x0") from None
+        if not equals:
+            raise click.BadParameter(f"'{value}' is not FIELD=NUMBER, such as efer=0x0")
+    return race
+
+
+@click.command(
+    "simulate",
+    epilog="Examples: svmstream simulate dump.bin --kernel 6.1; svmstream simulate dump.bin "
+    "--kernel all --plan cpuid,sregs:l1,nested,regs,run",
+)
+@common.file_argument
+@common.json_option
+@click.option("--kernel", "kernel_name", default="6.1", show_default=True,
+              help="A kernel profile, or 'all'.")  # fmt: skip
+@click.option("--plan", "plan_text", default="qemu", show_default=True,
+              help="qemu, qemu-VERSION, selftests, or steps separated by commas.")  # fmt: skip
+@click.option("--vcpu", "index", default=0, show_default=True, help="Which vCPU.")
+@click.option("--race", multiple=True, callback=_race, metavar="FIELD=VALUE",
+              help="L1 changes vmcb12 between check and use; adds a second VMRUN.")  # fmt: skip
+@click.option("--no-npt", is_flag=True, help="The destination's host has npt=0.")
+@click.option("--no-irqchip", is_flag=True, help="The local APIC is not in the kernel.")
+@click.option("--maxphyaddr", default=40, show_default=True, help="Guest address width.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the whole state after every step.")
+def command(
+    *,
+    file: str,
+    as_json: bool,
+    kernel_name: str,
+    plan_text: str,
+    index: int,
+    race: dict[str, int],
+    no_npt: bool,
+    no_irqchip: bool,
+    maxphyaddr: int,
+    verbose: bool,
+) -> int:
+    """Restore the stream FILE in a model of KVM, step by step.
+
+    A PLAN is a list of ioctls: cpuid sregs nested regs msrs events debugregs
+    mpstate run vmrun smi rsm. Settings follow a colon: sregs:l1,
+    nested:flags=0x1, nested:@0x550=0x104000, msrs:efer=0x1500, events:smm=1.
+    """
+    steps = plans.parse(plan_text)
+    if race and not any(step.name == "vmrun" for step in steps):
+        steps += plans.parse("vmrun")
+    with common.opened(file) as machine:
+        vcpu = next((vcpu for vcpu in machine.vcpus if vcpu.index == index), None)
+        if vcpu is None:
+            common.warn(machine)
+            raise PlanError(
+                f"the stream has no readable vCPU {index}",
+                near=[str(vcpu.index) for vcpu in machine.vcpus],
+            )
+        saved = from_vcpu(vcpu)
+        host = Host(npt=not no_npt, irqchip=not no_irqchip, cpuid=guest_cpuid(saved, maxphyaddr))
+        finished = [
+            simulate(kernel, saved, steps, host=host, race=race,
+                     backed=lambda a, n: not machine.blocks or backed(machine, a, n))
+            for kernel in kernels(kernel_name)
+        ]  # fmt: skip
+        if as_json:
+            from qemu_svm.render.simulate_document import document
+
+            common.print_json(document(machine, finished, plan_text))
+        else:
+            from qemu_svm.render.simulate_text import report
+
+            common.print_lines(report(machine, finished, plan_text, verbose=verbose))
+    good = all(judge(one).verdict in (Verdict.RIGHT, Verdict.OPEN) for one in finished)
+    return 0 if good else EXIT_FINDINGS
+
+
+def kernels(name: str) -> list[Kernel]:
+    """Profiles by name; ``all`` for every one.
+
+    :raises PlanError: no such profile.
+    """
+    if name == "all":
+        return list(KERNELS.values())
+    if name not in KERNELS:
+        raise PlanError(f"there is no kernel profile '{name}'", near=tuple(KERNELS))
+    return [KERNELS[name]]

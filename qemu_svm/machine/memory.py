@@ -1,0 +1,40 @@
+"""Where the guest's RAM lies in its physical address space.
+
+A stream gives RAM as blocks; the hole under 4 GiB depends on the machine type.
+
+Source: QEMU ``hw/i386/pc_piix.c``, ``pc_q35.c``, ``microvm.c`` (7.2).
+"""
+
+from __future__ import annotations
+
+from qemu_svm.machine.model import Machine
+
+_GIB = 1 << 30
+_HIGH = 4 * _GIB
+_MAIN = ("pc.ram", "ram-node0", "mem", "ram")
+
+
+def ram_ranges(machine: Machine) -> list[tuple[int, int]]:
+    """Ranges ``(start, end)`` of the main RAM in guest-physical addresses."""
+    if not machine.blocks:
+        return []
+    named = [block for block in machine.blocks if block.name in _MAIN]
+    main = named[0] if named else max(machine.blocks, key=lambda block: block.used_length)
+    size = main.used_length
+    low = _low_end(machine.name or "", size)
+    if size <= low:
+        return [(0, size)]
+    return [(0, low), (_HIGH, _HIGH + size - low)]
+
+
+def _low_end(name: str, size: int) -> int:
+    if "q35" in name:
+        return size if size < 0xB000_0000 else 2 * _GIB
+    if "microvm" in name:
+        return min(size, 3 * _GIB)
+    return size if size < 0xE000_0000 else 3 * _GIB
+
+
+def backed(machine: Machine, address: int, size: int) -> bool:
+    """Whether all of ``size`` bytes at ``address`` are the guest's main RAM."""
+    return any(start <= address and address + size <= end for start, end in ram_ranges(machine))

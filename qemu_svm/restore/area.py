@@ -1,0 +1,85 @@
+"""Sets of registers that remember who wrote each of them.
+
+A restore goes wrong silently when the last writer of a register was not the
+right one, so every value carries its writer: the step of the plan and the
+kernel function.  Copying an area copies the writers with the values: what
+SREGS wrote into vmcb01 is still SREGS' when KVM copies it to vmcb02.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from qemu_svm.x86.segments import Segment
+
+Content = int | Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who wrote a value: ``step`` of the plan (0 is the vCPU's reset) and function."""
+
+    step: int
+    function: str
+
+
+RESET = Writer(0, "reset")
+
+
+class Area:
+    """Named values with their writers."""
+
+    def __init__(self, name: str, values: Mapping[str, Content] | None = None) -> None:
+        self.name = name
+        self._values: dict[str, Content] = dict(values or {})
+        self._writers: dict[str, Writer] = dict.fromkeys(self._values, RESET)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def get(self, name: str) -> int:
+        """Return a number; 0 if the area has none of that name."""
+        value = self._values.get(name, 0)
+        return value if isinstance(value, int) else 0
+
+    def segment(self, name: str) -> Segment:
+        """Return a segment; an empty one if the area has none of that name."""
+        value = self._values.get(name)
+        return value if isinstance(value, Segment) else Segment(0, 0, 0, 0)
+
+    def content(self, name: str) -> Content:
+        """Return a value of either kind.
+
+        :raises KeyError: no such name.
+        """
+        return self._values[name]
+
+    def writer(self, name: str) -> Writer:
+        """Who wrote the value last."""
+        return self._writers.get(name, RESET)
+
+    def set(self, name: str, value: Content, writer: Writer) -> None:
+        """Write one value."""
+        self._values[name] = value
+        self._writers[name] = writer
+
+    def copy_from(self, other: Area, names: Iterable[str] | None = None) -> None:
+        """Copy values together with their writers (all of them without ``names``)."""
+        for name in list(other) if names is None else names:
+            if name in other:
+                self.set(name, other.content(name), other.writer(name))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values.clear()
+        self._writers.clear()
+
+    def copy(self, name: str | None = None) -> Area:
+        """Return an independent copy."""
+        made = Area(name or self.name)
+        made.copy_from(self)
+        return made

@@ -1,0 +1,392 @@
+"""Kernel generations that restore nested SVM state differently, as data.
+
+A profile says which checks run in which order and which transitions follow;
+the model consults it and never compares versions.  ``measured`` names the
+kernels on which the profile was held against real ioctls, ``read`` those whose
+source was read for it; what is neither was derived from commits.
+
+Source: Linux ``arch/x86/kvm/svm/nested.c``, ``svm.c``, ``arch/x86/kvm/x86.c``,
+``cpuid.c`` of the versions named; the patch series "nSVM: introduce
+svm->nested.save to cache save area fields" (v3 of 11 October 2021, its review
+of 22 October, v4 and v5 of 3 November).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+LEAVE = "leave"
+"""Stands in ``set_nested_state`` where a call without GUEST_MODE is done."""
+
+_ORDER = (
+    *("SET-02", "SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-03b", "SV-04", LEAVE),
+    *("SV-05", "SV-06", "C-01", "C-02", "C-03", "C-03b", "C-04", "C-05", "C-06", "C-07", "C-08"),
+    *("SV-10", "SV-11", "SV-12", "SV-13", "SV-14", "S-01", "S-02", "S-03", "S-04", "S-05"),
+    *("S-06", "S-07", "S-09", "S-10", "S-11", "SV-17", "SV-16"),
+)
+
+
+def _ordered(*groups: str | Iterable[str]) -> tuple[str, ...]:
+    # Checks in the order in which every kernel runs those that it has.
+    wanted = {one for group in groups for one in ([group] if isinstance(group, str) else group)}
+    return tuple(check for check in _ORDER if check in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Vmrun:
+    """How VMRUN reads vmcb12.
+
+    :param hsave_needed: #GP if VM_HSAVE_PA is 0.
+    :param control_cached: controls are checked after they were copied.
+    :param cached: save fields that are copied first, then checked, then used.
+    :param checked: save fields that are checked.
+    :param svme_forced: EFER.SVME is set again when memory is read a second time.
+    """
+
+    hsave_needed: bool
+    control_cached: bool
+    cached: frozenset[str]
+    checked: frozenset[str]
+    svme_forced: bool
+
+
+_SIX = frozenset({"efer", "cr0", "cr3", "cr4", "dr6", "dr7"})
+_EVERYTHING = _SIX | {
+    *("es", "cs", "ss", "ds", "gdtr", "idtr", "cpl", "rflags", "rip", "rsp", "rax", "cr2"),
+    "g_pat",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One generation.
+
+    :param split: vmcb01 and vmcb02; otherwise one VMCB and an ``hsave`` page.
+    :param set_nested_state: ids of the checks of KVM_SET_NESTED_STATE, in order.
+    :param sregs: ids of the checks of KVM_SET_SREGS.
+    :param live_validation: the checks fill the live caches, so a call that
+        fails pollutes them.
+    :param save_cache: what KVM_SET_NESTED_STATE puts into ``nested.save``:
+        ``none``, ``blob`` (L1's values) or ``vmcb02`` (L2's, unless the vCPU was
+        in guest mode already).
+    :param gif: ``set`` or ``ignored`` in the guest-mode branch.
+    :param run_pending: ``ignored``, ``kept`` or ``untrusted``.
+    :param l1_save: the blob's save area is taken ``verbatim``, ``whole`` into
+        vmcb01, or the ``vmrun`` fields only.
+    :param l1_control_kept: a second call in guest mode keeps L1's controls.
+    :param cr3_check: when L2's CR3 is checked: ``never``, ``before`` or
+        ``after`` the switch to L2.
+    :param mmu_ready: nested paging works for L2 right after the call.
+    :param leave_sets_gif: leaving guest mode by force sets GIF.
+    :param svme_clear_sets_gif: clearing EFER.SVME sets GIF.
+    :param smm_leaves: toggling SMM by KVM_SET_VCPU_EVENTS leaves guest mode.
+    :param late_cpuid: KVM_SET_CPUID2 in guest mode is ``harmless``, ``efault``
+        or ``hang`` (at the next run, with nested paging), or ``refused`` if it
+        changes anything.
+    :param pages_rearmed: a failed merge of the MSR bitmap is tried again.
+    :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
+    :param l1_dr7: DR7 after a #VMEXIT.
+    :param has_sregs2: KVM_SET_SREGS2 exists.
+    :param reset_rdx: RDX of a fresh vCPU.
+    :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear.
+    :param control_fields: control fields that are cached and given back.
+    :param control_masks: what is kept of some of them.
+    :param sanitises: intercepts that L1's CPUID must allow.
+    """
+
+    name: str
+    about: str
+    measured: tuple[str, ...]
+    read: tuple[str, ...]
+    split: bool
+    set_nested_state: tuple[str, ...]
+    sregs: tuple[str, ...]
+    vmrun: Vmrun
+    live_validation: bool = False
+    save_cache: str = "none"
+    has_save_cache: bool = True
+    gif: str = "set"
+    run_pending: str = "kept"
+    l1_save: str = "vmrun"
+    l1_control_kept: bool = True
+    cr3_check: str = "after"
+    mmu_ready: bool = True
+    leave_sets_gif: bool = False
+    svme_clear_sets_gif: bool = True
+    smm_leaves: bool = True
+    late_cpuid: str = "harmless"
+    pages_rearmed: bool = False
+    exit_without_vmcb12: bool = False
+    l1_dr7: int = 0x400
+    has_sregs2: bool = True
+    reset_rdx: int = 0x600
+    gif_blocks_init: bool = True
+    control_fields: frozenset[str] = frozenset()
+    control_masks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    sanitises: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def checks(self) -> frozenset[str]:
+        """Ids of everything that this kernel checks on a restore."""
+        return frozenset(self.set_nested_state) - {LEAVE} | set(self.sregs)
+
+
+_CONTROL_5_8 = frozenset(
+    {"intercepts", "iopm_base_pa", "msrpm_base_pa", "tsc_offset", "asid", "tlb_ctl", "int_ctl"}
+    | {"int_vector", "int_state", "exit_code", "exit_info_1", "exit_info_2", "exit_int_info"}
+    | {"exit_int_info_err", "nested_ctl", "event_inj", "event_inj_err", "nested_cr3", "virt_ext"}
+    | {"pause_filter_count", "pause_filter_thresh"}
+)
+_PAGE = (1 << 64) - 1 & ~0xFFF
+_BITMAPS = MappingProxyType({"iopm_base_pa": _PAGE, "msrpm_base_pa": _PAGE})
+_MASKS_7_2 = MappingProxyType(
+    dict(_BITMAPS)
+    | {
+        "int_vector": 0xFF,
+        "int_state": 1,
+        "tlb_ctl": 7,
+        "event_inj": 0x8000_0FFF,
+    }
+)
+
+_SREGS = ("R-01", "R-02", "R-03", "R-04")
+_FIRST = (
+    *("SET-02", "SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-04", LEAVE),
+    *("SV-05", "SV-06", "C-01", "C-02"),
+)
+_L1_STATE = (
+    *("SV-10", "SV-11", "SV-13", "SV-14", "S-01", "S-02", "S-03", "S-04", "S-05", "S-06"),
+    *("S-07", "S-10", "S-11"),
+)
+
+V5_8 = Kernel(
+    name="5.8",
+    about="first kernel that restores nested SVM; also 5.9",
+    measured=(),
+    read=("commits of the 5.8 and 5.9 cycles",),
+    split=False,
+    set_nested_state=_ordered(_FIRST, "C-03", "SV-10", "SV-11"),
+    sregs=_SREGS[:3],
+    vmrun=Vmrun(
+        hsave_needed=False,
+        control_cached=False,
+        cached=frozenset(),
+        checked=_SIX,
+        svme_forced=False,
+    ),
+    has_save_cache=False,
+    gif="set",
+    run_pending="ignored",
+    l1_save="verbatim",
+    l1_control_kept=False,
+    cr3_check="never",
+    mmu_ready=False,
+    smm_leaves=False,
+    l1_dr7=0,
+    has_sregs2=False,
+    reset_rdx=0,
+    control_fields=_CONTROL_5_8,
+    control_masks=_BITMAPS,
+)
+
+V5_10 = replace(
+    V5_8,
+    name="5.10",
+    about="5.10 with its stable updates of 2024",
+    measured=("5.10.223", "5.10.262 but for CR0.NW in SREGS"),
+    read=("5.10.262",),
+    set_nested_state=_ordered(V5_8.set_nested_state, "SV-12"),
+    sregs=_SREGS,
+    vmrun=replace(V5_8.vmrun, svme_forced=True),
+    gif="ignored",
+    smm_leaves=True,
+)
+
+V5_10_262 = replace(
+    V5_10,
+    name="5.10.262",
+    about="5.10 with its last stable updates: SREGS no longer looks at CR0.NW",
+    measured=("5.10.262",),
+    sregs=_SREGS[:3],
+)
+
+V5_11 = replace(
+    V5_10,
+    name="5.11",
+    about="also 5.12: RUN_PENDING is restored",
+    measured=(),
+    read=("commits 81f76adad560, f2c7ef3ba955",),
+    sregs=_SREGS[:3],
+    run_pending="kept",
+    smm_leaves=False,
+)
+
+V5_13 = Kernel(
+    name="5.13",
+    about="vmcb01 and vmcb02 apart; the blob's L1 state is checked",
+    measured=(),
+    read=("commits 6906e06db9b0, c08f390a75c1, 063ab16c14db, 9d290e16432c, 232f75d3b4b5",),
+    split=True,
+    set_nested_state=_ordered(_FIRST, "C-03", "C-04", "C-05", _L1_STATE),
+    sregs=_SREGS[:3],
+    vmrun=Vmrun(
+        hsave_needed=False,
+        control_cached=True,
+        cached=frozenset(),
+        checked=_SIX,
+        svme_forced=True,
+    ),
+    has_save_cache=False,
+    has_sregs2=False,
+    reset_rdx=0,
+    cr3_check="never",
+    smm_leaves=False,
+    control_fields=_CONTROL_5_8,
+    control_masks=_BITMAPS,
+)
+
+V5_15 = replace(
+    V5_13,
+    name="5.15",
+    about="5.14 to 5.16: L2's CR3 is loaded before the switch, so nested paging is not set up",
+    read=("commit e1779c2714c3 and what it repairs",),
+    set_nested_state=_ordered(V5_13.set_nested_state, "C-06", "SV-16"),
+    vmrun=replace(V5_13.vmrun, hsave_needed=True),
+    has_sregs2=True,
+    reset_rdx=0x600,
+    cr3_check="before",
+    mmu_ready=False,
+    late_cpuid="efault",
+)
+
+V5_17 = replace(
+    V5_15,
+    name="5.17",
+    about="5.17 to 6.0: the merged save cache (commit f2740a8d851a), filled by VMRUN and RSM only",
+    read=("commits f2740a8d851a, 355d0473b1a1, f7e570780efc",),
+    vmrun=Vmrun(
+        hsave_needed=True,
+        control_cached=True,
+        cached=_SIX,
+        checked=_SIX,
+        svme_forced=True,
+    ),
+    has_save_cache=True,
+    cr3_check="after",
+    mmu_ready=True,
+    smm_leaves=True,
+)
+
+_CONTROL_5_19 = _CONTROL_5_8 | {"next_rip"}
+
+V6_1 = replace(
+    V5_17,
+    name="6.1",
+    about="6.1 with its stable updates of 2026",
+    measured=("6.1.176", "6.1.192"),
+    read=("6.1.192",),
+    set_nested_state=_ordered(set(V5_17.set_nested_state) - {"C-06"}, "C-03b", "S-09"),
+    sregs=_SREGS,
+    vmrun=replace(V5_17.vmrun, cached=_SIX | {"cs"}, checked=_SIX | {"cs"}),
+    control_fields=_CONTROL_5_19,
+)
+
+V6_6 = replace(
+    V6_1,
+    name="6.6",
+    about="6.4 to 6.6 as released: virtual NMI, without the fixes of 2026",
+    measured=(),
+    read=("commits of the 6.4 cycle",),
+    set_nested_state=_ordered(V5_17.set_nested_state, "C-07"),
+    vmrun=V5_17.vmrun,
+)
+
+V6_12 = replace(
+    V6_1,
+    name="6.12",
+    about="6.12 with its stable updates of 2026",
+    measured=("6.12.107",),
+    read=("6.12.117",),
+    set_nested_state=_ordered(V6_1.set_nested_state, "C-07"),
+    late_cpuid="hang",
+)
+
+V6_12_117 = replace(
+    V6_12,
+    name="6.12.117",
+    about="later 6.12: SREGS checks EFER against CPUID, a failed bitmap merge is repeated",
+    measured=("6.12.117",),
+    sregs=(*_SREGS, "R-05"),
+    pages_rearmed=True,
+)
+
+V7_2 = replace(
+    V6_12,
+    name="7.2",
+    about="everything is cached at VMRUN; CPUID is frozen in guest mode",
+    measured=("7.2.12",),
+    read=("7.2.12",),
+    set_nested_state=_ordered(
+        set(V6_12.set_nested_state) - {"C-03", "SV-03"}, "SV-03b", "C-08", "SV-17"
+    ),
+    sregs=(*_SREGS, "R-05"),
+    vmrun=Vmrun(
+        hsave_needed=True,
+        control_cached=True,
+        cached=_EVERYTHING,
+        checked=_SIX | {"cs"},
+        svme_forced=False,
+    ),
+    run_pending="untrusted",
+    leave_sets_gif=True,
+    gif_blocks_init=False,
+    svme_clear_sets_gif=False,
+    late_cpuid="refused",
+    pages_rearmed=True,
+    exit_without_vmcb12=True,
+    control_fields=_CONTROL_5_19 | {"erap_ctl"},
+    control_masks=_MASKS_7_2,
+    sanitises=(
+        ("XSETBV", "xsave"),
+        ("INVPCID", "invpcid"),
+        ("RDTSCP", "rdtscp"),
+        ("SKINIT", "skinit"),
+        ("RDPRU", "rdpru"),
+    ),
+)
+
+V3 = replace(
+    V5_15,
+    name="v3",
+    about="the save cache as first posted: filled from the blob, so with L1's values",
+    read=("patch 'nSVM: introduce svm->nested.save', v3 of 11 October 2021",),
+    vmrun=V5_17.vmrun,
+    has_save_cache=True,
+    live_validation=True,
+    save_cache="blob",
+)
+
+REVIEW = replace(
+    V3,
+    name="review",
+    about="the save cache where the review wanted it (v4, v5): filled from vmcb02",
+    read=("review of 22 October 2021; v4 and v5 of 3 November 2021",),
+    live_validation=False,
+    save_cache="vmcb02",
+)
+
+KERNELS: Mapping[str, Kernel] = MappingProxyType(
+    {
+        kernel.name: kernel
+        for kernel in (
+            *(V5_8, V5_10, V5_10_262, V5_11, V5_13, V5_15, V3, REVIEW, V5_17, V6_1, V6_6),
+            *(V6_12, V6_12_117, V7_2),
+        )
+    }
+)
+"""All profiles by name, oldest first."""
+
+RELEASED = tuple(name for name in KERNELS if name not in ("v3", "review"))
+"""Names of those that are kernels, not proposals."""

@@ -1,0 +1,136 @@
+"""Restore plans: which ioctls, in which order, with whose values.
+
+A plan is a list of steps separated by commas; a step is a name and settings
+separated by colons::
+
+    cpuid,sregs,nested,regs,msrs,events,debugregs,run
+    cpuid,sregs:l1,nested,regs,run
+    cpuid,sregs,nested:flags=0x103:@0x550=0x104000,regs,run
+    cpuid,msrs:efer=0x1500,nested,sregs,regs,run
+
+==============  ==============================================================
+``cpuid``       KVM_SET_CPUID2; ``nosvm`` or ``no=FEATURE`` takes features
+                away, ``maxphyaddr=N`` sets the address width
+``sregs``       KVM_SET_SREGS with L2's values; ``l1`` with L1's out of the
+                blob; ``cr3=…``, ``cs.base=…`` change single ones.  ``sregs2``
+                is the same with KVM_SET_SREGS2
+``nested``      KVM_SET_NESTED_STATE with the blob; ``flags= format= size=
+                vmcb_pa= gpat=`` change the header, ``@0x550=VALUE`` writes 8
+                bytes into the VMCB, ``@0x5c/1=VALUE`` one byte
+``regs``        KVM_SET_REGS with L2's values, ``l1`` or single ones
+``msrs``        KVM_SET_MSRS with all MSRs of the stream; with ``efer=…`` only
+                those that are named
+``events``      KVM_SET_VCPU_EVENTS; ``smm= shadow= flags= exc_injected= …``
+``debugregs``   KVM_SET_DEBUGREGS
+``mpstate``     KVM_SET_MP_STATE; ``mpstate:2``
+``run``         KVM_RUN until L1 has control
+``vmrun``       L1 executes VMRUN again on the same vmcb12
+``smi``         an SMI arrives; ``rsm`` leaves SMM
+==============  ==============================================================
+
+A step may be repeated.  ``lapic``, ``xsave``, ``xcrs`` and ``tsc_khz`` are
+accepted where recorded orders have them; they do not touch nested state.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from qemu_svm.errors import PlanError
+
+STEPS = (
+    *("cpuid", "sregs", "sregs2", "nested", "regs", "msrs", "events", "debugregs", "mpstate"),
+    *("run", "vmrun", "smi", "rsm", "lapic", "xsave", "xcrs", "tsc_khz"),
+)
+WITHOUT_EFFECT = frozenset({"lapic", "xsave", "xcrs", "tsc_khz"})
+"""Steps that have nothing to do with nested state."""
+
+_TAIL = "regs,xsave,xcrs,msrs,events:flags=0x9,mpstate,debugregs,run"
+NAMED = {
+    "qemu": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
+    "qemu-5.2": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
+    "qemu-7.2": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
+    "qemu-10.0": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
+    "qemu-11.1": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
+    "qemu-5.0": f"cpuid,lapic,nested,tsc_khz,regs,xsave,xcrs,sregs,{_TAIL.partition('xcrs,')[2]}",
+    "selftests": "cpuid,sregs,msrs,xcrs,xsave,events,mpstate,debugregs,regs,nested,run",
+}
+"""Orders that real programs use: QEMU by version, and Linux' KVM selftests
+(``vcpu_load_state`` in ``tools/testing/selftests/kvm/lib/x86``).  QEMU takes
+SREGS2 where the kernel has it; what matters here is the same.  Its events never
+carry the interrupt shadow (flags 9), so L2 keeps that of the blob."""
+
+_FLAGS = {"cpuid": ("nosvm",), "sregs": ("l1",), "sregs2": ("l1",), "regs": ("l1",)}
+_CHOICES = {
+    "nested": ("flags", "format", "size", "vmcb_pa", "gpat"),
+    "events": (
+        *("flags", "smm", "smm_pending", "shadow", "nmi_pending", "nmi_injected", "nmi_masked"),
+        *("exc_injected", "exc_nr", "exc_pending", "exc_has_err", "exc_err", "int_injected"),
+        *("int_nr", "int_soft", "sipi", "smm_inside_nmi", "latched_init", "triple_fault"),
+        *("exc_has_payload", "exc_payload"),
+    ),
+    "debugregs": ("dr0", "dr1", "dr2", "dr3", "dr6", "dr7", "flags"),
+    "cpuid": ("maxphyaddr", "no", "with"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step.  ``settings`` are ``(name, number or word)`` in the order given."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+    settings: tuple[tuple[str, int | str], ...] = ()
+    text: str = ""
+
+
+def parse(text: str) -> tuple[Step, ...]:
+    """Read a plan, or the name of one.
+
+    :raises PlanError: a step or a setting that does not exist.
+    """
+    parts = [part.strip() for part in NAMED.get(text.strip(), text).split(",")]
+    if not any(parts):
+        raise PlanError("the plan is empty", near=tuple(NAMED))
+    return tuple(_step(part) for part in parts if part)
+
+
+def _step(text: str) -> Step:
+    name, *rest = text.split(":")
+    if name not in STEPS:
+        near = difflib.get_close_matches(name, [*STEPS, *NAMED], cutoff=0.4)
+        raise PlanError(f"'{name}' is no step of a plan", near=tuple(near or STEPS))
+    flags: list[str] = []
+    settings: list[tuple[str, int | str]] = []
+    for item in rest:
+        key, equals, value = item.partition("=")
+        if equals:
+            settings.append((key, _value(name, key, value)))
+        elif name == "mpstate":
+            settings.append(("state", _number(item)))
+        elif key in _FLAGS.get(name, ()):
+            flags.append(key)
+        else:
+            raise PlanError(f"'{name}' has no setting '{item}'", near=_FLAGS.get(name, ()))
+    return Step(name, tuple(flags), tuple(settings), text)
+
+
+def _value(step: str, key: str, value: str) -> int | str:
+    if step == "cpuid" and key in ("no", "with"):
+        return value
+    choices = _CHOICES.get(step)
+    if choices is not None and key not in choices and not (step == "nested" and key[:1] == "@"):
+        near = difflib.get_close_matches(key, choices, cutoff=0.3) or choices
+        raise PlanError(f"'{step}' has no setting '{key}'", near=tuple(near))
+    return _number(value)
+
+
+def _number(value: str) -> int:
+    try:
+        number = int(value, 0)
+    except ValueError:
+        raise PlanError(f"'{value}' is not a number such as 0x1500") from None
+    if not 0 <= number < 1 << 64:
+        raise PlanError(f"'{value}' does not fit 64 bits")
+    return number

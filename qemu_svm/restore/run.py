@@ -1,0 +1,76 @@
+"""KVM_RUN: what is left to do, the first entry, the first #VMEXIT to L1.
+
+What the guest's code does is not modelled: L2 is taken to run until something
+that L1 intercepts.
+
+Source: Linux ``arch/x86/kvm/x86.c`` (``vcpu_enter_guest``),
+``arch/x86/kvm/svm/svm.c`` (``svm_vcpu_run``), 5.10 to 7.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qemu_svm.restore.area import Area
+from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
+from qemu_svm.restore.vcpu import Vcpu
+
+_PAGES = "NESTED_STATE_PAGES"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How KVM_RUN ended.
+
+    :param result: ``exit`` (L1 has control again), ``l1`` (the vCPU was never in
+        guest mode), ``INTERNAL_ERROR``, ``EFAULT``, ``hang`` or ``SHUTDOWN``.
+    :param level: what was entered: ``L1``, ``L2``, or empty if nothing was.
+    :param entry: save area that the processor was given.
+    :param l1: L1's save area after the #VMEXIT, if there was one.
+    """
+
+    result: str
+    level: str = ""
+    entry: Area | None = None
+    l1: Area | None = None
+
+
+def vcpu_run(vcpu: Vcpu) -> Outcome:
+    """Run the vCPU until L1 has control."""
+    if vcpu.guest_mode and _PAGES in vcpu.requests:
+        if not vcpu.kernel.pages_rearmed:
+            vcpu.requests.discard(_PAGES)
+        if not svm_get_nested_state_pages(vcpu):
+            if not vcpu.kernel.pages_rearmed:
+                vcpu.note("the next KVM_RUN goes on with L1's MSR intercepts lost")
+            return Outcome("INTERNAL_ERROR")
+        vcpu.requests.discard(_PAGES)
+    if vcpu.guest_mode and vcpu.mmu_broken in ("efault", "hang"):
+        return Outcome("EFAULT" if vcpu.mmu_broken == "efault" else "hang")
+    entry = enter(vcpu)
+    if not vcpu.guest_mode:
+        return Outcome("l1", "L1", entry)
+    vcpu.nested.run_pending = 0
+    if not nested_svm_vmexit(vcpu):
+        return Outcome("SHUTDOWN", "L2", entry, None if vcpu.guest_mode else _l1(vcpu))
+    return Outcome("exit", "L2", entry, _l1(vcpu))
+
+
+def enter(vcpu: Vcpu) -> Area:
+    """Fill the active VMCB from the vCPU's registers (``svm_vcpu_run``)."""
+    vcpu.has_run = True
+    current = vcpu.current
+    current.copy_from(vcpu.arch, ("rax", "rsp", "rip", "cr2", "dr6"))
+    if vcpu.host.npt:
+        current.copy_from(vcpu.arch, ("cr3",))
+    seen = current.copy("entry")
+    # Without NPT the hardware runs on shadow pages; what counts is the guest's view.
+    seen.copy_from(vcpu.arch, ("cr0", "cr3", "cr4", "efer"))
+    seen.copy_from(vcpu.arch, [name for name in vcpu.arch if name not in seen])
+    return seen
+
+
+def _l1(vcpu: Vcpu) -> Area:
+    seen = vcpu.vmcb01.copy("L1 after #VMEXIT")
+    seen.copy_from(vcpu.arch, ("cr0", "cr3", "cr4", "efer", "rax", "rsp", "rip"))
+    return seen

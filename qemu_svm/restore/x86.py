@@ -1,0 +1,170 @@
+"""The other ioctls of a restore, as ``arch/x86/kvm/x86.c`` does them.
+
+Each function returns the id of the check that failed (the ioctl then answers
+EINVAL), or None.  Read in 5.10.262, 6.1.192, 6.12.117, 7.2.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qemu_svm.restore import svm
+from qemu_svm.restore.area import Area
+from qemu_svm.restore.checks import SET_SREGS, pat_valid
+from qemu_svm.restore.cpuid import Cpuid, efer_reserved
+from qemu_svm.restore.nested import nested_npt_enabled, svm_leave_nested
+from qemu_svm.restore.vcpu import GPRS, Vcpu
+from qemu_svm.x86.registers import EFER
+
+_SHARED_MSRS = (
+    *("star", "lstar", "cstar", "sfmask", "kernel_gs_base"),
+    *("sysenter_cs", "sysenter_esp", "sysenter_eip"),
+)
+_CANONICAL = frozenset({"lstar", "cstar", "kernel_gs_base"})
+_HIGH = 0xFFFF_FFFF_0000_0000
+_EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
+_INIT_RECEIVED, _SIPI_RECEIVED = 2, 4
+
+
+def kvm_set_cpuid(vcpu: Vcpu, cpuid: Cpuid) -> str | None:
+    """KVM_SET_CPUID2 (``cpuid.c``)."""
+    kernel = vcpu.kernel
+    same = cpuid == vcpu.cpuid
+    if vcpu.guest_mode and kernel.late_cpuid == "refused":
+        return None if same else "U-01"
+    if vcpu.has_run and kernel.split and not same:
+        return "U-01"
+    vcpu.cpuid = cpuid
+    if vcpu.mmu_broken == "uninitialised":
+        vcpu.mmu_broken = ""
+    if vcpu.guest_mode and nested_npt_enabled(vcpu) and kernel.late_cpuid in ("efault", "hang"):
+        # kvm_mmu_after_set_cpuid zeroes the roles of all MMUs; only those that
+        # are not in use are rebuilt.
+        vcpu.mmu_broken = kernel.late_cpuid
+        vcpu.note("KVM_SET_CPUID2 in guest mode destroys the MMU that nested paging needs")
+    return None
+
+
+def set_sregs(vcpu: Vcpu, sregs: Area, *, second: bool = False) -> str | None:
+    """KVM_SET_SREGS and SREGS2 (``__set_sregs_common``; ``regs.c`` since 7.2).
+
+    :param second: it is KVM_SET_SREGS2, which kernels before 5.14 lack.
+    """
+    if second and not vcpu.kernel.has_sregs2:
+        return "R-06"
+    for check in vcpu.kernel.sregs:
+        if SET_SREGS[check](vcpu, sregs):
+            return check
+    writer = vcpu.writer("__set_sregs")
+    for name in ("idtr", "gdtr"):
+        table = sregs.segment(name)
+        svm.svm_set_descriptor_table(vcpu, name, table.base, table.limit, writer)
+    changed = any(sregs.get(name) != vcpu.arch.get(name) for name in ("cr0", "cr3", "cr4", "efer"))
+    vcpu.arch.set("cr2", sregs.get("cr2"), writer)
+    vcpu.arch.set("cr3", sregs.get("cr3"), writer)
+    vcpu.arch.set("cr8", sregs.get("cr8"), writer)
+    svm.svm_set_efer(vcpu, sregs.get("efer"), writer)
+    svm.svm_set_cr0(vcpu, sregs.get("cr0"), writer)
+    svm.svm_set_cr4(vcpu, sregs.get("cr4"), writer)
+    for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldtr"):
+        svm.svm_set_segment(vcpu, name, sregs.segment(name), writer)
+    vcpu.pdptrs_from_userspace = "pdptr0" in sregs
+    if changed and vcpu.mmu_broken == "uninitialised":
+        vcpu.mmu_broken = ""
+        vcpu.note("a change of the control registers sets up the MMU for nested paging")
+    return None
+
+
+def set_regs(vcpu: Vcpu, regs: Mapping[str, int]) -> None:
+    """KVM_SET_REGS (``__set_regs``): one set of registers, whoever runs."""
+    writer = vcpu.writer("__set_regs")
+    for name in (*GPRS, "rip"):
+        if name in regs:
+            vcpu.arch.set(name, regs[name], writer)
+    if "rflags" in regs:
+        svm.svm_set_rflags(vcpu, regs["rflags"] | 2, writer)
+
+
+def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
+    """One MSR of KVM_SET_MSRS, written by userspace."""
+    writer = vcpu.writer("kvm_set_msr")
+    if name == "efer":
+        if value & efer_reserved(vcpu.host.cpuid):
+            return "U-02"
+        lma = EFER.mask("LMA")
+        svm.svm_set_efer(vcpu, value & ~lma | vcpu.arch.get("efer") & lma, writer)
+    elif _impossible(name, value):
+        return "U-02"
+    elif name in _SHARED_MSRS:
+        vcpu.vmcb01.set(name, value, writer)
+    elif name == "pat":
+        vcpu.arch.set("pat", value, writer)
+        vcpu.vmcb01.set("g_pat", value, writer)
+        if vcpu.guest_mode and not (vcpu.host.separate_pat and nested_npt_enabled(vcpu)):
+            vcpu.current.set("g_pat", value, writer)
+    elif name == "vm_hsave_pa":
+        vcpu.arch.set("vm_hsave_pa", value & ~0xFFF, writer)
+    else:
+        vcpu.arch.set(name, value, writer)
+    return None
+
+
+def _impossible(name: str, value: int) -> bool:
+    if name == "pat":
+        return not pat_valid(value)
+    # Canonical with 4-level paging: bits 63 to 47 are equal.
+    return name in _CANONICAL and value >> 47 not in (0, 0x1FFFF)
+
+
+def set_debugregs(vcpu: Vcpu, values: Mapping[str, int]) -> str | None:
+    """KVM_SET_DEBUGREGS."""
+    if values.get("flags") or (values["dr6"] | values["dr7"]) & _HIGH:
+        return "U-03"
+    writer = vcpu.writer("kvm_vcpu_ioctl_x86_set_debugregs")
+    for name in ("dr0", "dr1", "dr2", "dr3", "dr6", "dr7"):
+        vcpu.arch.set(name, values[name], writer)
+    svm.svm_set_dr7(vcpu, values["dr7"], writer)
+    return None
+
+
+def set_vcpu_events(vcpu: Vcpu, events: Mapping[str, int]) -> str | None:
+    """KVM_SET_VCPU_EVENTS: exceptions, NMI, interrupt shadow, SMM."""
+    flags = events.get("flags", _EVENT_FLAGS["nmi_pending"] | 4 | 8)
+    if flags & ~0x1F:
+        # Bit 5 (triple fault) needs a capability that nobody enabled here.
+        return "U-04"
+    if flags & _EVENT_FLAGS["payload"]:
+        return "U-04"  # needs KVM_CAP_EXCEPTION_PAYLOAD
+    stuffed = events.get("exc_injected") or (flags & 16 and events.get("exc_pending"))
+    vector = events.get("exc_nr", 0)
+    if stuffed and (vector > 31 or vector == 2):
+        return "U-04"
+    smm = flags & _EVENT_FLAGS["smm"]
+    held = events.get("smm") or events.get("smm_pending")
+    if smm and held and vcpu.mp_state == _INIT_RECEIVED:
+        return "U-04"
+    writer = vcpu.writer("kvm_vcpu_ioctl_x86_set_vcpu_events")
+    if flags & _EVENT_FLAGS["shadow"]:
+        svm.svm_set_interrupt_shadow(vcpu, events.get("shadow", 0), writer)
+    if smm and bool(events.get("smm", 0)) != vcpu.smm:
+        if vcpu.kernel.smm_leaves:
+            if vcpu.guest_mode:
+                vcpu.note("SMM was toggled in guest mode: the vCPU left guest mode")
+            svm_leave_nested(vcpu)
+        elif vcpu.guest_mode:
+            vcpu.note(
+                "SMM was toggled in guest mode: this kernel keeps both, which is inconsistent"
+            )
+        vcpu.smm = bool(events["smm"])
+    return None
+
+
+def set_mp_state(vcpu: Vcpu, state: int) -> str | None:
+    """KVM_SET_MP_STATE."""
+    if not vcpu.host.irqchip and state != 0:
+        return "U-05"
+    blocked = vcpu.kernel.gif_blocks_init and (vcpu.smm or not vcpu.gif)
+    if state in (_INIT_RECEIVED, _SIPI_RECEIVED) and blocked:
+        return "U-05"
+    vcpu.mp_state = state
+    return None
