@@ -26,6 +26,7 @@ _VERBS = {
     "inspect": "What is in a stream: machine, vCPUs, nested state, problems.",
     "check": "Would a kernel accept the nested state, and be right?",
     "simulate": "Restore a stream in a model of KVM, step by step.",
+    "trace": "Judge a recorded log of KVM ioctls by the order of its puts.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
 }
 

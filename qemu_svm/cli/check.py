@@ -39,7 +39,7 @@ def command(
     list_rules: bool,
     explain_id: str | None,
 ) -> int:
-    """Would a kernel accept the nested state in the stream FILE, and be right?
+    """Tell which kernels would accept the nested state in the stream FILE.
 
     Restores the stream in a model of every kernel, in QEMU's order, and looks
     for parts that contradict each other and for known bugs.

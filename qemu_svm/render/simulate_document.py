@@ -76,6 +76,7 @@ def snapshot(state: Snapshot) -> dict[str, Any]:
         "guest_mode": state.guest_mode,
         "gif": state.gif,
         "smm": state.smm,
+        "interrupt_shadow": state.shadow,
         "run_pending": state.run_pending,
         "mmu": state.mmu,
         "mmu_broken": state.mmu_broken or None,

@@ -381,12 +381,12 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {
         kernel.name: kernel
         for kernel in (
-            *(V5_8, V5_10, V5_10_262, V5_11, V5_13, V5_15, V3, REVIEW, V5_17, V6_1, V6_6),
-            *(V6_12, V6_12_117, V7_2),
+            *(V5_8, V5_10, V5_10_262, V5_11, V5_13, V5_15, V5_17, V6_1, V6_6),
+            *(V6_12, V6_12_117, V7_2, V3, REVIEW),
         )
     }
 )
-"""All profiles by name, oldest first."""
+"""All profiles by name: kernels, oldest first, then the two proposals."""
 
 RELEASED = tuple(name for name in KERNELS if name not in ("v3", "review"))
 """Names of those that are kernels, not proposals."""

@@ -129,6 +129,18 @@ def _fill_save_cache(vcpu: Vcpu, source: Area) -> None:
     vcpu.nested.save.copy_from(source, _SAVE_CACHE)
 
 
+def _l2_cr3_into_cache(vcpu: Vcpu) -> None:
+    # The review means L2's values.  With NPT KVM_SET_SREGS leaves CR3 in
+    # vcpu->arch, and a VMCB gets it at KVM_RUN only (svm_load_mmu_pgd), so the
+    # code as sketched would have cached what stood in vmcb01 before.
+    if vcpu.vmcb02.get("cr3") != vcpu.arch.get("cr3"):
+        vcpu.note(
+            f"the review means L2's CR3 {vcpu.arch.get('cr3'):#x}; taken literally it would cache "
+            f"{vcpu.vmcb02.get('cr3'):#x}, since SREGS does not write CR3 to the VMCB"
+        )
+    vcpu.nested.save.copy_from(vcpu.arch, ("cr3",))
+
+
 def _enter_split(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
     # vmcb01 and vmcb02: 5.13 and later.
     kernel, nested = vcpu.kernel, vcpu.nested
@@ -139,6 +151,7 @@ def _enter_split(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
         vcpu.vmcb02.copy_from(vcpu.vmcb01)
         if kernel.save_cache == "vmcb02":
             _fill_save_cache(vcpu, vcpu.vmcb02)
+            _l2_cr3_into_cache(vcpu)
     svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
     _set_run_pending(vcpu, argument)
     nested.vmcb12_gpa = argument.vmcb_pa

@@ -26,7 +26,7 @@ _ALIASES = {"gdt": "gdtr", "idt": "idtr", "ldt": "ldtr"}
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole state after a step."""
+    """The whole state after a step; ``shadow`` is the interrupt shadow in force."""
 
     areas: Mapping[str, Area]
     nested: Mapping[str, int]
@@ -38,6 +38,7 @@ class Snapshot:
     mmu_broken: str
     requests: tuple[str, ...]
     save_cache_valid: bool
+    shadow: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ def snapshot(vcpu: Vcpu) -> Snapshot:
         mmu_broken=vcpu.mmu_broken,
         requests=tuple(sorted(vcpu.requests)),
         save_cache_valid=vcpu.nested.save_valid,
+        shadow=vcpu.current_control.get("int_state") & 1,
     )
 
 

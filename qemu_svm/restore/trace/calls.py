@@ -85,7 +85,7 @@ class Reader(Protocol):
     format: Format
 
     def read(self, line: int, text: str) -> list[Call | RunExit] | None:
-        """Say what a line completes; None if it is not of this kind."""
+        """Say which calls a line completes; None if it has nothing to do with KVM here."""
         ...
 
     def finish(self) -> list[Call | RunExit]:

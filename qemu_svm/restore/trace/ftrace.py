@@ -59,7 +59,7 @@ class Ftrace:
         self._pending: dict[str, _Begun] = {}
 
     def read(self, line: int, text: str) -> list[Call | RunExit] | None:
-        """Say what a line completes; None if it is neither event."""
+        """Say what a line completes; None if it is neither event of one of KVM's."""
         enter = _ENTER.search(text)
         found = enter or _EXIT.search(text)
         if found is None:
@@ -67,14 +67,19 @@ class Ftrace:
         task = _TASK.search(text, 0, found.start())
         key = task[1] if task else ""
         before = self._pending.pop(key, None)
+        done: list[Call | RunExit] = []
+        if before is not None:
+            # Without its exit event a call has no result, but it was made.
+            done.append(self._done(before, None if enter else int(found["value"], 16)))
         if enter is None:
-            return [] if before is None else [self._done(before, int(found["value"], 16))]
+            return done or None
         number = int(enter["cmd"], 16) & 0xFFFF_FFFF
-        if numbers.is_kvm(number) and len(self._pending) < self._limit:
+        if not numbers.is_kvm(number):
+            return done or None
+        if len(self._pending) < self._limit:
             fd = int(enter["fd"], 16) & 0xFFFF_FFFF
             self._pending[key] = _Begun(line, fd, number, int(enter["arg"] or "0", 16))
-        # Without its exit event a call has no result, but it was made.
-        return [] if before is None else [self._done(before, None)]
+        return done
 
     def finish(self) -> list[Call | RunExit]:
         """Return the calls that never came back."""

@@ -74,10 +74,15 @@ class Kind(StrEnum):
     FULL = "full put"
     RUNTIME = "run-time put"
     RUN = "run"
+    MIXED = "run and others"
     OTHER = "other"
 
 
 PUTS = frozenset({Kind.RESET, Kind.FULL, Kind.RUNTIME})
+RUNNING = frozenset({Kind.RUN, Kind.MIXED})
+_LIVING = frozenset({Kind.GET, Kind.RUNTIME, Kind.RUN, Kind.OTHER})
+_STRETCH = 512
+_ENDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +158,14 @@ class Splitter:
 
     def __init__(self) -> None:
         self.phases: list[Phase] = []
+        self._stretch = 0
         self.kept = 0
         self.ioctls = 0
         self.runs = 0
         # Of a put that is open the level is not known yet: it is FULL until it ends.
         self._mode: Kind | None = None
         self._steps: list[Step] = []
+        self._names: set[str] = set()
         # Reads and others inside an open put, which is over if no more is written.
         self._held: list[Step] = []
 
@@ -220,17 +227,15 @@ class Splitter:
 
     def _state(self, step: Step) -> None:
         if self._mode is Kind.FULL:
-            again = (step.name in SREGS and _any(self._steps, SREGS)) or (
-                step.name == NESTED and _any(self._steps, {NESTED})
-            )
+            again = step.name in self._names and (step.name == NESTED or step.name in SREGS)
             if self._closed() and again:
                 self._split(Kind.FULL)
             self._join(step)
         elif self._mode is Kind.CREATION and step.name in MSRS:
-            self._steps.append(step)
+            self._append(step)
         elif self._mode is Kind.APIC:
             if step.name in MSRS:
-                self._steps.append(step)
+                self._append(step)
             else:
                 # MSRs that no LAPIC followed are the put's.
                 self._split(Kind.FULL)
@@ -240,7 +245,7 @@ class Splitter:
 
     def _apic(self, step: Step) -> None:
         if self._mode is Kind.FULL:
-            if all(one.name in MSRS for one in self._steps) and not self._held:
+            if self._names <= MSRS and not self._held:
                 self._mode = Kind.APIC
             elif self._closed():
                 # APICBASE was written before the LAPIC, after the put.
@@ -251,10 +256,16 @@ class Splitter:
         self._go(Kind.APIC, step)
 
     def _closed(self) -> bool:
-        return _any(self._steps, DEBUGREGS) and _any(self._steps, SREGS | REGS | {NESTED})
+        return not (
+            self._names.isdisjoint(DEBUGREGS) or self._names.isdisjoint(SREGS | REGS | {NESTED})
+        )
+
+    def _append(self, *steps: Step) -> None:
+        self._steps += steps
+        self._names.update(step.name for step in steps)
 
     def _join(self, step: Step) -> None:
-        self._steps += [*self._held, step]
+        self._append(*self._held, step)
         self._held = []
 
     def _go(self, kind: Kind, step: Step) -> None:
@@ -262,7 +273,7 @@ class Splitter:
         if self._mode is not kind:
             self._flush()
             self._mode = kind
-        self._steps.append(step)
+        self._append(step)
 
     def _split(self, kind: Kind) -> None:
         # Begin a new phase with the MSRS at the end of the open one.
@@ -273,7 +284,7 @@ class Splitter:
         del self._steps[at:]
         self._flush()
         self._mode = kind
-        self._steps = moved
+        self._append(*moved)
 
     def _flush(self) -> None:
         if self._steps:
@@ -282,9 +293,13 @@ class Splitter:
             assert kind is not None
             count = sum(step.count for step in steps)
             self.phases.append(Phase(kind, steps, steps[-1].last_line, count))
+            self._stretch = 0 if kind not in _LIVING else self._stretch + 1
             self._fold()
+            if self._stretch >= _STRETCH:
+                self._shrink()
         held, self._held = self._held, []
         self._steps = []
+        self._names = set()
         self._mode = None
         for step in held:
             self._take(step)
@@ -307,7 +322,23 @@ class Splitter:
                     for one, other in zip(old, new, strict=True)
                 ]
                 self.kept -= sum(len(phase.steps) for phase in new)
+                dead = [at for at, phase in enumerate(new) if phase.kind not in _LIVING]
+                self._stretch = size - 1 - dead[-1] if dead else self._stretch - size
                 return
+
+    def _shrink(self) -> None:
+        # The middle of a long life is told as one phase.
+        first = len(self.phases) - self._stretch + _ENDS
+        middle = self.phases[first:-_ENDS]
+        runs = [phase for phase in middle if phase.kind in RUNNING]
+        if not runs:
+            self._stretch = 0
+            return
+        count = sum(phase.count for phase in middle)
+        mixed = Phase(Kind.MIXED, runs[0].steps, middle[-1].last_line, count)
+        self.phases[first:-_ENDS] = [mixed]
+        self.kept += len(mixed.steps) - sum(len(phase.steps) for phase in middle)
+        self._stretch = 2 * _ENDS + 1
 
 
 def _same(step: Step, call: Call) -> bool:
@@ -316,10 +347,6 @@ def _same(step: Step, call: Call) -> bool:
     if call.name == RUN and step.error in _INTERRUPTED and call.error in _INTERRUPTED:
         return True
     return step.error == call.error and step.efer == call.efer
-
-
-def _any(steps: Sequence[Step], names: frozenset[str] | set[str]) -> bool:
-    return any(step.name in names for step in steps)
 
 
 def _alike(one: Phase, other: Phase) -> bool:
@@ -333,6 +360,7 @@ def _alike(one: Phase, other: Phase) -> bool:
 
 
 def _put_kind(steps: Sequence[Step]) -> Kind:
-    if _any(steps, TSC):
+    names = {step.name for step in steps}
+    if not names.isdisjoint(TSC):
         return Kind.FULL
-    return Kind.RESET if _any(steps, MP_STATE | {NESTED}) else Kind.RUNTIME
+    return Kind.RUNTIME if names.isdisjoint(MP_STATE | {NESTED}) else Kind.RESET

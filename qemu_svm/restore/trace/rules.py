@@ -48,7 +48,9 @@ class Rule:
     source: str
 
 
-_ALL = "5.8 and later"
+ALL_KERNELS = "5.8 and later"
+"""Every kernel that restores nested SVM state."""
+
 _NESTED_C = "Linux arch/x86/kvm/svm/nested.c"
 _MEASURED = "measured"
 
@@ -59,7 +61,7 @@ RULES: tuple[Rule, ...] = (
         "EFER.SVME is set, by SREGS or MSRS, before NESTED_STATE",
         "KVM answers EINVAL to nested state in guest mode while EFER.SVME is clear",
         "put SREGS2 (or SREGS) before NESTED_STATE, as QEMU does since 5.1",
-        _ALL,
+        ALL_KERNELS,
         f"{_NESTED_C} svm_set_nested_state; {_MEASURED}",
     ),
     Rule(
@@ -97,7 +99,7 @@ RULES: tuple[Rule, ...] = (
         "L2 runs on the page tables and segments that were there, and its next exit writes "
         "them into vmcb12; no error",
         "put L2's SREGS before or after NESTED_STATE",
-        _ALL,
+        ALL_KERNELS,
         f"{_NESTED_C} nested_svm_vmexit; {_MEASURED}",
     ),
     Rule(
@@ -106,7 +108,7 @@ RULES: tuple[Rule, ...] = (
         "SREGS before NESTED_STATE become L2's",
         "",
         "",
-        _ALL,
+        ALL_KERNELS,
         f"{_NESTED_C} svm_set_nested_state (vmcb01.save is copied to vmcb02); {_MEASURED}",
     ),
     Rule(
@@ -115,7 +117,7 @@ RULES: tuple[Rule, ...] = (
         "SREGS after NESTED_STATE go to L2's VMCB",
         "",
         "",
-        _ALL,
+        ALL_KERNELS,
         f"Linux arch/x86/kvm/svm/svm.c; {_MEASURED}",
     ),
     Rule(
@@ -124,7 +126,7 @@ RULES: tuple[Rule, ...] = (
         "SREGS after NESTED_STATE keep EFER.SVME",
         "guest mode is dropped without an error, GDT and IDT of that call are lost",
         "put L2's EFER with SVME, as KVM_GET_SREGS gave it",
-        _ALL,
+        ALL_KERNELS,
         f"Linux arch/x86/kvm/svm/svm.c svm_set_efer; {_MEASURED}",
     ),
     Rule(
@@ -133,7 +135,7 @@ RULES: tuple[Rule, ...] = (
         "L2's REGS are put before KVM_RUN",
         "L2 runs with a RIP, RSP and RAX that are not its own; no error",
         "put L2's REGS before or after NESTED_STATE",
-        _ALL,
+        ALL_KERNELS,
         f"Linux arch/x86/kvm/x86.c (L1 and L2 share the registers); {_MEASURED}",
     ),
     Rule(
@@ -142,7 +144,7 @@ RULES: tuple[Rule, ...] = (
         "MSRS on either side of NESTED_STATE",
         "",
         "",
-        _ALL,
+        ALL_KERNELS,
         f"{_NESTED_C} (STAR, LSTAR, KERNEL_GS_BASE… are in vmcb01 always); {_MEASURED}",
     ),
     Rule(
@@ -151,7 +153,7 @@ RULES: tuple[Rule, ...] = (
         "MSRS after NESTED_STATE keep EFER.SVME",
         "guest mode is dropped without an error",
         "leave EFER to SREGS",
-        _ALL,
+        ALL_KERNELS,
         f"Linux arch/x86/kvm/svm/svm.c svm_set_efer; {_MEASURED}",
     ),
     Rule(
@@ -161,7 +163,7 @@ RULES: tuple[Rule, ...] = (
         "without VM_HSAVE_PA L1's next VMRUN gets #GP (5.14 and later), an SMI in L2 writes "
         "L1's state to address 0x400; STAR, LSTAR, KERNEL_GS_BASE… are not the guest's",
         "put all MSRs of the stream",
-        _ALL,
+        ALL_KERNELS,
         f"{_NESTED_C} nested_svm_vmrun; svm/svm.c svm_enter_smm",
     ),
     Rule(
@@ -170,7 +172,7 @@ RULES: tuple[Rule, ...] = (
         "DEBUGREGS on either side of NESTED_STATE",
         "",
         "",
-        _ALL,
+        ALL_KERNELS,
         f"Linux arch/x86/kvm/x86.c; {_MEASURED}",
     ),
     Rule(
@@ -190,7 +192,7 @@ RULES: tuple[Rule, ...] = (
         "guest mode is dropped without an error (5.17 and later), before that the vCPU is in "
         "SMM and in L2 at once; smm=1 before NESTED_STATE makes it EINVAL",
         "put the smm flag that the vCPU has",
-        _ALL,
+        ALL_KERNELS,
         f"Linux arch/x86/kvm/x86.c kvm_smm_changed; {_MEASURED}",
     ),
     Rule(
@@ -200,7 +202,7 @@ RULES: tuple[Rule, ...] = (
         "L1's MSR bitmap and vmcb12 cannot be read: internal error at the first KVM_RUN, "
         "triple fault at L2's next exit",
         "set all memory regions before the vCPUs run",
-        _ALL,
+        ALL_KERNELS,
         f"{_NESTED_C} svm_get_nested_state_pages; {_MEASURED}",
     ),
     Rule(
@@ -219,7 +221,7 @@ RULES: tuple[Rule, ...] = (
         "leaving guest mode by NESTED_STATE is followed by SREGS and REGS",
         "the vCPU is a mixture: registers of L2, segments of L1",
         "put SREGS and REGS of the new state afterwards",
-        _ALL,
+        ALL_KERNELS,
         f"{_NESTED_C} svm_leave_nested; {_MEASURED}",
     ),
     Rule(
@@ -228,7 +230,7 @@ RULES: tuple[Rule, ...] = (
         "MP_STATE is put before KVM_RUN",
         "a vCPU other than the first waits for INIT and SIPI, and a halted one runs",
         "put MP_STATE; it does not matter on which side of NESTED_STATE",
-        _ALL,
+        ALL_KERNELS,
         "Linux arch/x86/kvm/x86.c kvm_arch_vcpu_ioctl_set_mpstate",
     ),
     Rule(
@@ -245,19 +247,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "T-01",
         Severity.ERROR,
-        "no ioctl that was refused is passed over",
+        "a restore stops at the first ioctl that is refused",
         "the values were not taken, and the vCPU runs all the same",
-        "stop at the first ioctl that fails",
-        _ALL,
+        "treat every error of these ioctls as fatal",
+        ALL_KERNELS,
         _MEASURED,
     ),
     Rule(
         "T-02",
         Severity.WARNING,
-        "no ioctl is refused",
+        "every ioctl is accepted",
         "the values were not taken; nothing ran afterwards",
         "look at what was put, and at what came before it",
-        _ALL,
+        ALL_KERNELS,
         _NESTED_C,
     ),
     Rule(
@@ -266,7 +268,7 @@ RULES: tuple[Rule, ...] = (
         "the first KVM_RUN after the put goes well",
         "the state was taken, but the vCPU cannot run with it",
         "compare with what these rules say of CPUID2, memory and nested paging",
-        _ALL,
+        ALL_KERNELS,
         _MEASURED,
     ),
 )

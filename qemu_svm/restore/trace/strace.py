@@ -26,7 +26,6 @@ from qemu_svm.restore.trace.calls import (
     Descriptors,
     Format,
     RunExit,
-    Vcpu,
     errno_name,
     level_of,
 )
@@ -69,10 +68,10 @@ class Strace:
     def __init__(self, descriptors: Descriptors, pending: int) -> None:
         self._descriptors = descriptors
         self._limit = pending
-        self._pending: dict[str, _Begun | None] = {}
+        self._pending: dict[str, _Begun] = {}
 
     def read(self, line: int, text: str) -> list[Call | RunExit] | None:
-        """Say what a line completes; None if it is no ioctl of strace's."""
+        """Say what a line completes; None if it is no ioctl of KVM's."""
         start = _START.match(text)
         if start is not None:
             return self._start(line, text, start)
@@ -80,21 +79,23 @@ class Strace:
         if resumed is None:
             return None
         begun = self._pending.pop(resumed[1] or resumed[2] or "", None)
-        return [] if begun is None else [self._done(begun, text)]
+        return None if begun is None else [self._done(begun, text)]
 
     def finish(self) -> list[Call | RunExit]:
         """Return the calls that never came back."""
-        left = [begun for begun in self._pending.values() if begun is not None]
+        left = list(self._pending.values())
         self._pending.clear()
         return [self._done(begun, "") for begun in left]
 
-    def _start(self, line: int, text: str, start: re.Match[str]) -> list[Call | RunExit]:
+    def _start(self, line: int, text: str, start: re.Match[str]) -> list[Call | RunExit] | None:
         begun = _begun(line, text, start)
+        if begun is None:
+            return None
         if _UNFINISHED in text[-_TAIL:]:
             if len(self._pending) < self._limit:
                 self._pending[start[1] or start[2] or ""] = begun
             return []
-        return [] if begun is None else [self._done(begun, text)]
+        return [self._done(begun, text)]
 
     def _done(self, begun: _Begun, text: str) -> Call:
         ioctl = None if begun.number is None else numbers.by_number(begun.number)

@@ -1,0 +1,1 @@
+"""The KVM of the running kernel: what its ioctls are called and carry."""
