@@ -336,12 +336,18 @@ def nested_svm_vmrun(vcpu: Vcpu, race: dict[str, int] | None = None) -> str | No
     used = memory.copy("vmcb12 as used")
     used.copy_from(vcpu.save_cache(rules.cached, "nested_svm_vmrun") if rules.cached else Area(""))
     for name in race or {}:
-        if name in rules.checked and used.get(name) != checked.get(name):
-            vcpu.note(f"L2 runs with {name} {used.get(name):#x}, which was never checked: "
-                      f"{checked.get(name):#x} was")  # fmt: skip
-        elif used.get(name) == checked.get(name):
-            vcpu.note(f"{name} was checked and used as {used.get(name):#x}: the race has no effect")
+        _tell_race(vcpu, name, checked.get(name), used.get(name))
     return enter_svm_guest_mode(vcpu, used, writer)
+
+
+def _tell_race(vcpu: Vcpu, name: str, checked: int, used: int) -> None:
+    rules = vcpu.kernel.vmrun
+    if name == "efer" and rules.svme_forced:
+        used |= 1 << 12
+    if used == checked:
+        vcpu.note(f"{name} was checked and used as {used:#x}: the race has no effect")
+    elif name in rules.checked:
+        vcpu.note(f"L2 runs with {name} {used:#x}, which was never checked: {checked:#x} was")
 
 
 def _save_l1(vcpu: Vcpu) -> None:

@@ -22,6 +22,8 @@ def svm_enter_smm(vcpu: Vcpu) -> str | None:
     vcpu.smram = None
     if vcpu.guest_mode:
         address = vcpu.nested.vmcb12_gpa
+        # With a run pending the SMI waits until L2 has been entered once.
+        vcpu.nested.run_pending = 0
         if not nested_svm_vmexit(vcpu):
             return "shutdown: vmcb12 cannot be written"
         vcpu.smram = address

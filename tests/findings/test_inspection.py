@@ -34,7 +34,7 @@ def test_guest_mode_must_agree(sample: bytes, healthy: Machine) -> None:
     at = healthy.vcpus[0].registers["hflags"].offset
     value = healthy.vcpus[0].get("hflags") ^ 1 << 21
     broken = changed(sample, at, value.to_bytes(4, "big"))
-    assert rules(broken) == ["guest-mode-mismatch"]
+    assert rules(broken) == ["X-01"]
     (finding,) = findings(broken)
     assert finding.severity is Severity.ERROR
     assert finding.offset == 0x98D7C
@@ -42,12 +42,12 @@ def test_guest_mode_must_agree(sample: bytes, healthy: Machine) -> None:
 
 def test_gif_must_agree(sample: bytes, healthy: Machine) -> None:
     at = healthy.vcpus[0].registers["hflags2"].offset
-    assert rules(changed(sample, at, b"\0\0\0\0")) == ["gif-mismatch"]
+    assert rules(changed(sample, at, b"\0\0\0\0")) == ["X-02"]
 
 
 @pytest.mark.parametrize(
     ("offset", "data", "rule"),
-    [(2, b"\0\x05", "nested-format"), (4, b"\0\0\0\x80", "nested-size")],
+    [(2, b"\0\x05", "X-04"), (4, b"\0\0\0\x80", "X-04")],
 )
 def test_headers_of_the_nested_state(
     offset: int, data: bytes, rule: str, sample: bytes, healthy: Machine
@@ -68,7 +68,7 @@ def cpu(hflags: int, vm_vmcb: int) -> Stream:
 
 
 def test_guest_mode_without_nested_state() -> None:
-    assert rules(read_machine(cpu(1 << 21, 0))) == ["guest-without-nested-state"]
+    assert rules(read_machine(cpu(1 << 21, 0))) == ["X-03"]
     # Under TCG there is none, and none is needed.
     assert rules(read_machine(cpu(1 << 21, 0x108000))) == []
     assert rules(read_machine(cpu(1 << 21 | 1 << 20, 0))) == []

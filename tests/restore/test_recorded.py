@@ -47,7 +47,7 @@ def judged(outcome: str, recorded: str) -> bool | None:
     return None
 
 
-def disagreement(recording: Recording) -> str | None:  # noqa: PLR0911, PLR0912, C901
+def disagreement(recording: Recording) -> str | None:
     """The first place where model and kernel differ."""
     entry, kernel = recording.entry, KERNELS[recording.profile]
     host = Host(npt=entry.get("npt", True), irqchip=entry.get("irqchip", False))

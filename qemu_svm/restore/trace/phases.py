@@ -127,9 +127,9 @@ def short_name(name: str) -> str:
 class Phase:
     """Steps that belong together.
 
-    :param times: how often the cycle that this phase is a part of came in a
-        row; ``last_line`` is then that of the last time.
-    :param count: ioctls, in all cycles together.
+    :param times: how often it came, if it is part of a cycle that repeats;
+        ``last_line`` is then that of the last time.
+    :param count: ioctls, of all times together.
     """
 
     kind: Kind
@@ -315,7 +315,7 @@ class Splitter:
                 phases[-2 * size :] = [
                     replace(
                         one,
-                        times=one.times + 1,
+                        times=one.times + other.times,
                         last_line=other.last_line,
                         count=one.count + other.count,
                     )

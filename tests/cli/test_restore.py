@@ -1,0 +1,137 @@
+"""``check`` and ``simulate`` as a user has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qemu_svm.restore.rules import RULES
+from tests.conftest import CAPTURES, STREAMS, Run
+
+FILE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
+
+
+@pytest.mark.parametrize("entry", CAPTURES, ids=lambda entry: entry["file"])
+def test_check_passes_every_capture(entry: dict[str, Any], svmstream: Run) -> None:
+    done = svmstream("check", "--json", STREAMS / entry["file"])
+    assert (done.returncode, done.stderr) == (0, b"")
+    made = json.loads(done.stdout)
+    (vcpu,) = made["vcpus"]
+    assert all(kernel["accepted"] for kernel in vcpu["kernels"].values())
+    kernel = entry["provenance"]["kernel"]
+    assert vcpu["kernels"][kernel]["verdict"] == "right"
+
+
+def test_check_tells_what_is_broken(sample: bytes, tmp_path: Path, svmstream: Run) -> None:
+    where = json.loads(
+        svmstream("show", "--json", "-", "vcpu0.nested.control.asid", input=sample).stdout
+    )["offset"]
+    path = tmp_path / "broken.bin"
+    path.write_bytes(sample[:where] + bytes(4) + sample[where + 4 :])
+    done = svmstream("check", path)
+    assert done.returncode == 1
+    assert b"error C-02 at " + f"{where:#x}".encode() in done.stdout
+    assert b"L2's ASID is 0 (control.asid 0x0)" in done.stdout
+    one = svmstream("check", "--json", "--kernel", "6.1", path)
+    (finding,) = json.loads(one.stdout)["findings"]
+    assert (finding["rule"], finding["kernels"]) == ("C-02", ["6.1"])
+
+
+def test_fail_on(svmstream: Run) -> None:
+    file = STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst"
+    assert svmstream("check", file).returncode == 0
+    assert svmstream("check", "--fail-on", "warning", file).returncode == 1
+    assert svmstream("check", "--fail-on", "warning", "--kernel", "6.1", file).returncode == 0
+    assert svmstream("check", "--qemu", "5.0", file).returncode == 1
+
+
+def test_rules_are_listed_and_explained(svmstream: Run) -> None:
+    listed = svmstream("check", "--rules")
+    assert listed.returncode == 0
+    for rule in RULES:
+        assert f"  {rule} ".encode() in listed.stdout
+        explained = svmstream("check", "--explain", rule) if rule in ("SV-03", "O-04") else None
+        if explained is not None:
+            assert b"source" in explained.stdout
+            assert b"kernels" in explained.stdout
+    made = json.loads(svmstream("check", "--rules", "--json").stdout)
+    assert len(made["rules"]) == len(RULES)
+    wrong = svmstream("check", "--explain", "SV-99")
+    assert wrong.returncode == 2
+    assert b"SV-1" in wrong.stderr
+
+
+def test_check_of_a_cut_stream(sample: bytes, svmstream: Run) -> None:
+    done = svmstream("check", "-", input=sample[:400_000])
+    assert done.returncode == 3
+    assert b"NOT COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["check"], b"Missing argument"),
+        (["check", "x", "--qemu", "new"], b"not a version"),
+        (["check", str(FILE), "--kernel", "6.2"], b"no kernel profile"),
+        (["simulate", str(FILE), "--kernel", "6.2"], b"6.12"),
+        (["simulate", str(FILE), "--plan", "cpuid,sreg"], b"sregs"),
+        (["simulate", str(FILE), "--vcpu", "3"], b"no readable vCPU 3"),
+        (["simulate", str(FILE), "--race", "efer"], b"not FIELD=NUMBER"),
+    ],
+)
+def test_wrong_arguments(args: list[str], words: bytes, svmstream: Run) -> None:
+    done = svmstream(*args)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_simulate_says_what_goes_wrong(svmstream: Run) -> None:
+    done = svmstream("simulate", FILE, "--plan", "cpuid,sregs:l1,nested,regs,run")
+    assert done.returncode == 1
+    assert b"verdict: wrong" in done.stdout
+    assert (
+        b"L2 would run with L1's page tables: CR3 0x101000 instead of 0x104000, "
+        b"written by step 2 (sregs:l1)" in done.stdout
+    )
+
+
+def test_simulate_on_all_kernels(svmstream: Run) -> None:
+    done = svmstream("simulate", FILE, "--kernel", "all")
+    assert done.returncode == 0
+    assert done.stdout.count(b"right") == 14
+    broken = svmstream("simulate", FILE, "--kernel", "all", "--plan", "cpuid,nested")
+    assert broken.returncode == 1
+    assert broken.stdout.count(b"refused") == 14
+
+
+def test_simulate_json(svmstream: Run) -> None:
+    done = svmstream("simulate", FILE, "--json", "--kernel", "v3", "--plan", "cpuid,sregs,nested")
+    made = json.loads(done.stdout)
+    (one,) = made["simulations"]
+    assert one["kernel"]["name"] == "v3"
+    assert [step["errno"] for step in one["steps"]] == [None] * 3
+    cached = one["steps"][2]["state"]["areas"]["save_cache"]["cr3"]
+    assert (cached["value"], cached["step"]) == ("0x101000", 3)
+    nested = one["steps"][2]["state"]["nested"]
+    assert nested == {"flags": "0x101", "format": 1, "size": 4224, "vmcb_pa": "0x108000"}
+    code = one["steps"][2]["state"]["areas"]["vmcb02"]["cs"]["value"]
+    assert code["attrib"] == "0xa9b"
+    assert one["verdict"] == "open"
+
+
+def test_simulate_race(svmstream: Run) -> None:
+    plan = ["--plan", "cpuid,sregs,nested,regs,msrs,run"]
+    old = svmstream("simulate", FILE, "--kernel", "5.10", "--race", "efer=0x0", *plan)
+    assert b"L2 runs with efer 0x1000, which was never checked: 0x1500 was" in old.stdout
+    new = svmstream("simulate", FILE, "--kernel", "6.1", "--race", "efer=0x0", *plan)
+    assert b"the race has no effect" in new.stdout
+
+
+def test_simulate_verbose_fits_and_runs(svmstream: Run) -> None:
+    done = svmstream("simulate", FILE, "-v", "--kernel", "5.10")
+    assert done.returncode == 0
+    assert b"hsave" in done.stdout
