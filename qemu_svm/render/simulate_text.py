@@ -25,6 +25,7 @@ _STYLES = {
 _SHOWN = (
     *("efer", "cr0", "cr3", "cr4", "rip", "rsp", "rax", "rflags", "dr6", "dr7"),
     *("cs", "ss", "ds", "es", "gdtr", "idtr", "cpl", "int_state"),
+    *("asid", "nested_ctl", "nested_cr3"),
 )
 _QUIET = frozenset({"arch"})
 _BRIEF = 8
