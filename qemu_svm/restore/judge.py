@@ -14,10 +14,11 @@ from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.memory import backed
 from qemu_svm.nested import bits
 from qemu_svm.restore import plan as plans
+from qemu_svm.restore.area import RESET
 from qemu_svm.restore.consistency import Violation, consistency
 from qemu_svm.restore.kernels import KERNELS, Kernel
 from qemu_svm.restore.rules import RULES
-from qemu_svm.restore.saved import Saved, from_vcpu, guest_cpuid
+from qemu_svm.restore.saved import Saved, areas, from_vcpu, guest_cpuid
 from qemu_svm.restore.simulate import Simulation, simulate
 from qemu_svm.restore.vcpu import Host
 from qemu_svm.restore.verdict import Judgement, Verdict, judge
@@ -190,7 +191,28 @@ def _pae(vcpu: Vcpu) -> bool:
     )
 
 
+def _any(vcpu: Vcpu, *names: str) -> bool:
+    if vcpu.nested is None or not vcpu.nested.vmcb:
+        return False
+    save = vcpu.nested.save()
+    return any(save[name] for name in names)
+
+
+def _hyperv(vcpu: Vcpu) -> bool:
+    if vcpu.nested is None or not vcpu.nested.vmcb:
+        return False
+    area = vcpu.nested.control().hv_enlightenments
+    return bool(area.control or area.partition_assist_page)
+
+
+def _intercepts(saved: Saved, name: str) -> bool:
+    words = areas(saved.blob.vmcb, RESET)[0].get("intercepts")
+    return bool(words & bits.INTERCEPTS.mask(name))
+
+
 _ADVISORIES: Mapping[str, _Predicate] = {
+    "A-01": lambda _m, _v, s: _guest(s) and _intercepts(s, "MSR_PROT"),
+    "A-02": lambda _m, v, s: _guest(s) and _soft_event(v) and bool(_control(v, "next_rip")),
     "O-10": lambda _m, v, s: _guest(s) and bool(s.blob.flags & bits.RUN_PENDING) and _soft_event(v),
     "O-18": lambda _m, v, s: v.smm and not _guest(s),
     "O-19": lambda _m, v, s: _guest(s) and not v.gif,
@@ -198,6 +220,10 @@ _ADVISORIES: Mapping[str, _Predicate] = {
     "O-21": lambda _m, _v, s: _guest(s) and bool(s.blob.flags & bits.RUN_PENDING),
     "O-23": lambda _m, v, s: _guest(s) and _pae(v) and v.section.child("cpu/pdptrs") is None,
     "O-28": lambda _m, v, s: _guest(s) and bool(_control(v, "nested_ctl") & _NPT),
+    "O-29": lambda _m, v, s: _guest(s) and _hyperv(v),
+    "O-30": lambda _m, v, s: (
+        _guest(s) and _any(v, "s_cet", "ssp", "isst_addr", "dbgctl", "br_from", "br_to")
+    ),
 }
 _SEVERITY = {"O-20": "info"}
 

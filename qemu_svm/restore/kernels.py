@@ -21,7 +21,7 @@ LEAVE = "leave"
 """Stands in ``set_nested_state`` where a call without GUEST_MODE is done."""
 
 _ORDER = (
-    *("SET-02", "SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-03b", "SV-04", LEAVE),
+    *("SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-03b", "SV-04", LEAVE),
     *("SV-05", "SV-06", "C-01", "C-02", "C-03", "C-03b", "C-04", "C-05", "C-06", "C-07", "C-08"),
     *("SV-10", "SV-11", "SV-12", "SV-13", "SV-14", "S-01", "S-02", "S-03", "S-04", "S-05"),
     *("S-06", "S-07", "S-09", "S-10", "S-11", "SV-17", "SV-16"),
@@ -153,7 +153,7 @@ _MASKS_7_2 = MappingProxyType(
 
 _SREGS = ("R-01", "R-02", "R-03", "R-04")
 _FIRST = (
-    *("SET-02", "SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-04", LEAVE),
+    *("SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-04", LEAVE),
     *("SV-05", "SV-06", "C-01", "C-02"),
 )
 _L1_STATE = (

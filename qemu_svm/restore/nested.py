@@ -16,6 +16,7 @@ from qemu_svm.restore.vcpu import INVALID_GPA, VMLOAD_GROUP, VMRUN_FIELDS, Vcpu
 from qemu_svm.x86.registers import CR0, CR4
 
 _PAGES = "NESTED_STATE_PAGES"
+_HEADER, _WHOLE = 128, 4224
 _SAVE_CACHE = ("efer", "cr0", "cr3", "cr4", "dr6", "dr7")
 
 
@@ -400,7 +401,7 @@ def nested_vmcb02_prepare_save(vcpu: Vcpu, save: Area, writer: Writer) -> bool:
 
 
 def svm_get_nested_state(vcpu: Vcpu) -> dict[str, int]:
-    """The header that KVM_GET_NESTED_STATE would give."""
+    """The header that KVM_GET_NESTED_STATE gives for a buffer of the full size."""
     flags = bits.GIF_SET if vcpu.gif else 0
     if vcpu.guest_mode:
         flags |= bits.GUEST_MODE
@@ -409,6 +410,23 @@ def svm_get_nested_state(vcpu: Vcpu) -> dict[str, int]:
     return {
         "flags": flags,
         "format": 1,
-        "size": 4224 if vcpu.guest_mode else 128,
+        "size": _WHOLE if vcpu.guest_mode else _HEADER,
         "vmcb_pa": vcpu.nested.vmcb12_gpa if vcpu.guest_mode else 0,
     }
+
+
+def kvm_get_nested_state(vcpu: Vcpu, size: int) -> str | None:
+    """KVM_GET_NESTED_STATE with a buffer that says it has ``size`` bytes (x86.c).
+
+    :returns: the id of the reason for E2BIG, or None.
+    """
+    if size < _HEADER:
+        vcpu.note(
+            f"only the header's size is written back, and it says {_HEADER} even in guest mode: "
+            "ask KVM_CAP_NESTED_STATE for the real one"
+        )
+        return "GET-01"
+    if size < svm_get_nested_state(vcpu)["size"]:
+        vcpu.note(f"all {_WHOLE} bytes are written although the buffer has {size}")
+        return "GET-02"
+    return None

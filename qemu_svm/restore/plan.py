@@ -17,6 +17,7 @@ separated by colons::
 ``nested``      KVM_SET_NESTED_STATE with the blob; ``flags= format= size=
                 vmcb_pa= gpat=`` change the header, ``@0x550=VALUE`` writes 8
                 bytes into the VMCB, ``@0x5c/1=VALUE`` one byte
+``get``         KVM_GET_NESTED_STATE; ``size=`` is that of the buffer
 ``regs``        KVM_SET_REGS with L2's values, ``l1`` or single ones
 ``msrs``        KVM_SET_MSRS with all MSRs of the stream; with ``efer=…`` only
                 those that are named
@@ -41,7 +42,7 @@ from qemu_svm.errors import PlanError
 
 STEPS = (
     *("cpuid", "sregs", "sregs2", "nested", "regs", "msrs", "events", "debugregs", "mpstate"),
-    *("run", "vmrun", "smi", "rsm", "lapic", "xsave", "xcrs", "tsc_khz"),
+    *("get", "run", "vmrun", "smi", "rsm", "lapic", "xsave", "xcrs", "tsc_khz"),
 )
 WITHOUT_EFFECT = frozenset({"lapic", "xsave", "xcrs", "tsc_khz"})
 """Steps that have nothing to do with nested state."""
@@ -63,6 +64,7 @@ carry the interrupt shadow (flags 9), so L2 keeps that of the blob."""
 
 _FLAGS = {"cpuid": ("nosvm",), "sregs": ("l1",), "sregs2": ("l1",), "regs": ("l1",)}
 _CHOICES = {
+    "get": ("size",),
     "nested": ("flags", "format", "size", "vmcb_pa", "gpat"),
     "events": (
         *("flags", "smm", "smm_pending", "shadow", "nmi_pending", "nmi_injected", "nmi_masked"),

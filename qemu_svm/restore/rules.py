@@ -2,7 +2,7 @@
 
 Three kinds:
 
-* **checks** (``SET- SV- C- S- R- U-``): KVM looks and answers with an error.
+* **checks** (``GET- SET- SV- C- S- R- U-``): KVM looks and answers with an error.
   Which kernel has which check is in :mod:`qemu_svm.restore.kernels`;
 * **order** (``O-``): what must come before what;
 * **consistency** (``X-``) and **advisories** (``A- Q-``): parts of a stream that
@@ -57,7 +57,11 @@ _FIX_SOURCE = "look at what wrote this field; the source's kernel could not have
 _CPUID = "compare the destination's CPU model with the source's"
 
 _CHECKS = (
-    ("SET-02", "the argument cannot be read", "EFAULT", "pass a valid pointer", _X86),
+    ("GET-01", "the buffer is below 128 bytes", "KVM_GET_NESTED_STATE answers E2BIG",
+     "ask KVM_CAP_NESTED_STATE for the size", _X86),
+    ("GET-02", "the buffer is below 4224 bytes in guest mode",
+     "E2BIG, but all 4224 bytes are written", "always pass 4224 bytes",
+     "nested.c svm_get_nested_state"),
     ("SET-03", "size is below 128", _EINVAL, "size counts the 128 bytes of header", _X86),
     ("SET-04", "flags has a bit outside 0x10f", _EINVAL, "clear it", _X86),
     ("SET-05", "RUN_PENDING is set without GUEST_MODE", _EINVAL, "set both or neither", _X86),
@@ -239,6 +243,12 @@ _OTHERS = (
     ("O-30", INFO, "L1 has shadow stack or LBR state in the save area",
      "kernels before 7.0 ignore it", "use 7.x", "nested.c svm_copy_vmrun_state",
      tuple(n for n in RELEASED if n != "7.2")),
+    ("A-01", WARNING, "L1 intercepts MSRs", "L2's MSR accesses are not intercepted after it",
+     "use 5.9 or later", "commit 772b81bb2f9b", ("5.8",)),
+    ("A-02", WARNING, "a soft event with NextRIP is pending for L2",
+     "kernels before 5.19 lose NextRIP: a wrong return address is pushed", "use 5.19 or later",
+     "commit 00f08d99dd7d",
+     tuple(n for n in RELEASED if "next_rip" not in KERNELS[n].control_fields)),
     ("X-01", ERROR, "hflags and the nested flags disagree about guest mode",
      "QEMU refuses the stream, or restores without guest mode", _FIX_SOURCE,
      "QEMU target/i386/machine.c cpu_post_load", _ALL),

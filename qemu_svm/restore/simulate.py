@@ -128,7 +128,7 @@ def snapshot(vcpu: Vcpu) -> Snapshot:
 def _errno(failed: str | None) -> str | None:
     if failed is None:
         return None
-    return "EFAULT" if failed == "SET-02" else "EINVAL"
+    return "E2BIG" if failed.startswith("GET-") else "EINVAL"
 
 
 def _perform(
@@ -292,11 +292,17 @@ def _nested(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
     return failed
 
 
+def _get(vcpu: Vcpu, _saved: Saved, step: Step) -> str | None:
+    values = dict(step.settings)
+    return nested.kvm_get_nested_state(vcpu, int(values.get("size", layout.VMCB_SIZE + 128)))
+
+
 _IOCTLS: dict[str, Callable[[Vcpu, Saved, Step], str | None]] = {
     "cpuid": _cpuid,
     "sregs": _sregs,
     "sregs2": _sregs,
     "nested": _nested,
+    "get": _get,
     "regs": _regs,
     "msrs": _msrs,
     "events": _events,

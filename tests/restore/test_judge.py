@@ -128,7 +128,6 @@ def test_headers_and_registers() -> None:
 
 def test_l1s_bitmap_outside_ram() -> None:
     machine = damaged(PLAIN, 0x00C, 0x1004_0000, 4)
-    assert judged(machine).findings == ()
     nested = machine.vcpus[0].nested
     assert nested is not None
     both = bytearray(PLAIN)
@@ -136,7 +135,7 @@ def test_l1s_bitmap_outside_ram() -> None:
     both[at + 0x0C : at + 0x10] = (0x1004_0000).to_bytes(4, "little")
     both[at + 0x48 : at + 0x50] = (0x300_0000).to_bytes(8, "little")
     report = judged(machine_of(bytes(both)))
-    assert [finding.rule for finding in report.findings] == ["X-07"]
+    assert [finding.rule for finding in report.findings] == ["X-07", "A-01"]
     assert {v.verdict for v in report.verdicts[0].values()} == {Verdict.BROKEN}
 
 
@@ -153,6 +152,15 @@ def test_advisories() -> None:
     at = nested.vmcb_offset + 0xA8
     data[at : at + 4] = (0x8000_0480).to_bytes(4, "little")
     assert "O-10" in {finding.rule for finding in judged(machine_of(bytes(data))).findings}
+    data[at + 0x20 : at + 0x28] = (0x1234).to_bytes(8, "little")  # next_rip
+    found = {finding.rule: finding for finding in judged(machine_of(bytes(data))).findings}
+    assert set(found["A-02"].kernels) == set(RELEASED) - since("6.1")
+    bitmap = judged(damaged(PLAIN, 0x00C, 0x1004_0000, 4)).findings
+    assert [(finding.rule, finding.kernels) for finding in bitmap] == [("A-01", ("5.8",))]
+    hyperv = judged(damaged(PLAIN, 0x3E0, 1, 4)).findings
+    assert [finding.rule for finding in hyperv] == ["O-29"]
+    stack = judged(damaged(PLAIN, 0x5E8, 0x1000)).findings
+    assert [finding.rule for finding in stack] == ["O-30"]
     hflags2 = machine.vcpus[0].registers["hflags2"].offset
     data = bytearray(PLAIN)
     data[hflags2 : hflags2 + 4] = bytes(4)

@@ -231,6 +231,24 @@ def test_mp_state(run: Run) -> None:
     assert run("6.1", held).results[-1].failed == "U-04"
 
 
+@pytest.mark.parametrize(
+    ("size", "outside", "inside"),
+    [
+        (0, "E2BIG", "E2BIG"),
+        (127, "E2BIG", "E2BIG"),
+        (128, None, "E2BIG"),
+        (4223, None, "E2BIG"),
+        (4224, None, None),
+        (8192, None, None),
+    ],
+)
+def test_get_nested_state(run: Run, size: int, outside: str | None, inside: str | None) -> None:
+    found = run("6.1", f"cpuid,sregs,get:size={size},nested,get:size={size}")
+    assert found.results[2].errno == outside
+    assert found.results[4].errno == inside
+    assert run("6.1", "get").results[0].errno is None
+
+
 def test_cpuid_is_frozen_after_a_run(run: Run) -> None:
     plan = "cpuid,sregs,nested,regs,run,cpuid:nosvm"
     assert run("6.1", plan).results[-1].failed == "U-01"
@@ -345,6 +363,7 @@ def test_profiles_name_only_checks_that_exist() -> None:
 
 
 def test_every_check_has_words() -> None:
+    assert {"GET-01", "GET-02"} <= set(RULES)
     for check in [*SET_NESTED_STATE, *SET_SREGS]:
         rule = RULES[check]
         assert rule.kind == "check"
