@@ -42,7 +42,9 @@ def command(*, log: str, as_json: bool, verbose: bool) -> int:
     if trace.damage is not None:
         complain(str(trace.damage))
     if trace.cut is not None:
-        complain(f"{log}: line {trace.cut}: too many different ioctls, the rest was not read")
+        complain(
+            f"{log}: line {trace.cut}: too many different ioctls or puts; the rest was not read"
+        )
     if not trace.complete:
         return EXIT_UNREADABLE
     return 0 if trace.clean else EXIT_FINDINGS

@@ -132,16 +132,15 @@ def _phase(vcpu: VcpuTrace, at: int, phase: Phase) -> list[str | Text]:
 
 
 def _step(step: Step) -> list[str | Text]:
-    result = "" if step.value is None else f"= {step.value}"
-    if step.error is not None:
-        result = f"= {step.error}"
+    words = [f"line {_lines(step.line, step.last_line)}"]
+    if step.value is not None:
+        words.append(f"= {step.error or step.value}")
     if step.exit_reason is not None:
-        result += f" exit reason {step.exit_reason}"
+        words.append(f"exit reason {step.exit_reason}")
     if step.efer is not None:
-        result += f" EFER {step.efer:#x}"
-    where = _lines(step.line, step.last_line)
+        words.append(f"EFER {step.efer:#x}")
     name = Text("  ").append(printable(step.name), STYLES[Severity.ERROR] if step.error else "")
-    return [name, str(step.count), f"line {where} {result}".rstrip()]
+    return [name, str(step.count), " ".join(words)]
 
 
 def _brief(phases: Sequence[Phase]) -> Iterable[tuple[int, int]]:

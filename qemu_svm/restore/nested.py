@@ -12,35 +12,12 @@ from qemu_svm.restore.area import Area, Writer
 from qemu_svm.restore.checks import LATE, SET_NESTED_STATE, Argument
 from qemu_svm.restore.cpuid import is_legal_gpa
 from qemu_svm.restore.kernels import LEAVE
-from qemu_svm.restore.vcpu import INVALID_GPA, VMLOAD_GROUP, VMRUN_FIELDS, Vcpu
+from qemu_svm.restore.leave import svm_leave_nested
+from qemu_svm.restore.vcpu import PAGES, VMLOAD_GROUP, VMRUN_FIELDS, Vcpu
 from qemu_svm.x86.registers import CR0, CR4
 
-_PAGES = "NESTED_STATE_PAGES"
 _HEADER, _WHOLE = 128, 4224
 _SAVE_CACHE = ("efer", "cr0", "cr3", "cr4", "dr6", "dr7")
-
-
-def svm_leave_nested(vcpu: Vcpu) -> None:
-    """Leave guest mode by force (5.10 to 7.2)."""
-    nested = vcpu.nested
-    if vcpu.guest_mode:
-        nested.run_pending = 0
-        nested.vmcb12_gpa = INVALID_GPA
-        vcpu.guest_mode = False
-        vcpu.mmu, vcpu.mmu_broken = "root", ""
-        if not vcpu.kernel.split:
-            vcpu.control01.clear()
-            vcpu.control01.copy_from(vcpu.hsave_control)
-        if vcpu.kernel.leave_sets_gif:
-            svm.svm_set_gif(vcpu, 1)
-    vcpu.requests.discard(_PAGES)
-
-
-def svm_free_nested(vcpu: Vcpu) -> None:
-    """Free vmcb02 and the merged bitmap."""
-    vcpu.nested.initialized = False
-    vcpu.nested.last_vmcb12_gpa = INVALID_GPA
-    vcpu.vmcb02.clear()
 
 
 def nested_copy_vmcb_control_to_cache(vcpu: Vcpu, control: Area) -> Area:
@@ -118,7 +95,7 @@ def svm_set_nested_state(vcpu: Vcpu, argument: Argument) -> str | None:
         vcpu.note("the call failed after the vCPU had entered guest mode, and it stays there")
         return late
     _prepare_mmu(vcpu)
-    vcpu.requests.add(_PAGES)
+    vcpu.requests.add(PAGES)
     return None
 
 
@@ -267,7 +244,7 @@ def nested_svm_vmexit(vcpu: Vcpu) -> bool:
         _write_vmcb12(vcpu)
     vcpu.guest_mode = False
     nested.vmcb12_gpa = 0
-    vcpu.requests.discard(_PAGES)
+    vcpu.requests.discard(PAGES)
     vcpu.mp_state = 0
     if not kernel.split:
         vcpu.control01.clear()

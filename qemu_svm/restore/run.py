@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
-from qemu_svm.restore.vcpu import Vcpu
-
-_PAGES = "NESTED_STATE_PAGES"
+from qemu_svm.restore.vcpu import PAGES, Vcpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +35,14 @@ class Outcome:
 
 def vcpu_run(vcpu: Vcpu) -> Outcome:
     """Run the vCPU until L1 has control."""
-    if vcpu.guest_mode and _PAGES in vcpu.requests:
+    if vcpu.guest_mode and PAGES in vcpu.requests:
         if not vcpu.kernel.pages_rearmed:
-            vcpu.requests.discard(_PAGES)
+            vcpu.requests.discard(PAGES)
         if not svm_get_nested_state_pages(vcpu):
             if not vcpu.kernel.pages_rearmed:
                 vcpu.note("the next KVM_RUN goes on with L1's MSR intercepts lost")
             return Outcome("INTERNAL_ERROR")
-        vcpu.requests.discard(_PAGES)
+        vcpu.requests.discard(PAGES)
     if vcpu.guest_mode and vcpu.mmu_broken in ("efault", "hang"):
         return Outcome("EFAULT" if vcpu.mmu_broken == "efault" else "hang")
     entry = enter(vcpu)

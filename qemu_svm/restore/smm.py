@@ -14,7 +14,7 @@ from qemu_svm.restore.nested import (
     nested_copy_vmcb_control_to_cache,
     nested_svm_vmexit,
 )
-from qemu_svm.restore.vcpu import VMRUN_FIELDS, Vcpu
+from qemu_svm.restore.vcpu import PAGES, VMRUN_FIELDS, Vcpu
 
 
 def svm_enter_smm(vcpu: Vcpu) -> str | None:
@@ -51,5 +51,5 @@ def svm_leave_smm(vcpu: Vcpu) -> str | None:
         used.copy_from(vcpu.save_cache(vcpu.kernel.vmrun.cached, "svm_leave_smm"))
     vcpu.smram = None
     failed = enter_svm_guest_mode(vcpu, used, writer)
-    vcpu.requests.add("NESTED_STATE_PAGES")
+    vcpu.requests.add("NESTED_STATEPAGES")
     return failed

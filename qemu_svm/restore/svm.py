@@ -7,6 +7,7 @@ VMLOAD group lands in vmcb01 always.  Read in 5.10, 6.1 and 7.2.
 from __future__ import annotations
 
 from qemu_svm.restore.area import Writer
+from qemu_svm.restore.leave import svm_free_nested, svm_leave_nested
 from qemu_svm.restore.vcpu import VMLOAD_GROUP, Vcpu
 from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import Segment
@@ -22,8 +23,6 @@ def svm_set_gif(vcpu: Vcpu, value: int) -> None:
 
 def svm_set_efer(vcpu: Vcpu, efer: int, writer: Writer) -> None:
     """Set EFER; a change of SVME allocates or frees the nested state (5.10 to 7.2)."""
-    from qemu_svm.restore.nested import svm_free_nested, svm_leave_nested
-
     old = vcpu.arch.get("efer")
     vcpu.arch.set("efer", efer, writer)
     hardware = efer

@@ -20,6 +20,8 @@ from qemu_svm.restore.kernels import Kernel
 from qemu_svm.x86.segments import Segment
 
 INVALID_GPA = (1 << 64) - 1
+PAGES = "NESTED_STATE_PAGES"
+"""KVM_REQ_GET_NESTED_STATE_PAGES: what the ioctl leaves for the first run."""
 
 VMLOAD_GROUP = (
     *("fs", "gs", "tr", "ldtr", "star", "lstar", "cstar", "sfmask", "kernel_gs_base"),

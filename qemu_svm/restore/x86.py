@@ -12,7 +12,8 @@ from qemu_svm.restore import svm
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.checks import SET_SREGS, pat_valid
 from qemu_svm.restore.cpuid import Cpuid, efer_reserved
-from qemu_svm.restore.nested import nested_npt_enabled, svm_leave_nested
+from qemu_svm.restore.leave import svm_leave_nested
+from qemu_svm.restore.nested import nested_npt_enabled
 from qemu_svm.restore.vcpu import GPRS, Vcpu
 from qemu_svm.x86.registers import EFER
 

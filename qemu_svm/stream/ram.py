@@ -37,25 +37,15 @@ class RamState:
     pages: RamPages = field(default_factory=RamPages)
     page_size: int = TARGET_PAGE_SIZE
     names: frozenset[str] = frozenset()
+    layout: str | None = None
 
-
-def page_size_of(configuration: Configuration | None) -> int:
-    """Bytes of a target page, as far as the configuration tells."""
-    if configuration is not None and configuration.page_bits is not None:
-        return 1 << configuration.page_bits
-    return TARGET_PAGE_SIZE
-
-
-def refuse_capabilities(configuration: Configuration | None, offset: int) -> None:
-    """Raise for a RAM layout that the configuration announces and we lack."""
-    for capability in configuration.capabilities if configuration is not None else ():
-        if capability in ("mapped-ram", "x-ignore-shared"):
-            raise Unsupported(
-                f"RAM in the layout of '{capability}'",
-                offset=offset,
-                section="ram",
-                hint="this version reads ordinary precopy RAM only",
-            )
+    def configure(self, configuration: Configuration) -> None:
+        """Take page size and layout from the stream's configuration."""
+        if configuration.page_bits is not None:
+            self.page_size = 1 << configuration.page_bits
+        for capability in configuration.capabilities:
+            if capability in ("mapped-ram", "x-ignore-shared"):
+                self.layout = capability
 
 
 _word_at = struct.Struct(">Q").unpack_from
@@ -70,6 +60,13 @@ def step_over(reader: Reader, state: RamState) -> None:
 
     :raises Unsupported: a record of a kind that this version does not read.
     """
+    if state.layout is not None:
+        raise Unsupported(
+            f"RAM in the layout of '{state.layout}'",
+            offset=reader.offset,
+            section="ram",
+            hint="this version reads ordinary precopy RAM only",
+        )
     page_size = state.page_size
     mask = page_size - 1
     page_flags, zero_flags, eos = map(int, (_SAME_BLOCK_PAGE, _SAME_BLOCK_ZERO, RamFlag.EOS))

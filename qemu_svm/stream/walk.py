@@ -157,7 +157,7 @@ class Walker:
             else:
                 bits = self._page_bits(part.value, at)
         self.configuration = Configuration(name_text(machine), bits, capabilities, uuid)
-        self.ram.page_size = ram.page_size_of(self.configuration)
+        self.ram.configure(self.configuration)
         self._close(Record(Kind.CONFIGURATION, start, 0))
 
     @staticmethod
@@ -247,8 +247,6 @@ class Walker:
     def _payload(self, record: Record) -> None:
         opaque = False
         if record.name == "ram" and record.kind is not Kind.FULL:
-            if record.kind is Kind.START:
-                ram.refuse_capabilities(self.configuration, record.offset)
             ram.step_over(self.reader, self.ram)
         elif record.kind is Kind.FULL and (device := self._device(record)) is not None:
             opaque = not self._described(record, device)

@@ -15,13 +15,15 @@ class TraceLimits:
 
     :param line_bytes: what is kept of a line; the rest of it is stepped over.
     :param steps: ioctls kept, after repetitions are counted as one.
+    :param puts: KVM_SET_NESTED_STATE that are judged.
     :param vcpus: vCPUs kept apart.
     :param pending: system calls of different threads under way at once.
     :param names: different ioctls of the VM and the system that are counted.
     """
 
     line_bytes: int = 64 * 1024
-    steps: int = 200_000
+    steps: int = 100_000
+    puts: int = 10_000
     vcpus: int = 4096
     pending: int = 65_536
     names: int = 512

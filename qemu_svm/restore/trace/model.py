@@ -13,7 +13,15 @@ from qemu_svm.restore.trace.judge import judge
 from qemu_svm.restore.trace.limits import DEFAULT, TraceLimits
 from qemu_svm.restore.trace.lines import Bytes
 from qemu_svm.restore.trace.parse import KNOWN_FORMATS, Counts, Parser
-from qemu_svm.restore.trace.phases import CREATE, LAPIC, MSRS, Kind, Phase, Splitter
+from qemu_svm.restore.trace.phases import (
+    CREATE,
+    LAPIC,
+    MSRS,
+    NESTED,
+    Kind,
+    Phase,
+    Splitter,
+)
 from qemu_svm.restore.trace.rules import BLIND, Blind
 from qemu_svm.restore.trace.verdict import Put, Verdict
 from qemu_svm.restore.trace.window import Surroundings
@@ -121,6 +129,7 @@ class _Collector:
         self._vcpus: dict[Vcpu, Splitter] = {}
         self._others: dict[tuple[str, str], Other] = {}
         self._kept = 0
+        self._puts = 0
 
     def read(self, parser: Parser, log: Log) -> int | None:
         for call in parser.calls(log):
@@ -129,7 +138,7 @@ class _Collector:
                     self._vcpus[call.vcpu].exit(call.reason)
                 continue
             self._add(call)
-            if self._kept > self._limits.steps:
+            if self._kept > self._limits.steps or self._puts > self._limits.puts:
                 return call.line
         return None
 
@@ -146,6 +155,7 @@ class _Collector:
             splitter = self._vcpus[call.vcpu] = Splitter()
         before = splitter.kept
         splitter.add(call)
+        self._puts += call.name == NESTED
         self._kept += splitter.kept - before
 
     def _count(self, call: Call) -> None:
