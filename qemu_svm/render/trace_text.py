@@ -34,11 +34,11 @@ def report(trace: Trace, *, verbose: bool, arrow: str = "→") -> Iterable[Text]
     :param arrow: stands between the ioctls of a put.
     """
     yield from _head(trace, verbose=verbose)
+    told: set[str] = set()
     for vcpu in trace.vcpus:
         yield Text()
         yield from _vcpu(vcpu, verbose=verbose)
-        if vcpu.puts:
-            yield from _puts(vcpu, arrow, verbose=verbose)
+        yield from _puts(vcpu, arrow, told, verbose=verbose)
     if verbose and trace.others:
         yield Text()
         yield from _others(trace)
@@ -166,7 +166,8 @@ def _brief(phases: Sequence[Phase]) -> Iterable[tuple[int, int]]:
 # --- puts ---
 
 
-def _puts(vcpu: VcpuTrace, arrow: str, *, verbose: bool) -> Iterable[Text]:
+def _puts(vcpu: VcpuTrace, arrow: str, told: set[str], *, verbose: bool) -> Iterable[Text]:
+    # What a rule is about is told where it is broken first.
     for put in vcpu.puts:
         kind = vcpu.phases[put.phase].kind.value
         line = Text(f"  line {put.line}, {kind}")
@@ -181,7 +182,7 @@ def _puts(vcpu: VcpuTrace, arrow: str, *, verbose: bool) -> Iterable[Text]:
         yield from _order(put, arrow)
         for one in put.judged:
             if one.outcome in (Outcome.VIOLATED, Outcome.UNKNOWN):
-                yield from _judged(one)
+                yield from _judged(one, told)
             elif verbose:
                 yield from _rest(one)
 
@@ -200,7 +201,7 @@ def _order(put: Put, arrow: str) -> Iterable[Text]:
     yield line
 
 
-def _judged(one: Judged) -> Iterable[Text]:
+def _judged(one: Judged, told: set[str]) -> Iterable[Text]:
     severity = Severity(one.rule.severity.value)
     word = severity.value if one.outcome is Outcome.VIOLATED else "not known"
     text = f"{one.rule.id} {one.rule.rule}"
@@ -210,7 +211,8 @@ def _judged(one: Judged) -> Iterable[Text]:
     first.stylize(STYLES[severity], 4, 4 + len(word))
     yield first
     yield from rest
-    if one.outcome is Outcome.VIOLATED:
+    if one.outcome is Outcome.VIOLATED and one.rule.id not in told:
+        told.add(one.rule.id)
         yield from _wrapped(one.rule.broken, 6)
         kernels = "" if one.rule.kernels == ALL_KERNELS else f" Linux {one.rule.kernels}."
         yield from _wrapped(f"Do: {one.rule.advice}.{kernels}", 6)

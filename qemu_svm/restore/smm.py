@@ -51,5 +51,5 @@ def svm_leave_smm(vcpu: Vcpu) -> str | None:
         used.copy_from(vcpu.save_cache(vcpu.kernel.vmrun.cached, "svm_leave_smm"))
     vcpu.smram = None
     failed = enter_svm_guest_mode(vcpu, used, writer)
-    vcpu.requests.add("NESTED_STATEPAGES")
+    vcpu.requests.add(PAGES)
     return failed
