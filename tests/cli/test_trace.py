@@ -15,6 +15,7 @@ from tests.restore.trace.logs import (
     LOGS,
     PUT,
     REAL,
+    never_again,
     qemu_log,
     strace,
     text_of,
@@ -87,6 +88,13 @@ def test_a_rule_says_what_happens_and_what_to_do(tmp_path: Path, svmstream: Run)
     assert "Linux 6.1, 6.12" in text
 
 
+def test_a_rule_is_explained_once(svmstream: Run) -> None:
+    log = qemu_log([*CREATION, *[*PUT, "SET_CPUID2", "RUN"] * 3])
+    text = svmstream("trace", "-", input=log.encode()).stdout.decode()
+    assert text.count("error O-04") == 3
+    assert text.count("Do: set CPUID2") == 1
+
+
 def test_what_cannot_be_judged_is_said(svmstream: Run) -> None:
     done = svmstream("trace", "-v", "-", input=qemu_log([*PUT, "RUN"]).encode(), env=_UTF8)
     assert done.returncode == 0
@@ -109,11 +117,29 @@ def test_a_long_put_is_broken_at_the_arrows(svmstream: Run) -> None:
 
 
 def test_a_long_life_is_shown_in_brief(svmstream: Run) -> None:
-    body = [name for at in range(40) for name in ("RUN", *["SMI", "NMI", "INTERRUPT"][: at % 4])]
-    log = qemu_log([*CREATION, *PUT, *body, "RUN"] + ["GET_REGS", "RUN"] * 9).encode()
+    body = [name for at in never_again(60) for name in ("RUN", ("SMI", "NMI", "INTERRUPT")[at])]
+    log = qemu_log([*CREATION, *PUT, *body, *["GET_REGS", "RUN"] * 9]).encode()
     text = svmstream("trace", "-", input=log, env=_UTF8).stdout.decode()
-    assert re.search(r"\.\.\. +\d+ phases +\(-v lists them\)", text) or "times in turn" in text
-    assert len(text.splitlines()) < 45
+    assert re.search(r"\.\.\. +\d+ phases +\(-v lists them\)", text)
+    assert "9 times in turn" in text
+    assert len(text.splitlines()) < 40
+
+
+def test_what_else_a_log_knows_is_in_the_list(svmstream: Run) -> None:
+    log = qemu_log(["RUN", "exit=17"]) + strace(["SET_SREGS:efer:0x1500"])
+    text = svmstream("trace", "-v", "-", input=log.encode()).stdout.decode()
+    assert "line 1 exit reason 17" in text
+    assert "line 3 = 0 EFER 0x1500" in text
+
+
+def test_a_log_of_too_many_puts_is_cut(svmstream: Run) -> None:
+    log = qemu_log(["SET_SREGS", "SET_NESTED_STATE", "RUN"] * 10_001)
+    done = svmstream("trace", "--json", "-", input=log.encode())
+    assert done.returncode == 3
+    assert b"-: line 30002: too many" in done.stderr
+    made = json.loads(done.stdout)
+    assert made["log"]["complete"] is False
+    assert len(made["vcpus"][0]["puts"]) == 10_001
 
 
 def test_the_document(svmstream: Run) -> None:

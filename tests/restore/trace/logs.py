@@ -8,6 +8,7 @@ nested state on a KVM that has none and runs on regardless;
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -77,6 +78,15 @@ PUT = (
     *("SET_SREGS2", "SET_NESTED_STATE", "SET_REGS", "SET_XSAVE", "SET_XCRS", "SET_MSRS"),
     *("SET_VCPU_EVENTS", "SET_MP_STATE", "SET_MSRS", "SET_DEBUGREGS"),
 )
+
+
+def never_again(size: int) -> list[int]:
+    """Numbers 0 to 2 in which nothing comes twice in a row, however long.
+
+    They tell where the bits of the Thue-Morse sequence stay, rise or fall.
+    """
+    bits = [at.bit_count() & 1 for at in range(size + 1)]
+    return [(b - a) % 3 for a, b in itertools.pairwise(bits)]
 
 
 def puts_of(trace: Trace) -> tuple[Put, ...]:

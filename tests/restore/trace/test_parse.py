@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tracemalloc
 
@@ -20,7 +19,17 @@ from qemu_svm.restore.trace.limits import TraceLimits
 from qemu_svm.restore.trace.lines import lines
 from qemu_svm.restore.trace.phases import Kind
 from qemu_svm.source import BytesSource
-from tests.restore.trace.logs import CREATION, LOGS, PUT, REAL, STREAMS, qemu_log, read_text, strace
+from tests.restore.trace.logs import (
+    CREATION,
+    LOGS,
+    PUT,
+    REAL,
+    STREAMS,
+    never_again,
+    qemu_log,
+    read_text,
+    strace,
+)
 from tests.restore.trace.logs import text_of as real_text
 
 # --- lines ---
@@ -127,6 +136,12 @@ def test_a_log_with_too_much_is_cut_and_says_so() -> None:
     assert "NOT READ TO ITS END" in next(iter(report(trace, verbose=False))).plain
 
 
+def test_a_log_with_too_many_puts_is_cut_and_says_so() -> None:
+    trace = read_text(qemu_log([*PUT, "RUN"] * 10), TraceLimits(puts=3))
+    assert (trace.cut, trace.complete) == (3 * 11 + 2, False)
+    assert len(trace.vcpus[0].puts) == 4
+
+
 class _Endless:
     # A log of any size that is nowhere.
     path = "endless.log"
@@ -180,10 +195,7 @@ def test_a_long_log_stays_in_bounded_memory(body: list[str]) -> None:
 
 
 def test_a_long_life_is_told_in_the_middle_as_one() -> None:
-    # Where the bits of the Thue-Morse sequence go up, down or stay: nothing repeats.
-    bits = [at.bit_count() & 1 for at in range(2001)]
-    other = ("SMI", "NMI", "INTERRUPT")
-    body = [n for a, b in itertools.pairwise(bits) for n in ("RUN", other[b - a])]
+    body = [name for at in never_again(2000) for name in ("RUN", ("SMI", "NMI", "INTERRUPT")[at])]
     (vcpu,) = read_text(qemu_log([*CREATION, *PUT, *body, *PUT, "RUN"])).vcpus
     kinds = [phase.kind for phase in vcpu.phases]
     assert kinds.count(Kind.MIXED) == 1
