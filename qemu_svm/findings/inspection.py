@@ -32,5 +32,6 @@ def _description(machine: Machine) -> Iterator[Finding]:
             Severity.WARNING,
             "no-description",
             "the stream does not describe itself (suppress-vmdesc, postcopy or a very old "
-            "machine type): its device sections are listed but cannot be decoded",
+            "machine type): vCPUs and a few sections are decoded with built-in layouts, the "
+            "other device sections are only listed",
         )

@@ -45,7 +45,7 @@ def read_machine(stream: Stream) -> Machine:
             problems.append(error)
             continue
         if section is not None and section.child("env.eip") is not None:
-            vcpus.append(read_vcpu(record.instance_id or 0, section))
+            vcpus.append(read_vcpu(record.instance_id or 0, section, record.described))
     for vcpu in vcpus:
         problems.extend(vcpu.problems)
     return Machine(

@@ -68,6 +68,7 @@ class Vcpu:
     :param segment_values: the same as values with offsets.
     :param nested: None if the stream carries none for this vCPU.
     :param section: the whole decoded section.
+    :param described: where the section's layout comes from; ``builtin`` is a guess.
     """
 
     index: int
@@ -77,6 +78,7 @@ class Vcpu:
     nested: NestedState | None
     section: Value
     problems: tuple[StreamError, ...] = ()
+    described: str = "embedded"
 
     def get(self, name: str) -> int:
         """Return a register; 0 if this CPU model has none of that name."""
@@ -105,7 +107,7 @@ class Vcpu:
         return stack.dpl if stack is not None else 0
 
 
-def read_vcpu(index: int, section: Value) -> Vcpu:
+def read_vcpu(index: int, section: Value, described: str = "embedded") -> Vcpu:
     """Make a vCPU of a decoded ``cpu`` section."""
     problems: list[StreamError] = []
     nested = None
@@ -124,6 +126,7 @@ def read_vcpu(index: int, section: Value) -> Vcpu:
         nested=nested,
         section=section,
         problems=tuple(problems),
+        described=described,
     )
 
 

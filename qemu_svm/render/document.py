@@ -80,6 +80,7 @@ def _record(record: Record) -> dict[str, Any]:
         "instance_id": record.instance_id,
         "version_id": record.version_id,
         "opaque": record.opaque,
+        "described": record.described,
     }
 
 
@@ -106,6 +107,7 @@ def _vcpu(vcpu: Vcpu) -> dict[str, Any]:
     }
     return {
         "index": vcpu.index,
+        "described": vcpu.described,
         "registers": registers,
         "segments": {name: _segment(segment) for name, segment in vcpu.segments.items()},
         "cpl": vcpu.cpl,

@@ -96,7 +96,8 @@ def _in_l2(nested: Sequence[int]) -> str:
 def _vcpu(vcpu: Vcpu, *, full: bool) -> Iterable[Text]:
     mode = "in L2 (guest mode)" if vcpu.guest_mode else "not in guest mode"
     smm = ", in SMM" if vcpu.smm else ""
-    yield Text(f"vCPU {vcpu.index}: {mode}, GIF {int(vcpu.gif)}{smm}", HEADING)
+    guessed = " (decoded by a built-in layout)" if vcpu.described == "builtin" else ""
+    yield Text(f"vCPU {vcpu.index}: {mode}, GIF {int(vcpu.gif)}{smm}{guessed}", HEADING)
     if not full:
         yield entry("rip, cr3", f"{vcpu.get('rip'):#x}, {vcpu.get('cr3'):#x}")
         return
@@ -201,7 +202,10 @@ def _sections(machine: Machine) -> Iterable[Text]:
         if record.kind is Kind.SKIPPED:
             name += " (RAM data, stepped over; --ram reads it)"
         elif record.opaque:
-            name += " (found by its footer, content not described)"
+            layout = "built-in layout" if record.described == "builtin" else "not described"
+            name += f" (found by its footer, {layout})"
+        elif record.kind is Kind.LOST:
+            name = "(no record: damage)"
         if record.instance_id:
             name += f" instance {record.instance_id}"
         version = "" if record.version_id is None else str(record.version_id)

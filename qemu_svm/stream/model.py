@@ -22,6 +22,7 @@ from qemu_svm.stream import vmdesc
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, Kind, RamBlock, RamPages, Record
+from qemu_svm.stream.resync import next_boundary
 from qemu_svm.stream.tail import Tail, find_chain, find_description
 from qemu_svm.stream.values import Value
 from qemu_svm.stream.vmdesc import Description, Device
@@ -145,15 +146,40 @@ def _source_problem(source: Source, damage: SourceError) -> StreamError:
 def _front_to_back(source: Source, limits: Limits, description: Description | None) -> Walker:
     walker = Walker(source, limits, description)
     walker.header()
-    try:
-        while not walker.ended:
-            walker.step()
-        if walker.next_type() == RecordType.VMDESCRIPTION:
-            walker.step()
-        _nothing_behind(walker)
-    except StreamError as error:
-        walker.problems.append(error)
-    return walker
+    recoveries = 0
+    while True:
+        try:
+            _to_the_end(walker)
+        except Malformed as error:
+            walker.problems.append(error)
+            recoveries += 1
+            if recoveries <= limits.recoveries and _recovered(walker):
+                continue
+        except StreamError as error:
+            walker.problems.append(error)
+        return walker
+
+
+def _to_the_end(walker: Walker) -> None:
+    while not walker.ended:
+        walker.step()
+    if walker.next_type() == RecordType.VMDESCRIPTION:
+        walker.step()
+    _nothing_behind(walker)
+
+
+def _recovered(walker: Walker) -> bool:
+    # Behind damage, go on where records plausibly begin again.
+    if walker.ended or walker.footers is False:
+        return False
+    start = walker.reader.offset
+    end = next_boundary(walker.source, start + 1)
+    if end is None:
+        return False
+    walker.lose(start, end)
+    last = walker.problems[-1]
+    last.hint = f"{end - start} bytes are lost; records go on at {end:#x}"
+    return True
 
 
 def _nothing_behind(walker: Walker) -> None:

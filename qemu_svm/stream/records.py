@@ -25,6 +25,8 @@ class Kind(StrEnum):
     DESCRIPTION = "description"
     SKIPPED = "skipped"
     """Records of RAM data that were stepped over as one."""
+    LOST = "lost"
+    """Bytes that are no record: damage, up to the next plausible one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,9 @@ class Record:
 
     ``payload`` and ``payload_size`` give the part between header and footer.
     ``opaque`` is set if the extent was found by searching for the footer, not
-    by reading the content.
+    by reading the content.  ``described`` tells where the layout of a device
+    section comes from: ``embedded``, ``borrowed``, ``builtin`` (then it is a
+    guess that fits) or ``none``.
     """
 
     kind: Kind
@@ -46,6 +50,7 @@ class Record:
     payload: int = 0
     payload_size: int = 0
     opaque: bool = False
+    described: str = "none"
 
     @property
     def end(self) -> int:

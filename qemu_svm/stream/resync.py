@@ -1,4 +1,4 @@
-"""Finding the end of a section that nothing describes.
+"""Finding the end of a section that nothing describes, and of damage.
 
 A footer repeats the section's id, so the end of an unknown payload can be
 searched for.  Guest-controlled bytes may hold a fake footer: what is found
@@ -6,6 +6,8 @@ this way is marked ``opaque``, and a description is preferred where there is one
 """
 
 from __future__ import annotations
+
+import re
 
 from qemu_svm.limits import KIB
 from qemu_svm.source.base import Source
@@ -31,9 +33,13 @@ def footer_bytes(section_id: int) -> bytes:
 
 
 def find_footer(source: Source, start: int, section_id: int) -> int | None:
-    """Return the offset of the first plausible footer at or after ``start``."""
+    """Return the offset of the first plausible footer at or after ``start``.
+
+    If none is followed by something like a record, what follows is damaged, and
+    the first one of all counts.
+    """
     wanted = footer_bytes(section_id)
-    at = start
+    at, first = start, None
     while True:
         data = source.read_at(at, _STEP + FOOTER_SIZE)
         hit = data.find(wanted)
@@ -41,7 +47,40 @@ def find_footer(source: Source, start: int, section_id: int) -> int | None:
             behind = source.read_at(at + hit + FOOTER_SIZE, 1)
             if not behind or behind[0] in _BEHIND_FOOTER:
                 return at + hit
+            first = at + hit if first is None else first
             hit = data.find(wanted, hit + 1)
         if len(data) < _STEP + FOOTER_SIZE:
+            return first
+        at += _STEP
+
+
+_BOUNDARY = re.compile(
+    rb"\x7e(?P<footer>.{4})"
+    rb"(?=[\x02\x03](?P=footer)|[\x01\x04].{4}[\x01-\xff][!-~]|\x08\0[\0-\x0b]|\0\x06)",
+    re.DOTALL,
+)
+_OVERLAP = 64
+
+
+def next_boundary(source: Source, start: int) -> int | None:
+    """Return where records plausibly go on behind damage at ``start``.
+
+    That is behind the next footer that something like a record follows.
+    """
+    at = start
+    while True:
+        data = source.read_at(at, _STEP + _OVERLAP)
+        for found in _BOUNDARY.finditer(data):
+            if _plausible(data, found.end()):
+                return at + found.end()
+        if len(data) < _STEP + _OVERLAP:
             return None
         at += _STEP
+
+
+def _plausible(data: bytes, at: int) -> bool:
+    if data[at] not in (RecordType.START, RecordType.FULL):
+        return True
+    length = data[at + 5]
+    name = data[at + 6 : at + 6 + length]
+    return len(name) < length or (name.isascii() and name.decode("ascii").isprintable())

@@ -32,6 +32,10 @@ class _Object(list[tuple[str, Any]]):
     pass
 
 
+UNKNOWN = -1
+"""Size of a field whose bytes only the wire tells (in built-in layouts)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """A vmstate description: fields in wire order, then subsections.

@@ -20,7 +20,7 @@ from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.structs import Subsection
 from qemu_svm.stream.text import name_text
 from qemu_svm.stream.values import Leaf, Value, join
-from qemu_svm.stream.vmdesc import Field, Fields
+from qemu_svm.stream.vmdesc import UNKNOWN, Field, Fields
 
 
 def decode(reader: Reader, layout: Fields, section: str, limits: Limits = DEFAULT) -> Value:
@@ -123,6 +123,7 @@ class _Decoder:
     def _one(self, field: Field, name: str, path: str, *, exact: bool = True) -> Value:
         # ``exact``: the description's size is that of this very element.
         start = self._reader.offset
+        exact = exact and field.size != UNKNOWN
         if field.groups and (field.size or not exact):
             try:
                 value = self._nested(field, name, path)

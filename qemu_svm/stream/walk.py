@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NoReturn
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
-from qemu_svm.stream import ram
+from qemu_svm.stream import builtin, ram
 from qemu_svm.stream.constants import MAGIC, VERSION, Command, RecordType
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, Kind, Record, command_name
@@ -40,6 +40,7 @@ _SEEN_ELSEWHERE = (
     (b"\x7fELF", "an ELF file"),
     (b"MVEQ", "a stream with its bytes swapped"),
     (b"QCPR", "a CPR state file, not a migration stream"),
+    (b"\0\2\0\4", "the return path of a migration: what the destination answered"),
     (b"\x11\x22\x33\x44", "an extra multifd channel, not the main one"),
     (b"\x89LZO", "lzop-compressed data"),
 )
@@ -51,9 +52,16 @@ class Walker:
     ``described`` maps the offset of a section's record to its description.
 
     :param description: of the devices, if it is known already.
+    :param origin: where that comes from, ``embedded`` or ``borrowed``.
     """
 
-    def __init__(self, source: Source, limits: Limits, description: Description | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        limits: Limits,
+        description: Description | None,
+        origin: str = "embedded",
+    ) -> None:
         self.source = source
         self.limits = limits
         self.description = description
@@ -64,6 +72,7 @@ class Walker:
         self.problems: list[StreamError] = []
         self.ram = ram.RamState()
         self.footers: bool | None = None
+        self.origin = origin
         self.ended = False
         self.description_at: int | None = None
         self.description_text: bytes | None = None
@@ -131,6 +140,11 @@ class Walker:
         ids = [i for i, record in self._headers.items() if record.name == "ram"]
         self.reader.offset = end
         self._close(Record(Kind.SKIPPED, start, 0, "ram", ids[0] if ids else None))
+
+    def lose(self, start: int, end: int) -> None:
+        """Step over ``start`` to ``end`` as bytes that are no record."""
+        self.reader.offset = end
+        self._close(Record(Kind.LOST, start, 0))
 
     # One method for each type of record.  ``start`` is the type byte's offset.
 
@@ -210,11 +224,14 @@ class Walker:
     def _command(self, start: int) -> None:
         command = self.reader.structure(CommandRecord, "a command")
         name = command_name(command.command)
-        if command.command in (Command.PACKAGED, Command.POSTCOPY_LISTEN, Command.POSTCOPY_RUN):
-            raise Unsupported(
-                f"a postcopy stream (command {name})",
+        if command.command == Command.PACKAGED and len(command.payload) != 4:
+            # Its length is the payload; its content is records without a
+            # header of their own, and they are read like all others.
+            raise Malformed(
+                "a package without a length",
                 offset=start,
-                hint="this version reads precopy streams only",
+                expected="4 bytes",
+                found=f"{len(command.payload)}",
             )
         payload = start + 5
         size = self.reader.offset - payload
@@ -245,19 +262,38 @@ class Walker:
     # Payloads.
 
     def _payload(self, record: Record) -> None:
-        opaque = False
+        opaque, described = False, "none"
         if record.name == "ram" and record.kind is not Kind.FULL:
             ram.step_over(self.reader, self.ram)
         elif record.kind is Kind.FULL and (device := self._device(record)) is not None:
             opaque = not self._described(record, device)
             if not opaque:
                 self.described[record.offset] = device
+                described = self.origin
         else:
             self._search(record)
             opaque = True
+            if record.kind is Kind.FULL and self._guessed(record):
+                described = "builtin"
         size = self.reader.offset - record.payload
         self._skip_footer(record)
-        self._close(record, payload_size=size, opaque=opaque)
+        self._close(record, payload_size=size, opaque=opaque, described=described)
+
+    def _guessed(self, record: Record) -> bool:
+        # A built-in layout counts only if it fills the section exactly.
+        end = self.reader.offset
+        for device in builtin.candidates(
+            record.name or "", record.instance_id or 0, record.version_id or 0
+        ):
+            reader = Reader(self.source, record.payload)
+            try:
+                decode(reader, device.layout, device.name, self.limits)
+            except StreamError:
+                continue
+            if reader.offset == end:
+                self.described[record.offset] = device
+                return True
+        return False
 
     def _described(self, record: Record, device: Device) -> bool:
         # Measured by the description's sizes; where the footer is not there,

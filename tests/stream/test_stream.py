@@ -15,10 +15,13 @@ from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Un
 from qemu_svm.limits import Limits
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import BytesSource, open_source
-from qemu_svm.stream import Kind, RamPages, Stream, Walk, read_stream
+from qemu_svm.stream import Kind, RamPages, Stream, Walk, builtin, read_stream
 from qemu_svm.stream.constants import RecordType
+from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.vmstate import decode
 from tests import builders
 from tests.builders import PAGE, Section, page, zero
+from tests.conftest import capture_bytes
 
 
 def read(data: bytes, walk: Walk = Walk.QUICK, **limits: Any) -> Stream:
@@ -190,12 +193,37 @@ def test_postcopy_block_sizes_are_named() -> None:
     assert "postcopy" in str(read(data).problems[0])
 
 
-def test_postcopy_is_named() -> None:
-    package = builders.command(7, b"\0\0\0\4") + b"\0\0\0\0"
-    data = builders.header() + builders.configuration() + builders.command(2, b"\0\0\0\1") + package
-    stream = read(data)
-    assert [r.name for r in stream.records] == [None, "PING"]
-    assert "PACKAGED" in str(stream.problems[0])
+def postcopy(sections: list[Section]) -> bytes:
+    """The shape of a postcopy stream: devices inside a package, RAM behind it."""
+    head = builders.header() + builders.configuration() + builders.command(1)
+    advise = builders.command(3, builders.word(PAGE) + builders.word(PAGE))
+    start = builders.named(
+        RecordType.START, 2, "ram", 0, 4, builders.block_list(BLOCKS) + builders.EOS
+    )
+    part = builders.referring(RecordType.PART, 2, RAM[0] + builders.EOS)
+    devices = b"".join(
+        builders.named(RecordType.FULL, number, s.name, s.instance, s.version, s.payload)
+        for number, s in enumerate(sections, 10)
+    )
+    package = builders.command(4) + devices + builders.command(2, b"\0\0\0\3")
+    package += builders.command(5)
+    packaged = builders.command(7, len(package).to_bytes(4, "big")) + package
+    end = builders.referring(RecordType.END, 2, builders.EOS)
+    return head + advise + start + part + packaged + builders.command(2, bytes(4)) + end + b"\0"
+
+
+def test_postcopy_packages_are_read_like_streams() -> None:
+    stream = read(postcopy(TWO))
+    assert stream.complete
+    assert stream.problems == ()
+    names = [r.name for r in stream.records if r.kind is Kind.COMMAND]
+    assert names == [
+        *("OPEN_RETURN_PATH", "POSTCOPY_ADVISE", "PACKAGED", "POSTCOPY_LISTEN", "PING"),
+        *("POSTCOPY_RUN", "PING"),
+    ]
+    assert [s.name for s in stream.sections()] == ["timer", "0000:00:01.0/dev"]
+    bad = builders.header() + builders.configuration() + builders.command(7, b"abc")
+    assert "package" in str(read(bad).problems[0])
 
 
 def test_unknown_commands_are_stepped_over() -> None:
@@ -231,6 +259,70 @@ def test_sections_nobody_describes_are_found_by_their_footers() -> None:
         ("0000:00:01.0/dev", 8, True),
     ]
     assert stream.values(next(stream.sections())) is None
+
+
+def cpu_at(data: bytes) -> Any:
+    (vcpu,) = read_machine(read(data)).vcpus
+    return vcpu
+
+
+def test_a_capture_without_its_description(capture: dict[str, Any]) -> None:
+    # Cut behind the last section, as a crash of the saving QEMU leaves it.
+    whole = capture_bytes(capture["file"])
+    records = read(whole).records
+    end = next(r for r in records if r.kind is Kind.EOF).offset
+    full, guessed = cpu_at(whole), cpu_at(whole[:end])
+    assert (full.described, guessed.described) == ("embedded", "builtin")
+    assert {k: v.value for k, v in full.registers.items()} == {
+        k: v.value for k, v in guessed.registers.items()
+    }
+    assert full.registers["cr3"].offset == guessed.registers["cr3"].offset
+    assert full.nested == guessed.nested
+    assert dict(full.segments) == dict(guessed.segments)
+    small = [s for s in read(whole[:end]).sections() if s.described == "builtin"]
+    assert {s.name for s in small} == {"cpu", "timer", "cpu_common", "kvmclock", "globalstate"}
+
+
+def test_built_in_layouts_are_those_of_the_descriptions(machine: Machine) -> None:
+    stream = machine.stream
+    for record in stream.sections():
+        for device in builtin.candidates(
+            record.name or "", record.instance_id or 0, record.version_id or 0
+        ):
+            found = decode(Reader(stream.source, record.payload), device.layout, "x")
+            ours = {path: (v.offset, v.value) for path, v in found.walk() if not v.children}
+            theirs = stream.values(record)
+            assert theirs is not None
+            if len(ours) == sum(not v.children for _, v in theirs.walk()):
+                known = {p: (v.offset, v.value) for p, v in theirs.walk() if not v.children}
+                if record.name == "cpu":
+                    assert ours == known
+            break
+
+
+def test_damage_is_stepped_over(sample: bytes) -> None:
+    records = read(sample).records
+    apic = next(r for r in records if r.name == "apic")
+    eof = next(r for r in records if r.kind is Kind.EOF)
+    data = bytearray(sample[: eof.offset])
+    data[apic.offset : apic.offset + 6] = b"\xff" * 6  # its header
+    stream = read(bytes(data))
+    first = stream.problems[0]
+    assert (type(first), first.offset) == (Malformed, apic.offset)
+    assert first.hint is not None
+    assert "bytes are lost" in first.hint
+    lost = next(r for r in stream.records if r.kind is Kind.LOST)
+    assert lost.offset == apic.offset
+    names = [s.name for s in stream.sections()]
+    assert "kvmclock" in names
+    assert "globalstate" in names
+
+
+def test_recoveries_are_limited() -> None:
+    junk = (b"\xff" * 20 + builders.footer(1) + b"\x04\0\0\0\1\1x") * 50
+    data = builders.header() + builders.configuration() + junk
+    stream = read(data, recoveries=3)
+    assert len(stream.problems) <= 5
 
 
 def test_without_footers_and_description_there_is_no_way() -> None:
