@@ -22,11 +22,28 @@ file_argument = click.argument("file", metavar="FILE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
+description_option = click.option(
+    "--description",
+    "lender",
+    metavar="FILE",
+    help="Take the description of this stream (or its JSON) if FILE has none.",
+)
+
+
 @contextmanager
-def opened(path: str, walk: Walk = Walk.QUICK) -> Iterator[Machine]:
-    """Open a stream and read it as a machine."""
+def opened(path: str, walk: Walk = Walk.QUICK, lender: str | None = None) -> Iterator[Machine]:
+    """Open a stream and read it as a machine.
+
+    :param lender: a stream or JSON file whose description may be borrowed.
+    """
+    borrowed = None
+    if lender is not None:
+        from qemu_svm.stream.borrow import description_of
+
+        with open_source(lender) as source:
+            borrowed = description_of(source)
     with open_source(path) as source:
-        yield read_machine(read_stream(source, walk=walk))
+        yield read_machine(read_stream(source, walk=walk, borrowed=borrowed))
 
 
 def print_json(document: dict[str, Any]) -> None:

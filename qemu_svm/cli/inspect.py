@@ -15,16 +15,17 @@ from qemu_svm.stream import Walk
 )
 @common.file_argument
 @common.json_option
+@common.description_option
 @click.option("--ram", is_flag=True, help="Read all RAM records and count the pages.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every vCPU in full.")
-def command(*, file: str, as_json: bool, ram: bool, verbose: bool) -> int:
+def command(*, file: str, as_json: bool, lender: str | None, ram: bool, verbose: bool) -> int:
     """Show what is in the stream FILE ("-" for standard input).
 
     The machine, the problems found, each vCPU (what L2 has in the vCPU's
     registers, what L1 has in the nested state) and the list of sections.
     FILE may be compressed with gzip, xz, bzip2 or zstd.
     """
-    with common.opened(file, Walk.RAM if ram else Walk.QUICK) as machine:
+    with common.opened(file, Walk.RAM if ram else Walk.QUICK, lender) as machine:
         found = findings(machine)
         if as_json:
             from qemu_svm.render.document import inspection

@@ -18,16 +18,19 @@ from qemu_svm.machine.paths import find
 @common.file_argument
 @click.argument("path", metavar="PATH")
 @common.json_option
+@common.description_option
 @click.option("--raw", is_flag=True, help="Write only the bytes themselves to standard output.")
 @click.option("-v", "--verbose", is_flag=True, help="Show reserved bytes too.")
-def command(*, file: str, path: str, as_json: bool, raw: bool, verbose: bool) -> int:
+def command(
+    *, file: str, path: str, as_json: bool, lender: str | None, raw: bool, verbose: bool
+) -> int:
     """Show one part of the stream FILE in full: where, which bytes, what they mean.
 
     PATH is vcpuN, vcpuN.REGISTER, vcpuN.nested.control.FIELD,
     vcpuN.nested.l1_save.FIELD, section:NAME.FIELD, configuration, header, or
     @OFFSET for whatever holds that byte.
     """
-    with common.opened(file) as machine:
+    with common.opened(file, lender=lender) as machine:
         place = find(machine, path)
         data = machine.stream.source.read_at(place.value.offset, place.value.size)
         if raw:

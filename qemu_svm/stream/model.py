@@ -87,15 +87,22 @@ class Stream:
         return decode(reader, device.layout, device.name, self.limits)
 
 
-def read_stream(source: Source, limits: Limits = DEFAULT, walk: Walk = Walk.QUICK) -> Stream:
+def read_stream(
+    source: Source,
+    limits: Limits = DEFAULT,
+    walk: Walk = Walk.QUICK,
+    borrowed: Description | None = None,
+) -> Stream:
     """Read a stream.
 
+    :param borrowed: a description of another stream, used if this one has none.
     :raises StreamError: ``source`` does not even start like a stream.
     """
     Walker(source, limits, None).header()
     problems: list[StreamError] = []
     tail = find_description(source, limits)
     description = _parse(tail.text, tail.payload, limits, problems) if tail else None
+    origin = "embedded"
     walker = None
     if tail is not None and description is not None and walk is not Walk.LINEAR:
         walker = _from_both_ends(source, limits, description, tail, walk)
@@ -108,6 +115,9 @@ def read_stream(source: Source, limits: Limits = DEFAULT, walk: Walk = Walk.QUIC
             )
             if description is not None:
                 walker = _front_to_back(source, limits, description)
+        if description is None and borrowed is not None:
+            description, origin = borrowed, "borrowed"
+            walker = _front_to_back(source, limits, borrowed, origin)
     problems = walker.problems + problems
     if source.damage is not None:
         problems.append(_source_problem(source, source.damage))
@@ -122,7 +132,7 @@ def read_stream(source: Source, limits: Limits = DEFAULT, walk: Walk = Walk.QUIC
         page_size=(description.page_size if description else None) or walker.ram.page_size,
         description=description,
         described=walker.described,
-        description_source="none" if description is None else "embedded",
+        description_source="none" if description is None else origin,
         problems=tuple(problems),
         complete=walker.ended and not any(isinstance(p, Truncated) for p in problems),
         limits=limits,
@@ -143,8 +153,10 @@ def _source_problem(source: Source, damage: SourceError) -> StreamError:
     return Truncated(str(damage), offset=source.size(), hint=damage.hint)
 
 
-def _front_to_back(source: Source, limits: Limits, description: Description | None) -> Walker:
-    walker = Walker(source, limits, description)
+def _front_to_back(
+    source: Source, limits: Limits, description: Description | None, origin: str = "embedded"
+) -> Walker:
+    walker = Walker(source, limits, description, origin)
     walker.header()
     recoveries = 0
     while True:

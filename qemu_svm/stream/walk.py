@@ -265,11 +265,13 @@ class Walker:
         opaque, described = False, "none"
         if record.name == "ram" and record.kind is not Kind.FULL:
             ram.step_over(self.reader, self.ram)
-        elif record.kind is Kind.FULL and (device := self._device(record)) is not None:
-            opaque = not self._described(record, device)
-            if not opaque:
-                self.described[record.offset] = device
-                described = self.origin
+        elif (
+            record.kind is Kind.FULL
+            and (device := self._device(record)) is not None
+            and self._described(record, device)
+        ):
+            self.described[record.offset] = device
+            described = self.origin
         else:
             self._search(record)
             opaque = True
@@ -302,9 +304,14 @@ class Walker:
         if self._footer_here(record):
             return True
         self.reader.offset = record.payload
+        problem: StreamError
         try:
             decode(self.reader, device.layout, device.name, self.limits)
-        except Malformed as error:
+        except (Malformed, LimitExceeded) as error:
+            problem = error
+        except Truncated as error:
+            if self.origin == "embedded":
+                raise
             problem = error
         else:
             if self.footers is False or self._footer_here(record):
@@ -317,10 +324,11 @@ class Walker:
                 found=self.reader.peek(FOOTER_SIZE).hex(" "),
             )
         self.reader.offset = record.payload
+        if self.origin == "borrowed":
+            return False  # another stream's layout need not fit
         if find_footer(self.source, record.payload, record.section_id or 0) is None:
             raise problem
         self.problems.append(problem)
-        self._search(record)
         return False
 
     def _footer_here(self, record: Record) -> bool:

@@ -97,10 +97,10 @@ RFLAGS = Bits(
 """Without IOPL (bits 12 and 13)."""
 
 DR6 = Bits(
-    {0: "B0", 1: "B1", 2: "B2", 3: "B3", 11: "BLD", 13: "BD", 14: "BS", 15: "BT", 16: "RTM"},
-    ignore=0xFFFE07F0,
+    {0: "B0", 1: "B1", 2: "B2", 3: "B3", 13: "BD", 14: "BS", 15: "BT"},
+    ignore=0xFFFF0FF0,
 )
-"""Without the bits that always read as one."""
+"""Without the bits that read as one when nothing happened (BLD and RTM are among them)."""
 
 DR7 = Bits(
     {

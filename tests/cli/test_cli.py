@@ -66,6 +66,15 @@ def test_a_cut_file(as_json: bool, sample: bytes, tmp_path: Path, svmstream: Run
         assert b"cpu_common" in done.stdout
 
 
+def test_a_borrowed_description(sample: bytes, sample_file: Path, svmstream: Run) -> None:
+    args = ["show", "-", "section:apic.lvt", "--description", sample_file]
+    done = svmstream(*args, input=sample[:0x9C8AA])
+    assert done.returncode == 3  # it is cut, and that is told
+    assert b"uint32[6]" in done.stdout
+    refused = svmstream("inspect", sample_file, "--description", "/etc/passwd")
+    assert refused.returncode == 3
+
+
 def test_findings_give_status_one(sample: bytes, tmp_path: Path, svmstream: Run) -> None:
     made = json.loads(svmstream("show", "--json", "-", "vcpu0.hflags2", input=sample).stdout)
     at = made["offset"]

@@ -11,11 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
+from qemu_svm.errors import (
+    LimitExceeded,
+    Malformed,
+    SourceError,
+    StreamError,
+    Truncated,
+    Unsupported,
+)
 from qemu_svm.limits import Limits
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, RamPages, Stream, Walk, builtin, read_stream
+from qemu_svm.stream.borrow import description_of
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.vmstate import decode
@@ -298,6 +306,32 @@ def test_built_in_layouts_are_those_of_the_descriptions(machine: Machine) -> Non
                 if record.name == "cpu":
                     assert ours == known
             break
+
+
+def test_a_borrowed_description(machine: Machine, capture: dict[str, Any]) -> None:
+    whole = capture_bytes(capture["file"])
+    end = next(r for r in machine.stream.records if r.kind is Kind.EOF).offset
+    lender = description_of(machine.stream.source)
+    stream = read_stream(BytesSource(whole[:end]), borrowed=lender)
+    assert stream.description_source == "borrowed"
+    assert {s.described for s in stream.sections()} == {"borrowed"}
+    assert [stream.values(s) for s in stream.sections()] == [
+        machine.stream.values(s) for s in machine.stream.sections()
+    ]
+    # Another QEMU's is taken as far as it fits, without a word about the rest.
+    other = capture_bytes("qemu5.2-linux5.10-nested.mig.zst")
+    foreign = read_stream(BytesSource(whole[:end]), borrowed=description_of(BytesSource(other)))
+    assert len(foreign.problems) == 1
+    assert cpu_at(whole[:end]).nested == read_machine(foreign).vcpus[0].nested
+
+
+def test_what_cannot_lend() -> None:
+    with pytest.raises(SourceError, match="no description to lend"):
+        description_of(BytesSource(builders.stream(TWO, describe=False)))
+    with pytest.raises(SourceError, match="describes no device"):
+        description_of(BytesSource(b'{"vmschkmachine": {"Name": "pc"}}'))
+    found = description_of(BytesSource(builders.description(TWO)[5:]))
+    assert [device.name for device in found.devices] == ["timer", "0000:00:01.0/dev"]
 
 
 def test_damage_is_stepped_over(sample: bytes) -> None:

@@ -1,0 +1,39 @@
+"""A description taken from elsewhere, for a stream that has none.
+
+The best lender is a stream of the same machine, saved by the same QEMU with the
+same devices; its sizes are proved section by section all the same.  The JSON
+itself, as ``show --raw`` of the record or an editor gives it, will do too.
+"""
+
+from __future__ import annotations
+
+from qemu_svm.errors import SourceError
+from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.source.base import Source
+from qemu_svm.stream import vmdesc
+from qemu_svm.stream.model import read_stream
+from qemu_svm.stream.vmdesc import Description
+
+
+def description_of(source: Source, limits: Limits = DEFAULT) -> Description:
+    """Take the description out of another stream, or out of its JSON.
+
+    :raises SourceError: there is none in it.
+    :raises StreamError: it is damaged.
+    """
+    if source.read_at(0, 64).lstrip()[:1] == b"{":
+        found = vmdesc.parse(source.read_at(0, limits.description_bytes), 0, limits)
+    else:
+        described = read_stream(source, limits)
+        if described.description is None:
+            raise SourceError(
+                f"'{source.path}' has no description to lend",
+                hint="take a complete stream of the same machine and QEMU",
+            )
+        found = described.description
+    if not found.devices:
+        raise SourceError(
+            f"'{source.path}' describes no device",
+            hint="QEMU's -dump-vmstate output has no wire sizes: take another stream",
+        )
+    return found
