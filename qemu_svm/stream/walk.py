@@ -46,6 +46,9 @@ _SEEN_ELSEWHERE = (
 )
 
 
+_PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
+
+
 class Walker:
     """State of a walk; results are in the public attributes.
 
@@ -71,6 +74,9 @@ class Walker:
         self.records: list[Record] = []
         self.problems: list[StreamError] = []
         self.ram = ram.RamState()
+        size = description.page_size if description is not None else None
+        if size is not None and size in _PAGE_SIZES:
+            self.ram.page_size = size
         self.footers: bool | None = None
         self.origin = origin
         self.ended = False

@@ -137,6 +137,18 @@ def test_configuration_and_its_subsections() -> None:
     assert found.uuid == bytes(range(16))
 
 
+def test_small_target_pages() -> None:
+    # arm's vexpress has pages of 1 KiB and only the description says so.
+    part = builders.word(0 | 8) + builders.counted("pc.ram") + bytes(1024)
+    part += builders.word(1024 | 8 | 0x20) + bytes(1024)
+    data = builders.stream(TWO, [part]).replace(b'"page_size": 4096', b'"page_size": 1024')
+    for walk in Walk:
+        stream = read(data, walk)
+        assert stream.problems == ()
+        assert stream.page_size == 1024
+        assert stream.pages == RamPages(normal=2)
+
+
 def test_without_configuration() -> None:
     stream = read(builders.stream(TWO, RAM, BLOCKS, config=b""))
     assert stream.configuration is None
