@@ -191,7 +191,10 @@ def _ram(machine: Machine) -> Iterable[Text]:
     )
     pages = machine.stream.pages
     if pages is not None:
-        yield entry("page records", f"{pages.normal} normal, {pages.zero} zero")
+        counts = {"normal": pages.normal, "zero": pages.zero, "XBZRLE": pages.xbzrle}
+        counts["compressed"] = pages.compressed
+        words = [f"{count} {name}" for name, count in counts.items() if count or name == "normal"]
+        yield entry("page records", ", ".join(words))
 
 
 def _sections(machine: Machine) -> Iterable[Text]:

@@ -1,0 +1,300 @@
+"""multifd: pages on channels of their own, next to the main stream.
+
+A channel starts with a packet of 64 bytes; then come packets of a fixed length
+that name pages of one block, each followed by what these pages hold: as they
+are, or as a piece of one zlib or zstd stream that goes through the whole
+channel.  Numbers are big-endian::
+
+      0  magic, version, flags, pages allocated, normal pages,
+         bytes that follow (32 bits each)
+     24  packet number (64 bits); zero pages (32 bits); reserved
+     64  block name, 256 bytes, padded with zeros
+    320  offsets in the block (64 bits each): normal pages, then zero pages
+
+A packet with SYNC ends an *epoch*; the main stream has a mark for each.  All
+pages of an epoch come before all of the next; within one, no page comes twice.
+Senders before 9.0 may leave a stale length where no pages follow.
+
+Source: QEMU ``migration/multifd.h``, ``multifd.c``, ``multifd-zlib.c``,
+``multifd-zstd.c``, 7.2 and 10.2.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from qemu_svm.errors import Malformed, SourceError, StreamError, Unsupported
+from qemu_svm.limits import KIB, Limits
+from qemu_svm.source.base import ClosingMixin, Source
+from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.text import name_text
+
+MAGIC = 0x11223344
+_VERSION = 1
+_PACKET_BYTES = 512 * KIB  # of pages in a full packet
+_SYNC = 1
+_DEVICE_STATE = 64
+_METHODS = {0: "none", 2: "zlib", 4: "zstd", 8: "qpl", 16: "uadk", 32: "qatzip"}
+_INITIAL = struct.Struct(">II16sB39s")
+_HEADER = struct.Struct(">6IQI28s256s")
+_DEVICE = struct.Struct(">3I256sII")
+_FEED = KIB  # compressed bytes at a time, so that little can come out at once
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Pages of one packet that follow one another in the block.
+
+    :param page: number of the first.
+    :param data: offset of the first one's content; None for zero pages.
+    """
+
+    page: int
+    count: int
+    data: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One packet: pages of one block."""
+
+    number: int
+    epoch: int
+    block: str
+    pages: tuple[Pages, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One channel as read.
+
+    :param number: channel id; from 0.
+    :param source: where the pages' content is.
+    :param packets: in order; SYNC packets without pages are left out.
+    :param epochs: number of SYNC packets.
+    :param problem: what ended the reading early.
+    """
+
+    number: int
+    uuid: bytes
+    methods: tuple[str, ...]
+    source: Source
+    packets: tuple[Packet, ...]
+    epochs: int
+    problem: StreamError | None
+
+
+def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
+    """Read a channel; compressed pages go to a temporary file.
+
+    :raises StreamError: ``source`` does not start like a channel.
+    """
+    reader = Reader(source)
+    magic, version, uuid, number, _ = _INITIAL.unpack(reader.take(_INITIAL.size, "a channel"))
+    if magic != MAGIC:
+        raise Malformed(
+            f"'{source.path}' is not a multifd channel",
+            offset=0,
+            expected=f"{MAGIC:#x}",
+            found=f"{magic:#x}",
+        )
+    if version != _VERSION:
+        raise Unsupported(
+            "a multifd channel of another version",
+            offset=4,
+            expected=f"{_VERSION}",
+            found=f"{version}",
+        )
+    state = _State(reader, page_size, limits)
+    packets: list[Packet] = []
+    problem: StreamError | None = None
+    try:
+        while not reader.at_end():
+            packet = state.packet()
+            if packet is not None:
+                packets.append(packet)
+    except StreamError as error:
+        error.section = f"multifd channel {number}"
+        problem = error
+    return Channel(
+        number,
+        uuid,
+        tuple(state.methods),
+        state.spool or source,
+        tuple(packets),
+        state.epoch,
+        problem,
+    )
+
+
+class _State:
+    # What goes through a channel: the epoch, the decompressor, unpacked pages.
+    def __init__(self, reader: Reader, page_size: int, limits: Limits) -> None:
+        self.reader = reader
+        self.page_size = page_size
+        self.limits = limits
+        self.epoch = 0
+        self.methods: list[str] = []
+        self.spool: _Unpacked | None = None
+        self._inflate: Callable[[bytes], bytes] | None = None
+
+    def packet(self) -> Packet | None:
+        reader, start = self.reader, self.reader.offset
+        if int.from_bytes(reader.peek(12)[8:], "big") & _DEVICE_STATE:
+            *_, size = _DEVICE.unpack(reader.take(_DEVICE.size, "a device-state packet"))
+            self._skip(size)
+            return None
+        head = reader.take(_HEADER.size, "a multifd packet")
+        magic, version, flags, _, normal, size, number, zero, _, name = _HEADER.unpack(head)
+        room = max(1, _PACKET_BYTES // self.page_size)
+        if magic != MAGIC or version != _VERSION or normal + zero > room:
+            raise Malformed(
+                "not a multifd packet",
+                offset=start,
+                expected=f"{MAGIC:#x}, version {_VERSION}, at most {room} pages",
+                found=f"{magic:#x}, version {version}, {normal + zero} pages",
+            )
+        offsets = struct.unpack(f">{room}Q", reader.take(8 * room, "a multifd packet's offsets"))
+        for offset in offsets[: normal + zero]:
+            if offset % self.page_size:
+                raise Malformed(
+                    "a multifd packet with an offset inside a page",
+                    offset=start + _HEADER.size,
+                    found=f"{offset:#x}",
+                )
+        data = self._payload(flags & 0x3E, normal, size, start) if normal else 0
+        pages = [*self._runs(offsets[:normal], data)]
+        pages += self._runs(offsets[normal : normal + zero], None)
+        epoch = self.epoch
+        self.epoch += flags & _SYNC
+        if not pages:
+            return None
+        return Packet(number, epoch, name_text(name.rstrip(b"\0")), tuple(pages))
+
+    def _runs(self, offsets: tuple[int, ...], data: int | None) -> Iterator[Pages]:
+        first = 0
+        for index in range(1, len(offsets) + 1):
+            if index == len(offsets) or offsets[index] != offsets[index - 1] + self.page_size:
+                at = None if data is None else data + first * self.page_size
+                yield Pages(offsets[first] // self.page_size, index - first, at)
+                first = index
+
+    def _payload(self, method: int, normal: int, size: int, start: int) -> int:
+        # Step over the pages' content; where it is afterwards.
+        name = _METHODS.get(method, f"{method:#x}")
+        if name not in self.methods:
+            self.methods.append(name)
+        wanted = normal * self.page_size
+        if name == "none":
+            data = self.reader.offset
+            if size != wanted or self.spool is not None:
+                raise Malformed(
+                    "a multifd packet of a wrong length",
+                    offset=start + 20,
+                    expected=f"{wanted}",
+                    found=f"{size}",
+                )
+            self._skip(size)
+            return data
+        if name not in ("zlib", "zstd") or (self._inflate is None and len(self.methods) > 1):
+            raise Unsupported(
+                "multifd pages compressed in a way that is not read",
+                offset=start + 8,
+                expected="none, zlib or zstd, one for a channel",
+                found=" and ".join(self.methods),
+            )
+        if self._inflate is None:
+            self._inflate = _inflater(name)
+            self.spool = _Unpacked(self.limits)
+        assert self.spool is not None
+        return self._unpack(size, wanted, start)
+
+    def _unpack(self, size: int, wanted: int, start: int) -> int:
+        assert self._inflate is not None
+        assert self.spool is not None
+        begin = self.spool.size()
+        left, out = size, 0
+        while left:
+            piece = self.reader.take(min(left, _FEED), "compressed multifd pages")
+            left -= len(piece)
+            try:
+                got = self._inflate(piece)
+            except Exception as error:  # noqa: BLE001 - each library has its own
+                raise Malformed(
+                    f"compressed multifd pages are damaged: {error}", offset=start
+                ) from error
+            out += len(got)
+            if out > wanted:
+                break
+            self.spool.append(got)
+        if out != wanted:
+            raise Malformed(
+                "compressed multifd pages of a wrong length",
+                offset=start,
+                expected=f"{wanted} bytes",
+                found=f"{out}",
+            )
+        return begin
+
+    def _skip(self, size: int) -> None:
+        # Move on; the last byte must be there.
+        if size:
+            self.reader.offset += size - 1
+            try:
+                self.reader.take(1, "multifd pages")
+            except StreamError:
+                self.reader.offset -= size - 1
+                raise
+
+
+def _inflater(method: str) -> Callable[[bytes], bytes]:
+    if method == "zlib":
+        import zlib
+
+        return zlib.decompressobj().decompress
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj().decompress
+
+
+class _Unpacked(ClosingMixin):
+    # Decompressed pages in a temporary file: a source of its own.
+    compression = "none"
+    damage: SourceError | None = None
+
+    def __init__(self, limits: Limits) -> None:
+        import os
+        import tempfile
+
+        self.path = "<unpacked channel>"
+        self._limit = limits.spool_bytes
+        self._size = 0
+        where = (
+            None if os.environ.get("TMPDIR") or not os.access("/var/tmp", os.W_OK) else "/var/tmp"
+        )
+        self._file = tempfile.TemporaryFile(dir=where)  # noqa: SIM115 - closed by close()
+
+    def append(self, data: bytes) -> None:
+        if self._size + len(data) > self._limit:
+            raise SourceError(f"more than {self._limit} bytes come out of a multifd channel")
+        try:
+            self._file.seek(self._size)
+            self._file.write(data)
+        except OSError as error:
+            raise SourceError(
+                f"no room to keep a multifd channel: {error.strerror}",
+                hint="set TMPDIR to a disk with room",
+            ) from error
+        self._size += len(data)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def size(self) -> int:
+        return self._size
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,268 @@
+"""The RAM of a stream: where each page is, and what it holds.
+
+:func:`read_ram` reads all RAM records once, and with them multifd channels in
+the order in which the destination would apply them.  :class:`Ram` then gives
+any page: the last copy wins, and a difference is applied to what was before.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from qemu_svm.errors import Malformed, PathError, StreamError, Truncated
+from qemu_svm.source.base import Source
+from qemu_svm.stream.constants import RamFlag, RecordType
+from qemu_svm.stream.model import Stream
+from qemu_svm.stream.multifd import Channel, Packet, read_channel
+from qemu_svm.stream.ram import RamState
+from qemu_svm.stream.ram_blocks import BlockEntry
+from qemu_svm.stream.ram_runs import INPUT_SHIFT, PageKind, RamRuns
+from qemu_svm.stream.records import Kind, RamBlock, RamPages
+from qemu_svm.stream.resync import footer_bytes
+from qemu_svm.stream.walk import Walker
+from qemu_svm.stream.xbzrle import apply_delta
+
+_BATCH = 1024  # records of the walk that are kept before they are forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """All RAM of a stream.
+
+    :param entries: the block list with what capabilities add to it.
+    :param runs: every copy of every page, in the order of sending.
+    :param sources: the stream, then the channels.
+    :param flushes: number of MULTIFD_FLUSH records.
+    :param problems: what went wrong while reading.
+    """
+
+    entries: tuple[BlockEntry, ...]
+    runs: RamRuns
+    page_size: int
+    sources: tuple[Source, ...]
+    channels: tuple[Channel, ...]
+    flushes: int
+    problems: tuple[StreamError, ...]
+
+    @property
+    def blocks(self) -> tuple[RamBlock, ...]:
+        """RAM blocks; their index is what the other methods take."""
+        return tuple(entry.block for entry in self.entries)
+
+    def block(self, name: str) -> int:
+        """Index of a block.
+
+        :raises PathError: there is none of that name.
+        """
+        names = [block.name for block in self.blocks]
+        if name not in names:
+            raise PathError(f"no RAM block '{name}'", near=get_close_matches(name, names))
+        return names.index(name)
+
+    def pages_of(self, block: int) -> int:
+        """Number of pages of a block."""
+        return -(-self.entries[block].block.used_length // self.page_size)
+
+    def counts(self) -> RamPages:
+        """Pages sent by kind; each copy counts."""
+        sums = dict.fromkeys(range(8), 0)
+        for _, _, count, kind, _ in self.runs.raw():
+            sums[kind] += count
+        return RamPages(
+            sums[PageKind.PAGE] + sums[PageKind.PLACED],
+            sums[PageKind.ZERO] + sums[PageKind.ABSENT],
+            sums[PageKind.XBZRLE],
+            sums[PageKind.COMPRESSED],
+        )
+
+    def read_page(self, block: int, page: int) -> bytes:
+        """Return what a page holds at the end; zeros if it was never sent.
+
+        :raises StreamError: what the stream has for it is damaged.
+        """
+        deltas = []
+        content = bytes(self.page_size)
+        for kind, source, data in self.runs.history(block, page):
+            if kind is PageKind.XBZRLE:
+                deltas.append((source, data))
+                continue
+            content = self.content(kind, source, data)
+            break
+        if not deltas:
+            return content
+        result = bytearray(content)
+        for source, data in reversed(deltas):
+            self.apply(result, source, data)
+        return bytes(result)
+
+    def read(self, block: int, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes at ``offset`` of a block (fewer at its end)."""
+        size = min(size, self.entries[block].block.used_length - offset)
+        if size <= 0 or offset < 0:
+            return b""
+        first, last = offset // self.page_size, (offset + size - 1) // self.page_size
+        pages = b"".join(self.read_page(block, page) for page in range(first, last + 1))
+        start = offset - first * self.page_size
+        return pages[start : start + size]
+
+    def content(self, kind: PageKind, source: int, data: int) -> bytes:
+        """Return one copy of a page, of any kind but XBZRLE."""
+        if kind is PageKind.ABSENT:
+            return bytes(self.page_size)
+        if kind is PageKind.ZERO:
+            return self._bytes(source, data, 1) * self.page_size
+        if kind is PageKind.COMPRESSED:
+            size = int.from_bytes(self._bytes(source, data, 4), "big")
+            return self._inflated(self._bytes(source, data + 4, size), data)
+        return self._bytes(source, data, self.page_size)
+
+    def apply(self, page: bytearray, source: int, data: int) -> None:
+        """Apply one XBZRLE copy to ``page``."""
+        size = int.from_bytes(self._bytes(source, data + 1, 2), "big")
+        apply_delta(page, self._bytes(source, data + 3, size), data + 3)
+
+    def _bytes(self, source: int, offset: int, size: int) -> bytes:
+        found = self.sources[source].read_at(offset, size)
+        if len(found) < size:
+            raise Truncated(
+                "the input ends inside a RAM page",
+                offset=offset + len(found),
+                section="ram",
+                expected=f"{size} bytes",
+                found=f"{len(found)}",
+            )
+        return found
+
+    def _inflated(self, data: bytes, offset: int) -> bytes:
+        inflate = zlib.decompressobj()
+        try:
+            page = inflate.decompress(data, self.page_size + 1)
+            problem = "" if inflate.eof else "it does not end"
+        except zlib.error as error:
+            page, problem = b"", str(error)
+        if problem or len(page) != self.page_size:
+            raise Malformed(
+                "a compressed page is damaged",
+                offset=offset,
+                section="ram",
+                expected=f"{self.page_size} bytes",
+                found=problem or f"{len(page)}",
+            )
+        return page
+
+
+def read_ram(stream: Stream, channels: Iterable[Source] = (), *, scalar: bool = False) -> Ram:
+    """Read all RAM records of a stream.
+
+    :param channels: the multifd channels, in any order.
+    :param scalar: record by record, to hold the quick way against.
+    :raises StreamError: a channel does not start like one.
+    """
+    read = [read_channel(source, stream.page_size, stream.limits) for source in channels]
+    read.sort(key=lambda channel: channel.number)
+    walker = Walker(stream.source, stream.limits, stream.description)
+    state = walker.ram
+    state.page_size = stream.page_size
+    state.scalar = scalar
+    runs = state.runs = RamRuns(stream.page_size)
+    merge = _Merge(state, runs, read)
+    state.mark = merge.mark
+    problems = [channel.problem for channel in read if channel.problem is not None]
+    try:
+        _walk(walker)
+        merge.rest()
+    except StreamError as error:
+        problems.append(error)
+    return Ram(
+        state.entries,
+        runs,
+        stream.page_size,
+        (stream.source, *(channel.source for channel in read)),
+        tuple(read),
+        merge.flushes,
+        tuple(problems),
+    )
+
+
+def _walk(walker: Walker) -> None:
+    # Record by record up to the end of RAM.
+    walker.header()
+    empty = b""
+    while not walker.ended and walker.next_type() is not None:
+        if empty:
+            # A guest that waits sends very many PARTs with nothing in them.
+            while walker.reader.peek(len(empty)) == empty:
+                walker.reader.offset += len(empty)
+                walker.ram.mark(RamFlag.EOS)
+        walker.step()
+        if len(walker.records) > _BATCH:
+            del walker.records[:-1]
+        record = walker.records[-1]
+        if record.name == "ram" and record.section_id is not None:
+            if record.kind is Kind.END:
+                return
+            if record.kind is Kind.START:
+                number = record.section_id.to_bytes(4, "big")
+                eos = int(RamFlag.EOS).to_bytes(8, "big")
+                foot = b"" if walker.footers is False else footer_bytes(record.section_id)
+                empty = bytes((RecordType.PART,)) + number + eos + foot
+
+
+class _Merge:
+    # Puts the pages of the channels where the main stream waits for them.
+    def __init__(self, state: RamState, runs: RamRuns, channels: list[Channel]) -> None:
+        self.flushes = 0
+        self._state = state
+        self._runs = runs
+        self._epoch = 0
+        self._waiting: list[tuple[int, int, int, Packet]] = sorted(
+            (
+                (packet.epoch, packet.number, source, packet)
+                for source, channel in enumerate(channels, 1)
+                for packet in channel.packets
+            ),
+            key=lambda entry: entry[:3],
+            reverse=True,
+        )
+
+    def mark(self, flag: RamFlag) -> None:
+        # Before 8.1 every EOS is a mark, later every MULTIFD_FLUSH; the first
+        # section shows which, because its EOS comes last.
+        if flag is RamFlag.HOOK:
+            return
+        if flag is RamFlag.MULTIFD_FLUSH:
+            self.flushes += 1
+        elif self.flushes:
+            return
+        self._upto(self._epoch)
+        self._epoch += 1
+
+    def rest(self) -> None:
+        self._upto(None)
+
+    def _upto(self, epoch: int | None) -> None:
+        waiting = self._waiting
+        while waiting and (epoch is None or waiting[-1][0] <= epoch):
+            _, _, source, packet = waiting.pop()
+            self._apply(source, packet)
+
+    def _apply(self, source: int, packet: Packet) -> None:
+        block = self._state.index.get(packet.block)
+        for pages in packet.pages:
+            end = (pages.page + pages.count) * self._state.page_size - 1
+            if block is None or end > self._state.tops[block]:
+                raise Malformed(
+                    "a multifd page that no RAM block has",
+                    offset=pages.data or 0,
+                    section=f"multifd channel {source - 1}",
+                    expected="a page of the block list",
+                    found=f"{pages.page * self._state.page_size:#x} in {packet.block!r}",
+                )
+            if pages.data is None:
+                self._runs.add(block, pages.page, pages.count, PageKind.ABSENT, 0)
+            else:
+                data = source << INPUT_SHIFT | pages.data
+                self._runs.add(block, pages.page, pages.count, PageKind.PLACED, data)

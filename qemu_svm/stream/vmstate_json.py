@@ -1,0 +1,186 @@
+"""What ``qemu-system-x86_64 -M TYPE -dump-vmstate FILE`` writes, as a typed tree.
+
+The dump lists every device class of the binary, whatever the machine type, with
+the description that its sections would be read by.  It tells less than the
+description in a stream: sizes are those in QEMU's memory, there are no types,
+and whether a conditional field is present is not said.  Missing are CPUs, RAM
+and whatever a device registers by itself (:data:`UNLISTED`).
+
+Source: QEMU ``migration/savevm.c`` (``dump_vmstate_json_to_file``), 5.2 to 10.2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from qemu_svm.errors import LimitExceeded, Malformed
+from qemu_svm.limits import DEFAULT, Limits
+
+_MACHINE = "vmschkmachine"
+
+UNLISTED = frozenset(
+    {"cpu", "cpu_common", "timer", "globalstate", "apic", "PCIBUS", "i2c_bus", "acpi_build"}
+    | {"ide", "isa-ide", "eeprom", "audio", "tpm-emulator", "ipmi-bmc-sim", "ipmi-interface"}
+    | {"virtio-mem-device-early", "ps2kbd", "ps2mouse"}
+    | {f"i825{model}" for model in ("50", "51", "57a", "57b", "57c", "58a", "58b", "59a", "59b")}
+    | {f"i825{model}" for model in ("59c", "59er", "62", "01")}
+)
+"""Descriptions that QEMU registers without a device class; no dump has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DumpField:
+    """A field that QEMU would read.
+
+    :param name: as descriptions in streams have it: repeated names are numbered.
+    :param since: version of the description from which on it is there.
+    :param conditional: it has a test of its own; it may be absent.
+    :param size: bytes of one element in QEMU's memory.
+    :param count: elements of an array of fixed length, where the dump tells.
+    """
+
+    name: str
+    since: int
+    conditional: bool
+    size: int
+    count: int | None = None
+    layout: DumpLayout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DumpLayout:
+    """A description: versions, fields in wire order, subsections."""
+
+    name: str
+    version: int
+    minimum: int
+    fields: tuple[DumpField, ...]
+    subsections: tuple[DumpLayout, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """A whole dump.
+
+    :param machine: machine type it was made for; None if it does not say.
+    :param layouts: by the description's name, as sections are matched.  Classes
+        may share a name with different layouts (``ne2000`` on ISA and PCI).
+    """
+
+    machine: str | None
+    layouts: dict[str, tuple[DumpLayout, ...]]
+
+
+def parse_dump(text: bytes, limits: Limits = DEFAULT) -> Dump:
+    """Read a dump.
+
+    :raises Malformed: not JSON, or not such a dump.
+    :raises LimitExceeded: longer than ``limits.description_bytes``, or nested
+        deeper than ``limits.description_depth``.
+    """
+    if len(text) > limits.description_bytes:
+        raise LimitExceeded(
+            "the vmstate dump is too long",
+            offset=limits.description_bytes,
+            expected=f"at most {limits.description_bytes} bytes",
+        )
+    try:
+        document = json.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise LimitExceeded("the vmstate dump is nested too deeply", offset=0) from error
+    except ValueError as error:
+        where = error.pos if isinstance(error, json.JSONDecodeError) else 0
+        raise Malformed(
+            "the vmstate dump is not JSON",
+            offset=where,
+            found=str(error),
+            hint="make it with: qemu-system-x86_64 -M TYPE -dump-vmstate FILE",
+        ) from error
+    return _dump(document, limits.description_depth)
+
+
+def _dump(document: Any, depth: int) -> Dump:
+    classes = _object(document, "top level")
+    if _MACHINE not in classes:
+        raise Malformed(
+            "the JSON is no vmstate dump",
+            offset=0,
+            expected=f"a key '{_MACHINE}'",
+            hint="make it with: qemu-system-x86_64 -M TYPE -dump-vmstate FILE",
+        )
+    machine = _object(classes[_MACHINE], _MACHINE).get("Name")
+    layouts: dict[str, list[DumpLayout]] = {}
+    for name, item in classes.items():
+        if name != _MACHINE and "Description" in _object(item, name):
+            layout = _layout(item["Description"], name, depth)
+            same = layouts.setdefault(layout.name, [])
+            if layout not in same:
+                same.append(layout)
+    found = {name: tuple(same) for name, same in layouts.items()}
+    return Dump(machine if isinstance(machine, str) else None, found)
+
+
+def _layout(item: Any, path: str, depth: int) -> DumpLayout:
+    if depth <= 0:
+        raise LimitExceeded("the vmstate dump is nested too deeply", offset=0, field=path)
+    values = _object(item, path)
+    items = [_object(one, path) for one in _array(values.get("Fields", []), path)]
+    names = [_text(one.get("field"), f"{path}.Fields") for one in items]
+    often, seen = Counter(names), Counter[str]()
+    fields = []
+    for name, one in zip(names, items, strict=True):
+        label = f"{name}[{seen[name]}]" if often[name] > 1 else name
+        seen[name] += 1
+        where = f"{path}.{label}"
+        nested, count = one.get("Description"), one.get("num")
+        fields.append(
+            DumpField(
+                name=label,
+                since=_number(one.get("version_id", 0), where),
+                conditional=bool(one.get("field_exists")),
+                size=_number(one.get("size", 0), where),
+                count=None if count is None else _number(count, where),
+                layout=None if nested is None else _layout(nested, where, depth - 1),
+            )
+        )
+    return DumpLayout(
+        name=_text(values.get("name"), path),
+        version=_number(values.get("version_id", 0), path),
+        minimum=_number(values.get("minimum_version_id", 0), path),
+        fields=tuple(fields),
+        subsections=tuple(
+            _layout(one, f"{path}.Subsections", depth - 1)
+            for one in _array(values.get("Subsections", []), path)
+        ),
+    )
+
+
+def _fail(what: str, path: str) -> Malformed:
+    return Malformed(f"the vmstate dump has {what}", offset=0, field=path)
+
+
+def _object(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _fail("something that is not an object", path)
+    return value
+
+
+def _array(value: Any, path: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _fail("something that is not a list", path)
+    return value
+
+
+def _text(value: Any, path: str) -> str:
+    if not isinstance(value, str):
+        raise _fail("something that is not a name", path)
+    return value
+
+
+def _number(value: Any, path: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 40:
+        raise _fail("something that is not a plausible number", path)
+    return value

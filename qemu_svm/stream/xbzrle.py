@@ -1,0 +1,57 @@
+"""XBZRLE: a page as the difference to what it held before.
+
+The encoded page is a sequence of pairs: a number of bytes that stay as they
+are, then a number of new bytes and these bytes themselves (not an XOR).  Both
+numbers are little-endian base 128 and take at most two bytes.  Only the first
+pair may leave nothing unchanged; what is behind the last pair stays.
+
+Source: QEMU ``migration/xbzrle.c`` (``xbzrle_decode_buffer``) and
+``util/cutils.c`` (``uleb128_decode_small``), 7.2 and 10.2.
+"""
+
+from __future__ import annotations
+
+from qemu_svm.errors import Malformed
+
+
+def apply_delta(page: bytearray, delta: bytes, offset: int) -> None:
+    """Bring ``page`` up to date in place.
+
+    :param offset: of ``delta`` in the stream, for errors.
+    :raises Malformed: the pairs lead out of the page or are cut.
+    """
+    size, end = len(page), len(delta)
+    place = at = 0
+    while at < end:
+        start = at
+        same, at = _number(delta, at, offset)
+        place += same
+        count, at = _number(delta, at, offset)
+        bad = place + count > size or at + count > end or not count or (start and not same)
+        if bad:
+            raise Malformed(
+                "an XBZRLE page that leads nowhere",
+                offset=offset + start,
+                section="ram",
+                expected=f"new bytes within {size} bytes of page and {end} of data",
+                found=f"{count} at {place:#x}, {end - at} left",
+            )
+        page[place : place + count] = delta[at : at + count]
+        place += count
+        at += count
+
+
+def _number(delta: bytes, at: int, offset: int) -> tuple[int, int]:
+    # One number and the position behind it.
+    head = delta[at : at + 2]
+    if head and head[0] < 0x80:
+        return head[0], at + 1
+    if len(head) == 2 and head[1] < 0x80:
+        return head[0] & 0x7F | head[1] << 7, at + 2
+    raise Malformed(
+        "a number in an XBZRLE page that does not end",
+        offset=offset + at,
+        section="ram",
+        expected="at most two bytes, the last below 0x80",
+        found=head.hex(" ") or "nothing",
+    )

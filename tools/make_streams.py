@@ -1,0 +1,278 @@
+"""Make one small stream of every kind with a real QEMU.
+
+Usage: make_streams.py DIR [--qemu COMMAND] [KIND ...]
+
+The guest is a boot sector that counts in 64 pages, so that pages are sent again.
+What a QEMU cannot do is said and left out.  Kinds marked with a version need at
+least that QEMU; Debian 12's 7.2 makes the others.  Each stream is written as
+DIR/qemuVERSION-KIND.mig.zst (further channels as .channelN), with a line in
+DIR/kinds.json that says how it was made and what must be found in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+# mov ax,0x2000; next: mov ds,ax; inc dword [0]; add ax,0x100; cmp ax,0x6000;
+# jne next; jmp start
+BOOT = bytes.fromhex("b80020 8ed8 66ff060000 050001 3d0060 75f1 ebec")
+BOOT_SECTOR = BOOT.ljust(510, b"\0") + b"\x55\xaa"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to make one kind: capabilities, parameters, arguments, target."""
+
+    capabilities: tuple[str, ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    target: str = "exec"
+    least: tuple[int, int] = (5, 2)
+    most: tuple[int, int] = (99, 0)
+    running: bool = True
+    about: str = ""
+
+
+SHARED = ("-object", "memory-backend-file,id=pc.ram,size=16M,share=on,mem-path={folder}/ram",
+          "-machine", "memory-backend=pc.ram")  # fmt: skip
+
+KINDS: dict[str, Kind] = {
+    "plain": Kind(running=False, about="ordinary precopy"),
+    "resent": Kind(about="pages sent again and again"),
+    "xbzrle": Kind(("xbzrle",), about="XBZRLE deltas"),
+    "compress": Kind(("compress",), {"compress-threads": 1}, most=(9, 0), about="zlib pages"),
+    "ignore-shared": Kind(("x-ignore-shared",), arguments=SHARED, about="RAM left out"),
+    "multifd": Kind(("multifd",), {"multifd-channels": 2}, target="socket"),
+    "multifd-zlib": Kind(
+        ("multifd",), {"multifd-channels": 2, "multifd-compression": "zlib"}, target="socket"
+    ),
+    "multifd-zstd": Kind(
+        ("multifd",), {"multifd-channels": 2, "multifd-compression": "zstd"}, target="socket"
+    ),
+    "mapped-ram": Kind(("mapped-ram",), target="file", least=(9, 0)),
+    "mapped-ram-multifd": Kind(
+        ("mapped-ram", "multifd"), {"multifd-channels": 2}, target="file", least=(9, 0)
+    ),
+    "background-snapshot": Kind(("background-snapshot",), least=(6, 0)),
+    "no-description": Kind(arguments=("-machine", "suppress-vmdesc=on"), running=False),
+    "postcopy": Kind(("postcopy-ram",), target="postcopy", about="devices in a package"),
+}
+
+
+class Qmp:
+    """The few commands that are needed, over a socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        for _ in range(200):
+            try:
+                self._socket.connect(str(path))
+                break
+            except OSError:
+                time.sleep(0.05)
+        self._file = self._socket.makefile("rw")
+        self._file.readline()
+        self("qmp_capabilities")
+
+    def __call__(self, command: str, **arguments: Any) -> Any:
+        self._file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self._file.flush()
+        while True:
+            answer = json.loads(self._file.readline())
+            if "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+
+
+@contextmanager
+def qemu(command: list[str], folder: Path, name: str, *extra: str) -> Iterator[Qmp]:
+    """A running QEMU and its QMP; ended on every way out."""
+    path = folder / f"{name}.qmp"
+    process = subprocess.Popen(
+        [*command, "-accel", "tcg", "-display", "none", "-vga", "none", "-net", "none",
+         "-m", "16", "-qmp", f"unix:{path},server=on,wait=off", *extra],
+        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield Qmp(path)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait(qmp: Qmp, *states: str) -> dict[str, Any]:
+    for _ in range(1200):
+        info: dict[str, Any] = qmp("query-migrate")
+        if info.get("status") in states:
+            return info
+        if info.get("status") == "failed":
+            raise RuntimeError(f"migration failed: {info.get('error-desc')}")
+        time.sleep(0.05)
+    raise RuntimeError("the migration does not end")
+
+
+def sink(path: Path, folder: Path) -> list[Path]:
+    """Store every connection to a socket in a file of its own."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(16)
+    files: list[Path] = []
+
+    def store(connection: socket.socket, file: Path) -> None:
+        with connection, file.open("wb") as out:
+            while data := connection.recv(1 << 16):
+                out.write(data)
+
+    def accept() -> None:
+        while True:
+            connection, _ = listener.accept()
+            files.append(folder / f"connection{len(files)}")
+            threading.Thread(target=store, args=(connection, files[-1]), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return files
+
+
+def proxy(path: Path, behind: Path, file: Path) -> None:
+    """Pass a connection on, and keep what goes from the source to the destination."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1)
+
+    def carry(one: socket.socket, other: socket.socket, out: Any) -> None:
+        while data := one.recv(1 << 16):
+            if out:
+                out.write(data)
+                out.flush()
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        near, _ = listener.accept()
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(str(behind))
+        out = file.open("wb")
+        threading.Thread(target=carry, args=(near, far, out), daemon=True).start()
+        threading.Thread(target=carry, args=(far, near, None), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+
+
+def make(kind: Kind, command: list[str], folder: Path) -> list[Path]:
+    """Make one stream; the main channel comes first."""
+    boot = folder / "boot.img"
+    boot.write_bytes(BOOT_SECTOR)
+    extra = [word.format(folder=folder) for word in kind.arguments]
+    extra += ["-drive", f"if=floppy,format=raw,readonly=on,file={boot}"]
+    extra += ["-boot", "order=a"]
+    extra += [] if kind.running else ["-S"]
+    with qemu(command, folder, "source", *extra) as qmp:
+        if kind.running:
+            time.sleep(3)
+        for capability in kind.capabilities:
+            qmp("migrate-set-capabilities",
+                capabilities=[{"capability": capability, "state": True}])  # fmt: skip
+        if kind.parameters:
+            qmp("migrate-set-parameters", **kind.parameters)
+        out = folder / "main"
+        if kind.target == "socket":
+            files = sink(folder / "sink", folder)
+            qmp("migrate", uri=f"unix:{folder}/sink")
+            wait(qmp, "completed")
+            time.sleep(0.3)
+            return sorted(files, key=lambda f: not f.read_bytes().startswith(b"QEVM"))
+        if kind.target == "postcopy":
+            return [_postcopy(qmp, command, folder, out, extra)]
+        uri = f"file:{out}" if kind.target == "file" else f"exec:cat>{out}"
+        if kind.running:
+            # Slow enough that pages change on the way.
+            qmp("migrate-set-parameters", **{"max-bandwidth": 2 << 20, "downtime-limit": 1})
+        qmp("migrate", uri=uri)
+        if kind.running:
+            time.sleep(1)
+            qmp("stop")
+        qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "downtime-limit": 2000})
+        wait(qmp, "completed")
+        return [out]
+
+
+def _postcopy(qmp: Qmp, command: list[str], folder: Path, out: Path, extra: list[str]) -> Path:
+    incoming = ["-incoming", f"unix:{folder}/incoming", *extra]
+    with qemu(command, folder, "destination", *incoming) as other:
+        on = [{"capability": "postcopy-ram", "state": True}]
+        other("migrate-set-capabilities", capabilities=on)
+        proxy(folder / "proxy", folder / "incoming", out)
+        qmp("migrate-set-parameters", **{"max-bandwidth": 200 << 10, "downtime-limit": 1})
+        qmp("migrate", uri=f"unix:{folder}/proxy")
+        time.sleep(1)
+        qmp("migrate-start-postcopy")
+        qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+        wait(qmp, "completed")
+        time.sleep(0.3)
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("kinds", nargs="*", help=", ".join(KINDS))
+    parser.add_argument("--qemu", default="qemu-system-x86_64")
+    arguments = parser.parse_args()
+    command = shlex.split(arguments.qemu)
+    text = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", text.stdout)
+    assert found is not None
+    version = (int(found[1]), int(found[2]))
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    index = arguments.folder / "kinds.json"
+    entries: dict[str, Any] = json.loads(index.read_text()) if index.exists() else {}
+    for name in arguments.kinds or KINDS:
+        kind = KINDS[name]
+        if not kind.least <= version <= kind.most:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                files = make(kind, command, Path(folder))
+            except (RuntimeError, OSError) as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                continue
+            stem = f"qemu{version[0]}.{version[1]}-{name}"
+            for number, file in enumerate(files):
+                suffix = f".channel{number - 1}" if number else ".mig"
+                data = zstandard.ZstdCompressor(level=19).compress(file.read_bytes())
+                (arguments.folder / f"{stem}{suffix}.zst").write_bytes(data)
+                print(f"{stem}{suffix}.zst {file.stat().st_size} -> {len(data)}")
+            entries[stem] = {
+                "qemu": found[0].removeprefix("version "),
+                "kind": name,
+                "about": kind.about or name,
+                "channels": len(files) - 1,
+                "size": files[0].stat().st_size,
+                "capabilities": list(kind.capabilities),
+                "parameters": kind.parameters,
+            }
+    index.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    sys.exit(main())
