@@ -98,13 +98,9 @@ class Reader:
             except construct.StreamError as error:
                 if len(data) == most:
                     continue
-                raise Truncated(
-                    f"the input ends inside {what} at {self.offset:#x}",
-                    offset=self.offset + len(data),
-                    field=_field(error),
-                    expected="more bytes",
-                    found=f"{len(data)}",
-                ) from error
+                cut = self.truncated(what, len(data) + 1, len(data))
+                cut.field, cut.expected = _field(error), "more bytes"
+                raise cut from error
             except ConstructError as error:
                 raise Malformed(
                     f"{what} is not what the format says",
