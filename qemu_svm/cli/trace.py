@@ -26,7 +26,7 @@ def command(*, log: str, as_json: bool, verbose: bool) -> int:
     compressed.  Shown are the phases of each vCPU and, for every put of nested
     state, which rules of its order are kept.
     """
-    from qemu_svm.restore.trace import read_trace
+    from qemu_svm.restore.trace.model import read_trace
 
     with open_source(log) as source:
         trace = read_trace(source)

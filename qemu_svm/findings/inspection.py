@@ -6,24 +6,22 @@ from collections.abc import Iterator
 
 from qemu_svm.findings.model import Finding, Severity, from_error
 from qemu_svm.machine import Machine
-from qemu_svm.restore.consistency import consistency
-from qemu_svm.restore.rules import RULES
+from qemu_svm.restore.consistency import Violation, consistency
 
 
 def findings(machine: Machine) -> list[Finding]:
     """List what is wrong with a stream and its vCPUs; empty for a sound one."""
     found = [from_error(error) for error in machine.stream.problems + machine.problems]
     found.extend(_description(machine))
-    found.extend(
-        Finding(
-            Severity(RULES[violation.rule].severity),
-            violation.rule,
-            violation.message,
-            violation.offset,
-        )
-        for violation in consistency(machine)
-    )
+    found.extend(_rule(violation) for violation in consistency(machine))
     return found
+
+
+def _rule(violation: Violation) -> Finding:
+    from qemu_svm.restore.rules import RULES  # all the words: only if one is needed
+
+    severity = Severity(RULES[violation.rule].severity)
+    return Finding(severity, violation.rule, violation.message, violation.offset)
 
 
 def _description(machine: Machine) -> Iterator[Finding]:

@@ -60,6 +60,7 @@ def rules(chosen: Sequence[Rule]) -> dict[str, Any]:
                 "do": rule.do,
                 "source": rule.source,
                 "kernels": list(rule.kernels),
+                "scope": rule.scope,
             }
             for rule in chosen
         ],

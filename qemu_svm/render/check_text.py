@@ -56,5 +56,5 @@ def explain(rule: Rule) -> Iterator[Text]:
     yield entry("when", rule.fails_when)
     yield entry("then", rule.means)
     yield entry("do", rule.do)
-    yield entry("kernels", ranges(rule.kernels) if rule.kernels else "all")
+    yield entry("kernels", ranges(rule.kernels) if rule.kernels else rule.scope or "all")
     yield entry("source", rule.source)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from qemu_svm.render.document import hex_text
-from qemu_svm.restore.trace import Trace, VcpuTrace
 from qemu_svm.restore.trace.guess import Guess, Version
+from qemu_svm.restore.trace.model import Trace, VcpuTrace
 from qemu_svm.restore.trace.phases import Phase, Step
 from qemu_svm.restore.trace.rules import RULES
 from qemu_svm.restore.trace.verdict import Put, Verdict

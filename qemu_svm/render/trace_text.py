@@ -10,7 +10,7 @@ from rich.text import Text
 from qemu_svm.findings import Severity
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import FAINT, HEADING, STYLES, columns, entry
-from qemu_svm.restore.trace import Trace, VcpuTrace
+from qemu_svm.restore.trace.model import Trace, VcpuTrace
 from qemu_svm.restore.trace.phases import NESTED, Kind, Phase, Step
 from qemu_svm.restore.trace.rules import ALL_KERNELS
 from qemu_svm.restore.trace.verdict import Judged, Outcome, Put, Verdict

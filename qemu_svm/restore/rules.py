@@ -4,7 +4,8 @@ Three kinds:
 
 * **checks** (``GET- SET- SV- C- S- R- U-``): KVM looks and answers with an error.
   Which kernel has which check is in :mod:`qemu_svm.restore.kernels`;
-* **order** (``O-``): what must come before what;
+* **order** (``O- T-``): what must come before what, see
+  :mod:`qemu_svm.restore.trace.rules`;
 * **consistency** (``X-``) and **advisories** (``A- Q-``): parts of a stream that
   contradict each other, and known bugs that this stream would meet.
 
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from qemu_svm.restore.kernels import KERNELS, RELEASED
+from qemu_svm.restore.trace.rules import RULES as ORDERS
+from qemu_svm.restore.trace.rules import Rule as OrderRule
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 
@@ -28,6 +31,7 @@ class Rule:
 
     :param fails_when: the condition, as the end of "fails when …".
     :param kernels: names it applies to; empty for all (or if it is not KVM's).
+    :param scope: the same in words, where profiles do not say it.
     """
 
     id: str
@@ -37,14 +41,19 @@ class Rule:
     do: str
     source: str
     kernels: tuple[str, ...] = ()
+    scope: str = ""
 
     @property
     def kind(self) -> str:
         """``check``, ``order``, ``consistency`` or ``advisory``."""
         prefix = self.id.partition("-")[0]
-        return {"O": "order", "X": "consistency", "A": "advisory", "Q": "advisory"}.get(
-            prefix, "check"
-        )
+        return {
+            "O": "order",
+            "T": "order",
+            "X": "consistency",
+            "A": "advisory",
+            "Q": "advisory",
+        }.get(prefix, "check")
 
 
 _EINVAL = "KVM_SET_NESTED_STATE answers EINVAL"
@@ -170,46 +179,11 @@ _LATE_CPUID = tuple(n for n in RELEASED if KERNELS[n].late_cpuid in ("efault", "
 _SILENT = "no error, wrong values"
 
 _OTHERS = (
-    ("O-01", ERROR, "SREGS or MSR EFER with SVME do not come before nested state", "EINVAL (SV-03)",
-     "put SREGS first, as QEMU does since 5.1", "QEMU commit of 5.1; " + _SET, _ALL),
-    ("O-02", WARNING, "CPUID2 does not come before SREGS",
-     "newer kernels refuse SREGS, older ones refuse CR4 bits", "set CPUID first", "x86.c", _ALL),
-    ("O-03", ERROR, "CPUID2 does not come before nested state",
-     "5.13 and later refuse (S-10, S-11); before, nothing is checked", "set CPUID first",
-     _SAVE, _ALL),
-    ("O-04", ERROR, "CPUID2 comes after nested state",
-     "with nested paging KVM_RUN fails or hangs, even with the same CPUID", "set CPUID once, first",
-     "measured on 6.1 and 6.12; cpuid.c", _LATE_CPUID),
-    ("O-05", ERROR, "the SREGS in force at KVM_RUN are not L2's", _SILENT,
-     "L2's SREGS must be the last ones", "measured", _ALL),
-    ("O-06", INFO, "SREGS come before nested state",
-     "fine: they go to vmcb01 and are copied to vmcb02", "nothing", _SET, _ALL),
-    ("O-07", INFO, "SREGS come after nested state",
-     "fine if SVME stays set: they go to vmcb02; it even repairs 5.10's nested MMU", "nothing",
-     "measured", _ALL),
-    ("O-08", ERROR, "SREGS after nested state clear SVME", "guest mode is dropped without an error",
-     "keep SVME set", "svm.c svm_set_efer", _ALL),
-    ("O-09", ERROR, "REGS at KVM_RUN are not L2's", _SILENT + ": RIP, RSP, RAX are shared",
-     "put L2's REGS at any place before KVM_RUN", "measured", _ALL),
     ("O-10", WARNING, "a soft event is pending for L2 and L1 lacks NRIPS",
      "5.18 to 7.0 take the return address from the wrong RIP", "use a kernel with the fix of 2026",
      "commit a0592461f39c", ("6.1", "6.6", "6.12", "6.12.117")),
-    ("O-11", INFO, "MSRs of the VMLOAD group come at any place", "fine: they are always vmcb01's",
-     "nothing", "svm.c svm_set_msr", _ALL),
-    ("O-12", ERROR, "MSR EFER after nested state clears SVME",
-     "guest mode is dropped without an error", "keep SVME set", "measured", _ALL),
-    ("O-13", WARNING, "VM_HSAVE_PA is not restored",
-     "L1's next VMRUN gets #GP, an SMI in L2 writes to address 0x400", "restore the MSR",
-     "nested.c nested_svm_vmrun, 5.14", _ALL),
     ("O-14", INFO, "TSC_RATIO comes after nested state", "L2's TSC offset keeps the old ratio",
      "restore it before", "derived from nested.c", _ALL),
-    ("O-15", INFO, "DEBUGREGS come at any place", "fine: L1's DR6 and DR7 are never used",
-     "nothing", "measured", _ALL),
-    ("O-16", WARNING, "VCPU_EVENTS with an interrupt shadow come before nested state",
-     "the shadow lands in vmcb01 and L2 loses it", "put events after nested state", "measured",
-     _ALL),
-    ("O-17", ERROR, "VCPU_EVENTS toggle SMM after nested state",
-     "guest mode is dropped without an error", "keep smm as it is", "commit f7e570780efc", _ALL),
     ("O-18", WARNING, "the source was in SMM while L2 was interrupted",
      "there is no guest-mode blob; SMRAM carries it", "do not force guest mode", "svm.c", _ALL),
     ("O-19", WARNING, "GIF is clear", "5.10 to 5.12 restore it as set in guest mode",
@@ -219,21 +193,10 @@ _OTHERS = (
      tuple(n for n in RELEASED if "SV-03" in KERNELS[n].set_nested_state)),
     ("O-21", WARNING, "RUN_PENDING is set", "up to 5.10 it is lost: VMRUN's event may be dropped",
      "use 5.11 or later", "commit 81f76adad560", _NO_PENDING),
-    ("O-22", WARNING, "L1's MSR bitmap or vmcb12 is not in guest memory",
-     "KVM_RUN ends with an internal error, or the next #VMEXIT in a shutdown",
-     "set up memory before KVM_RUN", "measured", _ALL),
     ("O-23", WARNING, "L2 uses PAE paging without PDPTRs from SREGS2",
      "PDPTEs may be read with L1's translation", "use SREGS2 with PDPTRS_VALID", "nested.c", _ALL),
     ("O-24", INFO, "L2 has its own PAT (quirk disabled)", "QEMU does not carry hdr.svm.gpat",
      "leave the quirk enabled", "nested.c, 7.2", ("7.2",)),
-    ("O-25", INFO, "nested state is set again in guest mode",
-     "L2's registers stay; 5.10 loses L1's controls", "nothing on 5.13 and later",
-     "commit 9d290e16432c", _ALL),
-    ("O-26", ERROR, "nested state without GUEST_MODE is not followed by SREGS and REGS",
-     "a mixture: control and general registers of L2, segments of L1", "put both again",
-     "measured", _ALL),
-    ("O-27", WARNING, "MP_STATE INIT or SIPI comes while GIF is clear", "EINVAL up to 6.12",
-     "put MP_STATE first", "x86.c", _ALL),
     ("O-28", WARNING, "L1 uses nested paging for L2",
      "the host kernel crashes at the first access of L2 that KVM must emulate",
      "put SREGS once more after nested state with another CR3 or CR4 between, or use 5.17 or later",
@@ -283,6 +246,20 @@ def _check_kernels(check: str) -> tuple[str, ...]:
     return tuple(name for name in KERNELS if check in KERNELS[name].checks)
 
 
+def _ordering(rule: OrderRule) -> Rule:
+    # Rules about the order of ioctls have their words where traces are judged.
+    harmless = not rule.broken
+    return Rule(
+        rule.id,
+        rule.severity.value,
+        rule.rule if harmless else f"not so: {rule.rule}",
+        rule.broken or "nothing: either order is right",
+        rule.advice or "nothing",
+        rule.source,
+        scope=rule.kernels,
+    )
+
+
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         **{
@@ -293,6 +270,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             rule: Rule(rule, severity, when, means, do, source, kernels)
             for rule, severity, when, means, do, source, kernels in _OTHERS
         },
+        **{rule.id: _ordering(rule) for rule in ORDERS if rule.id != "O-28"},
     }
 )
 """All rules by id."""

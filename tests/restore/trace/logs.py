@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from qemu_svm.kvm import numbers
-from qemu_svm.restore.trace import Trace, read_trace
 from qemu_svm.restore.trace.limits import DEFAULT, TraceLimits
+from qemu_svm.restore.trace.model import Trace, read_trace
 from qemu_svm.restore.trace.verdict import Outcome, Put
 from qemu_svm.source import BytesSource, open_source
 

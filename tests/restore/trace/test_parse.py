@@ -13,10 +13,10 @@ from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.kvm.numbers import ioctls
 from qemu_svm.render.trace_document import trace_document
 from qemu_svm.render.trace_text import report
-from qemu_svm.restore.trace import read_trace
 from qemu_svm.restore.trace.calls import Format
 from qemu_svm.restore.trace.limits import TraceLimits
 from qemu_svm.restore.trace.lines import lines
+from qemu_svm.restore.trace.model import read_trace
 from qemu_svm.restore.trace.phases import Kind
 from qemu_svm.source import BytesSource
 from tests.restore.trace.logs import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qemu_svm.restore.trace import VcpuTrace
 from qemu_svm.restore.trace.guess import Guess
+from qemu_svm.restore.trace.model import VcpuTrace
 from qemu_svm.restore.trace.phases import Kind, Step, short_name
 from tests.restore.trace.logs import (
     CREATION,

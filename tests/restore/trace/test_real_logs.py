@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from qemu_svm.kvm import numbers
-from qemu_svm.restore.trace import Trace
 from qemu_svm.restore.trace.calls import Format
+from qemu_svm.restore.trace.model import Trace
 from qemu_svm.restore.trace.phases import Kind
 from qemu_svm.restore.trace.verdict import Outcome, Verdict
 from tests.restore.trace.logs import (
