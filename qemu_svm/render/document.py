@@ -8,6 +8,7 @@ is renamed or removed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from construct import Container
@@ -17,6 +18,7 @@ from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits, descriptions, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
+from qemu_svm.source import LibvirtDetails, SnapshotDetails, Source
 from qemu_svm.stream import Record
 from qemu_svm.x86.segments import Segment
 
@@ -39,13 +41,7 @@ def inspection(machine: Machine, found: Sequence[Finding], *, ram: bool) -> dict
     configuration = stream.configuration
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": {
-            "path": source.path,
-            "size": source.size(),
-            "container": "plain",
-            "compression": source.compression,
-            "stream_offset": 0,
-        },
+        "source": source_document(source),
         "stream": {
             "version": stream.version,
             "complete": stream.complete,
@@ -67,6 +63,21 @@ def inspection(machine: Machine, found: Sequence[Finding], *, ram: bool) -> dict
             }
             for finding in found
         ],
+    }
+
+
+def source_document(source: Source) -> dict[str, Any]:
+    """Where a stream was found; ``libvirt`` and ``snapshot`` are null elsewhere."""
+    details = source.details
+    return {
+        "path": source.path,
+        "size": source.size(),
+        "container": source.container,
+        "compression": source.compression,
+        "layers": list(source.layers),
+        "stream_offset": source.stream_offset,
+        "libvirt": asdict(details) if isinstance(details, LibvirtDetails) else None,
+        "snapshot": asdict(details) if isinstance(details, SnapshotDetails) else None,
     }
 
 

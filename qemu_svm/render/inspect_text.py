@@ -10,6 +10,7 @@ from qemu_svm.findings import Finding
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits
 from qemu_svm.nested.exit_codes import exit_name
+from qemu_svm.render.container_text import container_lines, libvirt_lines
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import (
     FAINT,
@@ -52,6 +53,7 @@ def report(
         yield from _ram(machine)
     yield Text()
     yield from _sections(machine)
+    yield from libvirt_lines(machine.stream.source)
 
 
 def _head(machine: Machine) -> Iterable[Text]:
@@ -62,6 +64,7 @@ def _head(machine: Machine) -> Iterable[Text]:
     if stream.source.compression != "none":
         size += f" (decompressed from {stream.source.compression})"
     yield entry("size", size)
+    yield from container_lines(stream.source)
     if stream.version != VERSION:
         yield entry("version", str(stream.version))
     yield entry("machine", machine.name or "not in the stream")

@@ -9,18 +9,33 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from qemu_svm.errors import SourceError
+from qemu_svm.source.details import Details
 
 
 class Source(Protocol):
     """Random access to the (decompressed) bytes of a stream.
 
-    ``path`` is the name the user gave; ``compression`` one of ``none``,
-    ``gzip``, ``xz``, ``bzip2``, ``zstd``; ``damage`` the error that ended a
-    decompression early, once that has been met.
+    ``path`` is the name the user gave.  ``compression`` is the innermost of
+    ``none``, ``gzip``, ``xz``, ``bzip2``, ``zstd``, ``lzop``; ``layers`` names
+    every wrapping, outermost first.  ``container`` is ``plain``, ``libvirt`` or
+    ``qcow2``, ``details`` what it tells.
+
+    ``stream_offset`` is where the stream starts in its container (for qcow2 0:
+    the stream is scattered).  ``base`` is what to take from a file offset that
+    the *stream itself* records (mapped-ram) to get an offset for
+    :meth:`read_at`: QEMU counts from the start of the file it wrote to.
+
+    ``damage`` is the error that ended a decompression or an image early, once
+    that has been met.
     """
 
     path: str
     compression: str
+    container: str
+    layers: tuple[str, ...]
+    stream_offset: int
+    base: int
+    details: Details | None
     damage: SourceError | None
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -45,8 +60,23 @@ class Source(Protocol):
     ) -> None: ...
 
 
-class ClosingMixin:
-    """``with`` for sources."""
+class SourceBase:
+    """What sources have in common: a plain stream at offset 0, and ``with``."""
+
+    path: str
+    compression: str = "none"
+    container: str = "plain"
+    layers: tuple[str, ...] = ()
+    stream_offset: int = 0
+    base: int = 0
+    details: Details | None = None
+    damage: SourceError | None = None
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        raise NotImplementedError
+
+    def size(self) -> int:
+        raise NotImplementedError
 
     def close(self) -> None:
         raise NotImplementedError

@@ -9,7 +9,7 @@ small that even the densest input (128 KiB out of 4 bytes) stays in bounds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import IO, Protocol
+from typing import IO, Protocol, cast
 
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import KIB, MIB
@@ -19,13 +19,23 @@ MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"BZh", "bzip2"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x89LZO\x00\r\n\x1a\n", "lzop"),
 )
+"""lzop data is known here, and read by :mod:`qemu_svm.source.lzop`."""
 
 _ZSTD_STEP = KIB
 _STEP = 64 * KIB
 _XZ_MEMORY = 128 * MIB  # xz -9 needs 65 MiB
 
 Read = Callable[[int], bytes]
+
+
+class Raw(Protocol):
+    """What is decompressed: a file or a feed."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return at most ``size`` bytes, none at the end."""
+        ...
 
 
 def sniff(head: bytes) -> str:
@@ -36,7 +46,7 @@ def sniff(head: bytes) -> str:
     return "none"
 
 
-def reader(raw: IO[bytes], compression: str, path: str) -> Read:
+def reader(raw: Raw, compression: str, path: str) -> Read:
     """Return a ``read(n)`` that decompresses ``raw``.
 
     The function raises :class:`SourceError` where the input is cut or broken.
@@ -55,7 +65,7 @@ def reader(raw: IO[bytes], compression: str, path: str) -> Read:
     return guarded
 
 
-def _open(raw: IO[bytes], compression: str) -> Read:
+def _open(raw: Raw, compression: str) -> Read:
     if compression == "gzip":
         return _gzip(raw)
     if compression == "zstd":
@@ -69,10 +79,10 @@ def _open(raw: IO[bytes], compression: str) -> Read:
     return _members(raw, bz2.BZ2Decompressor)
 
 
-def _gzip(raw: IO[bytes]) -> Read:
+def _gzip(raw: Raw) -> Read:
     import gzip
 
-    return gzip.GzipFile(fileobj=raw).read1
+    return gzip.GzipFile(fileobj=cast("IO[bytes]", raw)).read1
 
 
 class _Member(Protocol):
@@ -86,7 +96,7 @@ class _Member(Protocol):
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-def _members(raw: IO[bytes], new: Callable[[], _Member]) -> Read:
+def _members(raw: Raw, new: Callable[[], _Member]) -> Read:
     # The library's file objects would do, but LZMAFile takes no memory limit
     # and an xz header may ask for a dictionary of 4 GiB.
     member = new()
@@ -131,7 +141,7 @@ def _failures(compression: str) -> tuple[type[Exception], ...]:
     return (OSError, ValueError)
 
 
-def _zstd(raw: IO[bytes]) -> Read:
+def _zstd(raw: Raw) -> Read:
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor()

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import os
 
-from qemu_svm.errors import SourceError
-from qemu_svm.source.base import ClosingMixin
+from qemu_svm.source.base import SourceBase
 
 
-class FileSource(ClosingMixin):
+class FileSource(SourceBase):
     """A regular file or block device, uncompressed.  Owns ``fd``."""
-
-    compression = "none"
-    damage: SourceError | None = None
 
     def __init__(self, fd: int, path: str) -> None:
         self.path = path
@@ -43,11 +39,8 @@ class FileSource(ClosingMixin):
             self._fd = -1
 
 
-class BytesSource(ClosingMixin):
+class BytesSource(SourceBase):
     """A stream that is in memory already."""
-
-    compression = "none"
-    damage: SourceError | None = None
 
     def __init__(self, data: bytes, path: str = "<memory>") -> None:
         self.path = path

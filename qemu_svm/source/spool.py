@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import MIB
-from qemu_svm.source.base import ClosingMixin
+from qemu_svm.source.base import SourceBase
 
 _IN_MEMORY = 4 * MIB
 _STEP = MIB
@@ -25,7 +25,7 @@ def _spool_directory() -> str | None:
     return "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
 
 
-class SpoolSource(ClosingMixin):
+class SpoolSource(SourceBase):
     """Bytes of ``read(n)`` made addressable.
 
     :param read: returns at most n bytes, ``b""`` at the end; may raise
@@ -46,7 +46,6 @@ class SpoolSource(ClosingMixin):
     ) -> None:
         self.path = path
         self.compression = compression
-        self.damage: SourceError | None = None
         self._read = read
         self._close = close
         self._limit = limit

@@ -1,0 +1,98 @@
+"""Bytes in order, with a look ahead: what layers are peeled off from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qemu_svm.errors import SourceError
+from qemu_svm.limits import KIB
+from qemu_svm.source.base import SourceBase
+
+_STEP = 64 * KIB
+
+Read = Callable[[int], bytes]
+
+
+class Feed:
+    """A ``read(n)`` that can be peeked into.
+
+    :param read: returns at most about n bytes, ``b""`` at the end; its
+        :class:`SourceError` is passed on after what came before it.
+    :param source: the same bytes with random access, if there are such.
+    :param limit: most bytes that may come out.
+    """
+
+    def __init__(
+        self, read: Read, path: str, *, limit: int, source: SourceBase | None = None
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.position = 0
+        self._read = read
+        self._limit = limit
+        self._buffer = b""
+        self._at = 0
+        self._failure: SourceError | None = None
+
+    def _more(self, size: int) -> bytes:
+        if self._failure is not None:
+            raise self._failure
+        data = self._read(size)
+        self._limit -= len(data)
+        if self._limit < 0:
+            raise SourceError(
+                f"too many bytes come out of '{self.path}'",
+                hint="raise the limit spool_bytes, or decompress to a file first",
+            )
+        return data
+
+    def peek(self, size: int) -> bytes:
+        """Up to ``size`` bytes; fewer at the end or where damage begins."""
+        while len(self._buffer) - self._at < size:
+            try:
+                data = self._more(max(size, _STEP))
+            except SourceError as error:
+                self._failure = error
+                break
+            if not data:
+                break
+            self._buffer = self._buffer[self._at :] + data
+            self._at = 0
+        return self._buffer[self._at : self._at + size]
+
+    def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes, ``b""`` at the end.
+
+        :raises SourceError: damage, once everything before it has been read.
+        """
+        if size < 0:
+            size = _STEP
+        if self._at >= len(self._buffer):
+            self._buffer, self._at = b"", 0  # not two of them at a time
+            self._buffer = self._more(size)
+        data = self._buffer[self._at : self._at + size]
+        self._at += len(data)
+        self.position += len(data)
+        return data
+
+    def take(self, size: int) -> bytes:
+        """Exactly ``size`` bytes, fewer at the end or where damage begins."""
+        data = self.peek(size)
+        self._at += len(data)
+        self.position += len(data)
+        return data
+
+
+def feed_of(source: SourceBase, limit: int, start: int = 0) -> Feed:
+    """Read a source from ``start`` on."""
+    at = start
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        data = source.read_at(at, size)
+        at += len(data)
+        return data
+
+    feed = Feed(read, source.path, limit=limit, source=source)
+    feed.position = start
+    return feed

@@ -1,0 +1,91 @@
+"""The header of libvirt's save images (``virsh save``, managed save).
+
+92 bytes in the byte order of the saving host, then the domain's XML and
+libvirt's cookie, then the stream, piped through a program or not.  XML is
+shown and never parsed.
+
+Source: libvirt ``src/qemu/qemu_saveimage.c``, ``.h`` (11.3.0): two magics,
+version 2 at most, formats; a version above 2 means the other byte order.
+Checked on images that libvirt 9.0.0 wrote.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qemu_svm.errors import SourceError
+from qemu_svm.limits import Limits
+from qemu_svm.source.details import LibvirtDetails
+from qemu_svm.source.feed import Feed
+from qemu_svm.source.structs import SAVE_IMAGES
+
+HEADER_SIZE = 92
+FINISHED = b"LibvirtQemudSave"
+UNFINISHED = b"LibvirtQemudPart"
+VERSION = 2
+FORMATS = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
+
+
+def read_header(feed: Feed, limits: Limits) -> LibvirtDetails:
+    """Read the header and move ``feed`` to the stream.
+
+    :raises SourceError: not a header that libvirt writes.
+    """
+    path = feed.path
+    data = feed.take(HEADER_SIZE)
+    if len(data) < HEADER_SIZE:
+        raise SourceError(
+            f"'{path}' ends inside the libvirt header: {HEADER_SIZE} bytes expected, "
+            f"found {len(data)}"
+        )
+    order, header = _header(data, path)
+    notes = []
+    if header.data_length > limits.description_bytes:
+        raise SourceError(
+            f"'{path}': the libvirt header (offset 20) asks for {header.data_length} bytes of XML, "
+            f"more than the limit of {limits.description_bytes}"
+        )
+    text = feed.take(header.data_length)
+    if len(text) < header.data_length:
+        raise SourceError(
+            f"'{path}' ends inside the XML of a libvirt save image: {header.data_length} bytes "
+            f"expected at {HEADER_SIZE:#x}, found {len(text)}"
+        )
+    cookie = None
+    xml = text
+    if header.cookie_offset > header.data_length:
+        notes.append(
+            f"cookie offset {header.cookie_offset} lies outside the {header.data_length} data bytes"
+        )
+    elif header.cookie_offset:
+        xml, cookie = text[: header.cookie_offset], _text(text[header.cookie_offset :])
+    if header.magic == UNFINISHED:
+        notes.append("the save was not finished")
+    form = FORMATS[header.format] if header.format < len(FORMATS) else f"{header.format}"
+    if header.version < VERSION:
+        form = "raw"  # version 1 had no such field
+    return LibvirtDetails(
+        version=header.version,
+        byte_order=order,
+        finished=header.magic == FINISHED,
+        was_running=bool(header.was_running),
+        format=form,
+        xml=_text(xml),
+        cookie=cookie,
+        notes=tuple(notes),
+    )
+
+
+def _header(data: bytes, path: str) -> tuple[str, Any]:
+    for order, layout in SAVE_IMAGES.items():
+        header = layout.parse(data)
+        if 1 <= header.version <= VERSION:
+            return order, header
+    raise SourceError(
+        f"'{path}': the libvirt header (offset 16) has version {data[16:20].hex(' ')}; "
+        f"expected 1 or {VERSION} in either byte order"
+    )
+
+
+def _text(data: bytes) -> str:
+    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")

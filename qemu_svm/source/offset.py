@@ -1,0 +1,52 @@
+"""A stream that starts somewhere inside a file.
+
+``migrate file:NAME,offset=N`` leaves what stands before N and writes the
+stream from there.  Source: QEMU ``migration/file.c`` (8.2 to 10.2).
+"""
+
+from __future__ import annotations
+
+from qemu_svm.limits import MIB
+from qemu_svm.source.base import SourceBase
+
+STREAM_MAGIC = b"QEVM\x00\x00\x00\x03"
+SCANNED = 64 * MIB
+PAGE = 4096
+_STEP = MIB
+
+
+class OffsetSource(SourceBase):
+    """``parent`` from ``start`` on.  Owns ``parent``."""
+
+    def __init__(self, parent: SourceBase, start: int) -> None:
+        self.path = parent.path
+        self.base = start
+        self._parent = parent
+        self._start = start
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        data = self._parent.read_at(self._start + offset, size)
+        self.damage = self._parent.damage
+        return data
+
+    def size(self) -> int:
+        size = self._parent.size()
+        self.damage = self._parent.damage
+        return max(0, size - self._start)
+
+    def close(self) -> None:
+        self._parent.close()
+
+
+def find_stream(source: SourceBase) -> int | None:
+    """Offset of the first page that starts like a stream, within 64 MiB."""
+    for at in range(0, SCANNED, _STEP):
+        data = source.read_at(at, _STEP)
+        hit = data.find(STREAM_MAGIC)
+        while hit >= 0:
+            if hit % PAGE == 0:
+                return at + hit
+            hit = data.find(STREAM_MAGIC, hit + 1)
+        if len(data) < _STEP:
+            break
+    return None

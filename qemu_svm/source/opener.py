@@ -1,0 +1,229 @@
+"""Peel an input down to its stream: compressions, and at most one container.
+
+Names: ``FILE#SNAPSHOT`` picks an internal snapshot, ``FILE#@OFFSET`` says where
+the stream starts.  A file whose whole name exists is opened as it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from qemu_svm.errors import SourceError
+from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.source import compressed
+from qemu_svm.source.base import Source, SourceBase
+from qemu_svm.source.feed import Feed, feed_of
+from qemu_svm.source.offset import STREAM_MAGIC, OffsetSource, find_stream
+from qemu_svm.source.plain import FileSource
+from qemu_svm.source.spool import SpoolSource
+
+LAYERS = 4
+"""Most compressions around each other."""
+
+_HEAD = 16
+_QCOW2 = b"QFI\xfb"
+_LIBVIRT = (b"LibvirtQemudSave", b"LibvirtQemudPart")
+
+
+def open_source(path: str, limits: Limits = DEFAULT) -> Source:
+    """Open a stream for reading.
+
+    :param path: a file name, or ``-`` for standard input; a snapshot's name or
+        id, or ``@`` and an offset, may follow behind ``#``.
+    :raises SourceError: no such file, a directory, no permission, a container
+        that is damaged or holds no such stream.
+    """
+    name, wanted = _split(path)
+    fd = _descriptor(name)
+    with ExitStack() as owned:
+        # What is opened is closed again if anything goes wrong from here on.
+        try:
+            feed = _feed(fd, path, limits, owned)
+            source = _Peeler(feed, wanted, limits, owned).source()
+        except OSError as error:
+            raise SourceError(f"cannot read '{path}': {error.strerror}") from error
+        owned.pop_all()
+        return source
+
+
+def _split(path: str) -> tuple[str, str | None]:
+    # The shortest beginning in front of a # that exists.
+    if "#" not in path or os.path.lexists(path):
+        return path, None
+    at = path.find("#")
+    while at >= 0:
+        if path[:at] == "-" or os.path.lexists(path[:at]):
+            return path[:at], path[at + 1 :]
+        at = path.find("#", at + 1)
+    return path, None
+
+
+def _descriptor(path: str) -> int:
+    if path == "-":
+        return os.dup(sys.stdin.fileno())
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SourceError(f"cannot open '{path}': {reason}") from error
+
+
+def _feed(fd: int, path: str, limits: Limits, owned: ExitStack) -> Feed:
+    file = FileSource(fd, path)
+    owned.callback(file.close)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISDIR(mode):
+        raise SourceError(f"'{path}' is a directory, not a stream")
+    whole = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+    if whole and os.lseek(fd, 0, os.SEEK_CUR) == 0:
+        return feed_of(file, _most(limits))
+
+    def read(size: int) -> bytes:
+        try:
+            return os.read(fd, size)
+        except OSError as error:
+            raise SourceError(f"cannot read '{path}': {error.strerror}") from error
+
+    return Feed(read, path, limit=_most(limits))
+
+
+class _Peeler:
+    # Takes one layer after the other off a feed.
+
+    def __init__(self, feed: Feed, wanted: str | None, limits: Limits, owned: ExitStack) -> None:
+        self._feed = feed
+        self._wanted = wanted
+        self._limits = limits
+        self._most = _most(limits)
+        self._owned = owned
+        self._layers: list[str] = []
+        self._container = "plain"
+        self._offset = 0
+
+    def source(self) -> Source:
+        self._decompress()
+        head = self._feed.peek(_HEAD)
+        wanted = self._wanted
+        if wanted is not None and wanted.startswith("@") and not head.startswith(_QCOW2):
+            return self._at(_number(wanted, self._feed.path))
+        if head.startswith(_QCOW2):
+            return self._qcow2()
+        if wanted is not None:
+            raise SourceError(
+                f"'#{wanted}' names a snapshot, but '{self._feed.path}' is not a qcow2 image",
+                hint="FILE#@OFFSET says where a stream starts",
+            )
+        if head.startswith(_LIBVIRT):
+            return self._libvirt()
+        if head.startswith(STREAM_MAGIC[:4]) or len(head) < _HEAD:
+            return self._finish(self._plain())
+        return self._search()
+
+    def _decompress(self) -> None:
+        # Stops at what is not compressed.
+        while (name := compressed.sniff(self._feed.peek(_HEAD))) != "none":
+            if sum(layer not in ("libvirt", "qcow2") for layer in self._layers) >= LAYERS:
+                raise SourceError(
+                    f"'{self._feed.path}' is compressed more than {LAYERS} times: "
+                    f"{', '.join(self._layers)}, {name}"
+                )
+            self._layers.append(name)
+            inner, path = self._feed, self._feed.path
+            read: Callable[[int], bytes]
+            if name == "lzop":
+                from qemu_svm.source.lzop import Lzop
+
+                program = Lzop(inner)
+                self._owned.callback(program.close)
+                read = program.read
+            else:
+                read = compressed.reader(inner, name, path)
+            self._feed = Feed(read, path, limit=self._most)
+
+    def _plain(self) -> SourceBase:
+        # What is left of the feed, with random access.  Owns everything so far.
+        feed = self._feed
+        close = self._owned.pop_all().close
+        if feed.source is not None:
+            start = feed.position
+            self._owned.callback(close)
+            return OffsetSource(feed.source, start) if start else feed.source
+        source = SpoolSource(
+            feed.read,
+            feed.path,
+            limit=self._limits.spool_bytes,
+            close=close,
+        )
+        source.base = feed.position
+        self._owned.callback(source.close)
+        return source
+
+    def _finish(self, source: SourceBase) -> Source:
+        packed = [layer for layer in self._layers if layer not in ("libvirt", "qcow2")]
+        source.compression = packed[-1] if packed else "none"
+        source.container = self._container
+        source.layers = tuple(self._layers)
+        source.stream_offset = self._offset
+        return source
+
+    def _at(self, offset: int) -> Source:
+        self._offset = offset
+        if offset:
+            self._feed = feed_of(self._plain(), self._most, offset)
+        self._decompress()
+        return self._finish(self._plain())
+
+    def _search(self) -> Source:
+        source = self._plain()
+        found = find_stream(source)
+        if found is None:
+            return self._finish(source)
+        self._offset = found
+        return self._finish(OffsetSource(source, found))
+
+    def _libvirt(self) -> Source:
+        from qemu_svm.source.libvirt import read_header
+
+        details = read_header(self._feed, self._limits)
+        self._container = "libvirt"
+        self._layers.append("libvirt")
+        self._offset = self._feed.position
+        head = self._feed.peek(_HEAD)
+        kind = compressed.sniff(head)
+        if kind == "none" and head and not STREAM_MAGIC.startswith(head[:4]):
+            raise SourceError(
+                f"'{self._feed.path}': the libvirt header puts a stream ({details.format}) at "
+                f"{self._offset:#x}, but there stands {head[:8].hex(' ')}",
+                hint="FILE#@OFFSET opens a stream where it really is",
+            )
+        self._decompress()
+        source = self._plain()
+        source.details = details
+        return self._finish(source)
+
+    def _qcow2(self) -> Source:
+        from qemu_svm.source.qcow2 import open_snapshot
+
+        image = self._plain()
+        self._layers.append("qcow2")
+        self._container = "qcow2"
+        return self._finish(open_snapshot(image, self._wanted))
+
+
+def _most(limits: Limits) -> int:
+    # The spool has the limit for what is kept; this one is for what passes by.
+    return 2 * limits.spool_bytes
+
+
+def _number(wanted: str, path: str) -> int:
+    try:
+        offset = int(wanted[1:], 0)
+    except ValueError:
+        offset = -1
+    if not 0 <= offset < 1 << 62:
+        raise SourceError(f"'{wanted}' behind '{path}' is not an offset such as @0x10000")
+    return offset
