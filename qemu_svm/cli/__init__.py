@@ -27,6 +27,9 @@ _VERBS = {
     "check": "Would a kernel accept the nested state, and be right?",
     "simulate": "Restore a stream in a model of KVM, step by step.",
     "trace": "Judge a recorded log of KVM ioctls by the order of its puts.",
+    "diff": "Two streams field by field, without what is known to differ.",
+    "compat": "Would a given QEMU take the sections of this stream?",
+    "ram": "RAM blocks, page statistics, a map; --extract writes them.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
 }
 

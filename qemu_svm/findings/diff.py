@@ -1,0 +1,476 @@
+"""Two streams, field by field.
+
+Everything is compared by name, never by place: sections by (name, instance,
+occurrence), fields by path, so streams of two QEMU versions with other section
+ids and another order can be compared.  What is in the vCPU's tree (registers,
+segments, nested state) is compared there and left out of its ``cpu`` section.
+
+Names of fields are not on the wire.  Fields of one side that have no partner
+but stand at the same place, with types and sizes that fit, are taken for
+renamed ones and compared; QEMU does rename fields (``num_timers`` became
+``num_timers_save``).
+
+Arrays are compared element by element; neighbours are folded into ranges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import groupby
+
+from qemu_svm.errors import StreamError
+from qemu_svm.findings.masks import DEFAULT, Mask, Masks, selects
+from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.machine.paths import section_label, vcpu_tree
+from qemu_svm.stream import Kind, Record, Value
+from qemu_svm.stream.values import join
+
+_NAMED = (Kind.START, Kind.FULL)
+_ONE_VALUE = frozenset({"intercepts"})
+"""Arrays that mean something only as a whole."""
+
+CONFIGURATION = "configuration"
+RAM_BLOCKS = "RAM blocks"
+SECTIONS = "sections"
+DEVICES = "devices"
+RAM_PAGES = "RAM pages"
+
+
+class Change(StrEnum):
+    """What kind of difference it is."""
+
+    VALUE = "value"
+    SIZE = "size"
+    """Equal numbers in fields of different width."""
+    ONLY_A = "only_a"
+    ONLY_B = "only_b"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field or range that differs.
+
+    :param group: ``configuration``, ``RAM blocks``, ``sections``, ``vcpu0``,
+        ``vcpu0 nested``, ``devices``, ``RAM pages``.
+    :param path: in the first stream; of a range, ``name[3..7]``.
+    :param a: what the first stream has, with its offset; None if it has none.
+    :param mask: why it does not count; None if it does.
+    """
+
+    group: str
+    path: str
+    change: Change
+    a: Value | None
+    b: Value | None
+    mask: Mask | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All differences of two streams, in stream order within their groups.
+
+    :param renamed: paths in the first stream and field names in the second.
+    :param problems: (``a`` or ``b``, why a part could not be compared).
+    """
+
+    differences: tuple[Difference, ...]
+    renamed: tuple[tuple[str, str], ...] = ()
+    problems: tuple[tuple[str, StreamError], ...] = ()
+
+    @property
+    def counting(self) -> tuple[Difference, ...]:
+        """Differences that no mask covers."""
+        return tuple(one for one in self.differences if one.mask is None)
+
+    def masked(self) -> dict[str, list[Difference]]:
+        """Masked differences by the mask's id."""
+        found: dict[str, list[Difference]] = {}
+        for one in self.differences:
+            if one.mask is not None:
+                found.setdefault(one.mask.id, []).append(one)
+        return found
+
+
+Pages = Callable[[Machine, Machine], Iterable[Difference]]
+"""Compares RAM by content; gives differences of the group ``RAM pages``."""
+
+
+def compare(
+    a: Machine, b: Machine, masks: Sequence[Mask] = DEFAULT, pages: Pages | None = None
+) -> Comparison:
+    """Compare two machines.
+
+    :param pages: what compares the content of RAM; None leaves it out.
+    """
+    return _Comparer(a, b, Masks(tuple(masks))).run(pages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Covered:
+    # Byte ranges of the two streams that were compared under a better name.
+    a: frozenset[tuple[int, int]] = frozenset()
+    b: frozenset[tuple[int, int]] = frozenset()
+
+    def has(self, a: Value, b: Value) -> bool:
+        return _inside(self.a, a) or _inside(self.b, b)
+
+
+def _inside(ranges: frozenset[tuple[int, int]], value: Value) -> bool:
+    return any(start <= value.offset and value.end <= end for start, end in ranges)
+
+
+_NOTHING = _Covered()
+
+
+class _Comparer:
+    def __init__(self, a: Machine, b: Machine, masks: Masks) -> None:
+        self._a = a
+        self._b = b
+        self._masks = masks
+        self._renamed: list[tuple[str, str]] = []
+        self._problems: list[tuple[str, StreamError]] = []
+        self._group = ""
+        self._covered = _NOTHING
+
+    def run(self, pages: Pages | None) -> Comparison:
+        found = list(self._configuration())
+        found += self._blocks()
+        pairs = _matched(self._a, self._b)
+        found += self._sections(pairs)
+        covered: dict[int, _Covered] = {}
+        for index in sorted({v.index for m in (self._a, self._b) for v in m.vcpus}):
+            found += self._vcpu(index, covered)
+        sections = [
+            self._section(ours, theirs, covered) for ours, theirs in pairs.values() if ours
+            and theirs
+        ]  # fmt: skip
+        # What is left of the vCPUs' sections comes before the devices.
+        found += sorted((one for part in sections for one in part), key=_device_last)
+        if pages is not None:
+            found += pages(self._a, self._b)
+        return Comparison(tuple(found), tuple(self._renamed), tuple(self._problems))
+
+    # The parts of a stream.
+
+    def _difference(
+        self, path: str, change: Change, a: Value | None, b: Value | None
+    ) -> Difference:
+        return Difference(self._group, path, change, a, b, self._masks.find(path, a, b))
+
+    def _configuration(self) -> Iterator[Difference]:
+        self._group = CONFIGURATION
+        version = [Value("version", "u32", 4, 4, m.stream.version) for m in (self._a, self._b)]
+        yield from self._leaves("header.version", *version)
+        yield from self._named("configuration", _configuration(self._a), _configuration(self._b))
+
+    def _blocks(self) -> Iterator[Difference]:
+        self._group = RAM_BLOCKS
+        a, b = (
+            {r.name: Value(r.name, "ram block", r.offset, 0, r.used_length) for r in machine.blocks}
+            for machine in (self._a, self._b)
+        )
+        yield from self._named("ram", a, b)
+
+    def _sections(self, pairs: _Pairs) -> Iterator[Difference]:
+        self._group = SECTIONS
+        for (name, *_), (ours, theirs) in pairs.items():
+            machine, record = (self._a, ours) if ours else (self._b, theirs)
+            assert record is not None
+            path = f"section:{section_label(machine, record)}"
+            if ours is None or theirs is None:
+                value = Value(name, "section", record.offset, record.size)
+                yield from self._only(path, value, ours is not None)
+            elif ours.version_id != theirs.version_id:
+                a, b = (Value("version", "u32", r.payload - 4, 4, r.version_id)
+                        for r in (ours, theirs))  # fmt: skip
+                yield self._difference(f"{path} version", Change.VALUE, a, b)
+
+    def _vcpu(self, index: int, covered: dict[int, _Covered]) -> Iterator[Difference]:
+        name = f"vcpu{index}"
+        self._group = name
+        ours, theirs = (_by_index(machine, index) for machine in (self._a, self._b))
+        if ours is None or theirs is None:
+            there = ours or theirs
+            assert there is not None
+            yield from self._only(name, _bare(vcpu_tree(there)), ours is not None)
+            return
+        a, b = vcpu_tree(ours), vcpu_tree(theirs)
+        covered[ours.section.offset] = _Covered(_ranges(a), _ranges(b))
+        for part in ("registers", "segments", "nested"):
+            self._group = f"{name} nested" if part == "nested" else name
+            left, right = a.child(part), b.child(part)
+            if left is not None and right is not None:
+                yield from self._nodes(f"{name}.{part}", left, right)
+            elif left is not None or right is not None:
+                yield from self._only(f"{name}.{part}", _bare(left or right or a), left is not None)
+
+    def _section(
+        self, ours: Record, theirs: Record, covered: dict[int, _Covered]
+    ) -> list[Difference]:
+        if ours.kind is not Kind.FULL or theirs.kind is not Kind.FULL:
+            return []
+        path = f"section:{section_label(self._a, ours)}"
+        left, right = self._decoded("a", self._a, ours), self._decoded("b", self._b, theirs)
+        if left is None or right is None:
+            left, right = _raw(self._a, ours), _raw(self._b, theirs)
+        self._covered = covered.get(left.offset, _NOTHING)
+        vcpu = self._covered is not _NOTHING
+        self._group = f"vcpu{ours.instance_id}" if vcpu else DEVICES
+        found = self._nodes(path, left, right)
+        self._covered = _NOTHING
+        return found
+
+    def _decoded(self, side: str, machine: Machine, record: Record) -> Value | None:
+        try:
+            return machine.stream.values(record)
+        except StreamError as error:
+            if error not in machine.problems:
+                self._problems.append((side, error))
+            return None
+
+    # Trees.
+
+    def _only(self, path: str, value: Value, ours: bool) -> Iterator[Difference]:  # noqa: FBT001
+        if ours:
+            yield self._difference(path, Change.ONLY_A, value, None)
+        else:
+            yield self._difference(path, Change.ONLY_B, None, value)
+
+    def _named(self, prefix: str, a: dict[str, Value], b: dict[str, Value]) -> Iterator[Difference]:
+        for name in a | b:
+            path = f"{prefix}.{name}"
+            if name in a and name in b:
+                yield from self._leaves(path, a[name], b[name])
+            else:
+                yield from self._only(path, a.get(name) or b[name], name in a)
+
+    def _nodes(self, path: str, a: Value, b: Value) -> list[Difference]:
+        if a.children and b.children:
+            if all(child.name.startswith("[") for child in a.children + b.children):
+                return self._elements(path, a, b)
+            return [
+                one
+                for left, right in self._aligned(path, a, b)
+                for one in self._child(path, left, right)
+            ]
+        if a.children or b.children:
+            if self._covered.has(a, b):
+                return []
+            return [self._difference(path, Change.VALUE, _bare(a), _bare(b))]
+        return list(self._leaves(path, a, b))
+
+    def _child(self, path: str, a: Value | None, b: Value | None) -> list[Difference]:
+        if a is not None and b is not None:
+            return self._nodes(join(path, a.name), a, b)
+        value = a or b
+        assert value is not None
+        ranges = self._covered.a if a is not None else self._covered.b
+        if _inside(ranges, value):
+            return []
+        return list(self._only(join(path, value.name), _bare(value), a is not None))
+
+    def _aligned(
+        self, path: str, a: Value, b: Value
+    ) -> Iterator[tuple[Value | None, Value | None]]:
+        # Children by name; what has no partner may have been renamed.
+        left, right = _occurrences(a), _occurrences(b)
+        renamed: dict[int, Value] = {}
+        taken: set[int] = set()
+        lonely = _runs(left, set(right))
+        for anchor, others in _runs(right, set(left)).items():
+            run = lonely.get(anchor, [])
+            if _alike(run, others):
+                for ours, theirs in zip(run, others, strict=True):
+                    renamed[id(ours)] = theirs
+                    taken.add(id(theirs))
+                    self._renamed.append((join(path, ours.name), theirs.name))
+        for key, value in left.items():
+            yield value, right.get(key) or renamed.get(id(value))
+        for key, value in right.items():
+            if key not in left and id(value) not in taken:
+                yield None, value
+
+    def _elements(self, path: str, a: Value, b: Value) -> list[Difference]:
+        # Neighbours with the same differences are told once.
+        found: list[list[Difference]] = []
+        for index in range(max(len(a.children), len(b.children))):
+            left = a.children[index] if index < len(a.children) else None
+            right = b.children[index] if index < len(b.children) else None
+            found.append(self._child(path, left, right))
+        result: list[Difference] = []
+        for _, group in groupby(
+            enumerate(found), lambda item: _signature(item[1], f"{path}[{item[0]}]")
+        ):
+            run = list(group)
+            first, last = run[0][0], run[-1][0]
+            for one in run[0][1]:
+                rest = one.path[len(f"{path}[{first}]") :]
+                label = f"[{first}..{last}]" if last > first else f"[{first}]"
+                result.append(replace(one, path=f"{path}{label}{rest}"))
+        return result
+
+    # Leaves.
+
+    def _leaves(self, path: str, a: Value, b: Value) -> Iterator[Difference]:
+        if self._covered.has(a, b):
+            return
+        if isinstance(a.value, (bytes, tuple)) and isinstance(b.value, type(a.value)):
+            if a.value != b.value:
+                if a.name in _ONE_VALUE:
+                    yield self._difference(path, Change.VALUE, a, b)
+                else:
+                    yield from self._ranges(path, a, b)
+        elif a.value != b.value:
+            yield self._difference(path, Change.VALUE, a, b)
+        elif a.size != b.size and isinstance(a.value, int):
+            yield self._difference(path, Change.SIZE, a, b)
+
+    def _ranges(self, path: str, a: Value, b: Value) -> Iterator[Difference]:
+        # Runs of differing elements that share a mask (or have none).
+        assert isinstance(a.value, (bytes, tuple))
+        assert isinstance(b.value, (bytes, tuple))
+        whole = self._masks.find(path, None, None)
+        some = [] if whole else self._masks.of_elements(path)
+        short = min(len(a.value), len(b.value))
+        wide = max(len(a.value), len(b.value))
+        indexes = [
+            index
+            for index in range(wide)
+            if index >= short
+            or (
+                a.value[index] != b.value[index]
+                and not self._covered.has(_slice(a, index, index), _slice(b, index, index))
+            )
+        ]
+
+        def label(item: tuple[int, int]) -> tuple[int, bool, str]:
+            position, index = item
+            mask = whole or next((m for m in some if selects(m, index)), None)
+            return index - position, index >= short, mask.id if mask else ""
+
+        for (_, beyond, _), group in groupby(enumerate(indexes), label):
+            run = [index for _, index in group]
+            mask = whole or next((m for m in some if selects(m, run[0])), None)
+            first, last = run[0], run[-1]
+            name = f"{path}[{first}]" if first == last else f"{path}[{first}..{last}]"
+            ours = None if beyond and len(a.value) == short else _slice(a, first, last)
+            theirs = None if beyond and len(b.value) == short else _slice(b, first, last)
+            change = Change.VALUE if ours and theirs else Change.ONLY_A if ours else Change.ONLY_B
+            yield Difference(self._group, name, change, ours, theirs, mask)
+
+
+_Key = tuple[str, int, int]
+_Pairs = dict[_Key, tuple[Record | None, Record | None]]
+
+
+def _matched(a: Machine, b: Machine) -> _Pairs:
+    left, right = _keyed(a), _keyed(b)
+    return {key: (left.get(key), right.get(key)) for key in left | right}
+
+
+def _keyed(machine: Machine) -> dict[_Key, Record]:
+    seen: Counter[tuple[str, int]] = Counter()
+    found: dict[_Key, Record] = {}
+    for record in machine.stream.records:
+        if record.kind in _NAMED:
+            name = record.name or "", record.instance_id or 0
+            found[*name, seen[name]] = record
+            seen[name] += 1
+    return found
+
+
+def _configuration(machine: Machine) -> dict[str, Value]:
+    # Only the machine's name has a place of its own; the rest has the record's.
+    configuration = machine.stream.configuration
+    record = next((r for r in machine.stream.records if r.kind is Kind.CONFIGURATION), None)
+    if configuration is None or record is None:
+        return {}
+    at, size = record.offset, record.size
+    name = configuration.machine
+    found = {"machine": Value("machine", "string", at + 5, len(name), name)}
+    if configuration.page_bits is not None:
+        found["page_bits"] = Value("page_bits", "u32", at, size, configuration.page_bits)
+    if configuration.uuid is not None:
+        found["uuid"] = Value("uuid", "string", at, size, configuration.uuid.hex())
+    for name in configuration.capabilities:
+        found[f"capability {name}"] = Value(name, "capability", at, size)
+    return found
+
+
+def _by_index(machine: Machine, index: int) -> Vcpu | None:
+    return next((vcpu for vcpu in machine.vcpus if vcpu.index == index), None)
+
+
+def _ranges(tree: Value) -> frozenset[tuple[int, int]]:
+    # Neighbouring leaves are joined, so an array is inside if all of it is.
+    leaves = sorted((v.offset, v.end) for _, v in tree.walk() if not v.children and v.size)
+    joined: list[tuple[int, int]] = []
+    for start, end in leaves:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return frozenset(joined)
+
+
+def _raw(machine: Machine, record: Record) -> Value:
+    data = machine.stream.source.read_at(record.payload, record.payload_size)
+    return Value(record.name or "", "opaque", record.payload, record.payload_size, data)
+
+
+def _bare(value: Value) -> Value:
+    return replace(value, children=())
+
+
+def _occurrences(value: Value) -> dict[tuple[str, int], Value]:
+    seen: Counter[str] = Counter()
+    found = {}
+    for child in value.children:
+        found[child.name, seen[child.name]] = child
+        seen[child.name] += 1
+    return found
+
+
+def _runs(
+    children: dict[tuple[str, int], Value], others: set[tuple[str, int]]
+) -> dict[tuple[str, int] | None, list[Value]]:
+    # Fields without a partner, by the partnered field that stands before them.
+    runs: dict[tuple[str, int] | None, list[Value]] = {}
+    anchor: tuple[str, int] | None = None
+    for key, child in children.items():
+        if key in others:
+            anchor = key
+        elif child.type != "subsection":
+            runs.setdefault(anchor, []).append(child)
+    return runs
+
+
+def _alike(ours: list[Value], theirs: list[Value]) -> bool:
+    return [(v.type, v.size) for v in ours] == [(v.type, v.size) for v in theirs]
+
+
+def _slice(value: Value, first: int, last: int) -> Value:
+    assert isinstance(value.value, (bytes, tuple))
+    width = value.size // len(value.value) if value.value else 0
+    start = value.offset + first * width
+    size = (last - first + 1) * width
+    part = value.value[first : last + 1]
+    if first == last and isinstance(part, tuple):
+        return Value(f"[{first}]", value.type, start, size, part[0])
+    return Value(f"[{first}..{last}]", value.type, start, size, part)
+
+
+def _signature(found: list[Difference], prefix: str) -> tuple[object, ...]:
+    # Elements that only one side has are alike whatever they hold.
+    return tuple(
+        (one.path[len(prefix) :], one.change, one.mask and one.mask.id)
+        + ((one.a.value, one.b.value) if one.a and one.b else ())
+        for one in found
+    )
+
+
+def _device_last(one: Difference) -> bool:
+    return one.group == DEVICES

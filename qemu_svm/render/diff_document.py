@@ -1,0 +1,85 @@
+"""The JSON document of ``diff``, version 1 (``docs/diff.md``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qemu_svm.findings.diff import Comparison, Difference
+from qemu_svm.machine import Machine
+from qemu_svm.render.document import SCHEMA_VERSION, hex_text
+from qemu_svm.render.words import bit_names, meaning
+from qemu_svm.stream import Value
+
+_NUMBERS = frozenset({"ram block", "section"})
+
+
+def document(a: Machine, b: Machine, found: Comparison) -> dict[str, Any]:
+    """The document of ``diff``; masked differences are in it too, and marked."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "a": _stream(a),
+        "b": _stream(b),
+        "same": not found.counting,
+        "differences": [_difference(one) for one in found.differences],
+        "masks": [
+            {
+                "id": name,
+                "reason": members[0].mask.reason if members[0].mask else "",
+                "source": members[0].mask.source if members[0].mask else "",
+                "count": len(members),
+            }
+            for name, members in found.masked().items()
+        ],
+        "renamed": [{"path": path, "name": name} for path, name in found.renamed],
+        "problems": [
+            {"stream": side, "rule": error.rule, "message": str(error), "offset": error.offset}
+            for side, error in found.problems
+        ],
+    }
+
+
+def _stream(machine: Machine) -> dict[str, Any]:
+    return {
+        "path": machine.stream.source.path,
+        "machine": machine.name,
+        "complete": machine.stream.complete,
+    }
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    return {
+        "group": one.group,
+        "path": one.path,
+        "change": one.change.value,
+        "a": _side(one.path, one.a),
+        "b": _side(one.path, one.b),
+        "mask": None if one.mask is None else one.mask.id,
+    }
+
+
+def _side(path: str, value: Value | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    result: dict[str, Any] = {
+        "offset": value.offset,
+        "size": value.size,
+        "type": value.type,
+        "value": _leaf(value),
+    }
+    names = bit_names(path, value)
+    if names is not None:
+        result["names"] = names
+    if words := meaning(path, value):
+        result["meaning"] = words
+    return result
+
+
+def _leaf(value: Value) -> Any:
+    leaf = value.value
+    if isinstance(leaf, bytes):
+        return leaf.hex()
+    if isinstance(leaf, tuple):
+        return [hex_text(item) for item in leaf]
+    if isinstance(leaf, bool) or not isinstance(leaf, int):
+        return leaf
+    return leaf if value.type in _NUMBERS or value.name == "version" else hex_text(leaf)
