@@ -23,7 +23,8 @@ def command(*, file: str, as_json: bool, lender: str | None, ram: bool, verbose:
 
     The machine, the problems found, each vCPU (what L2 has in the vCPU's
     registers, what L1 has in the nested state) and the list of sections.
-    FILE may be compressed with gzip, xz, bzip2 or zstd.
+    FILE may be compressed (gzip, xz, bzip2, zstd, lzop), a libvirt save image,
+    IMAGE.qcow2#SNAPSHOT, or FILE#@OFFSET for a stream inside a file.
     """
     with common.opened(file, Walk.RAM if ram else Walk.QUICK, lender) as machine:
         found = findings(machine)
