@@ -1,11 +1,12 @@
 """mapped-ram: every page at a fixed place in the file.
 
 Behind a block's entry in the block list stand 28 bytes (version, page size,
-``bitmap_offset``, ``pages_offset``; big-endian), a bitmap and, at ``pages_offset``, room for the whole block.  Both offsets
-count from the start of the *file*, also where the stream starts further on.  A
-page whose bit is clear is zero, even where its place holds old bytes.  The
-bitmap is the host's own, little-endian here; its length is whole 64-bit words.
-A block that is not saved (x-ignore-shared) has both offsets 0 and no room.
+``bitmap_offset``, ``pages_offset``; big-endian), a bitmap and, at
+``pages_offset``, room for the whole block.  Both offsets count from the start
+of the *file*, also where the stream starts further on.  A page whose bit is
+clear is zero, even where its place holds old bytes.  The bitmap is the host's
+own, little-endian here; its length is whole 64-bit words.  A block that is not
+saved (x-ignore-shared) has both offsets 0 and no room.
 
 Source: QEMU ``migration/ram.c`` (``mapped_ram_setup_ramblock``,
 ``parse_ramblock_mapped_ram``, ``struct MappedRamHeader``), 10.2.

@@ -24,10 +24,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from qemu_svm.errors import Malformed, SourceError, StreamError, Unsupported
 from qemu_svm.limits import KIB, Limits
-from qemu_svm.source.base import ClosingMixin, Source
+from qemu_svm.source.base import Source
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.text import name_text
 
@@ -41,6 +42,18 @@ _INITIAL = struct.Struct(">II16sB39s")
 _HEADER = struct.Struct(">6IQI28s256s")
 _DEVICE = struct.Struct(">3I256sII")
 _FEED = KIB  # compressed bytes at a time, so that little can come out at once
+
+
+class Content(Protocol):
+    """Random access to bytes that hold pages."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return up to ``size`` bytes at ``offset``; fewer only at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,7 @@ class Channel:
     number: int
     uuid: bytes
     methods: tuple[str, ...]
-    source: Source
+    source: Content
     packets: tuple[Packet, ...]
     epochs: int
     problem: StreamError | None
@@ -221,7 +234,7 @@ class _State:
             left -= len(piece)
             try:
                 got = self._inflate(piece)
-            except Exception as error:  # noqa: BLE001 - each library has its own
+            except Exception as error:
                 raise Malformed(
                     f"compressed multifd pages are damaged: {error}", offset=start
                 ) from error
@@ -259,16 +272,12 @@ def _inflater(method: str) -> Callable[[bytes], bytes]:
     return zstandard.ZstdDecompressor().decompressobj().decompress
 
 
-class _Unpacked(ClosingMixin):
+class _Unpacked:
     # Decompressed pages in a temporary file: a source of its own.
-    compression = "none"
-    damage: SourceError | None = None
-
     def __init__(self, limits: Limits) -> None:
         import os
         import tempfile
 
-        self.path = "<unpacked channel>"
         self._limit = limits.spool_bytes
         self._size = 0
         where = (

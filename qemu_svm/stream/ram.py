@@ -112,12 +112,13 @@ def step_over(reader: Reader, state: RamState) -> None:  # noqa: PLR0912, PLR091
     mask = page_size - 1
     same_page = int(RamFlag.PAGE | RamFlag.CONTINUE)
     same_zero = int(RamFlag.ZERO | RamFlag.CONTINUE)
+    same_delta = int(RamFlag.XBZRLE | RamFlag.CONTINUE)
     eos = int(RamFlag.EOS)
     page_stride = 8 + page_size
     runs = state.runs
     record = runs.add if runs is not None else None
     short = (1 << 62) if state.scalar else _SCALAR
-    normal = zero = 0
+    normal = zero = deltas = 0
     least = 8
     try:
         while True:
@@ -165,6 +166,16 @@ def step_over(reader: Reader, state: RamState) -> None:  # noqa: PLR0912, PLR091
                     zero += count
                     if record is not None:
                         record(block, word // page_size, count, 1, base + first + 8)
+                elif flags == same_delta and data[pos + 8] == _XBZRLE_HEADER:
+                    size = int.from_bytes(data[pos + 9 : pos + 11], "big")
+                    if pos + 11 + size > len(data) or size > page_size:
+                        break
+                    if word + page_size > top:
+                        raise _outside(state, base + pos, word, 0)
+                    deltas += 1
+                    if record is not None:
+                        record(block, word // page_size, 1, 3, base + pos + 8)
+                    pos += 11 + size
                 else:
                     break
             reader.offset = base + pos
@@ -179,7 +190,7 @@ def step_over(reader: Reader, state: RamState) -> None:  # noqa: PLR0912, PLR091
                 state.mark(RamFlag.EOS)
                 return
     finally:
-        state.pages += RamPages(normal, zero)
+        state.pages += RamPages(normal, zero, deltas)
 
 
 def _window(reader: Reader, state: RamState, least: int) -> tuple[bytes, int]:

@@ -16,7 +16,7 @@ from qemu_svm.errors import Malformed, PathError, StreamError, Truncated
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RamFlag, RecordType
 from qemu_svm.stream.model import Stream
-from qemu_svm.stream.multifd import Channel, Packet, read_channel
+from qemu_svm.stream.multifd import Channel, Content, Packet, read_channel
 from qemu_svm.stream.ram import RamState
 from qemu_svm.stream.ram_blocks import BlockEntry
 from qemu_svm.stream.ram_runs import INPUT_SHIFT, PageKind, RamRuns
@@ -42,7 +42,7 @@ class Ram:
     entries: tuple[BlockEntry, ...]
     runs: RamRuns
     page_size: int
-    sources: tuple[Source, ...]
+    sources: tuple[Content, ...]
     channels: tuple[Channel, ...]
     flushes: int
     problems: tuple[StreamError, ...]
@@ -113,18 +113,22 @@ class Ram:
         if kind is PageKind.ABSENT:
             return bytes(self.page_size)
         if kind is PageKind.ZERO:
-            return self._bytes(source, data, 1) * self.page_size
+            return self.read_input(source, data, 1) * self.page_size
         if kind is PageKind.COMPRESSED:
-            size = int.from_bytes(self._bytes(source, data, 4), "big")
-            return self._inflated(self._bytes(source, data + 4, size), data)
-        return self._bytes(source, data, self.page_size)
+            size = int.from_bytes(self.read_input(source, data, 4), "big")
+            return self._inflated(self.read_input(source, data + 4, size), data)
+        return self.read_input(source, data, self.page_size)
 
     def apply(self, page: bytearray, source: int, data: int) -> None:
         """Apply one XBZRLE copy to ``page``."""
-        size = int.from_bytes(self._bytes(source, data + 1, 2), "big")
-        apply_delta(page, self._bytes(source, data + 3, size), data + 3)
+        size = int.from_bytes(self.read_input(source, data + 1, 2), "big")
+        apply_delta(page, self.read_input(source, data + 3, size), data + 3)
 
-    def _bytes(self, source: int, offset: int, size: int) -> bytes:
+    def read_input(self, source: int, offset: int, size: int) -> bytes:
+        """Return bytes of one of :attr:`sources`.
+
+        :raises Truncated: there are fewer.
+        """
         found = self.sources[source].read_at(offset, size)
         if len(found) < size:
             raise Truncated(
@@ -252,7 +256,7 @@ class _Merge:
     def _apply(self, source: int, packet: Packet) -> None:
         block = self._state.index.get(packet.block)
         for pages in packet.pages:
-            end = (pages.page + pages.count) * self._state.page_size - 1
+            end = (pages.page + pages.count) * self._state.page_size
             if block is None or end > self._state.tops[block]:
                 raise Malformed(
                     "a multifd page that no RAM block has",

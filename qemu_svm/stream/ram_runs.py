@@ -134,7 +134,7 @@ class RamRuns:
 
     def raw(self) -> Iterator[tuple[int, int, int, int, int]]:
         """Every run as ``(block, page, count, kind, data)``; quick."""
-        ends = [*self._sweep_first[1:], len(self._data)]
+        ends = [*self._sweep_first, len(self._data)][1:]
         low = (1 << _KIND_BITS) - 1
         for block, first, end in zip(self._sweep_block, self._sweep_first, ends, strict=True):
             rows = zip(

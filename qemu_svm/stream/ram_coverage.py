@@ -1,0 +1,100 @@
+"""What became of each page: its last kind, and how often it was sent.
+
+Two bytes for each page of the guest, whatever the stream does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qemu_svm.errors import LimitExceeded
+from qemu_svm.stream.ram_index import Ram
+from qemu_svm.stream.ram_runs import PageKind
+
+MOST_PAGES = 1 << 28
+"""Pages of the largest guest that is looked at page by page: 1 TiB of 4 KiB."""
+
+_ONE_MORE = bytes((*range(1, 256), 255))
+_ZERO = (int(PageKind.ZERO), int(PageKind.ABSENT))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCoverage:
+    """One block.
+
+    :param kinds: a byte for each page: 0 never sent, else its last kind.
+    :param times: a byte for each page: how often it was sent, up to 255.
+    :param sent: copies in all.
+    """
+
+    kinds: bytearray
+    times: bytearray
+    sent: int
+
+    @property
+    def pages(self) -> int:
+        """Pages of the block."""
+        return len(self.kinds)
+
+    @property
+    def zero(self) -> int:
+        """Pages that are zero at the end."""
+        return sum(self.kinds.count(kind) for kind in _ZERO)
+
+    @property
+    def never(self) -> int:
+        """Pages that were never sent."""
+        return self.kinds.count(0)
+
+    @property
+    def data(self) -> int:
+        """Pages with content at the end."""
+        return self.pages - self.zero - self.never
+
+    @property
+    def again(self) -> int:
+        """Copies that a later one replaced or changed."""
+        return self.sent - (self.pages - self.never)
+
+    @property
+    def repeated(self) -> int:
+        """Pages sent more than once."""
+        return self.pages - self.never - self.times.count(1)
+
+    @property
+    def most(self) -> int:
+        """How often the page sent most often was sent; 255 stands for more."""
+        return max(self.times, default=0)
+
+
+def coverage(ram: Ram, most_pages: int = MOST_PAGES) -> tuple[BlockCoverage, ...]:
+    """Go through all runs.
+
+    :raises LimitExceeded: the guest has more than ``most_pages`` pages.
+    """
+    total = sum(ram.pages_of(number) for number in range(len(ram.entries)))
+    if total > most_pages:
+        raise LimitExceeded(
+            "the guest is too large to look at every page",
+            offset=ram.entries[0].block.offset,
+            section="ram",
+            expected=f"at most {most_pages} pages",
+            found=f"{total}",
+        )
+    sizes = [ram.pages_of(number) for number in range(len(ram.entries))]
+    kinds = [bytearray(size) for size in sizes]
+    times = [bytearray(size) for size in sizes]
+    sent = [0] * len(sizes)
+    for block, page, count, kind, _ in ram.runs.raw():
+        sent[block] += count
+        if count == 1:
+            kinds[block][page] = kind
+            if times[block][page] < 255:
+                times[block][page] += 1
+            continue
+        end = page + count
+        kinds[block][page:end] = bytes((kind,)) * count
+        times[block][page:end] = times[block][page:end].translate(_ONE_MORE)
+    return tuple(
+        BlockCoverage(kinds[number], times[number], sent[number]) for number in range(len(sizes))
+    )

@@ -1,0 +1,180 @@
+"""``svmstream ram`` as a user has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qemu_svm.stream.ram_files import BlockFiles, file_name
+from tests import builders
+from tests.builders import PAGE, page, zero
+from tests.conftest import CAPTURES, STREAMS, Run
+
+BLOCKS = {"pc.ram": 64 * PAGE, "../../evil": 2 * PAGE, "/rom@etc/x": PAGE, "\x1b[2J": PAGE}
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    part = b"".join(
+        [
+            page(0, b"old", "pc.ram"),
+            *(page(n * PAGE, bytes((n,)) * PAGE) for n in range(1, 20)),
+            *(zero(n * PAGE) for n in range(20, 64)),
+            page(PAGE, b"evil", "../../evil"),
+            page(0, b"rom", "/rom@etc/x"),
+            page(0, b"new", "pc.ram"),
+            zero(2 * PAGE),
+        ]
+    )
+    path = tmp_path / "dump.bin"
+    path.write_bytes(builders.stream([], [part], BLOCKS))
+    return path
+
+
+def test_the_report(dump: Path, svmstream: Run) -> None:
+    done = svmstream("ram", dump)
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode()
+    assert "\x1b" not in text
+    assert "\\x1b[2J" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "sent         68 (23 normal, 45 zero)" in text
+    assert "2 copies of 2 pages; one 2 times" in text
+    assert "            0 ##.#################" in text
+
+
+def test_the_document(dump: Path, svmstream: Run) -> None:
+    made = json.loads(svmstream("ram", "--json", "--block", "pc.ram", dump).stdout)
+    assert made["schema_version"] == 1
+    assert made["pages"] == {"normal": 23, "zero": 45, "xbzrle": 0, "compressed": 0, "again": 2}
+    (block,) = made["blocks"]
+    assert block["pages"] == {
+        "all": 64, "data": 19, "zero": 45, "never": 0, "sent": 66,
+        "again": 2, "repeated": 2, "most": 2,
+    }  # fmt: skip
+    assert made["complete"] is True
+
+
+@pytest.mark.parametrize("entry", CAPTURES[:3], ids=lambda entry: entry["file"])
+def test_real_captures(entry: dict[str, str], svmstream: Run, tmp_path: Path) -> None:
+    done = svmstream("ram", "--json", "--extract", tmp_path / "out", STREAMS / entry["file"])
+    assert (done.returncode, done.stderr) == (0, b"")
+    for block in json.loads(done.stdout)["blocks"]:
+        assert (tmp_path / "out" / block["file"]).stat().st_size == block["size"]
+
+
+def test_extracted_files(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    out.parent.mkdir()
+    done = svmstream("ram", "--extract", out, dump)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted(os.listdir(out)) == ["%1B%5B2J", "%2E.%2F..%2Fevil", "%2From@etc%2Fx", "pc.ram"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "dump.bin"]
+    expected = b"new".ljust(PAGE, b"\0") + b"\1" * PAGE + bytes(PAGE)
+    ram = (out / "pc.ram").read_bytes()
+    assert ram[: 3 * PAGE] == expected
+    assert ram[3 * PAGE : 20 * PAGE] == b"".join(bytes((n,)) * PAGE for n in range(3, 20))
+    assert ram[20 * PAGE :] == bytes(44 * PAGE)
+    assert (out / "pc.ram").stat().st_blocks * 512 <= 24 * PAGE  # sparse
+    assert (out / "%2E.%2F..%2Fevil").read_bytes() == bytes(PAGE) + b"evil".ljust(PAGE, b"\0")
+
+
+def test_a_range(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+    args = ("--range", "0x1000:0x4000", "--block", "pc.ram", "--extract", tmp_path / "out")
+    assert svmstream("ram", *args, dump).returncode == 0
+    expected = b"\1" * PAGE + bytes(PAGE) + b"\3" * PAGE
+    assert (tmp_path / "out" / "pc.ram").read_bytes() == expected
+    for bad in ("1", "5:3", "x:y", "0:77"):
+        assert svmstream("ram", "--range", bad, dump).returncode == 2
+
+
+def test_nothing_is_overwritten(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (out / "pc.ram").symlink_to(victim)
+    done = svmstream("ram", "--extract", out, dump)
+    assert done.returncode == 2
+    assert b"-f replaces it" in done.stderr
+    assert os.listdir(out) == ["pc.ram"]
+    assert svmstream("ram", "-f", "--extract", out, dump).returncode == 0
+    assert victim.read_text() == "precious"
+    assert not (out / "pc.ram").is_symlink()
+    assert len(os.listdir(out)) == len(BLOCKS)
+
+
+def test_nothing_stays_after_an_error(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+    data = dump.read_bytes()
+    bad = builders.word(0x40) + builders.counted("pc.ram") + b"\1\0\2\0\0"
+    at = data.index(builders.referring(builders.RecordType.END, 2, builders.EOS))
+    part = builders.referring(builders.RecordType.PART, 2, bad + builders.EOS)
+    dump.write_bytes(data[:at] + part + data[at:])
+    done = svmstream("ram", "--extract", tmp_path / "out", dump)
+    assert done.returncode == 3
+    assert b"XBZRLE" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_cannot_be(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+    assert svmstream("ram", "--extract", tmp_path / "no" / "such", dump).returncode == 4
+    assert svmstream("ram", "--extract", dump, dump).returncode == 4
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    # Ctrl-C while files are open: none of them stays.
+    program = (
+        "import sys, time\n"
+        "from qemu_svm.stream.ram_files import BlockFiles\n"
+        f"with BlockFiles({str(tmp_path / 'out')!r}, ['a', 'b'], replace=False):\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    process.stdout.close()
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_names() -> None:
+    names = ["pc.ram", "..", ".", "a/b", "a%2Fb", "", "\0", "é", "x" * 255, "x" * 254 + "y", "A\\b"]
+    made = [file_name(name) for name in names]
+    assert len(set(made)) == len(names)
+    for name in made:
+        assert name
+        assert not name.startswith(".")
+        assert "/" not in name
+        assert len(name) <= 200
+    assert made[0] == "pc.ram"
+
+
+def test_a_name_taken_meanwhile(tmp_path: Path) -> None:
+    with BlockFiles(str(tmp_path), ["a"], replace=False) as files:
+        (tmp_path / "a").write_text("mine")
+        with pytest.raises(FileExistsError):
+            files.commit()
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_damage_and_unknown_names(dump: Path, svmstream: Run) -> None:
+    done = svmstream("ram", "--block", "pc.rom", dump)
+    assert done.returncode == 2
+    assert b"pc.ram" in done.stderr
+    dump.write_bytes(dump.read_bytes()[:9000])
+    done = svmstream("ram", dump)
+    assert done.returncode == 3
+    assert b"the input ends" in done.stderr
+    assert b"1 normal" in done.stdout or b"2 normal" in done.stdout

@@ -1,0 +1,299 @@
+"""multifd channels: made ones, and those of a real QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from qemu_svm.errors import Malformed, StreamError, Truncated, Unsupported
+from qemu_svm.source import BytesSource
+from qemu_svm.stream import read_stream
+from qemu_svm.stream.ram_extract import extract
+from qemu_svm.stream.ram_index import Ram, read_ram
+from tests import builders
+from tests.builders import PAGE, word, zero
+from tests.conftest import Run
+
+ROOM = 128
+Pack = Callable[[bytes], bytes]
+
+
+def initial(number: int) -> bytes:
+    return (0x11223344).to_bytes(4, "big") + b"\0\0\0\1" + bytes(16) + bytes((number,)) + bytes(39)
+
+
+def packet(
+    number: int,
+    pages: dict[int, int] | None = None,
+    zeros: Sequence[int] = (),
+    *,
+    flags: int = 0,
+    pack: Pack = bytes,
+    stale: int = 0,
+    block: str = "pc.ram",
+) -> bytes:
+    pages = pages or {}
+    body = b"".join(bytes((fill,)) * PAGE for fill in pages.values())
+    body = pack(body) if body else b""
+    head = b"".join(
+        value.to_bytes(4, "big")
+        for value in (0x11223344, 1, flags, ROOM, len(pages), stale or len(body))
+    )
+    head += word(number) + len(zeros).to_bytes(4, "big") + bytes(28)
+    offsets = [*pages, *zeros]
+    table = b"".join(word(page * PAGE) for page in offsets).ljust(8 * ROOM, b"\0")
+    return head + block.encode().ljust(256, b"\0") + table + body
+
+
+def streaming(method: str) -> Pack:
+    if method == "zlib":
+        packer = zlib.compressobj()
+        return lambda data: packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
+    if method == "zstd":
+        writer = zstandard.ZstdCompressor().compressobj()
+        return lambda data: writer.compress(data) + writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    return bytes
+
+
+def main_stream(parts: Sequence[bytes], flush: bytes) -> bytes:
+    data = builders.stream([], [part + flush for part in parts], {"pc.ram": 64 * PAGE})
+    start = builders.block_list({"pc.ram": 64 * PAGE})
+    return data.replace(start, start + flush, 1)
+
+
+def merged(main: bytes, *channels: bytes) -> Ram:
+    return read_ram(read_stream(BytesSource(main)), [BytesSource(data) for data in channels])
+
+
+@pytest.mark.parametrize(("method", "bit"), [("none", 0), ("zlib", 2), ("zstd", 4)])
+def test_channels_of_9_0_and_later(method: str, bit: int) -> None:
+    one, two = streaming(method), streaming(method)
+    sync = {"flags": 1}
+    first = (
+        initial(0)
+        + packet(1, **sync)
+        + packet(2, {0: 10, 1: 11, 5: 15}, [6, 7], flags=bit, pack=one)
+        + packet(4, **sync)
+        + packet(6, {0: 90}, flags=bit, pack=one)
+        + packet(7, **sync)
+    )
+    second = (
+        initial(1)
+        + packet(1, **sync)
+        + packet(3, {9: 19}, flags=bit, pack=two)
+        + packet(4, **sync)
+        + packet(5, {2: 22, 3: 23}, [5], flags=bit, pack=two)
+        + packet(7, **sync)
+    )
+    main = main_stream([b"", b""], word(0x200))
+    for channels in ((first, second), (second, first)):
+        ram = merged(main, *channels)
+        assert ram.problems == ()
+        assert [channel.number for channel in ram.channels] == [0, 1]
+        assert [channel.epochs for channel in ram.channels] == [3, 3]
+        assert all(channel.methods == (method,) for channel in ram.channels)
+        got = [ram.read_page(0, number) for number in range(10)]
+        assert [set(page) for page in got] == [
+            {fill} for fill in (90, 11, 22, 23, 0, 0, 0, 0, 0, 19)
+        ]
+        assert ram.counts().normal == 7
+        assert ram.counts().zero == 3
+
+
+def test_before_9_0_zero_pages_are_in_the_main_stream() -> None:
+    # SYNC rides on a packet with pages; a packet without any has a stale length.
+    main = main_stream([zero(1 * PAGE, "pc.ram"), zero(0)], b"")
+    channel = (
+        initial(0)
+        + packet(0, flags=1)
+        + packet(1, {0: 5, 2: 7}, flags=1)
+        + packet(2, {1: 9})
+        + packet(2, flags=1, stale=4096)
+    )
+    ram = merged(main, channel)
+    assert ram.problems == ()
+    assert [ram.read_page(0, number)[0] for number in range(3)] == [0, 9, 7]
+
+
+def test_device_state_is_stepped_over() -> None:
+    state = (0x11223344).to_bytes(4, "big") + b"\0\0\0\1" + (64).to_bytes(4, "big")
+    state += bytes(256) + b"\0\0\0\0" + (5).to_bytes(4, "big") + b"vfio!"
+    ram = merged(main_stream([], word(0x200)), initial(0) + state + packet(0, {3: 3}))
+    assert ram.problems == ()
+    assert ram.read_page(0, 3)[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "tail", "error"),
+    [
+        ("none", bytes(1344), Malformed),
+        ("none", packet(0, {0: 1})[:-1], Truncated),
+        ("none", packet(0, {0: 1})[:100], Truncated),
+        ("none", packet(0, {0: 1}, flags=2), Unsupported),
+        ("none", packet(0, {0: 1}, flags=8), Unsupported),
+        ("none", packet(0, {0: 1}, stale=7), Malformed),
+        ("none", packet(0, {64: 1}), Malformed),
+        ("none", packet(0, {0: 1}, block="vga"), Malformed),
+        ("none", packet(0, dict.fromkeys(range(60), 1), range(69)), Malformed),
+        ("zlib", packet(0, {0: 1}, flags=2), Malformed),
+        ("zlib", packet(0, {0: 1}), Malformed),
+        ("zstd", packet(0, {0: 1}, flags=4), Malformed),
+        ("zstd", packet(0, {0: 1}, flags=4, pack=lambda _: b"12")[:-1], Truncated),
+    ],
+)
+def test_damaged_channels(method: str, tail: bytes, error: type[StreamError]) -> None:
+    bit = {"none": 0, "zlib": 2, "zstd": 4}[method]
+    good = packet(0, {7: 7}, flags=1 | bit, pack=streaming(method))
+    ram = merged(main_stream([], word(0x200)), initial(0) + good + tail)
+    assert isinstance(ram.problems[0], error)
+    assert "multifd channel 0" in str(ram.problems[0])
+    assert ram.read_page(0, 7)[0] == 7
+
+
+def test_a_channel_that_unpacks_to_more_than_it_says() -> None:
+    twice = packet(0, {0: 1}, flags=2, pack=lambda data: zlib.compress(data + data))
+    ram = merged(main_stream([], word(0x200)), initial(0) + twice)
+    assert isinstance(ram.problems[0], Malformed)
+    assert ram.runs.records == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"QEVM" * 30, initial(0)[:60], b"\x11\x22\x33\x44" * 20])
+def test_what_is_no_channel(data: bytes) -> None:
+    with pytest.raises(StreamError):
+        merged(main_stream([], word(0x200)), data)
+
+
+def test_the_verb_asks_for_channels(svmstream: Run, tmp_path: Path) -> None:
+    (tmp_path / "main").write_bytes(main_stream([b""], word(0x200)))
+    (tmp_path / "c0").write_bytes(initial(0) + packet(0, flags=1) + packet(1, {1: 1}, flags=1))
+    done = svmstream("ram", tmp_path / "main")
+    assert done.returncode == 3
+    assert b"--channel" in done.stderr
+    done = svmstream("ram", "--json", "--channel", tmp_path / "c0", tmp_path / "main")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["channels"] == [
+        {"number": 0, "methods": ["none"], "packets": 1, "epochs": 2}
+    ]
+
+
+# A real QEMU: what is extracted is what the guest has.
+
+
+class Monitor:
+    def __init__(self, path: Path) -> None:
+        for _ in range(200):
+            self.socket = socket.socket(socket.AF_UNIX)
+            with contextlib.suppress(OSError):
+                self.socket.connect(str(path))
+                break
+            self.socket.close()
+            time.sleep(0.05)
+        self.file = self.socket.makefile("rw")
+        self.run("qmp_capabilities")
+
+    def run(self, command: str, **arguments: Any) -> Any:
+        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.file.flush()
+        while True:
+            answer = json.loads(self.file.readline())
+            if "return" in answer:
+                return answer["return"]
+            assert "error" not in answer, answer
+
+
+def listen(path: Path, connections: int) -> tuple[list[bytearray], threading.Thread]:
+    """Take down what comes over a unix socket, each connection for itself."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen(connections)
+    got: list[bytearray] = []
+
+    def receive(peer: socket.socket, into: bytearray) -> None:
+        while data := peer.recv(1 << 16):
+            into += data
+        peer.close()
+
+    def accept() -> None:
+        threads = []
+        for _ in range(connections):
+            got.append(bytearray())
+            threads.append(threading.Thread(target=receive, args=(server.accept()[0], got[-1])))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+        server.close()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    return got, thread
+
+
+@pytest.mark.parametrize("mode", ["plain", "compress", "none", "zlib", "zstd"])
+def test_a_real_guest(mode: str, tmp_path: Path) -> None:
+    pattern = b"".join(
+        (os.urandom(PAGE), bytes(PAGE), b"words " * 700)[n % 3][:PAGE].ljust(PAGE, b"\0")
+        for n in range(700)
+    )
+    (tmp_path / "pattern").write_bytes(pattern)
+    process = subprocess.Popen(
+        ["qemu-system-x86_64", "-accel", "tcg", "-M", "pc", "-m", "16", "-nodefaults", "-S"]
+        + ["-display", "none", "-qmp", f"unix:{tmp_path}/qmp,server=on,wait=off"]
+        + ["-device", f"loader,file={tmp_path}/pattern,addr=0x200000,force-raw=on"],
+    )  # fmt: skip
+    try:
+        monitor = Monitor(tmp_path / "qmp")
+        monitor.run("pmemsave", val=0x100000, size=15 << 20, filename=f"{tmp_path}/truth")
+        if mode == "compress":
+            monitor.run("migrate-set-capabilities",
+                        capabilities=[{"capability": "compress", "state": True}])  # fmt: skip
+        channels: list[bytearray] = []
+        thread = None
+        uri = f"exec:cat>{tmp_path}/main"
+        if mode not in ("plain", "compress"):
+            monitor.run("migrate-set-capabilities",
+                        capabilities=[{"capability": "multifd", "state": True}])  # fmt: skip
+            monitor.run("migrate-set-parameters", **{
+                "multifd-channels": 2, "multifd-compression": mode})  # fmt: skip
+            channels, thread = listen(tmp_path / "sock", 3)
+            uri = f"unix:{tmp_path}/sock"
+        monitor.run("migrate", uri=uri)
+        while (status := monitor.run("query-migrate")["status"]) != "completed":
+            assert status != "failed"
+            time.sleep(0.02)
+        monitor.run("quit")
+        process.wait(30)
+        monitor.file.close()
+        monitor.socket.close()
+        if thread is not None:
+            thread.join(30)
+    finally:
+        process.kill()
+        process.wait()
+    if channels:
+        main = next(bytes(data) for data in channels if data.startswith(b"QEVM"))
+        others = [bytes(data) for data in channels if not data.startswith(b"QEVM")]
+    else:
+        main, others = (tmp_path / "main").read_bytes(), []
+    ram = merged(main, *others)
+    assert ram.problems == ()
+    counts = ram.counts()
+    assert bool(counts.compressed) == (mode == "compress")
+    truth = (tmp_path / "truth").read_bytes()
+    block = ram.block("pc.ram")
+    with (tmp_path / "out").open("w+b") as file:
+        extract(ram, {block: file.fileno()})
+        file.seek(1 << 20)
+        assert file.read() == truth
+    assert ram.read(block, 0x200000, len(pattern)) == pattern
