@@ -21,9 +21,7 @@ class Source(Protocol):
     ``qcow2``, ``details`` what it tells.
 
     ``stream_offset`` is where the stream starts in its container (for qcow2 0:
-    the stream is scattered).  ``base`` is what to take from a file offset that
-    the *stream itself* records (mapped-ram) to get an offset for
-    :meth:`read_at`: QEMU counts from the start of the file it wrote to.
+    the stream is scattered).
 
     ``damage`` is the error that ended a decompression or an image early, once
     that has been met.
@@ -34,7 +32,6 @@ class Source(Protocol):
     container: str
     layers: tuple[str, ...]
     stream_offset: int
-    base: int
     details: Details | None
     damage: SourceError | None
 
@@ -68,7 +65,6 @@ class SourceBase:
     container: str = "plain"
     layers: tuple[str, ...] = ()
     stream_offset: int = 0
-    base: int = 0
     details: Details | None = None
     damage: SourceError | None = None
 

@@ -20,7 +20,6 @@ class OffsetSource(SourceBase):
 
     def __init__(self, parent: SourceBase, start: int) -> None:
         self.path = parent.path
-        self.base = start
         self._parent = parent
         self._start = start
 

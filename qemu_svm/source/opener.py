@@ -158,7 +158,6 @@ class _Peeler:
             limit=self._limits.spool_bytes,
             close=close,
         )
-        source.base = feed.position
         self._owned.callback(source.close)
         return source
 

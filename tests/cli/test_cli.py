@@ -131,7 +131,7 @@ def test_wrong_arguments(args: list[str], status: int, words: bytes, svmstream: 
 def test_help_names_every_verb(svmstream: Run) -> None:
     done = svmstream("--help")
     assert done.returncode == 0
-    for verb in (b"inspect", b"show", b"check", b"simulate"):
+    for verb in (b"inspect", b"show", b"check", b"simulate", b"trace", b"diff", b"compat", b"ram"):
         assert verb in done.stdout
         assert svmstream(verb.decode(), "--help").returncode == 0
     assert svmstream("-h").stdout == done.stdout

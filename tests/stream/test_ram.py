@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qemu_svm.errors import LimitExceeded, Malformed, PathError, StreamError, Truncated
-from qemu_svm.source import BytesSource
+from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Walk, read_stream
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.ram_coverage import coverage
@@ -21,6 +21,7 @@ from qemu_svm.stream.ram_index import Ram, read_ram
 from qemu_svm.stream.ram_runs import PageKind, RamRuns
 from tests import builders
 from tests.builders import PAGE, counted, page, word, zero
+from tests.conftest import STREAMS
 
 BLOCKS = {"pc.ram": 64 * PAGE, "vga": 16 * PAGE}
 
@@ -416,3 +417,28 @@ def test_a_file_read_the_usual_way(sample_file: Path) -> None:
     assert ram.problems == ()
     assert list(ram.runs) == list(ram_of(sample_file.read_bytes(), scalar=True).runs)
     assert sum(one.never for one in coverage(ram)) == 0
+
+
+@pytest.mark.parametrize("release", ["qemu10.0", "qemu7.2"])
+def test_every_kind_brings_the_same_firmware(release: str) -> None:
+    kinds = STREAMS / "kinds"
+    found: dict[str, set[bytes]] = {}
+    for path in sorted(kinds.glob(f"{release}-*.mig.zst")):
+        if "no-description" in path.name:
+            continue  # a machine without ACPI
+        channels = sorted(kinds.glob(path.name.replace(".mig.", ".channel?.")))
+        with contextlib.ExitStack() as stack:
+            main, *others = (
+                stack.enter_context(open_source(str(name))) for name in [path, *channels]
+            )
+            ram = read_ram(read_stream(main), others)
+            for channel in ram.channels:
+                stack.callback(channel.source.close)
+            assert ram.problems == ()
+            for number, block in enumerate(ram.blocks):
+                if block.name != "pc.ram":
+                    content = ram.read(number, 0, block.used_length)
+                    found.setdefault(block.name, set()).add(content)
+    assert {name: len(contents) for name, contents in found.items()} == dict.fromkeys(found, 1)
+    (bios,) = found["pc.bios"]
+    assert bios[-16] == 0xEA  # the reset vector's far jump
