@@ -10,13 +10,12 @@ from contextlib import ExitStack
 import click
 
 from qemu_svm.cli import EXIT_UNREADABLE, common, complain
-from qemu_svm.errors import StreamError
 from qemu_svm.source import open_source
 from qemu_svm.stream import Stream, Walk, read_stream
 from qemu_svm.stream.ram_coverage import coverage
 from qemu_svm.stream.ram_extract import extract
 from qemu_svm.stream.ram_files import BlockFiles
-from qemu_svm.stream.ram_index import Ram, read_ram
+from qemu_svm.stream.ram_index import Ram, all_problems, read_ram
 
 EXIT_ENVIRONMENT = 4
 _EVERY = 0.2  # seconds between two words of progress
@@ -95,11 +94,7 @@ def command(
 
 def _told(stream: Stream, ram: Ram) -> int:
     # Tell what is wrong; the status that follows.
-    seen = {(problem.offset, problem.what) for problem in stream.problems}
-    problems: list[StreamError] = [
-        *stream.problems,
-        *(problem for problem in ram.problems if (problem.offset, problem.what) not in seen),
-    ]
+    problems = all_problems(stream, ram)
     for problem in problems:
         complain(f"{stream.source.path}: {problem}")
     if ram.flushes and not ram.channels:

@@ -12,7 +12,7 @@ from typing import Any
 from qemu_svm.render.document import hex_text
 from qemu_svm.stream import Stream
 from qemu_svm.stream.ram_coverage import BlockCoverage
-from qemu_svm.stream.ram_index import Ram
+from qemu_svm.stream.ram_index import Ram, all_problems
 
 SCHEMA_VERSION = 1
 
@@ -55,7 +55,7 @@ def ram_document(
         ],
         "problems": [
             {"rule": problem.rule, "message": problem.detail(), "offset": problem.offset}
-            for problem in (*stream.problems, *ram.problems)
+            for problem in all_problems(stream, ram)
         ],
     }
 

@@ -191,6 +191,13 @@ def read_ram(stream: Stream, channels: Iterable[Source] = (), *, scalar: bool = 
     )
 
 
+def all_problems(stream: Stream, ram: Ram) -> tuple[StreamError, ...]:
+    """What is wrong with the stream or its RAM; what both met, once."""
+    seen = {(problem.offset, problem.what) for problem in stream.problems}
+    more = (problem for problem in ram.problems if (problem.offset, problem.what) not in seen)
+    return (*stream.problems, *more)
+
+
 def _walk(walker: Walker) -> None:
     # Record by record up to the end of RAM.
     walker.header()

@@ -169,6 +169,16 @@ def test_a_name_taken_meanwhile(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "mine"
 
 
+def test_damage_is_told_once(dump: Path, svmstream: Run) -> None:
+    dump.write_bytes(dump.read_bytes()[:30000])
+    done = svmstream("ram", "--json", dump)
+    assert done.returncode == 3
+    assert done.stderr.count(b"ends inside") == 1
+    made = json.loads(done.stdout)
+    assert [problem["rule"] for problem in made["problems"]] == ["truncated"]
+    assert made["complete"] is False
+
+
 def test_damage_and_unknown_names(dump: Path, svmstream: Run) -> None:
     done = svmstream("ram", "--block", "pc.rom", dump)
     assert done.returncode == 2
