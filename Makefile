@@ -44,8 +44,9 @@ coverage: $(STAMP)  ## the tests with branch coverage
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
 .PHONY: bench
-bench: $(STAMP)  ## start-up and decoding times
+bench: $(STAMP)  ## start-up, decoding and RAM, beside QEMU's own script
 	$(BIN)/python tools/bench.py
+	$(BIN)/python tools/bench_ram.py
 
 .PHONY: clean
 clean:  ## remove everything that was made
