@@ -1,11 +1,8 @@
-#!/usr/bin/env python3
-"""RAM at memory speed: index and extraction next to ``cat`` and QEMU's script.
+"""RAM at what speed: generated guests, beside ``cat`` and QEMU's own script.
 
-Makes streams of a guest (mostly zero, mostly full, mixed runs, alternating
-pages) in a temporary directory and prints times and ratios; each figure is the
-best of some runs, in processes of their own where other programs are compared.
-
-    tools/bench_ram.py [--size MIB] [--runs N] [--extract] [KIND...]
+Every figure is the least of several whole processes, with warm caches; what to
+look at are the ratios.  The streams need twice as many bytes as they are long,
+in the temporary directory.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,126 +21,124 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from qemu_svm.source import open_source  # noqa: E402
-from qemu_svm.stream import read_stream  # noqa: E402
-from qemu_svm.stream.ram_index import read_ram  # noqa: E402
-from tests import builders  # noqa: E402
+from tests import builders  # noqa: E402 - not a package that is installed
 
+PROGRAM = str(Path(sys.executable).with_name("svmstream"))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qemu-svm"
-SCRIPT = CACHE / "analyze-migration.py"
-PAGE = 4096
-PROGRAM = """
-import resource, sys, time
-from qemu_svm.source import open_source
-from qemu_svm.stream import read_stream
-from qemu_svm.stream.ram_index import read_ram
-with open_source(sys.argv[1]) as source:
-    ram = read_ram(read_stream(source))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
+MIB = 1 << 20
+RUNS = 3
+SAME_PAGE, SAME_ZERO = 0x28, 0x22
+MARK = b"<here the pages come>"
+
+Runs = Iterator[tuple[int, bool]]  # pages, whether they have content
 
 
-def kinds(kind: str, pages: int) -> Iterator[bool]:
-    """Whether each page is zero."""
-    rnd = random.Random(1)
-    zero, left = False, 0
-    for number in range(pages):
-        if kind == "alternating":
-            yield bool(number & 1)
-        elif kind == "mixed":
-            if not left:
-                zero, left = not zero, rnd.randint(1, 64)
-            left -= 1
-            yield zero
-        else:
-            yield rnd.random() < (0.001 if kind == "full" else 0.999)
+def mostly_zero(pages: int, _: random.Random) -> Runs:
+    """One page in 64 has content."""
+    for _first in range(0, pages, 64):
+        yield 63, False
+        yield 1, True
 
 
-def generate(path: Path, kind: str, pages: int) -> None:
-    """Write a stream with one block of ``pages`` pages and one small device."""
-    body = random.Random(2).randbytes(PAGE)
-    device = builders.Section("timer", bytes(8), [{"name": "ticks", "type": "int64", "size": 8}])
-    whole = builders.stream([device], [b"\xeeHERE"], {"pc.ram": pages * PAGE})
-    before, after = whole.split(b"\xeeHERE")
-    with path.open("wb", buffering=1 << 20) as file:
+def mostly_full(pages: int, _: random.Random) -> Runs:
+    """One page in 64 is zero."""
+    for _first in range(0, pages, 64):
+        yield 63, True
+        yield 1, False
+
+
+def mixed(pages: int, chance: random.Random) -> Runs:
+    """Runs of 1 to 512 pages of either kind."""
+    left, full = pages, False
+    while left:
+        count = min(left, chance.randint(1, 512))
+        yield count, full
+        left, full = left - count, not full
+
+
+def alternating(pages: int, _: random.Random) -> Runs:
+    """A page with content, a zero page, and so on."""
+    for _first in range(0, pages, 2):
+        yield 1, True
+        yield 1, False
+
+
+def make(path: Path, size: int, shape: Callable[[int, random.Random], Runs]) -> None:
+    """Write the stream of a guest with ``size`` bytes."""
+    page = builders.PAGE
+    chance = random.Random(size)
+    content = chance.randbytes(page)
+    # An ordinary START, PART and END; the marked place is where pages go.
+    whole = builders.stream([], [builders.zero(0, "pc.ram") + MARK], {"pc.ram": size})
+    before, after = whole.split(MARK)
+    number = 0
+    with path.open("wb", buffering=MIB) as file:
         file.write(before)
-        for number, zero in enumerate(kinds(kind, pages)):
-            flags = (2 if zero else 8) | (0x20 if number else 0)
-            file.write((number * PAGE | flags).to_bytes(8, "big"))
-            if not number:
-                file.write(b"\6pc.ram")
-            file.write(b"\0" if zero else body)
+        for count, full in shape(size // page, chance):
+            flags, body = (SAME_PAGE, content) if full else (SAME_ZERO, b"\0")
+            for offset in range(number * page, (number + count) * page, page):
+                file.write((offset | flags).to_bytes(8, "big") + body)
+            number += count
         file.write(after)
 
 
-def best(runs: int, work: Callable[[], object]) -> float:
-    """Shortest time of some runs, in seconds."""
-    times = []
-    for _ in range(runs):
+def run(command: list[str]) -> tuple[float, int]:
+    """Milliseconds and KiB at most, of the quickest of several runs."""
+    best = (float("inf"), 0)
+    for _ in range(RUNS):
         start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        took = 1000 * (time.perf_counter() - start)
+        if process.returncode:
+            raise SystemExit(f"{command[0]} failed with status {process.returncode}")
+        best = min(best, (took, usage.ru_maxrss))
+    return best
 
 
-def quiet(*command: str | Path, cwd: Path | None = None) -> Callable[[], object]:
-    return lambda: subprocess.run(
-        list(map(str, command)), cwd=cwd, check=True, stdout=subprocess.DEVNULL
-    )
-
-
-def measure(path: Path, runs: int, directory: Path, *, extraction: bool) -> None:
-    with open_source(str(path)) as source:
-        stream = read_stream(source)
-        quick = best(runs, lambda: read_ram(stream))
-        slow = best(runs, lambda: read_ram(stream, scalar=True))
-        records, pieces = read_ram(stream).runs.records, len(read_ram(stream).runs)
-    cat = best(runs, quiet("cat", path))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, path], cwd=ROOT, check=True, capture_output=True
-    )
-    print(
-        f"  size             {path.stat().st_size / 1e6:8.1f} MB, {records} records, {pieces} runs"
-    )
-    print(f"  cat              {cat:8.3f} s")
-    print(f"  index            {quick:8.3f} s   {quick / cat:5.2f} x cat")
-    print(f"  index, scalar    {slow:8.3f} s   quick is {quick / slow:4.2f} x scalar")
-    print(f"  peak memory      {int(done.stdout) / 1024:8.1f} MiB")
-    program = Path(sys.executable).with_name("svmstream")
-    verb = best(runs, quiet(program, "ram", path))
-    print(f"  svmstream ram    {verb:8.3f} s")
-    if SCRIPT.exists():
-        script = best(max(1, runs // 2), quiet(sys.executable, SCRIPT, "-d", "state", "-f", path))
-        print(f"  QEMU's script    {script:8.3f} s   {script / quick:5.1f} x index, "
-              f"{script / verb:.1f} x svmstream ram")  # fmt: skip
-    if extraction:
-        out = directory / "out"
-        ours = best(runs, quiet(program, "ram", "-f", "--extract", out, path))
-        print(f"  extraction       {ours:8.3f} s")
-        if SCRIPT.exists():
-            out.mkdir(exist_ok=True)
-            theirs = best(
-                max(1, runs // 2), quiet(sys.executable, SCRIPT, "-x", "-f", path, cwd=out)
-            )
-            print(f"  script's         {theirs:8.3f} s   {theirs / ours:5.1f} x ours")
+def measure(name: str, path: Path, folder: Path) -> None:
+    """Print the figures of one stream."""
+    commands = {
+        "cat": ["cat", str(path)],
+        "inspect": [PROGRAM, "inspect", str(path)],
+        "ram": [PROGRAM, "ram", "--json", str(path)],
+        "ram --extract": [PROGRAM, "ram", "-f", "--extract", str(folder / "out"), str(path)],
+    }
+    script = CACHE / "analyze-migration.py"
+    if script.exists():
+        peer = [sys.executable, str(script), "-f", str(path)]
+        commands["analyze-migration.py"] = [*peer, "-d", "state"]
+        # It writes the files of -x into the working directory.
+        inside = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+        commands["analyze-migration.py -x -m"] = [
+            sys.executable, "-c", inside, str(folder), *peer, "-x", "-m",
+        ]  # fmt: skip
+    print(f"{name}, {path.stat().st_size / MIB:.0f} MiB")
+    base = 0.0
+    for label, command in commands.items():
+        took, memory = run(command)
+        base = base or took
+        print(f"  {label:28}{took:9.0f} ms{took / base:8.1f} x cat{memory / 1024:9.0f} MiB")
+    sys.stdout.flush()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("kind", nargs="*", help="zero, full, mixed, alternating")
-    parser.add_argument("--size", type=int, default=2048, help="guest memory in MiB")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--extract", action="store_true", help="extraction too")
-    parser.add_argument("--dir", help="where to put the streams (default: TMPDIR or /tmp)")
-    given = parser.parse_args()
-    for kind in given.kind or ("zero", "full", "mixed", "alternating"):
-        with tempfile.TemporaryDirectory(dir=given.dir) as name:
-            path = Path(name) / f"{kind}.bin"
-            generate(path, kind, given.size << 8)
-            print(f"{kind}, a guest with {given.size} MiB")
-            measure(path, given.runs, Path(name), extraction=given.extract)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of this process {peak:.0f} MiB")
+    """Go through all shapes, then through sizes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=2048, help="size of the guest")
+    size = parser.parse_args().mib * MIB
+    cases = [(shape.__name__, size, shape) for shape in (mostly_zero, mostly_full, mixed)]
+    cases.append(("alternating", size, alternating))
+    cases += [("growth", size // 32, mixed), ("growth", size * 4, mostly_zero)]
+    for name, bytes_of_guest, shape in cases:
+        folder = Path(tempfile.mkdtemp(prefix="svmstream-bench-"))
+        try:
+            path = folder / "stream.bin"
+            make(path, bytes_of_guest, shape)
+            measure(f"{name.replace('_', ' ')}, {bytes_of_guest // MIB} MiB guest", path, folder)
+        finally:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
