@@ -19,6 +19,7 @@ from qemu_svm.errors import PathError, SvmStreamError
 EXIT_FINDINGS = 1
 EXIT_USAGE = 2
 EXIT_UNREADABLE = 3
+EXIT_ENVIRONMENT = 4
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
 

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, common, complain
+from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common, complain
 from qemu_svm.limits import DEFAULT
 from qemu_svm.stream.vmstate_json import Dump, parse_dump
-
-EXIT_ENVIRONMENT = 4
 
 _ANY_MACHINE = "none"
 """A machine type that every QEMU has; the dump is the same for all."""

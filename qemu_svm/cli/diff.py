@@ -69,21 +69,9 @@ def _list(*, as_json: bool) -> int:
     from qemu_svm.findings.masks import DEFAULT
 
     if as_json:
-        fields = ("id", "pattern", "reason", "source", "type")
-        common.print_json(
-            {
-                "schema_version": 1,
-                "masks": [
-                    {name: getattr(mask, name) for name in fields}
-                    | {
-                        "ignore": None
-                        if mask.ignore is None
-                        else f"{mask.ignore & (1 << 64) - 1:#x}"
-                    }
-                    for mask in DEFAULT
-                ],
-            }
-        )
+        from qemu_svm.render.diff_document import mask_list
+
+        common.print_json(mask_list(DEFAULT))
     else:
         from qemu_svm.render.diff_text import mask_table
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import click
 
-from qemu_svm.cli import EXIT_UNREADABLE, common, complain
+from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_UNREADABLE, common, complain
 from qemu_svm.source import open_source
 from qemu_svm.stream import Stream, Walk, read_stream
 from qemu_svm.stream.ram_coverage import coverage
@@ -17,7 +17,6 @@ from qemu_svm.stream.ram_extract import extract
 from qemu_svm.stream.ram_files import BlockFiles
 from qemu_svm.stream.ram_index import Ram, all_problems, read_ram
 
-EXIT_ENVIRONMENT = 4
 _EVERY = 0.2  # seconds between two words of progress
 
 Span = tuple[int, int]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qemu_svm.findings.diff import Comparison, Difference
+from qemu_svm.findings.masks import Mask
 from qemu_svm.machine import Machine
-from qemu_svm.render.document import SCHEMA_VERSION, hex_text
+from qemu_svm.render.document import SCHEMA_VERSION, hex_text, leaf
 from qemu_svm.render.words import bit_names, meaning
 from qemu_svm.stream import Value
 
@@ -38,6 +40,24 @@ def document(a: Machine, b: Machine, found: Comparison) -> dict[str, Any]:
     }
 
 
+def mask_list(masks: Sequence[Mask]) -> dict[str, Any]:
+    """The document of ``diff --list-masks``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "masks": [
+            {
+                "id": mask.id,
+                "pattern": mask.pattern,
+                "reason": mask.reason,
+                "source": mask.source,
+                "type": mask.type,
+                "ignore": None if mask.ignore is None else hex_text(mask.ignore & (1 << 64) - 1),
+            }
+            for mask in masks
+        ],
+    }
+
+
 def _stream(machine: Machine) -> dict[str, Any]:
     return {
         "path": machine.stream.source.path,
@@ -64,7 +84,7 @@ def _side(path: str, value: Value | None) -> dict[str, Any] | None:
         "offset": value.offset,
         "size": value.size,
         "type": value.type,
-        "value": _leaf(value),
+        "value": _value(value),
     }
     names = bit_names(path, value)
     if names is not None:
@@ -74,12 +94,6 @@ def _side(path: str, value: Value | None) -> dict[str, Any] | None:
     return result
 
 
-def _leaf(value: Value) -> Any:
-    leaf = value.value
-    if isinstance(leaf, bytes):
-        return leaf.hex()
-    if isinstance(leaf, tuple):
-        return [hex_text(item) for item in leaf]
-    if isinstance(leaf, bool) or not isinstance(leaf, int):
-        return leaf
-    return leaf if value.type in _NUMBERS or value.name == "version" else hex_text(leaf)
+def _value(value: Value) -> Any:
+    # Sizes and versions of what the comparison itself made are plain numbers.
+    return value.value if value.type in _NUMBERS or value.name == "version" else leaf(value)

@@ -19,7 +19,7 @@ from qemu_svm.nested import NestedState, bits, descriptions, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
 from qemu_svm.source import LibvirtDetails, SnapshotDetails, Source
-from qemu_svm.stream import Record
+from qemu_svm.stream import Record, Value
 from qemu_svm.x86.segments import Segment
 
 SCHEMA_VERSION = 1
@@ -199,3 +199,15 @@ def _plain(name: str, value: Any) -> Any:
 def hex_text(value: int) -> str:
     """A number as the documents have it: ``0x…``, with a sign if it is negative."""
     return f"{value:#x}" if value >= 0 else f"-{-value:#x}"
+
+
+def leaf(value: Value) -> Any:
+    """A field's value: numbers and tuples of them as ``0x…``, bytes as hexadecimal digits."""
+    found = value.value
+    if isinstance(found, bytes):
+        return found.hex()
+    if isinstance(found, tuple):
+        return [hex_text(item) for item in found]
+    if isinstance(found, bool) or not isinstance(found, int):
+        return found
+    return hex_text(found)

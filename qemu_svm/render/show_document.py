@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.machine.paths import Place
-from qemu_svm.render.document import SCHEMA_VERSION, hex_text
+from qemu_svm.render.document import SCHEMA_VERSION, leaf
 from qemu_svm.render.words import bit_names, description, meaning
 from qemu_svm.stream import Value
 from qemu_svm.stream.values import join
@@ -32,7 +32,7 @@ def _node(path: str, value: Value) -> dict[str, Any]:
         "type": value.type,
         "offset": value.offset,
         "size": value.size,
-        "value": _leaf(value),
+        "value": leaf(value),
     }
     if names is not None:
         result["names"] = names
@@ -43,14 +43,3 @@ def _node(path: str, value: Value) -> dict[str, Any]:
     if value.children:
         result["children"] = [_node(join(path, c.name), c) for c in value.children]
     return result
-
-
-def _leaf(value: Value) -> Any:
-    leaf = value.value
-    if isinstance(leaf, bytes):
-        return leaf.hex()
-    if isinstance(leaf, tuple):
-        return [hex_text(item) for item in leaf]
-    if isinstance(leaf, bool) or not isinstance(leaf, int):
-        return leaf
-    return hex_text(leaf)

@@ -19,7 +19,8 @@ _IN_MEMORY = 4 * MIB
 _STEP = MIB
 
 
-def _spool_directory() -> str | None:
+def spool_directory() -> str | None:
+    """Where temporary copies of input go, for :mod:`tempfile`."""
     if os.environ.get("TMPDIR"):
         return None  # tempfile looks there first
     return "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
@@ -54,7 +55,7 @@ class SpoolSource(SourceBase):
         import tempfile  # it pulls in much that a plain file never needs
 
         self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by close()
-            max_size=_IN_MEMORY, dir=_spool_directory()
+            max_size=_IN_MEMORY, dir=spool_directory()
         )
 
     def _fill(self, until: int) -> None:

@@ -29,6 +29,7 @@ from typing import Protocol
 from qemu_svm.errors import Malformed, SourceError, StreamError, Unsupported
 from qemu_svm.limits import KIB, Limits
 from qemu_svm.source.base import Source
+from qemu_svm.source.spool import spool_directory
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.text import name_text
 
@@ -275,15 +276,11 @@ def _inflater(method: str) -> Callable[[bytes], bytes]:
 class _Unpacked:
     # Decompressed pages in a temporary file: a source of its own.
     def __init__(self, limits: Limits) -> None:
-        import os
         import tempfile
 
         self._limit = limits.spool_bytes
         self._size = 0
-        where = (
-            None if os.environ.get("TMPDIR") or not os.access("/var/tmp", os.W_OK) else "/var/tmp"
-        )
-        self._file = tempfile.TemporaryFile(dir=where)  # noqa: SIM115 - closed by close()
+        self._file = tempfile.TemporaryFile(dir=spool_directory())  # noqa: SIM115 - closed by close()
 
     def append(self, data: bytes) -> None:
         if self._size + len(data) > self._limit:

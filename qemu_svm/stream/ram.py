@@ -60,8 +60,6 @@ def _nothing(_flag: RamFlag) -> None:
 class RamState:
     """What ``ram`` records carry over from one section to the next.
 
-    :param base: offset of the stream's first byte in its file (mapped-ram);
-        None to take it from the first header.
     :param runs: where to note each page; None to count only.
     :param scalar: read record by record, for tests against the quick way.
     :param mark: called at each EOS and MULTIFD_FLUSH.
@@ -73,7 +71,6 @@ class RamState:
     names: frozenset[str] = frozenset()
     mapped: bool = False
     shared: bool = False
-    base: int | None = None
     entries: tuple[BlockEntry, ...] = ()
     runs: RamRuns | None = None
     scalar: bool = False
@@ -310,9 +307,7 @@ def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
 
 
 def _block_list(reader: Reader, state: RamState, total: int) -> None:
-    state.take_blocks(
-        read_blocks(reader, total, mapped=state.mapped, shared=state.shared, base=state.base)
-    )
+    state.take_blocks(read_blocks(reader, total, mapped=state.mapped, shared=state.shared))
     end = reader.offset
     normal = zero = 0
     for number, entry in enumerate(state.entries):

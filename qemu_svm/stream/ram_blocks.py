@@ -44,18 +44,18 @@ class BlockEntry:
 
 
 def read_blocks(
-    reader: Reader, total: int, *, mapped: bool, shared: bool, base: int | None
+    reader: Reader, total: int, *, mapped: bool, shared: bool
 ) -> tuple[BlockEntry, ...]:
     """Read the list.
 
     :param total: sum of the lengths of all blocks.
     :param mapped: mapped-ram is on.
     :param shared: x-ignore-shared is on.
-    :param base: offset of the stream's first byte in its file, if it is known.
     :raises Malformed: the lengths do not add up.
     """
     entries: list[BlockEntry] = []
     listed = 0
+    base: int | None = None  # the first mapped block tells it
     while listed < total:
         start = reader.offset
         entry = reader.structure(RamBlockLayout, "a RAM block of the block list")
