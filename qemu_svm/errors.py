@@ -11,7 +11,11 @@
     │   └── LimitExceeded      a limit of :mod:`qemu_svm.limits` was met
     ├── PathError              a path such as ``vcpu0.nested`` names nothing
     │   └── PlanError          a restore plan has a step or setting that does not exist
-    └── BuildError             values that cannot be written back as bytes
+    ├── BuildError             values that cannot be written back as bytes
+    ├── EnvironmentFault       what the work needs is missing here: no QEMU, no KVM, no disk
+    │   ├── QmpError           a QMP socket that cannot be used (any more)
+    │   └── LabError           the AMD host in a box cannot be built or does not run
+    └── Refused                the target (QEMU, KVM) said no
 
 Any other exception out of the library (except :class:`OSError` from the
 caller's own file) is a bug in the library.
@@ -139,3 +143,33 @@ class BuildError(SvmStreamError):
     """Values that do not fit the structure they should be written to."""
 
     rule = "build"
+
+
+class EnvironmentFault(SvmStreamError):
+    """What the work needs is missing here: a program, a device, disk, network."""
+
+    rule = "environment"
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.hint})" if self.hint else self.what
+
+
+class QmpError(EnvironmentFault):
+    """A QMP socket that cannot be reached, or was lost; the cause is kept."""
+
+    rule = "qmp"
+
+
+class LabError(EnvironmentFault):
+    """The AMD host in a box cannot be built, does not start or has died."""
+
+    rule = "lab"
+
+
+class Refused(SvmStreamError):
+    """The target said no: QEMU refused a command or a stream, KVM an ioctl."""
+
+    rule = "refused"
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.hint})" if self.hint else self.what

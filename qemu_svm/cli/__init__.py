@@ -14,14 +14,17 @@ from typing import Any
 import click
 
 from qemu_svm import __version__
-from qemu_svm.errors import PathError, SvmStreamError
+from qemu_svm.errors import EnvironmentFault, PathError, Refused, SvmStreamError
 
 EXIT_FINDINGS = 1
 EXIT_USAGE = 2
 EXIT_UNREADABLE = 3
 EXIT_ENVIRONMENT = 4
+EXIT_REFUSED = 5
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
+
+_EXITS = ((EnvironmentFault, EXIT_ENVIRONMENT), (Refused, EXIT_REFUSED))
 
 _VERBS = {
     "inspect": "What is in a stream: machine, vCPUs, nested state, problems.",
@@ -103,7 +106,7 @@ def _run() -> int:
         return EXIT_USAGE
     except SvmStreamError as error:
         complain(str(error))
-        return EXIT_UNREADABLE
+        return next((exits for kind, exits in _EXITS if isinstance(error, kind)), EXIT_UNREADABLE)
     return result if isinstance(result, int) else 0
 
 
