@@ -16,6 +16,7 @@
     │   ├── QmpError           a QMP socket that cannot be used (any more)
     │   └── LabError           the AMD host in a box cannot be built or does not run
     └── Refused                the target (QEMU, KVM) said no
+        └── CommandRefused     QEMU answered a QMP command with an error
 
 Any other exception out of the library (except :class:`OSError` from the
 caller's own file) is a bug in the library.
@@ -173,3 +174,22 @@ class Refused(SvmStreamError):
 
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
+
+
+class CommandRefused(Refused):
+    """QEMU answered a QMP command with an error.
+
+    :param command: the command's name.
+    :param error_class: QMP's class of the error, such as ``GenericError``.
+    :param reason: QEMU's own words.
+    """
+
+    rule = "command"
+
+    def __init__(
+        self, what: str, *, command: str, error_class: str, reason: str, hint: str | None = None
+    ) -> None:
+        super().__init__(what, hint=hint)
+        self.command = command
+        self.error_class = error_class
+        self.reason = reason

@@ -60,7 +60,10 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None: 
         return
     from importlib.metadata import version
 
-    parts = [f"{name} {version(name)}" for name in ("click", "construct", "rich", "zstandard")]
+    parts = [
+        f"{name} {version(name)}"
+        for name in ("click", "construct", "qemu.qmp", "rich", "zstandard")
+    ]
     click.echo(f"svmstream {__version__} ({', '.join(parts)})")
     ctx.exit()
 

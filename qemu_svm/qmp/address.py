@@ -1,0 +1,62 @@
+"""Addresses of QMP sockets: ``unix:PATH``, ``PATH``, ``tcp:HOST:PORT``, ``HOST:PORT``.
+
+The forms are those of QEMU's ``-qmp`` option.  IPv6 hosts stand in brackets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qemu_svm.errors import QmpError
+
+_LONGEST_PATH = 107
+"""Bytes in ``sockaddr_un.sun_path`` on Linux, without the final NUL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a QMP server listens: a path, or a host with a port."""
+
+    path: str | None = None
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+    @property
+    def target(self) -> str | tuple[str, int]:
+        """The address as :mod:`qemu.qmp` takes it."""
+        return self.path if self.path is not None else (self.host, self.port)
+
+
+def parse_address(text: str) -> Address:
+    """Read an address.
+
+    :raises QmpError: the text has none of the forms, or the path is too long.
+    """
+    # QEMU's own options behind a comma (server=on,wait=off) are often copied along.
+    bare = text.split(",", 1)[0]
+    if bare.startswith("unix:"):
+        return _unix(bare.removeprefix("unix:"), text)
+    host, colon, port = bare.removeprefix("tcp:").rpartition(":")
+    if not bare.startswith("tcp:") and ("/" in bare or not colon or not port.isdecimal()):
+        return _unix(text, text)
+    host = host.removeprefix("[").removesuffix("]")
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise QmpError(f"'{text}' is no QMP address", hint="unix:PATH or HOST:PORT")
+    return Address(host=host or "localhost", port=int(port))
+
+
+def _unix(path: str, text: str) -> Address:
+    if not path or "\0" in path:
+        raise QmpError(f"'{text}' is no QMP address", hint="unix:PATH or HOST:PORT")
+    if len(path.encode("utf-8", "surrogateescape")) > _LONGEST_PATH:
+        raise QmpError(
+            f"'{path}' is too long for a UNIX socket, which takes {_LONGEST_PATH} bytes",
+            hint="use a relative path, or a symbolic link",
+        )
+    return Address(path=path)

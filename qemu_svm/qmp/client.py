@@ -1,0 +1,382 @@
+"""A QMP connection: negotiation, timeouts, typed answers, file descriptors.
+
+Built on :mod:`qemu.qmp`.  Whatever goes wrong becomes one of two errors, with
+the cause kept as ``__cause__``: :class:`~qemu_svm.errors.CommandRefused` when
+QEMU answered with an error, :class:`~qemu_svm.errors.QmpError` when there is no
+(usable) answer.  After a lost connection nobody can know whether the last
+command was carried out; the error says so, and only questions are asked again
+by themselves (:meth:`Client.query`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.protocol import Runstate
+from qemu.qmp.qmp_client import GreetingError, NegotiationError
+
+from qemu_svm.errors import CommandRefused, QmpError
+from qemu_svm.qmp import answers, guards
+from qemu_svm.qmp.address import Address, parse_address
+from qemu_svm.qmp.answers import Event, Migration, Status, Version
+
+CONNECT_SECONDS = 5.0
+"""How long to wait for a greeting."""
+
+ANSWER_SECONDS = 30.0
+"""How long to wait for an answer."""
+
+_CLOSE_SECONDS = 2.0
+_RETRY_SECONDS = 0.1
+
+
+class Client:
+    """One QEMU, through its QMP socket.
+
+    Use with ``async with``::
+
+        async with Client.connect("unix:/run/vm.qmp") as qmp:
+            print(await qmp.status())
+
+    :param timeout: seconds that QEMU may take for an answer.
+    :param connect_timeout: seconds until the greeting must be there.
+    :raises QmpError: the address has no known form.
+    """
+
+    def __init__(
+        self,
+        address: str | Address,
+        *,
+        timeout: float = ANSWER_SECONDS,
+        connect_timeout: float = CONNECT_SECONDS,
+    ) -> None:
+        self.address = parse_address(address) if isinstance(address, str) else address
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._qmp: QMPClient | None = None
+        self._version: Version | None = None
+        self._names = 0
+
+    @classmethod
+    def connect(cls, address: str | Address, **options: float) -> Self:
+        """Return a client that ``async with`` connects; parameters as for the class."""
+        return cls(address, **options)
+
+    # Connection.
+
+    async def open(self) -> None:
+        """Connect and negotiate.
+
+        :raises QmpError: nobody listens, it is no QMP, or it does not answer.
+        """
+        qmp = QMPClient("svmstream")
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await qmp.connect(self.address.target)
+        except TimeoutError as error:
+            raise QmpError(
+                f"{self.address}: connected, but no greeting in {self._connect_timeout:g} s",
+                hint="QMP serves one client at a time: is another one connected "
+                "(libvirt, a monitor)?",
+            ) from error
+        except ConnectError as error:
+            raise self._connect_error(error) from error
+        except AssertionError as error:
+            # What connect() says of a server that goes away right after negotiation.
+            cause = await _end(qmp)
+            raise QmpError(f"{self.address}: the other side hung up") from cause or error
+        self._qmp = qmp
+        greeting = qmp.greeting
+        try:
+            self._version = answers.version(greeting.QMP.version if greeting else None)
+        except QmpError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the connection; never fails, and may be called again."""
+        qmp, self._qmp = self._qmp, None
+        if qmp is not None:
+            await _end(qmp)
+
+    async def reopen(self, within: float) -> None:
+        """Connect anew, and keep trying.
+
+        :param within: seconds after which to give up.
+        :raises QmpError: the error of the last attempt.
+        """
+        await self.close()
+        end = time.monotonic() + within
+        while True:
+            try:
+                return await self.open()
+            except QmpError:
+                if time.monotonic() >= end:
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether commands can be sent."""
+        return self._qmp is not None and self._qmp.runstate is Runstate.RUNNING
+
+    @property
+    def version(self) -> Version:
+        """QEMU's version, out of its greeting.
+
+        :raises QmpError: never connected.
+        """
+        if self._version is None:
+            raise QmpError(f"{self.address}: not connected")
+        return self._version
+
+    # Commands.
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """Execute a command and return what QEMU answers.
+
+        :raises CommandRefused: QEMU answered with an error.
+        :raises QmpError: no connection, no answer in time, or the connection
+            was lost; it is then unknown whether the command was carried out.
+        """
+        qmp = self._running()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await qmp.execute(command, arguments)
+        except ExecuteError as error:
+            raise CommandRefused(
+                f"QEMU refuses '{command}': {error}",
+                command=command,
+                error_class=error.error_class,
+                reason=str(error),
+            ) from error
+        except TimeoutError as error:
+            raise QmpError(
+                f"{self.address}: no answer to '{command}' in {self._timeout:g} s; "
+                "it is not known whether it was carried out"
+            ) from error
+        except (QMPError, OSError, EOFError) as error:
+            await self._lost(command, error)
+            raise AssertionError from error  # _lost always raises
+
+    async def query(self, command: str, within: float = 0.0) -> Any:
+        """Execute a command that changes nothing; after a lost connection once more.
+
+        :param within: seconds to try to connect again; 0 for not at all.
+        """
+        try:
+            return await self.execute(command)
+        except QmpError:
+            if not within or self.connected:
+                raise
+        await self.reopen(within)
+        return await self.execute(command)
+
+    async def guard(self, command: str) -> Status:
+        """Ask in which state the guest is, and whether ``command`` may be called then.
+
+        :raises Refused: it may not; nothing was changed.
+        """
+        status = await self.status()
+        rule = guards.GUARDS.get(command)
+        migration = await self.migration() if rule is not None and rule.idle else None
+        guards.check(command, status, migration)
+        return status
+
+    async def status(self) -> Status:
+        """Return the run state."""
+        return answers.status(await self.execute("query-status"))
+
+    async def migration(self) -> Migration:
+        """Return what QEMU tells of the last or present migration."""
+        return answers.migration(await self.execute("query-migrate"))
+
+    async def capabilities(self) -> dict[str, bool]:
+        """Return the migration capabilities that this QEMU has, and which are on."""
+        return answers.capabilities(await self.execute("query-migrate-capabilities"))
+
+    async def parameters(self) -> Mapping[str, Any]:
+        """Return the migration parameters."""
+        found = await self.execute("query-migrate-parameters")
+        return answers.mapping(found, "query-migrate-parameters")
+
+    async def commands(self) -> frozenset[str]:
+        """Return the names of the commands that this QEMU has."""
+        found = await self.execute("query-commands")
+        names = (answers.mapping(one, "query-commands").get("name") for one in found)
+        return frozenset(name for name in names if isinstance(name, str))
+
+    async def set_capabilities(self, states: Mapping[str, bool]) -> None:
+        """Switch migration capabilities on and off."""
+        wanted = [{"capability": name, "state": state} for name, state in states.items()]
+        if wanted:
+            await self.execute("migrate-set-capabilities", {"capabilities": wanted})
+
+    async def set_parameters(self, values: Mapping[str, object]) -> None:
+        """Set migration parameters."""
+        if values:
+            await self.execute("migrate-set-parameters", values)
+
+    async def cont(self) -> None:
+        """Let the guest run."""
+        await self.execute("cont")
+
+    async def stop(self) -> None:
+        """Stop the guest."""
+        await self.execute("stop")
+
+    # File descriptors.
+
+    @property
+    def can_pass(self) -> bool:
+        """Whether file descriptors can be passed: over UNIX sockets only."""
+        return self.address.path is not None
+
+    async def getfd(self, fd: int) -> str:
+        """Give QEMU a copy of a descriptor; return the name it has there (``fd:NAME``).
+
+        It is closed when a command used it, with ``closefd``, or when the
+        connection ends.
+        """
+        self._names += 1
+        name = f"svmstream{self._names}"
+        self._send(fd)
+        await self.execute("getfd", {"fdname": name})
+        return name
+
+    async def add_fd(self, fd: int) -> int:
+        """Give QEMU a copy of a descriptor; return the number of its ``/dev/fdset/N``."""
+        self._send(fd)
+        answer = answers.mapping(await self.execute("add-fd"), "add-fd")
+        found = answers.number(answer, "fdset-id")
+        if found is None:
+            raise QmpError(f"QMP: the answer of add-fd is not understood: {answer!r}")
+        return found
+
+    def _send(self, fd: int) -> None:
+        if not self.can_pass:
+            raise QmpError(
+                f"{self.address}: files cannot be passed over TCP",
+                hint="use QEMU's UNIX socket",
+            )
+        try:
+            self._running().send_fd_scm(fd)
+        except OSError as error:
+            raise QmpError(f"{self.address}: cannot pass a file: {error.strerror}") from error
+
+    # Events.
+
+    @contextlib.asynccontextmanager
+    async def events(self, *names: str) -> AsyncIterator[Events]:
+        """Collect events while the context lasts; all of them if none is named."""
+        qmp = self._running()
+        with qmp.listener(names or None) as listener:
+            yield Events(self, qmp, listener)
+
+    def _running(self) -> QMPClient:
+        if self._qmp is None:
+            raise QmpError(f"{self.address}: not connected")
+        if self._qmp.runstate is not Runstate.RUNNING:
+            raise QmpError(f"{self.address}: the connection was lost")
+        return self._qmp
+
+    async def _lost(self, command: str, error: Exception) -> None:
+        # The reason of an interrupted command comes out of disconnect().
+        qmp, self._qmp = self._qmp, None
+        cause = (await _end(qmp) if qmp is not None else None) or error
+        raise QmpError(
+            f"{self.address}: the connection was lost during '{command}' ({_reason(cause)}); "
+            "it is not known whether it was carried out"
+        ) from cause
+
+    def _connect_error(self, error: ConnectError) -> QmpError:
+        cause = error.exc
+        if isinstance(cause, (GreetingError, NegotiationError)):
+            return QmpError(
+                f"{self.address}: this is not a QMP socket: {cause.error_message}",
+                hint="an HMP monitor, a serial port or a guest agent? -qmp makes a QMP socket",
+            )
+        if isinstance(cause, EOFError):
+            return QmpError(
+                f"{self.address}: the other side hung up before a greeting",
+                hint="QMP serves one client at a time",
+            )
+        if isinstance(cause, FileNotFoundError):
+            return QmpError(f"{self.address}: there is no such socket", hint="is the VM running?")
+        if isinstance(cause, ConnectionRefusedError):
+            return QmpError(
+                f"{self.address}: nobody listens there", hint="has the QEMU behind it ended?"
+            )
+        return QmpError(f"{self.address}: cannot connect: {_reason(cause)}")
+
+
+class Events:
+    """Events as they come in; made by :meth:`Client.events`."""
+
+    def __init__(self, client: Client, qmp: QMPClient, listener: EventListener) -> None:
+        self._client = client
+        self._qmp = qmp
+        self._listener = listener
+
+    async def next(self, timeout: float | None = None) -> Event:
+        """Wait for the next event.
+
+        :param timeout: seconds; None to wait for ever.
+        :raises QmpError: no event in time, or the connection was lost.
+        """
+        got = asyncio.ensure_future(self._listener.get())
+        lost = asyncio.ensure_future(self._qmp.runstate_changed())
+        try:
+            done, _ = await asyncio.wait(
+                (got, lost), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if got in done:
+                return _event(got.result())
+        finally:
+            got.cancel()
+            lost.cancel()
+        if lost in done or not self._client.connected:
+            raise QmpError(f"{self._client.address}: the connection was lost")
+        raise QmpError(f"{self._client.address}: no such event in {timeout:g} s")
+
+
+async def _end(qmp: QMPClient) -> Exception | None:
+    # Disconnect; what had ended the connection before, if anything had.
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await qmp.disconnect()
+    except Exception as error:  # noqa: BLE001 - it is the cause, whatever it is
+        return error
+    return None
+
+
+def _event(message: Message) -> Event:
+    data = message.get("data", {})
+    stamp = message.get("timestamp", {})
+    seconds = answers.number(answers.mapping(stamp, "event"), "seconds") or 0
+    micro = answers.number(answers.mapping(stamp, "event"), "microseconds") or 0
+    return Event(str(message.get("event")), answers.mapping(data, "event"), seconds + micro / 1e6)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "the other side hung up"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
