@@ -35,6 +35,7 @@ _VERBS = {
     "compat": "Would a given QEMU take the sections of this stream?",
     "ram": "RAM blocks, page statistics, a map; --extract writes them.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
+    "watch": "A migration in progress, live, whoever started it.",
 }
 
 

@@ -1,0 +1,186 @@
+"""Watching a migration that anybody started, without touching it.
+
+QEMU is asked again and again (``query-migrate`` and what is set), and at once
+when it reports something by itself.  Nothing is changed: the capability
+``events``, without which QEMU reports no MIGRATION events, is left as it is,
+so a change of state may be seen one interval late.
+
+Rates are measured between answers, over a few seconds: QEMU's own are those of
+its last tenth of a second.
+
+Source: QEMU ``qapi/migration.json``, ``migration/migration.c``
+(``fill_source_migration_info``, ``fill_destination_migration_info``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qemu_svm.errors import CommandRefused, QmpError
+from qemu_svm.qmp import answers
+from qemu_svm.qmp.answers import Migration, Status
+from qemu_svm.qmp.client import Client, Events
+
+EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
+"""Events at which QEMU is asked at once."""
+
+COMPLETED = "completed"
+ENDED = frozenset({COMPLETED, "failed", "cancelled"})
+"""States of a migration that is over."""
+
+_WINDOW_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How fast it goes, in bytes a second; None where it cannot be told.
+
+    :param wire: bytes sent.
+    :param pages: guest memory dealt with, whatever it took on the wire.
+    :param dirty: guest memory that the guest writes anew.
+    """
+
+    wire: float | None = None
+    pages: float | None = None
+    dirty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was seen at one moment.
+
+    :param time: seconds since the epoch, by this host.
+    :param cause: why QEMU was asked: ``poll`` or the name of an event.
+    :param answer: QEMU's answer of ``query-migrate``, as it is.
+    :param capabilities: by name, whether it is on; empty if QEMU did not tell.
+    :param eta: seconds until RAM is sent at the present pace; None if it is
+        not known or never.
+    """
+
+    time: float
+    cause: str
+    vm: Status
+    migration: Migration
+    answer: Mapping[str, Any]
+    capabilities: Mapping[str, bool]
+    parameters: Mapping[str, Any]
+    rates: Rates = Rates()
+    eta: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the migration is over, one way or the other."""
+        return self.migration.status in ENDED
+
+    def same(self, other: Sample) -> bool:
+        """Whether nothing has changed between the two."""
+        return (
+            self.vm == other.vm
+            and self.answer == other.answer
+            and self.capabilities == other.capabilities
+            and self.parameters == other.parameters
+        )
+
+
+class Pace:
+    """Rates out of the samples of the last seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque()
+
+    def rate(self, sample: Sample) -> Sample:
+        """Return the sample with its rates."""
+        found = sample.migration
+        if found.transferred is None or found.page_size is None:
+            self._seen.clear()
+            return sample
+        done = _pages(sample) * found.page_size
+        seen = self._seen
+        if seen and found.transferred < seen[-1][1]:
+            seen.clear()  # another migration
+        seen.append((sample.time, found.transferred, done))
+        while len(seen) > 2 and seen[-1][0] - seen[1][0] > _WINDOW_SECONDS:
+            seen.popleft()
+        dirty = None if found.dirty_rate is None else float(found.dirty_rate * found.page_size)
+        span = seen[-1][0] - seen[0][0]
+        if span <= 0:
+            return replace(sample, rates=Rates(dirty=dirty))
+        wire = (seen[-1][1] - seen[0][1]) / span
+        pages = (seen[-1][2] - seen[0][2]) / span
+        gain = pages - (dirty or 0.0)
+        eta = found.remaining / gain if found.active and found.remaining and gain > 0 else None
+        return replace(sample, rates=Rates(wire, pages, dirty), eta=eta)
+
+
+async def watch(
+    client: Client, *, interval: float = 1.0, wait: bool = False
+) -> AsyncIterator[Sample]:
+    """Look at a migration until it is over; the last sample tells how it ended.
+
+    :param interval: seconds between two questions.
+    :param wait: for one that begins from now on; otherwise one that is over, or
+        that never was, is told as it is.
+    :raises QmpError: the connection was lost.
+    """
+    pace = Pace()
+    async with client.events(*EVENTS) as events:
+        past = last = pace.rate(await _ask(client, "poll"))
+        waiting = wait and not past.migration.active
+        yield last
+        while waiting or last.migration.active:
+            cause, told = await _pause(client, events, interval)
+            try:
+                sample = await _ask(client, cause)
+            except QmpError:
+                if told not in ENDED or waiting:
+                    raise
+                # QEMU said that it is over and left before it could be asked.
+                yield replace(
+                    last,
+                    time=time.time(),
+                    cause=cause,
+                    migration=replace(last.migration, status=told),
+                    answer={**last.answer, "status": told},
+                )
+                return
+            last = pace.rate(sample)
+            if waiting:
+                began = told is not None or last.answer != past.answer
+                waiting = not (began or last.migration.active)
+            yield last
+
+
+def _pages(sample: Sample) -> int:
+    # Pages dealt with: sent whole, as zero, or as a delta.
+    xbzrle = answers.mapping(sample.answer.get("xbzrle-cache", {}), "query-migrate")
+    found = sample.migration
+    return (found.normal or 0) + (found.zero or 0) + (answers.number(xbzrle, "pages") or 0)
+
+
+async def _ask(client: Client, cause: str) -> Sample:
+    status = await client.status()
+    answer = answers.mapping(await client.execute("query-migrate"), "query-migrate")
+    try:
+        capabilities = await client.capabilities()
+        parameters = await client.parameters()
+    except CommandRefused:
+        capabilities, parameters = {}, {}
+    return Sample(
+        time.time(), cause, status, answers.migration(answer), answer, capabilities, parameters
+    )
+
+
+async def _pause(client: Client, events: Events, interval: float) -> tuple[str, str | None]:
+    # Wait for an event or the time of the next question; the state that MIGRATION told.
+    try:
+        event = await events.next(interval)
+    except QmpError:
+        if not client.connected:
+            raise
+        return "poll", None
+    told = answers.string(event.data, "status") if event.name == "MIGRATION" else None
+    return event.name, told
