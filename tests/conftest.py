@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qemu_svm.lab import Box
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
@@ -70,3 +71,16 @@ def svmstream() -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def box() -> Iterator[Box]:
+    """An AMD host in a box, with Linux 6.1; one for all tests that use it."""
+    with Box(kernel="6.1") as made:
+        yield made
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let one worker run all tests that share the box, so that only one is started."""
+    if "box" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("box"))

@@ -1,0 +1,93 @@
+"""The emulator that plays the AMD host: which program, with which arguments."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemu_svm.errors import LabError
+from qemu_svm.lab.cache import Built
+
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The emulated host.
+
+    :param npt: nested paging for KVM's guests (``kvm_amd npt=``).
+    :param cpu: QEMU's CPU model; ``+svm`` is added.
+    :param memory: MiB.
+    """
+
+    npt: bool = True
+    cpu: str = "EPYC"
+    smp: int = 1
+    memory: int = 2048
+
+
+def on_host(built: Built, program: str) -> list[str]:
+    """Return the start of a command line that runs a suite's program on this host.
+
+    It goes through the suite's own loader and libraries, so it needs neither root nor chroot.
+    """
+    root = built.root
+    loader = root / _LIBRARIES / "ld-linux-x86-64.so.2"
+    return [str(loader), "--library-path", str(root / _LIBRARIES), str(root / program)]
+
+
+def program(emulator: Built | None) -> list[str]:
+    """Return the start of the emulator's command line: the host's own, or a suite's.
+
+    :raises LabError: the host has none.
+    """
+    if emulator is not None:
+        command = on_host(emulator, "usr/bin/qemu-system-x86_64")
+        for place in _FIRMWARE:
+            command += ["-L", str(emulator.root / place)]
+        return command
+    found = shutil.which("qemu-system-x86_64")
+    if found is None:
+        raise LabError(
+            "the host has no qemu-system-x86_64, which plays the AMD host",
+            hint="apt-get install qemu-system-x86, or use one of the cache: --emulator 10.0",
+        )
+    return [found]
+
+
+def arguments(
+    machine: Machine, kernel: Path, initrd: Path, *, root: Path, share: Path, run: Path
+) -> list[str]:
+    """Return the emulator's arguments; ``run`` has the sockets and the console's file."""
+    words = [
+        "console=ttyS0", "panic=-1", "oops=panic", "loglevel=5", "no_timer_check",
+        "tsc=reliable", "random.trust_cpu=on", f"box_npt={int(machine.npt)}",
+    ]  # fmt: skip
+    return [
+        "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+        "-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", f"{machine.cpu},+svm",
+        "-smp", str(machine.smp), "-m", str(machine.memory),
+        "-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words),
+        "-chardev", f"file,id=console,path={_comma(run / 'console')}",
+        "-serial", "chardev:console",
+        "-device", "virtio-serial-pci",
+        "-chardev", f"socket,id=agent,path={_comma(run / 'agent')}",
+        "-device", "virtserialport,chardev=agent,name=box.agent",
+        *_folder("root", root, "security_model=none,readonly=on"),
+        *_folder("share", share, "security_model=none"),
+    ]  # fmt: skip
+
+
+def _folder(name: str, path: Path, options: str) -> Sequence[str]:
+    return (
+        "-fsdev", f"local,id={name},path={_comma(path)},multidevs=remap,{options}",
+        "-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}",
+    )  # fmt: skip
+
+
+def _comma(path: Path) -> str:
+    # QEMU's options are separated by commas; a comma inside is doubled.
+    return str(path).replace(",", ",,")

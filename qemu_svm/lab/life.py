@@ -1,0 +1,103 @@
+"""The emulator's life: it never outlives us, and nothing of it stays behind.
+
+Three things see to that, whatever ends our own process:
+
+* the emulator asks the kernel to be killed when the thread that started it ends
+  (``setpriv --pdeathsig``), so it must be started by a thread that lives long;
+* a keeper, a small shell that reads a pipe of ours, removes the box's folder when
+  the pipe closes, be it by us or by our death;
+* the agent inside ends the box when its line is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from qemu_svm.errors import LabError
+
+# The pipe is the keeper's standard input.  Signals of a terminal go to whole groups
+# of processes; the keeper has a session of its own and outlives them.
+_KEEPER = 'trap "" INT TERM HUP QUIT; read -r _; chmod -R u+rwX "$1"; rm -rf -- "$1"'
+_PATH_LIMIT = 100  # of a UNIX socket, with some left for its name
+
+
+class Folder:
+    """A folder for one box, removed at the end, also by our death."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="svmbox-"))
+        try:
+            if len(str(self.path)) > _PATH_LIMIT - 20:
+                raise LabError(
+                    f"{self.path} is too long for the path of a socket",
+                    hint="set TMPDIR to a shorter one",
+                )
+            self._keeper = subprocess.Popen(
+                ["/bin/sh", "-c", _KEEPER, "sh", str(self.path)],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True, cwd="/",
+            )  # fmt: skip
+        except BaseException:
+            shutil.rmtree(self.path)
+            raise
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait()
+
+
+class Emulator:
+    """A running emulator; made by :meth:`start`, in the thread that will outlive it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, errors: Path) -> None:
+        self._process = process
+        self._errors = errors
+
+    @classmethod
+    async def start(cls, command: list[str], errors: Path) -> Emulator:
+        """Start the emulator; its messages go to the file ``errors``."""
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            raise LabError("setpriv is not here", hint="apt-get install util-linux")
+        with errors.open("wb") as file:
+            process = await asyncio.create_subprocess_exec(
+                setpriv, "--pdeathsig", "KILL", *command,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                env=dict(os.environ, LC_ALL="C"),
+            )  # fmt: skip
+        return cls(process, errors)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def ended(self) -> int:
+        """Wait for its end; the status as of subprocess."""
+        return await self._process.wait()
+
+    def messages(self) -> str:
+        """What it said, without the warnings about features that TCG lacks."""
+        try:
+            text = self._errors.read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(
+            line
+            for line in text.splitlines()
+            if "TCG doesn't support requested feature" not in line
+        ).strip()
+
+    async def kill(self) -> None:
+        """Kill it and wait for its end."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()

@@ -1,0 +1,77 @@
+"""Which Debian suite gives which kernel and which QEMU.
+
+A *suite* here is one Debian release: its kernel, its QEMU and enough user land
+to run both.  A box takes the kernel of one suite and the user land of another
+(or the same), so four suites make sixteen pairings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qemu_svm.errors import LabError
+
+#: What is taken of a suite; everything else comes by dependency.
+PACKAGES = (
+    "linux-image-amd64",
+    "qemu-system-x86",
+    "busybox-static",
+    "bash",
+    "coreutils",
+    "python3",
+    "strace",
+)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One Debian release.
+
+    :param name: Debian's code name, ``bookworm``.
+    :param kernel: release line of its kernel, ``6.1``.
+    :param qemu: release line of its QEMU, ``7.2``.
+    """
+
+    name: str
+    kernel: str
+    qemu: str
+
+
+SUITES = (
+    Suite("bullseye", "5.10", "5.2"),
+    Suite("bookworm", "6.1", "7.2"),
+    Suite("trixie", "6.12", "10.0"),
+    Suite("forky", "7.2", "11.1"),
+)
+
+KERNELS = tuple(suite.kernel for suite in SUITES)
+QEMUS = tuple(suite.qemu for suite in SUITES)
+
+
+def of_kernel(kernel: str) -> Suite:
+    """Return the suite with this kernel.
+
+    :raises LabError: there is none.
+    """
+    for suite in SUITES:
+        if suite.kernel == kernel:
+            return suite
+    raise LabError(f"no suite has kernel {kernel}", hint=f"there are {', '.join(KERNELS)}")
+
+
+def of_qemu(qemu: str) -> Suite:
+    """Return the suite with this QEMU.
+
+    :raises LabError: there is none.
+    """
+    for suite in SUITES:
+        if suite.qemu == qemu:
+            return suite
+    raise LabError(f"no suite has QEMU {qemu}", hint=f"there are {', '.join(QEMUS)}")
+
+
+def is_of_line(version: str, line: str) -> bool:
+    """Tell whether a package version (``1:7.2+dfsg-7``) belongs to a release line (``7.2``)."""
+    upstream = version.partition(":")[2] or version
+    rest = upstream.removeprefix(line)
+    return rest != upstream and not rest[:1].isdigit()
