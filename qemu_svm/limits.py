@@ -21,6 +21,7 @@ class Limits:
     :param description_bytes: size of the JSON description (bytes).
     :param description_depth: nesting of structures in the description.
     :param section_values: values decoded from one section.
+    :param records: records that are kept one by one; PARTs above it are folded.
     :param recoveries: how often reading goes on behind damage.
     :param spool_bytes: decompressed or piped input kept in a temporary file.
     :param ram_walk_bytes: RAM data walked record by record although nobody
@@ -30,6 +31,7 @@ class Limits:
     description_bytes: int = 16 * MIB
     description_depth: int = 64
     section_values: int = 1 << 18
+    records: int = 1 << 17
     recoveries: int = 64
     spool_bytes: int = 256 * GIB
     ram_walk_bytes: int = 4 * MIB

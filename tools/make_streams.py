@@ -4,9 +4,11 @@ Usage: make_streams.py DIR [--qemu COMMAND] [KIND ...]
 
 The guest is a boot sector that counts in 64 pages, so that pages are sent again.
 What a QEMU cannot do is said and left out.  Kinds marked with a version need at
-least that QEMU; Debian 12's 7.2 makes the others.  Each stream is written as
-DIR/qemuVERSION-KIND.mig.zst (further channels as .channelN), with a line in
-DIR/kinds.json that says how it was made and what must be found in it.
+least that QEMU; Debian 12's 7.2 makes the others.  Kinds of another architecture
+are made if that QEMU is installed too (Debian: qemu-system-ppc, qemu-system-misc)
+or named with --qemu.  Each stream is written as DIR/qemuVERSION-KIND.mig.zst
+(further channels as .channelN), with a line in DIR/kinds.json that says how it was
+made and what must be found in it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +38,24 @@ import zstandard
 BOOT = bytes.fromhex("b80020 8ed8 66ff060000 050001 3d0060 75f1 ebec")
 BOOT_SECTOR = BOOT.ljust(510, b"\0") + b"\x55\xaa"
 
+# li r3,8 (H_ENTER); r4 flags, r5 index 16, r6 valid, r7 memory coherence; sc 1; b .
+PPC64 = bytes(0x100) + bytes.fromhex(
+    "38600008 38800000 38a00010 38c00001 38e00010 44000022 48000000"
+)
+# A short PSW that leads to 0x1000; there: lghi r2,0x2000; lhi r1,0x30; lhi r3,16;
+# sske r1,r2; aghi r2,4096; brct r3,sske; j .
+S390X = bytes.fromhex("00080000 80001000").ljust(0x1000, b"\0") + bytes.fromhex(
+    "a7292000 a7180030 a7380010 b22b0012 a72b1000 a736fffc a7f40000"
+)
+
 
 @dataclass(frozen=True)
 class Kind:
-    """How to make one kind: capabilities, parameters, arguments, target."""
+    """How to make one kind: capabilities, parameters, arguments, target.
+
+    ``{folder}`` in ``arguments`` is the working directory, ``before`` are QMP
+    commands that come first, ``image`` is a program for a guest that is no PC.
+    """
 
     capabilities: tuple[str, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -48,8 +65,20 @@ class Kind:
     most: tuple[int, int] = (99, 0)
     running: bool = True
     about: str = ""
+    before: tuple[tuple[str, dict[str, Any]], ...] = ()
+    emulator: str = "x86_64"
+    image: bytes = b""
 
 
+# Firmware is large and nothing is asked of it where no guest runs.
+EMPTY = ("-bios", "{folder}/empty")
+DISK = (*EMPTY, "-drive", "if=none,id=disk,node-name=node,file={folder}/disk,format=qcow2",
+        "-device", "virtio-blk-pci,drive=disk")  # fmt: skip
+WRITE = ("human-monitor-command", {"command-line": 'qemu-io disk "write -P 7 1M 128k"'})
+BITMAPS = (
+    ("block-dirty-bitmap-add", {"node": "node", "name": "kept", "persistent": True}),
+    ("block-dirty-bitmap-add", {"node": "node", "name": "lost", "granularity": 4096}),
+)
 SHARED = ("-object", "memory-backend-file,id=pc.ram,size=16M,share=on,mem-path={folder}/ram",
           "-machine", "memory-backend=pc.ram")  # fmt: skip
 
@@ -73,7 +102,27 @@ KINDS: dict[str, Kind] = {
     "background-snapshot": Kind(("background-snapshot",), least=(6, 0)),
     "no-description": Kind(arguments=("-machine", "suppress-vmdesc=on"), running=False),
     "postcopy": Kind(("postcopy-ram",), target="postcopy", about="devices in a package"),
-}
+    "dirty-bitmap": Kind(
+        ("dirty-bitmaps",), arguments=DISK, before=(*BITMAPS, WRITE), running=False,
+        about="two dirty bitmaps of a disk",
+    ),
+    "block": Kind(
+        ("block",), arguments=DISK, before=(WRITE,), most=(9, 0), running=False,
+        about="a disk of 4 MiB in chunks",
+    ),
+    "slirp": Kind(
+        arguments=(*EMPTY, "-netdev", "user,id=net", "-device", "e1000,netdev=net,romfile="),
+        running=False, about="user network and its card",
+    ),
+    "htab": Kind(
+        arguments=("-M", "pseries", "-m", "256", "-nodefaults", "-bios", "{folder}/image"),
+        emulator="ppc64", image=PPC64, about="ppc64 with an entry in its hash page table",
+    ),
+    "s390x": Kind(
+        arguments=("-M", "s390-ccw-virtio", "-m", "16", "-nodefaults", "-kernel", "{folder}/image"),
+        emulator="s390x", image=S390X, about="s390x with storage keys and attributes",
+    ),
+}  # fmt: skip
 
 
 class Qmp:
@@ -107,9 +156,9 @@ def qemu(command: list[str], folder: Path, name: str, *extra: str) -> Iterator[Q
     """A running QEMU and its QMP; ended on every way out."""
     path = folder / f"{name}.qmp"
     process = subprocess.Popen(
-        [*command, "-accel", "tcg", "-display", "none", "-vga", "none", "-net", "none",
-         "-m", "16", "-qmp", f"unix:{path},server=on,wait=off", *extra],
-        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [*command, "-accel", "tcg", "-display", "none", "-qmp",
+         f"unix:{path},server=on,wait=off", *extra],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         yield Qmp(path)
@@ -178,15 +227,23 @@ def proxy(path: Path, behind: Path, file: Path) -> None:
 
 def make(kind: Kind, command: list[str], folder: Path) -> list[Path]:
     """Make one stream; the main channel comes first."""
-    boot = folder / "boot.img"
-    boot.write_bytes(BOOT_SECTOR)
     extra = [word.format(folder=folder) for word in kind.arguments]
-    extra += ["-drive", f"if=floppy,format=raw,readonly=on,file={boot}"]
-    extra += ["-boot", "order=a"]
+    image = folder / "image"
+    image.write_bytes(kind.image or BOOT_SECTOR)
+    (folder / "empty").write_bytes(bytes(1 << 16))
+    if not kind.image:
+        extra += ["-vga", "none", "-net", "none", "-m", "16", "-boot", "order=a"]
+        extra += ["-drive", f"if=floppy,format=raw,readonly=on,file={image}"]
+    if "{folder}/disk" in " ".join(kind.arguments):
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", folder / "disk", "4M"], check=True
+        )
     extra += [] if kind.running else ["-S"]
     with qemu(command, folder, "source", *extra) as qmp:
         if kind.running:
             time.sleep(3)
+        for name, arguments in kind.before:
+            qmp(name, **arguments)
         for capability in kind.capabilities:
             qmp("migrate-set-capabilities",
                 capabilities=[{"capability": capability, "state": True}])  # fmt: skip
@@ -230,22 +287,33 @@ def _postcopy(qmp: Qmp, command: list[str], folder: Path, out: Path, extra: list
     return out
 
 
+@cache
+def version_of(command: tuple[str, ...]) -> str:
+    text = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"version (\d+\.\d+\.\d+)", text.stdout)
+    assert found is not None
+    return found[1]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("kinds", nargs="*", help=", ".join(KINDS))
     parser.add_argument("--qemu", default="qemu-system-x86_64")
     arguments = parser.parse_args()
-    command = shlex.split(arguments.qemu)
-    text = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", text.stdout)
-    assert found is not None
-    version = (int(found[1]), int(found[2]))
+    words = shlex.split(arguments.qemu)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     index = arguments.folder / "kinds.json"
     entries: dict[str, Any] = json.loads(index.read_text()) if index.exists() else {}
     for name in arguments.kinds or KINDS:
         kind = KINDS[name]
+        command = [word.replace("system-x86_64", f"system-{kind.emulator}") for word in words]
+        try:
+            full = version_of(tuple(command))
+        except OSError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        version = tuple(map(int, full.split(".")[:2]))
         if not kind.least <= version <= kind.most:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -261,8 +329,9 @@ def main() -> int:
                 (arguments.folder / f"{stem}{suffix}.zst").write_bytes(data)
                 print(f"{stem}{suffix}.zst {file.stat().st_size} -> {len(data)}")
             entries[stem] = {
-                "qemu": found[0].removeprefix("version "),
+                "qemu": full,
                 "kind": name,
+                "emulator": kind.emulator,
                 "about": kind.about or name,
                 "channels": len(files) - 1,
                 "size": files[0].stat().st_size,

@@ -7,7 +7,9 @@ import sys
 import click
 
 from qemu_svm.cli import EXIT_UNREADABLE, common
-from qemu_svm.machine.paths import find
+from qemu_svm.machine import read_machine
+from qemu_svm.machine.paths import find, needs_all_records
+from qemu_svm.stream import Walk, read_stream
 
 
 @click.command(
@@ -30,9 +32,18 @@ def command(
     vcpuN.nested.l1_save.FIELD, section:NAME.FIELD, configuration, header, or
     @OFFSET for whatever holds that byte.
     """
-    with common.opened(file, lender=lender) as machine:
+    with common.opened(file, lender=lender) as quick:
+        machine = quick
+        if needs_all_records(machine, path):
+            stream = machine.stream
+            lent = stream.description if stream.description_source == "borrowed" else None
+            machine = read_machine(read_stream(stream.source, walk=Walk.RAM, borrowed=lent))
         place = find(machine, path)
-        data = machine.stream.source.read_at(place.value.offset, place.value.size)
+        data = b""
+        if not place.scattered:
+            data = machine.stream.source.read_at(place.value.offset, place.value.size)
+        elif raw:
+            raise click.UsageError(f"its bytes do not stand together: name a part, '{path}[0]'")
         if raw:
             if sys.stdout.isatty():
                 raise click.UsageError("--raw writes bytes; send them into a file or a pipe")

@@ -9,6 +9,7 @@
 ``vcpu0.nested.l1_save``    L1's own state
 ``section:apic``            a device section, as its description names it
 ``section:dma[1].dma``      instance 1 of ``dma``, field ``dma``
+``section:dirty-bitmap``    all parts of a section that is written piece by piece
 ``@0x98d7c``                whatever holds that byte of the stream
 ==========================  =================================================
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qemu_svm.errors import PathError
 from qemu_svm.machine.model import Machine
@@ -25,8 +26,12 @@ from qemu_svm.machine.vcpu import Vcpu
 from qemu_svm.stream import Kind, Record, Value
 from qemu_svm.stream.values import join
 
+IN_PARTS = "section in parts"
+"""Type of a node for a section that is written piece by piece."""
+
 _SECTION = "section:"
 _NEAR = 6
+_PIECES = (Kind.START, Kind.PART, Kind.END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,11 @@ class Place:
 
     path: str
     value: Value
+
+    @property
+    def scattered(self) -> bool:
+        """Whether its bytes do not stand together in the stream."""
+        return self.value.type == IN_PARTS
 
 
 def find(machine: Machine, path: str) -> Place:
@@ -52,6 +62,21 @@ def find(machine: Machine, path: str) -> Place:
     if place is None:
         raise PathError(f"nothing is called '{path}'", near=_near(machine, path))
     return place
+
+
+def needs_all_records(machine: Machine, path: str) -> bool:
+    """Whether ``path`` leads into what a quick walk stepped over.
+
+    That is a section in parts, which stand between those of RAM, or an offset.
+    """
+    gaps = [record for record in machine.stream.records if record.kind is Kind.SKIPPED]
+    if all(record.count for record in gaps):
+        return False
+    name = path.removeprefix(_SECTION)
+    return path.startswith("@") or (
+        name != path
+        and any(_in_pieces(r) and name.startswith(r.name or "") for r in machine.stream.records)
+    )
 
 
 def vcpu_tree(vcpu: Vcpu) -> Value:
@@ -115,17 +140,39 @@ def _in_machine(machine: Machine, path: str) -> Place | None:
 
 def _in_section(machine: Machine, path: str) -> Place | None:
     # Names hold colons, slashes and dots, so the longest one that fits wins.
-    named = [(section_label(machine, record), record) for record in machine.stream.sections()]
+    named = [
+        (section_label(machine, record), record)
+        for record in machine.stream.records
+        if record.kind is Kind.FULL or _in_pieces(record)
+    ]
     named.sort(key=lambda item: len(item[0]), reverse=True)
     for label, record in named:
         rest = path.removeprefix(label)
         if not path.startswith(label) or (rest and rest[0] not in ".["):
             continue
-        root = _section_values(machine, record)
+        if record.kind is Kind.FULL:
+            root = _section_values(machine, record)
+        else:
+            root = _pieces(machine, record)
         found = root.resolve(rest.removeprefix("."))
         if found is not None:
             return Place(_SECTION + path, found)
     return None
+
+
+def _in_pieces(record: Record) -> bool:
+    return record.kind is Kind.START and record.name != "ram"
+
+
+def _pieces(machine: Machine, first: Record) -> Value:
+    # START, the PARTs and END of one section, each with what is in it.
+    parts: list[Value] = []
+    for record in machine.stream.records:
+        if record.section_id == first.section_id and record.kind in _PIECES:
+            value = _section_values(machine, record)
+            parts.append(replace(value, name=f"[{len(parts)}]", type=record.kind.value))
+    start, end = parts[0].offset, parts[-1].end
+    return Value(first.name or "", IN_PARTS, start, end - start, None, tuple(parts))
 
 
 def section_label(machine: Machine, record: Record) -> str:
@@ -160,7 +207,7 @@ def _at(machine: Machine, path: str) -> Place:
 
 def _inside(machine: Machine, record: Record, offset: int) -> Place:
     inside = record.payload <= offset < record.payload + record.payload_size
-    if record.kind is Kind.FULL and inside:
+    if (record.kind is Kind.FULL or (record.kind in _PIECES and record.name != "ram")) and inside:
         if record.name == "cpu":
             for vcpu in machine.vcpus:
                 nested = vcpu.nested
@@ -168,8 +215,10 @@ def _inside(machine: Machine, record: Record, offset: int) -> Place:
                     tree = nested.tree()
                     if tree.offset <= offset < tree.end and _covers(tree, offset):
                         return _deepest(Place(f"vcpu{vcpu.index}.nested", tree), offset)
-        label = _SECTION + section_label(machine, record)
-        return _deepest(Place(label, _section_values(machine, record)), offset)
+        root, label = _section_values(machine, record), _SECTION + section_label(machine, record)
+        if record.kind is not Kind.FULL:
+            root = _pieces(machine, record)
+        return _deepest(Place(label, root), offset)
     name = record.name or record.kind.value
     part = "payload" if inside else "framing"
     value = Value(name, f"{record.kind.value} record, {part}", record.offset, record.size)

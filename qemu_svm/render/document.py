@@ -92,6 +92,7 @@ def _record(record: Record) -> dict[str, Any]:
         "version_id": record.version_id,
         "opaque": record.opaque,
         "described": record.described,
+        "count": record.count,
     }
 
 

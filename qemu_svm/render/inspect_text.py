@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from rich.text import Text
 
@@ -21,7 +22,7 @@ from qemu_svm.render.text import (
     named_bits,
     size_words,
 )
-from qemu_svm.stream import Kind
+from qemu_svm.stream import Kind, Record
 from qemu_svm.stream.constants import VERSION
 from qemu_svm.x86.registers import NAMED
 from qemu_svm.x86.segments import Segment, attrib_words
@@ -31,6 +32,9 @@ _MORE = ("cr2", "dr6", "dr7", "pat", "vm_hsave_pa")
 _L1_SEGMENTS = (("cs", "cs"), ("ss", "ss"), ("ds", "ds"), ("es", "es"))
 _L1_TABLES = (("gdt", "gdtr"), ("idt", "idtr"))
 _IN_FULL = 4
+_PARTS = (Kind.PART, Kind.SKIPPED)
+_ALL_PARTS = 12  # as many in a row are all listed, else
+_FIRST_PARTS = 4  # the first of them, and the last
 
 
 def report(
@@ -203,17 +207,31 @@ def _ram(machine: Machine) -> Iterable[Text]:
 def _sections(machine: Machine) -> Iterable[Text]:
     yield Text("Sections", HEADING)
     rows: list[list[str | Text]] = []
-    for record in machine.stream.records:
-        name = record.name or ""
-        if record.kind is Kind.SKIPPED:
-            name += " (RAM data, stepped over; --ram reads it)"
-        elif record.opaque:
-            layout = "built-in layout" if record.described == "builtin" else "not described"
-            name += f" (found by its footer, {layout})"
-        elif record.kind is Kind.LOST:
-            name = "(no record: damage)"
-        if record.instance_id:
-            name += f" instance {record.instance_id}"
-        version = "" if record.version_id is None else str(record.version_id)
-        rows.append([f"{record.offset:#x}", str(record.size), record.kind.value, version, name])
+    for parts, group in groupby(machine.stream.records, lambda record: record.kind in _PARTS):
+        records = list(group)
+        if parts and len(records) > _ALL_PARTS:
+            left = records[_FIRST_PARTS:-1]
+            count = sum(max(record.count, 1) for record in left)
+            size = left[-1].end - left[0].offset
+            rows += [_section(record) for record in records[:_FIRST_PARTS]]
+            rows.append([f"{left[0].offset:#x}", str(size), "…", "", f"{count} more parts"])
+            records = records[-1:]
+        rows += [_section(record) for record in records]
     yield from columns(rows, ("offset", "bytes", "type", "version", "name"))
+
+
+def _section(record: Record) -> list[str | Text]:
+    name = record.name or ""
+    if record.kind is Kind.SKIPPED and record.count:
+        name += f" ({record.count} parts)"
+    elif record.kind is Kind.SKIPPED:
+        name += " (RAM data, stepped over; --ram reads it)"
+    elif record.opaque:
+        layout = "built-in layout" if record.described == "builtin" else "not described"
+        name += f" (found by its footer, {layout})"
+    elif record.kind is Kind.LOST:
+        name = "(no record: damage)"
+    if record.instance_id:
+        name += f" instance {record.instance_id}"
+    version = "" if record.version_id is None else str(record.version_id)
+    return [f"{record.offset:#x}", str(record.size), record.kind.value, version, name]

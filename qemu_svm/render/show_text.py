@@ -71,19 +71,19 @@ def _words(path: str, node: Value) -> Text:
 
 def _plain(node: Value) -> str:
     leaf = node.value
-    if isinstance(leaf, bool) or leaf is None:
-        return str(leaf).lower() if leaf is not None else "-"
-    if isinstance(leaf, int):
-        return f"{leaf:#x}"
-    if isinstance(leaf, str):
-        return repr(printable(leaf))
     if isinstance(leaf, bytes):
         if not any(leaf):
             return f"{len(leaf)} zero bytes"
         more = f" … ({len(leaf)} bytes)" if len(leaf) > _BRIEF else ""
         return leaf[:_BRIEF].hex(" ") + more
-    more = f" … ({len(leaf)} values)" if len(leaf) > _BRIEF else ""
-    return " ".join(f"{number:#x}" for number in leaf[:_BRIEF]) + more
+    if isinstance(leaf, tuple):
+        more = f" … ({len(leaf)} values)" if len(leaf) > _BRIEF else ""
+        return " ".join(f"{number:#x}" for number in leaf[:_BRIEF]) + more
+    if leaf is None:
+        return f"{node.size} bytes"
+    if isinstance(leaf, str):
+        return repr(printable(leaf))
+    return str(leaf).lower() if isinstance(leaf, bool) else f"{leaf:#x}"
 
 
 def hexdump(data: bytes, offset: int) -> Iterable[Text]:

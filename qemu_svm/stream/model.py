@@ -20,6 +20,7 @@ from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream import vmdesc
 from qemu_svm.stream.constants import RecordType
+from qemu_svm.stream.nonvmstate import format_of
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, Kind, RamBlock, RamPages, Record
 from qemu_svm.stream.resync import next_boundary
@@ -76,10 +77,17 @@ class Stream:
         return self.described.get(record.offset)
 
     def values(self, record: Record) -> Value | None:
-        """Decode a device section; None if nothing describes it.
+        """Decode a section; None if nothing describes it.
 
         :raises StreamError: the section does not hold what is described.
         """
+        form = format_of(record)
+        if form is not None:
+            try:
+                return form.values(Reader(self.source, record.payload), record, self.limits)
+            except (Malformed, Truncated):
+                if not record.opaque:
+                    raise
         device = self.device(record)
         if device is None:
             return None
@@ -121,7 +129,7 @@ def read_stream(
     problems = walker.problems + problems
     if source.damage is not None:
         problems.append(_source_problem(source, source.damage))
-    skipped = any(record.kind is Kind.SKIPPED for record in walker.records)
+    skipped = any(r.kind is Kind.SKIPPED and not r.count for r in walker.records)
     return Stream(
         source=source,
         version=walker.version,

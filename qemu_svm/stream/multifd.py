@@ -158,7 +158,7 @@ class _State:
         reader, start = self.reader, self.reader.offset
         if int.from_bytes(reader.peek(12)[8:], "big") & _DEVICE_STATE:
             *_, size = _DEVICE.unpack(reader.take(_DEVICE.size, "a device-state packet"))
-            self._skip(size)
+            self.reader.skip(size, "multifd pages")
             return None
         head = reader.take(_HEADER.size, "a multifd packet")
         magic, version, flags, _, normal, size, number, zero, _, name = _HEADER.unpack(head)
@@ -210,7 +210,7 @@ class _State:
                     expected=f"{wanted}",
                     found=f"{size}",
                 )
-            self._skip(size)
+            self.reader.skip(size, "multifd pages")
             return data
         if name not in ("zlib", "zstd") or (self._inflate is None and len(self.methods) > 1):
             raise Unsupported(
@@ -251,16 +251,6 @@ class _State:
                 found=f"{out}",
             )
         return begin
-
-    def _skip(self, size: int) -> None:
-        # Move on; the last byte must be there.
-        if size:
-            self.reader.offset += size - 1
-            try:
-                self.reader.take(1, "multifd pages")
-            except StreamError:
-                self.reader.offset -= size - 1
-                raise
 
 
 def _inflater(method: str) -> Callable[[bytes], bytes]:

@@ -55,6 +55,17 @@ class Reader:
         self.offset += size
         return data
 
+    def skip(self, size: int, what: str) -> None:
+        """Move past ``size`` bytes without reading them; the last must be there."""
+        start = self.offset
+        if size:
+            self.offset += size - 1
+            there = self.peek(1)
+            self.offset = start
+            if not there:
+                raise self.truncated(what, size, max(0, self._source.size() - start))
+        self.offset += size
+
     def truncated(
         self, what: str, size: int, have: int, *, section: str | None = None
     ) -> Truncated:

@@ -24,7 +24,7 @@ class Kind(StrEnum):
     EOF = "eof"
     DESCRIPTION = "description"
     SKIPPED = "skipped"
-    """Records of RAM data that were stepped over as one."""
+    """PARTs that were stepped over as one: RAM data, or very many that are alike."""
     LOST = "lost"
     """Bytes that are no record: damage, up to the next plausible one."""
 
@@ -37,7 +37,8 @@ class Record:
     ``opaque`` is set if the extent was found by searching for the footer, not
     by reading the content.  ``described`` tells where the layout of a device
     section comes from: ``embedded``, ``borrowed``, ``builtin`` (then it is a
-    guess that fits) or ``none``.
+    guess that fits) or ``none``.  ``count`` is the number of records that a
+    ``SKIPPED`` one stands for; 0 if they were not read.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Record:
     payload_size: int = 0
     opaque: bool = False
     described: str = "none"
+    count: int = 0
 
     @property
     def end(self) -> int:

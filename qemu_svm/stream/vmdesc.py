@@ -230,6 +230,19 @@ class _Builder:
         return value
 
 
+def has_null_arrays(layout: Fields) -> bool:
+    """Whether an array of pointers is described by its first element, a NULL.
+
+    QEMU up to 9.2 says nothing of the elements that are not NULL (``css`` in
+    ``s390_css``), so such a description may be short.
+    """
+    return any(
+        (field.type == "struct" and not field.groups and field.array_len is not None)
+        or any(has_null_arrays(group) for group in field.groups)
+        for field in layout.fields
+    )
+
+
 def payload_size(layout: Fields) -> int:
     """Bytes that ``layout`` says were written, headers of subsections included."""
     total = sum(field.total for field in layout.fields)

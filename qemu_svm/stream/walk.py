@@ -17,7 +17,8 @@ from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Un
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream import builtin, ram
-from qemu_svm.stream.constants import MAGIC, VERSION, Command, RecordType
+from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordType
+from qemu_svm.stream.nonvmstate import Format, format_of
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, Kind, Record, command_name
 from qemu_svm.stream.resync import FOOTER_SIZE, find_footer, footer_bytes
@@ -31,7 +32,7 @@ from qemu_svm.stream.structs import (
     SectionReference,
 )
 from qemu_svm.stream.text import name_text
-from qemu_svm.stream.vmdesc import Description, Device
+from qemu_svm.stream.vmdesc import Description, Device, has_null_arrays
 from qemu_svm.stream.vmstate import decode
 
 _SEEN_ELSEWHERE = (
@@ -46,6 +47,23 @@ _SEEN_ELSEWHERE = (
 )
 
 
+def _not_cut(error: StreamError, offset: int) -> StreamError:
+    # The section's footer is there, so a length in front of it must be wrong.
+    if not isinstance(error, Truncated):
+        return error
+    return Malformed(
+        "a length that leads behind the end of the input",
+        offset=offset,
+        section=error.section,
+        expected=error.expected,
+        found=error.found,
+    )
+
+
+_WORD = 8  # payload of a RAM section with nothing but its end
+_SMALL = 64  # bytes of a PART that may be one of very many
+_TURN = 5  # so many PARTs back the same section is looked for
+_MANY = 16  # repetitions that are worth it
 _PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
 
 
@@ -139,6 +157,8 @@ class Walker:
         except StreamError:
             self.reader.offset = start
             raise
+        if kind == RecordType.PART:
+            self._fold()
 
     def skip_to(self, end: int) -> None:
         """Step over everything up to ``end`` as one record of RAM data."""
@@ -151,6 +171,41 @@ class Walker:
         """Step over ``start`` to ``end`` as bytes that are no record."""
         self.reader.offset = end
         self._close(Record(Kind.LOST, start, 0))
+
+    def _fold(self) -> None:
+        # A sender that waits for something writes PARTs with nothing in them by
+        # the hundred thousand, of one section or of several in turn.
+        last = self.records[-1]
+        marks = 0
+        for record in reversed(self.records[-_TURN:]):
+            if record.kind is not Kind.PART or record.size > _SMALL:
+                return
+            if record is not last and record.section_id == last.section_id:
+                break
+            if record.name == "ram":
+                marks += 1
+                if record.payload_size != _WORD:
+                    return  # a page
+        else:
+            return
+        period = last.end - record.end
+        pattern = self.source.read_at(record.end, period)
+        count = 0
+        at = self.reader.offset
+        while self.reader.peek(period) == pattern:
+            data, start = self.reader.window(period)
+            pos = start
+            while data.startswith(pattern, pos):
+                pos += period
+            count += (pos - start) // period
+            self.reader.offset += pos - start
+        if count < _MANY:
+            self.reader.offset = at
+            return
+        for _ in range(count * marks):
+            self.ram.mark(RamFlag.EOS)
+        each = sum(one.offset >= record.end for one in self.records[-_TURN:])
+        self._close(Record(Kind.SKIPPED, at, 0, last.name, last.section_id, count=count * each))
 
     # One method for each type of record.  ``start`` is the type byte's offset.
 
@@ -216,7 +271,7 @@ class Walker:
         self._referring(start, Kind.END)
 
     def _referring(self, start: int, kind: Kind) -> None:
-        section_id = self.reader.structure(SectionReference, "a section header").section_id
+        section_id = self.reader.u32("a section header")  # hot: no construct
         header = self._headers.get(section_id)
         if header is None:
             raise Malformed(
@@ -271,6 +326,10 @@ class Walker:
         opaque, described = False, "none"
         if record.name == "ram" and record.kind is not Kind.FULL:
             ram.step_over(self.reader, self.ram)
+        elif (form := format_of(record)) is not None and self._formed(record, form):
+            if record.kind is Kind.FULL and (device := self._device(record)) is not None:
+                self.described[record.offset] = device
+                described = self.origin
         elif (
             record.kind is Kind.FULL
             and (device := self._device(record)) is not None
@@ -286,6 +345,33 @@ class Walker:
         size = self.reader.offset - record.payload
         self._skip_footer(record)
         self._close(record, payload_size=size, opaque=opaque, described=described)
+
+    def _formed(self, record: Record, form: Format) -> bool:
+        # What QEMU writes by hand has its own end; a damaged one, and what no
+        # length tells, have their footer.
+        problem: StreamError
+        try:
+            if not form.step_over(self.reader, record.kind):
+                self.reader.offset = record.payload
+                return False
+            if not self.footers or self._footer_near(record):
+                return True
+            problem = Malformed(
+                "a section that goes on behind its end",
+                offset=self.reader.offset,
+                expected="its footer",
+                found=self.reader.peek(FOOTER_SIZE).hex(" "),
+            )
+        except StreamError as error:
+            problem = error
+        problem.section = form.name
+        if self.footers is False or (
+            find_footer(self.source, record.payload, record.section_id or 0) is None
+        ):
+            raise problem
+        self.problems.append(_not_cut(problem, self.reader.offset))
+        self.reader.offset = record.payload
+        return False
 
     def _guessed(self, record: Record) -> bool:
         # A built-in layout counts only if it fills the section exactly.
@@ -330,12 +416,17 @@ class Walker:
                 found=self.reader.peek(FOOTER_SIZE).hex(" "),
             )
         self.reader.offset = record.payload
-        if self.origin == "borrowed":
-            return False  # another stream's layout need not fit
+        if self.origin == "borrowed" or has_null_arrays(device.layout):
+            return False  # another stream's layout, or one that QEMU left incomplete
         if find_footer(self.source, record.payload, record.section_id or 0) is None:
             raise problem
         self.problems.append(problem)
         return False
+
+    def _footer_near(self, record: Record) -> bool:
+        # Whether a footer, or what is left of it, stands here.
+        head = self.reader.peek(FOOTER_SIZE)
+        return footer_bytes(record.section_id or 0).startswith(head)
 
     def _footer_here(self, record: Record) -> bool:
         return self.reader.peek(FOOTER_SIZE) == footer_bytes(record.section_id or 0)
@@ -384,6 +475,14 @@ class Walker:
     def _close(self, record: Record, **changes: Any) -> None:
         # The record ends where the reader stands.
         size = self.reader.offset - record.offset
+        last = self.records[-1] if self.records else None
+        if record.kind is Kind.PART and len(self.records) >= self.limits.records:
+            # Too many to list one by one.
+            if last is not None and last.count:
+                self.records[-1] = replace(last, size=last.size + size, count=last.count + 1)
+                return
+            record = Record(Kind.SKIPPED, record.offset, 0, record.name, record.section_id, count=1)
+            changes = {}
         self.records.append(replace(record, size=size, **changes))
 
     # The state table: what to do for each type of record.
