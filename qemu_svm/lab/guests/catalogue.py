@@ -1,0 +1,122 @@
+"""The guests by name: which source, which values, and the state to be captured in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from qemu_svm.errors import PathError
+from qemu_svm.lab.guests.values import ADDRESSES, CONSTANTS, L1, Mode
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a capture of a vCPU must be to be the one that is wanted."""
+
+    guest_mode: bool = True
+    gif: bool = True
+    smm: bool = False
+    run_pending: bool = False
+
+
+_L2 = State()
+_L1 = State(guest_mode=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One guest: an L1 of about a kilobyte with the L2 that it runs.
+
+    :param source: assembly beside this module.
+    :param symbols: values that differ from those of ``values.CONSTANTS``.
+    :param vcpus: the state of each virtual processor when captured.
+    :param l1_rsp: L1's stack on the processor that runs L2.
+    :param steady: it is in that state nearly always; otherwise a capture may need many tries.
+    """
+
+    name: str
+    about: str
+    source: str = "nested.s"
+    mode: Mode = Mode.LONG
+    nested_paging: bool = False
+    symbols: Mapping[str, int] = field(default_factory=dict)
+    vcpus: tuple[State, ...] = (_L2,)
+    l1_rsp: int = L1["rsp"]
+    steady: bool = True
+
+    def constant(self, name: str) -> int:
+        """One of ``values.CONSTANTS`` as this guest has it."""
+        return self.symbols.get(name, CONSTANTS[name])
+
+
+_PENDING = State(run_pending=True)
+
+_ALL = (
+    Guest("nested", "L2 with its own page tables, no nested paging"),
+    Guest("nested-npt", "L2 with nested paging", nested_paging=True),
+    Guest("pae", "L2 in PAE paging", mode=Mode.PAE),
+    Guest("pae-npt", "L2 in PAE paging, nested paging", mode=Mode.PAE, nested_paging=True),
+    Guest("protected", "L2 in 32-bit protected mode without paging", mode=Mode.PROTECTED),
+    Guest("l1", "L1 itself, between two runs of L2", source="l1.s", vcpus=(_L1,)),
+    Guest(
+        "gif-clear",
+        "L1 itself with GIF clear, after a #VMEXIT",
+        source="l1.s",
+        symbols={"GIF": 0},
+        vcpus=(State(guest_mode=False, gif=False),),
+    ),
+    Guest(
+        "l2-gif-clear",
+        "L2 with GIF clear, by its own CLGI",
+        symbols={"GIF": 0},
+        vcpus=(State(gif=False),),
+    ),
+    Guest(
+        "run-pending",
+        "many short runs of L2: VMRUN done, L2 not entered",
+        source="run-pending.s",
+        vcpus=(_PENDING,),
+        steady=False,
+    ),
+    Guest(
+        "inject",
+        "an interrupt to be injected into L2 is pending",
+        source="inject.s",
+        vcpus=(_PENDING,),
+        steady=False,
+    ),
+    Guest(
+        "msrs",
+        "L1 intercepts some of L2's MSR accesses",
+        source="msrs.s",
+        symbols={"INTERCEPTS3": 1 << 28 | 1 << 31},  # MSR_PROT, SHUTDOWN
+    ),
+    Guest(
+        "smm",
+        "system management mode, entered from L2",
+        source="smm.s",
+        vcpus=(State(guest_mode=False, smm=True),),
+    ),
+    Guest(
+        "smp",
+        "two processors, the first in L1, the second in L2",
+        source="smp.s",
+        l1_rsp=ADDRESSES["AP_RSP"],
+        vcpus=(_L1, _L2),
+    ),
+)
+
+GUESTS: Mapping[str, Guest] = MappingProxyType({guest.name: guest for guest in _ALL})
+"""All guests by name."""
+
+
+def find(name: str) -> Guest:
+    """Return a guest by name.
+
+    :raises PathError: there is none of that name.
+    """
+    if name in GUESTS:
+        return GUESTS[name]
+    raise PathError(f"there is no guest '{name}'", near=difflib.get_close_matches(name, GUESTS))
