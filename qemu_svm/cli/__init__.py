@@ -36,6 +36,7 @@ _VERBS = {
     "ram": "RAM blocks, page statistics, a map; --extract writes them.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
     "watch": "A migration in progress, live, whoever started it.",
+    "doctor": "What this host, a QEMU, a VM can do, and what is missing.",
 }
 
 

@@ -1,0 +1,165 @@
+"""Facts about a host, as they are; nothing is judged here.
+
+This file needs the standard library of Python 3.9 and nothing else, so that it
+can be carried to a host on which svmstream is not installed::
+
+    python3 probe.py > host.json
+
+Everything is asked of the kernel: ``/proc/cpuinfo``, ``/sys/module``,
+``/dev/kvm``.  A fact that cannot be had is None.
+
+Source: Linux ``include/uapi/linux/kvm.h`` (KVM_GET_API_VERSION,
+KVM_CHECK_EXTENSION), ``arch/x86/include/asm/cpufeatures.h`` word 15 (CPUID
+0x8000000A EDX).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import grp
+import json
+import os
+import pwd
+import stat
+import sys
+from typing import Any
+
+GET_API_VERSION = 0xAE00
+CHECK_EXTENSION = 0xAE03
+
+CAPABILITIES = {
+    "nested_state": 157,
+    "sregs2": 200,
+    "xsave2": 208,
+    "exception_payload": 164,
+    "x86_triple_fault_event": 218,
+    "x86_smm": 117,
+    "disable_quirks2": 213,
+    "max_vcpus": 66,
+}
+"""KVM_CAP numbers of what matters for saving and restoring."""
+
+SVM_FLAGS = (
+    *("npt", "lbrv", "svm_lock", "nrip_save", "tsc_scale", "vmcb_clean", "flushbyasid"),
+    *("decodeassists", "pausefilter", "pfthreshold", "avic", "v_vmsave_vmload", "vgif"),
+    *("x2avic", "v_spec_ctrl", "vnmi"),
+)
+"""SVM's own features, as /proc/cpuinfo names them."""
+
+MODULES = ("kvm", "kvm_amd", "kvm_intel")
+
+
+def host(device: str = "/dev/kvm") -> dict[str, Any]:
+    """Collect everything; never raises for what is missing."""
+    names = os.uname()
+    return {
+        "kernel": {
+            "release": names.release,
+            "version": names.version,
+            "machine": names.machine,
+            "signature": _read("/proc/version_signature"),
+        },
+        "cpu": cpu(_read("/proc/cpuinfo") or ""),
+        "modules": {name: module("/sys/module/" + name) for name in MODULES},
+        "kvm": kvm(device),
+        "user": {"name": _user(os.geteuid()), "groups": sorted(map(_group, os.getgroups()))},
+    }
+
+
+def cpu(text: str) -> dict[str, Any]:
+    """Read ``/proc/cpuinfo``; the first processor stands for all."""
+    first: dict[str, str] = {}
+    count = 0
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        count += key == "processor"
+        if key and key not in first:
+            first[key] = value
+    flags = first.get("flags", "").split()
+    return {
+        "vendor": first.get("vendor_id"),
+        "model": first.get("model name"),
+        "count": count,
+        "svm": "svm" in flags,
+        "vmx": "vmx" in flags,
+        "hypervisor": "hypervisor" in flags,
+        "svm_features": [flag for flag in SVM_FLAGS if flag in flags],
+        "address_sizes": first.get("address sizes"),
+    }
+
+
+def module(folder: str) -> dict[str, str | None] | None:
+    """Parameters of a kernel module; None if it is not there."""
+    if not os.path.isdir(folder):
+        return None
+    parameters = os.path.join(folder, "parameters")
+    names = sorted(os.listdir(parameters)) if os.path.isdir(parameters) else []
+    return {name: _read(os.path.join(parameters, name)) for name in names}
+
+
+def kvm(device: str) -> dict[str, Any]:
+    """Ask KVM through its device file."""
+    found: dict[str, Any] = {
+        "device": device,
+        "exists": False,
+        "mode": None,
+        "owner": None,
+        "group": None,
+        "error": None,
+        "api": None,
+        "capabilities": {},
+    }
+    try:
+        status = os.stat(device)
+        found.update(
+            exists=True,
+            mode=oct(stat.S_IMODE(status.st_mode)),
+            owner=_user(status.st_uid),
+            group=_group(status.st_gid),
+        )
+        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        found["error"] = errno.errorcode.get(error.errno or 0, str(error))
+        return found
+    try:
+        found["api"] = fcntl.ioctl(fd, GET_API_VERSION, 0)
+        for name, number in CAPABILITIES.items():
+            found["capabilities"][name] = fcntl.ioctl(fd, CHECK_EXTENSION, number)
+    except OSError as error:
+        found["error"] = errno.errorcode.get(error.errno or 0, str(error))
+    finally:
+        os.close(fd)
+    return found
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 24).strip()
+    except OSError:
+        return None
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the facts as JSON; ``arguments`` may name another KVM device."""
+    json.dump(host(*arguments[:1]), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
