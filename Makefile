@@ -14,7 +14,7 @@ CAPTURE := streams/qemu10.0-linux6.12-nested-npt.mig.zst
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py qemu_svm/stream/_ram.c
 	@PYTHON="$(PYTHON)" tools/need-venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		--config-settings editable_mode=compat --editable '.[dev]'
@@ -36,6 +36,7 @@ lint: $(STAMP)  ## ruff and mypy --strict
 .PHONY: test
 test: $(STAMP)  ## install what the tests need and run them all
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
+	@tools/need-compiled $(VENV)
 	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; the comparison with it will be skipped"
 	$(BIN)/pytest -n 2
 
@@ -50,4 +51,5 @@ bench: $(STAMP)  ## start-up, decoding and RAM, beside QEMU's own script
 
 .PHONY: clean
 clean:  ## remove everything that was made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* \
+		qemu_svm/stream/_ram*.so

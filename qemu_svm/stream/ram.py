@@ -15,8 +15,9 @@ The counted name stands there unless CONTINUE is set; the block then is the
 one of the page before, also across sections.  Later copies of a page replace
 earlier ones.
 
-The loop below handles what nearly all of a stream is, whole and zero pages that
-continue a block, without a call per page; :func:`_uncommon` does the rest.
+What nearly all of a stream is, pages that continue a block, a scanner
+(:mod:`qemu_svm.stream.ram_scan`) reads without a call per page; :func:`_uncommon`
+does the rest.
 
 Source: QEMU ``migration/ram.c`` (``ram_save_setup``, ``save_page_header``,
 ``ram_load_precopy``), 5.2 to 10.2.
@@ -24,7 +25,6 @@ Source: QEMU ``migration/ram.c`` (``ram_save_setup``, ``save_page_header``,
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,15 +33,14 @@ from qemu_svm.limits import MIB
 from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
 from qemu_svm.stream.mapped import page_runs
 from qemu_svm.stream.ram_blocks import BlockEntry, read_blocks
-from qemu_svm.stream.ram_gallop import gallop
 from qemu_svm.stream.ram_runs import PageKind, RamRuns
+from qemu_svm.stream.ram_scan import XBZRLE_HEADER, Rows, Scanner, scan
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, RamBlock, RamPages
 from qemu_svm.stream.text import name_text
 
 _WINDOW = MIB
-_SCALAR = 16  # records of a run that are read one by one before galloping
-_XBZRLE_HEADER = 1
+_MOST_TOP = (1 << 64) - 1
 _PAGE_KINDS = {
     RamFlag.ZERO: PageKind.ZERO,
     RamFlag.PAGE: PageKind.PAGE,
@@ -49,7 +48,7 @@ _PAGE_KINDS = {
     RamFlag.COMPRESS_PAGE: PageKind.COMPRESSED,
 }
 
-_word_at = struct.Struct(">Q").unpack_from
+_SCANNED = (PageKind.PAGE, PageKind.ZERO, PageKind.XBZRLE)
 
 
 def _nothing(_flag: RamFlag) -> None:
@@ -61,7 +60,7 @@ class RamState:
     """What ``ram`` records carry over from one section to the next.
 
     :param runs: where to note each page; None to count only.
-    :param scalar: read record by record, for tests against the quick way.
+    :param scan: how common records are read.
     :param mark: called at each EOS and MULTIFD_FLUSH.
     """
 
@@ -73,7 +72,8 @@ class RamState:
     shared: bool = False
     entries: tuple[BlockEntry, ...] = ()
     runs: RamRuns | None = None
-    scalar: bool = False
+    scan: Scanner = scan
+    rows: Rows = field(default_factory=Rows)
     mark: Callable[[RamFlag], None] = _nothing
     current: int = -1
     tops: tuple[int, ...] = ()
@@ -94,116 +94,57 @@ class RamState:
         self.index = {block.name: number for number, block in enumerate(self.blocks)}
         mask = self.page_size - 1
         # The highest word that the page behind a block's last one may have.
-        self.tops = tuple((block.used_length + mask) | mask for block in self.blocks)
+        self.tops = tuple(
+            min((block.used_length + mask) | mask, _MOST_TOP) for block in self.blocks
+        )
         self.current = -1
 
 
-def step_over(reader: Reader, state: RamState) -> None:  # noqa: PLR0912, PLR0915 - hot
+def step_over(reader: Reader, state: RamState) -> None:
     """Move ``reader`` behind the payload of one ``ram`` section.
 
     Reads every record up to and including EOS and adds to ``state``.
 
     :raises Malformed: a record that cannot be.
     """
-    page_size = state.page_size
-    mask = page_size - 1
-    same_page = int(RamFlag.PAGE | RamFlag.CONTINUE)
-    same_zero = int(RamFlag.ZERO | RamFlag.CONTINUE)
-    same_delta = int(RamFlag.XBZRLE | RamFlag.CONTINUE)
-    eos = int(RamFlag.EOS)
-    page_stride = 8 + page_size
-    runs = state.runs
-    record = runs.add if runs is not None else None
-    short = (1 << 62) if state.scalar else _SCALAR
-    normal = zero = deltas = 0
+    rows = state.rows
     least = 8
-    try:
-        while True:
-            data, pos = _window(reader, state, least)
-            least = _WINDOW
-            base, last = reader.offset - pos, len(data) - 9
-            top = state.tops[state.current] if state.current >= 0 else -1
-            block = state.current
-            flags = 0
-            while pos <= last:
-                word = _word_at(data, pos)[0]
-                flags = word & mask
-                first = pos
-                if flags == same_page:
-                    expect = word + page_size
-                    pos += page_stride
-                    limit = min(last, pos + short * page_stride)
-                    while pos <= limit and _word_at(data, pos)[0] == expect:
-                        expect += page_size
-                        pos += page_stride
-                    if limit < pos <= last:
-                        count = gallop(data, pos, expect, page_stride, page_size)
-                        expect += count * page_size
-                        pos += count * page_stride
-                    if expect > top:
-                        raise _outside(state, base + first, word, page_stride)
-                    count = (pos - first) // page_stride
-                    normal += count
-                    if record is not None:
-                        record(block, word // page_size, count, 2, base + first + 8)
-                elif flags == same_zero and not data[pos + 8]:
-                    expect = word + page_size
-                    pos += 9
-                    limit = min(last, pos + short * 9)
-                    while pos <= limit and _word_at(data, pos)[0] == expect and not data[pos + 8]:
-                        expect += page_size
-                        pos += 9
-                    if limit < pos <= last:
-                        count = gallop(data, pos, expect, 9, page_size)
-                        expect += count * page_size
-                        pos += count * 9
-                    if expect > top:
-                        raise _outside(state, base + first, word, 9)
-                    count = (pos - first) // 9
-                    zero += count
-                    if record is not None:
-                        record(block, word // page_size, count, 1, base + first + 8)
-                elif flags == same_delta and data[pos + 8] == _XBZRLE_HEADER:
-                    size = int.from_bytes(data[pos + 9 : pos + 11], "big")
-                    if pos + 11 + size > len(data) or size > page_size:
-                        break
-                    if word + page_size > top:
-                        raise _outside(state, base + pos, word, 0)
-                    deltas += 1
-                    if record is not None:
-                        record(block, word // page_size, 1, 3, base + pos + 8)
-                    pos += 11 + size
-                else:
-                    break
-            reader.offset = base + pos
-            if pos > last + 1:
-                continue  # behind this window; the next is a large one
-            least = 8
-            if flags == eos and pos <= last:
-                reader.offset += 8
-                state.mark(RamFlag.EOS)
-                return
-            if _uncommon(reader, state, mask) == eos:
-                state.mark(RamFlag.EOS)
-                return
-    finally:
-        state.pages += RamPages(normal, zero, deltas)
+    while True:
+        data, at = _window(reader, state, least)
+        least = 8
+        if state.current >= 0:
+            base, pages = reader.offset - at, (state.page_size, state.tops[state.current])
+            behind, found, sums = state.scan(data, at, base, pages, rows)
+            if found:
+                state.pages += RamPages(*(sums[kind] for kind in _SCANNED))
+                if state.runs is not None:
+                    state.runs.extend(state.current, rows, found, sums)
+                reader.offset = base + behind
+                if behind > len(data) - 9:
+                    least = _WINDOW  # behind this window; the next is a large one
+                continue
+        if _uncommon(reader, state) == RamFlag.EOS:
+            state.mark(RamFlag.EOS)
+            return
 
 
 def _window(reader: Reader, state: RamState, least: int) -> tuple[bytes, int]:
     # A block of input with at least one word.
-    data, pos = reader.window(least)
-    have = len(data) - pos
+    data, at = reader.window(least)
+    have = len(data) - at
     if have >= 8:
-        return data, pos
+        return data, at
     error = reader.truncated("the RAM records", 8, have, section="ram")
-    if error.offset < reader.offset and state.runs is not None:
-        state.runs.drop_last()
+    if error.offset < reader.offset:
+        # Only whole pages are stepped over without a look at their end.
+        state.pages += RamPages(normal=-1)
+        if state.runs is not None:
+            state.runs.drop_last()
     raise error
 
 
-def _outside(state: RamState, offset: int, word: int, stride: int) -> Malformed:
-    # The error for the first page of a run that its block does not have.
+def _outside(state: RamState, offset: int, word: int) -> Malformed:
+    # The error for a page that its block does not have.
     if state.current < 0:
         return Malformed(
             "a page that continues no RAM block",
@@ -213,20 +154,18 @@ def _outside(state: RamState, offset: int, word: int, stride: int) -> Malformed:
             found=f"{word:#x}",
         )
     block = state.blocks[state.current]
-    size, mask = state.page_size, state.page_size - 1
-    skipped = max(0, (block.used_length + mask) // size - word // size)
     return Malformed(
         "a page outside its RAM block",
-        offset=offset + skipped * stride,
+        offset=offset,
         section="ram",
         expected=f"an offset below {block.used_length:#x} in '{block.name}'",
-        found=f"{(word & ~mask) + skipped * size:#x}",
+        found=f"{word & -state.page_size:#x}",
     )
 
 
-def _uncommon(reader: Reader, state: RamState, mask: int) -> int:
+def _uncommon(reader: Reader, state: RamState) -> int:
     # Any one record, read whole; returns its flags.
-    start = reader.offset
+    start, mask = reader.offset, state.page_size - 1
     word = reader.u64("a RAM record")
     flags, rest = word & mask, word & ~mask
     if flags == RamFlag.EOS:
@@ -257,7 +196,7 @@ def _uncommon(reader: Reader, state: RamState, mask: int) -> int:
             )
         state.current = state.index[name]
     if state.current < 0 or word + mask + 1 > state.tops[state.current]:
-        raise _outside(state, start, word, 0)
+        raise _outside(state, start, word)
     data = reader.offset
     _content(reader, kind, mask + 1)
     state.pages += RamPages(
@@ -284,12 +223,12 @@ def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
         encoding = reader.u8("an XBZRLE page")
         size = int.from_bytes(reader.take(2, "an XBZRLE page"), "big")
         most = page_size
-        if encoding != _XBZRLE_HEADER:
+        if encoding != XBZRLE_HEADER:
             raise Unsupported(
                 "an XBZRLE page in an unknown encoding",
                 offset=start,
                 section="ram",
-                expected=f"{_XBZRLE_HEADER}",
+                expected=f"{XBZRLE_HEADER}",
                 found=f"{encoding}",
             )
     else:

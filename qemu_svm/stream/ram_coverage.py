@@ -5,11 +5,13 @@ Two bytes for each page of the guest, whatever the stream does.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from qemu_svm.errors import LimitExceeded
+from qemu_svm.stream import compiled
 from qemu_svm.stream.ram_index import Ram
-from qemu_svm.stream.ram_runs import PageKind
+from qemu_svm.stream.ram_runs import KIND, KIND_BITS, PageKind
 
 MOST_PAGES = 1 << 28
 """Pages of the largest guest that is looked at page by page: 1 TiB of 4 KiB."""
@@ -64,7 +66,25 @@ class BlockCoverage:
     @property
     def most(self) -> int:
         """How often the page sent most often was sent; 255 stands for more."""
-        return max(self.times, default=0)
+        often = self.times.translate(None, b"\0\1")
+        return max(often, default=min(1, self.pages - self.never))
+
+
+def cover_runs(where: array[int], count: array[int], kinds: bytearray, times: bytearray) -> None:
+    """Note runs, as :class:`~qemu_svm.stream.ram_runs.RamRuns` keeps them, page by page."""
+    for place, pages in zip(where, count, strict=True):
+        page, kind = place >> KIND_BITS, place & KIND
+        if pages == 1:
+            kinds[page] = kind
+            if times[page] < 255:
+                times[page] += 1
+            continue
+        end = page + pages
+        kinds[page:end] = bytes((kind,)) * pages
+        times[page:end] = times[page:end].translate(_ONE_MORE)
+
+
+cover = cover_runs if compiled.ram is None else compiled.ram.cover
 
 
 def coverage(ram: Ram, most_pages: int = MOST_PAGES) -> tuple[BlockCoverage, ...]:
@@ -85,16 +105,9 @@ def coverage(ram: Ram, most_pages: int = MOST_PAGES) -> tuple[BlockCoverage, ...
     kinds = [bytearray(size) for size in sizes]
     times = [bytearray(size) for size in sizes]
     sent = [0] * len(sizes)
-    for block, page, count, kind, _ in ram.runs.raw():
-        sent[block] += count
-        if count == 1:
-            kinds[block][page] = kind
-            if times[block][page] < 255:
-                times[block][page] += 1
-            continue
-        end = page + count
-        kinds[block][page:end] = bytes((kind,)) * count
-        times[block][page:end] = times[block][page:end].translate(_ONE_MORE)
+    for block, where, count, _ in ram.runs.sweeps():
+        sent[block] += sum(count)
+        cover(where, count, kinds[block], times[block])
     return tuple(
         BlockCoverage(kinds[number], times[number], sent[number]) for number in range(len(sizes))
     )

@@ -20,6 +20,7 @@ from qemu_svm.stream.multifd import Channel, Content, Packet, read_channel
 from qemu_svm.stream.ram import RamState
 from qemu_svm.stream.ram_blocks import BlockEntry
 from qemu_svm.stream.ram_runs import INPUT_SHIFT, PageKind, RamRuns
+from qemu_svm.stream.ram_scan import Scanner, scan
 from qemu_svm.stream.records import Kind, RamBlock, RamPages
 from qemu_svm.stream.resync import footer_bytes
 from qemu_svm.stream.walk import Walker
@@ -68,9 +69,7 @@ class Ram:
 
     def counts(self) -> RamPages:
         """Pages sent by kind; each copy counts."""
-        sums = dict.fromkeys(range(8), 0)
-        for _, _, count, kind, _ in self.runs.raw():
-            sums[kind] += count
+        sums = self.runs.sums
         return RamPages(
             sums[PageKind.PAGE] + sums[PageKind.PLACED],
             sums[PageKind.ZERO] + sums[PageKind.ABSENT],
@@ -158,11 +157,11 @@ class Ram:
         return page
 
 
-def read_ram(stream: Stream, channels: Iterable[Source] = (), *, scalar: bool = False) -> Ram:
+def read_ram(stream: Stream, channels: Iterable[Source] = (), *, scan: Scanner = scan) -> Ram:
     """Read all RAM records of a stream.
 
     :param channels: the multifd channels, in any order.
-    :param scalar: record by record, to hold the quick way against.
+    :param scan: how common records are read.
     :raises StreamError: a channel does not start like one.
     """
     read = [read_channel(source, stream.page_size, stream.limits) for source in channels]
@@ -170,7 +169,7 @@ def read_ram(stream: Stream, channels: Iterable[Source] = (), *, scalar: bool = 
     walker = Walker(stream.source, stream.limits, stream.description)
     state = walker.ram
     state.page_size = stream.page_size
-    state.scalar = scalar
+    state.scan = scan
     runs = state.runs = RamRuns(stream.page_size)
     merge = _Merge(state, runs, read)
     state.mark = merge.mark

@@ -15,15 +15,23 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.ram_scan import Rows
 
 INPUT_SHIFT = 56
 """Position of the input's number in ``data``."""
 
+KIND_BITS = 3
+"""Bits of a run's ``where`` below the page: the :class:`PageKind`."""
+KIND = (1 << KIND_BITS) - 1
+"""What of ``where`` is the kind."""
+
 _OFFSET = (1 << INPUT_SHIFT) - 1
-_KIND_BITS = 3
 _MOST = (1 << 32) - 1
 
 
@@ -66,7 +74,10 @@ class Run:
 
 
 class RamRuns:
-    """All runs of a stream, in the order in which they were sent."""
+    """All runs of a stream, in the order in which they were sent.
+
+    ``sums`` has the number of pages of each kind; each copy counts.
+    """
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
@@ -78,7 +89,7 @@ class RamRuns:
             PageKind.PLACED: page_size,
             PageKind.ABSENT: 0,
         }
-        self.records = 0
+        self.sums = [0] * (1 << KIND_BITS)
         self._data = array("Q")
         self._where = array("Q")  # page << 3 | kind: rises within a sweep
         self._count = array("I")
@@ -91,13 +102,18 @@ class RamRuns:
         self._data_next = -1
         self._page_next = 0
 
+    @property
+    def records(self) -> int:
+        """How many pages were sent; each copy counts."""
+        return sum(self.sums)
+
     def __len__(self) -> int:
         return len(self._data)
 
     def add(self, block: int, page: int, count: int, kind: int, data: int) -> None:
         """Add pages behind all others."""
-        self.records += count
-        where = page << _KIND_BITS | kind
+        self.sums[kind] += count
+        where = page << KIND_BITS | kind
         stride = self.strides[kind]  # type: ignore[index]  # an IntEnum's value finds its member
         if block == self._block:
             if where == self._where_next and (data == self._data_next or not (data or stride)):
@@ -105,7 +121,7 @@ class RamRuns:
                 if total <= _MOST and kind not in (PageKind.XBZRLE, PageKind.COMPRESSED):
                     self._count[-1] = total
                     self._page_next += count
-                    self._where_next += count << _KIND_BITS
+                    self._where_next += count << KIND_BITS
                     self._data_next = data + count * stride
                     return
             if page < self._page_next:
@@ -115,9 +131,30 @@ class RamRuns:
         self._data.append(data)
         self._where.append(where)
         self._count.append(count)
-        self._page_next = page + count
-        self._where_next = where + (count << _KIND_BITS)
-        self._data_next = data + count * stride
+        self._goes_on(where, count, data)
+
+    def extend(self, block: int, rows: Rows, used: int, sums: Iterable[int]) -> None:
+        """Add the first ``used`` rows, of rising pages of one block.
+
+        :param sums: the pages of each kind in all of them.
+        """
+        first, count = rows.where[0], rows.count[0]
+        self.add(block, first >> KIND_BITS, count, first & KIND, rows.data[0])
+        self.sums[first & KIND] -= count
+        for kind, pages in enumerate(sums):
+            self.sums[kind] += pages
+        if used == 1:
+            return
+        self._data += rows.data[1:used]
+        self._where += rows.where[1:used]
+        self._count += rows.count[1:used]
+        self._goes_on(rows.where[used - 1], rows.count[used - 1], rows.data[used - 1])
+
+    def _goes_on(self, where: int, count: int, data: int) -> None:
+        # Note what the next run has to be to lengthen this one.
+        self._page_next = (where >> KIND_BITS) + count
+        self._where_next = where + (count << KIND_BITS)
+        self._data_next = data + count * self.strides[where & KIND]  # type: ignore[index]
 
     def _sweep(self, block: int) -> None:
         self._block = block
@@ -129,19 +166,20 @@ class RamRuns:
         """Forget the last page: the input ends inside it."""
         if self._count and self._count[-1]:
             self._count[-1] -= 1
-            self.records -= 1
+            self.sums[self._where[-1] & KIND] -= 1
             self._where_next = -1
+
+    def sweeps(self) -> Iterator[tuple[int, array[int], array[int], array[int]]]:
+        """Every sweep as ``(block, where, count, data)``, copies of the arrays."""
+        ends = [*self._sweep_first, len(self._data)][1:]
+        for block, first, end in zip(self._sweep_block, self._sweep_first, ends, strict=True):
+            yield block, self._where[first:end], self._count[first:end], self._data[first:end]
 
     def raw(self) -> Iterator[tuple[int, int, int, int, int]]:
         """Every run as ``(block, page, count, kind, data)``; quick."""
-        ends = [*self._sweep_first, len(self._data)][1:]
-        low = (1 << _KIND_BITS) - 1
-        for block, first, end in zip(self._sweep_block, self._sweep_first, ends, strict=True):
-            rows = zip(
-                self._where[first:end], self._count[first:end], self._data[first:end], strict=True
-            )
-            for where, count, data in rows:
-                yield block, where >> _KIND_BITS, count, where & low, data
+        for block, wheres, counts, datas in self.sweeps():
+            for where, count, data in zip(wheres, counts, datas, strict=True):
+                yield block, where >> KIND_BITS, count, where & KIND, data
 
     def __iter__(self) -> Iterator[Run]:
         for row in self.raw():
@@ -153,8 +191,7 @@ class RamRuns:
 
     def history(self, block: int, page: int) -> Iterator[tuple[PageKind, int, int]]:
         """Every copy of a page, the newest first: ``(kind, source, data)``."""
-        key = (page + 1) << _KIND_BITS
-        low = (1 << _KIND_BITS) - 1
+        key = (page + 1) << KIND_BITS
         last = len(self._sweep_first) - 1
         for sweep in reversed(self._of_block.get(block, ())):
             first = self._sweep_first[sweep]
@@ -163,8 +200,8 @@ class RamRuns:
             if index < first:
                 continue
             where = self._where[index]
-            behind = page - (where >> _KIND_BITS)
+            behind = page - (where >> KIND_BITS)
             if behind < self._count[index]:
-                kind = PageKind(where & low)
+                kind = PageKind(where & KIND)
                 data = self._data[index] + behind * self.strides[kind]
                 yield kind, data >> INPUT_SHIFT, data & _OFFSET

@@ -19,6 +19,7 @@ from qemu_svm.stream.ram_coverage import coverage
 from qemu_svm.stream.ram_gallop import gallop
 from qemu_svm.stream.ram_index import Ram, read_ram
 from qemu_svm.stream.ram_runs import PageKind, RamRuns
+from qemu_svm.stream.ram_scan import Scanner, scan, scan_records
 from tests import builders
 from tests.builders import PAGE, counted, page, word, zero
 from tests.conftest import STREAMS
@@ -26,8 +27,8 @@ from tests.conftest import STREAMS
 BLOCKS = {"pc.ram": 64 * PAGE, "vga": 16 * PAGE}
 
 
-def ram_of(data: bytes, *, scalar: bool = False) -> Ram:
-    return read_ram(read_stream(BytesSource(data)), scalar=scalar)
+def ram_of(data: bytes, scan: Scanner = scan) -> Ram:
+    return read_ram(read_stream(BytesSource(data)), scan=scan)
 
 
 def ram_part(*records: bytes, blocks: dict[str, int] | None = None) -> bytes:
@@ -229,7 +230,7 @@ def records(patterns: Sequence[tuple[str, int, int, int, bool]]) -> bytes:
 @given(PATTERNS)
 def test_both_ways_to_read_agree(patterns: list[tuple[str, int, int, int, bool]]) -> None:
     data = builders.stream([], [records(patterns)], {"m": 2000 * PAGE})
-    quick, slow = ram_of(data), ram_of(data, scalar=True)
+    quick, slow = ram_of(data), ram_of(data, scan=scan_records)
     assert quick.problems == slow.problems == ()
     assert list(quick.runs) == list(slow.runs)
     assert quick.runs.records == slow.runs.records == 1 + sum(p[2] for p in patterns)
@@ -255,7 +256,7 @@ def test_across_windows(kinds: str) -> None:
         for n in range(1500)
     ]
     data = builders.stream([], [b"".join(made)], {"m": 1500 * PAGE})
-    quick, slow = ram_of(data), ram_of(data, scalar=True)
+    quick, slow = ram_of(data), ram_of(data, scan=scan_records)
     assert list(quick.runs) == list(slow.runs)
     assert quick.runs.records == 1500
     if len(set(kinds)) == 1:
@@ -415,7 +416,7 @@ def test_damage_gives_only_our_errors(data: st.DataObject) -> None:
 def test_a_file_read_the_usual_way(sample_file: Path) -> None:
     ram = ram_of(sample_file.read_bytes())
     assert ram.problems == ()
-    assert list(ram.runs) == list(ram_of(sample_file.read_bytes(), scalar=True).runs)
+    assert list(ram.runs) == list(ram_of(sample_file.read_bytes(), scan=scan_records).runs)
     assert sum(one.never for one in coverage(ram)) == 0
 
 

@@ -1,0 +1,210 @@
+/*
+ * What is done for every RAM record, compiled.
+ *
+ * The same in Python, and what it means, is in ram_scan.py and ram_coverage.py;
+ * tests hold both against each other.  Nothing here knows a stream: bytes go in,
+ * numbers come out, and whatever is unusual is left to Python.
+ *
+ * No byte is read before its place is known to be inside the buffer, and nothing
+ * is added to a number from the input before it is known to be small enough.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+#include <string.h>
+
+enum { WORD = 8, HEAD = 9 };                        /* a record's word; what is looked at */
+enum { ZERO = 0x02, PAGE = 0x08, CONTINUE = 0x20, XBZRLE = 0x40 };
+enum { KIND_ZERO = 1, KIND_PAGE = 2, KIND_XBZRLE = 3, KIND_BITS = 3 };
+
+static uint64_t
+word_at(const unsigned char *at)
+{
+    uint64_t word = 0;
+
+    for (int byte = 0; byte < WORD; byte++)
+        word = word << 8 | at[byte];
+    return word;
+}
+
+/* Rows as they leave scan(): three arrays of the same length. */
+struct rows {
+    uint64_t *data, *where;
+    uint32_t *count;
+    Py_ssize_t room, used;
+};
+
+struct window {
+    const unsigned char *bytes;
+    Py_ssize_t size, at;
+    uint64_t base;                                  /* offset of the first byte */
+};
+
+/* The kind of the record at window->at and its length; 0 for an unusual one. */
+static int
+classify(const struct window *window, uint64_t flags, uint64_t page_size, Py_ssize_t *length)
+{
+    const unsigned char *body = window->bytes + window->at + WORD;
+    Py_ssize_t left = window->size - window->at;
+
+    switch (flags) {
+    case PAGE | CONTINUE:
+        *length = WORD + (Py_ssize_t)page_size;
+        return KIND_PAGE;
+    case ZERO | CONTINUE:
+        *length = HEAD;
+        return body[0] == 0 ? KIND_ZERO : 0;
+    case XBZRLE | CONTINUE:
+        if (left < 11 || body[0] != 1)
+            return 0;
+        *length = 11 + (body[1] << 8 | body[2]);
+        return *length <= left && (uint64_t)*length - 11 <= page_size ? KIND_XBZRLE : 0;
+    default:
+        return 0;
+    }
+}
+
+static void
+scan_window(struct window *window, struct rows *rows, uint64_t page_size, uint64_t top,
+            Py_ssize_t pages[KIND_XBZRLE + 1])
+{
+    const uint64_t mask = page_size - 1;
+    const uint64_t most = top - page_size;          /* the caller knows: not below 0 */
+    uint64_t next = 0;                              /* the page behind the last row */
+
+    while (window->size - window->at >= HEAD && rows->used < rows->room) {
+        const uint64_t word = word_at(window->bytes + window->at);
+        const uint64_t page = word / page_size;
+        const uint64_t data = window->base + (uint64_t)window->at + WORD;
+        Py_ssize_t length = 0;
+        uint64_t expected = word;
+        uint32_t count = 0;
+        int kind = classify(window, word & mask, page_size, &length);
+
+        if (!kind || word > most || page < next)
+            return;
+        do {
+            count++;
+            expected += page_size;
+            window->at += length;
+        } while (kind != KIND_XBZRLE && expected <= most && window->size - window->at >= HEAD &&
+                 word_at(window->bytes + window->at) == expected &&
+                 (kind != KIND_ZERO || window->bytes[window->at + WORD] == 0));
+        next = page + count;
+        pages[kind] += count;
+        rows->data[rows->used] = data;
+        rows->where[rows->used] = page << KIND_BITS | (uint64_t)kind;
+        rows->count[rows->used] = count;
+        rows->used++;
+    }
+}
+
+static int
+scan_buffers(const Py_buffer *data, const Py_buffer *where, const Py_buffer *count,
+             struct rows *rows)
+{
+    Py_ssize_t room = data->len / (Py_ssize_t)sizeof(uint64_t);
+
+    if (where->len / (Py_ssize_t)sizeof(uint64_t) != room ||
+        count->len / (Py_ssize_t)sizeof(uint32_t) != room) {
+        PyErr_SetString(PyExc_ValueError, "rows of different lengths");
+        return 0;
+    }
+    *rows = (struct rows){data->buf, where->buf, count->buf, room, 0};
+    return 1;
+}
+
+static PyObject *
+scan(PyObject *module, PyObject *args)
+{
+    Py_buffer bytes, data, where, count;
+    struct window window;
+    struct rows rows;
+    unsigned long long base, page_size, top;
+    Py_ssize_t at, pages[KIND_XBZRLE + 1] = {0};
+    PyObject *result = NULL;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*nK(KK)w*w*w*:scan", &bytes, &at, &base, &page_size, &top,
+                          &data, &where, &count))
+        return NULL;
+    if (at < 0 || at > bytes.len || page_size < 1024 || page_size > 1 << 24 ||
+        page_size & (page_size - 1)) {
+        PyErr_SetString(PyExc_ValueError, "no such place, or no page size");
+    } else if (scan_buffers(&data, &where, &count, &rows)) {
+        window = (struct window){bytes.buf, bytes.len, at, base};
+        if (top >= page_size)
+            scan_window(&window, &rows, page_size, top, pages);
+        result = Py_BuildValue("nn(nnnn)", window.at, rows.used, pages[0], pages[KIND_ZERO],
+                               pages[KIND_PAGE], pages[KIND_XBZRLE]);
+    }
+    PyBuffer_Release(&bytes);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&where);
+    PyBuffer_Release(&count);
+    return result;
+}
+
+static PyObject *
+cover(PyObject *module, PyObject *args)
+{
+    Py_buffer where, count, kinds, times;
+    int good = 1;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*w*w*:cover", &where, &count, &kinds, &times))
+        return NULL;
+    const uint64_t *wheres = where.buf;
+    const uint32_t *counts = count.buf;
+    unsigned char *kind = kinds.buf, *time = times.buf;
+    const Py_ssize_t rows = count.len / (Py_ssize_t)sizeof(uint32_t);
+    const uint64_t pages = (uint64_t)kinds.len;
+
+    good = where.len / (Py_ssize_t)sizeof(uint64_t) == rows && times.len == kinds.len;
+    for (Py_ssize_t row = 0; good && row < rows; row++) {
+        const uint64_t page = wheres[row] >> KIND_BITS;
+
+        good = page <= pages && counts[row] <= pages - page;
+        if (good) {
+            memset(kind + page, (int)(wheres[row] & ((1 << KIND_BITS) - 1)), counts[row]);
+            for (uint64_t at = page; at < page + counts[row]; at++)
+                time[at] = (unsigned char)(time[at] + (time[at] != 255));
+        }
+    }
+    PyBuffer_Release(&where);
+    PyBuffer_Release(&count);
+    PyBuffer_Release(&kinds);
+    PyBuffer_Release(&times);
+    if (!good) {
+        PyErr_SetString(PyExc_ValueError, "a run behind the last page");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"scan", scan, METH_VARARGS, "See ram_scan.py."},
+    {"cover", cover, METH_VARARGS, "See ram_coverage.py."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "qemu_svm.stream._ram",
+    .m_doc = "What is done for every RAM record.",
+    .m_size = 0,
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC
+PyInit__ram(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", 1) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

@@ -1,0 +1,15 @@
+from array import array
+
+INTERFACE: int
+
+def scan(
+    data: bytes,
+    at: int,
+    base: int,
+    pages: tuple[int, int],
+    rows_data: array[int],
+    rows_where: array[int],
+    rows_count: array[int],
+    /,
+) -> tuple[int, int, tuple[int, int, int, int]]: ...
+def cover(where: array[int], count: array[int], kinds: bytearray, times: bytearray, /) -> None: ...
