@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab import build, console, initrd, suites
+from qemu_svm.lab import boot, build, console, suites
 from qemu_svm.lab.cache import Built, Progress, silent
 from qemu_svm.lab.command import Command, Done
 from qemu_svm.lab.emulator import Machine, arguments, program
@@ -194,7 +194,7 @@ class Box:
         self._shared = self._share or self._folder.path / "share"
         self._shared.mkdir(exist_ok=True)
         command += arguments(
-            self.machine, kernel.vmlinuz, initrd.of_suite(kernel),
+            self.machine, boot.kernel(kernel), boot.initrd(kernel),
             root=user.root, share=self._shared, run=self._folder.path,
         )  # fmt: skip
         command += self._emulator_args

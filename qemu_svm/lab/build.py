@@ -19,6 +19,7 @@ from pathlib import Path
 from qemu_svm.errors import LabError
 from qemu_svm.lab import apt, cache
 from qemu_svm.lab.cache import Built, Manifest, Progress, silent
+from qemu_svm.lab.foreign import on_host
 from qemu_svm.lab.suites import PACKAGES, Suite, is_of_line
 
 #: Bytes that must be free to build one suite: archives and extracted files together.
@@ -194,6 +195,19 @@ def _finish(root: Path) -> None:
     (etc / "group").write_text("root:x:0:\n")
     (etc / "hostname").write_text("box\n")
     (etc / "hosts").write_text("127.0.0.1 localhost box\n")
+    _compile_python(root)
+
+
+def _compile_python(root: Path) -> None:
+    # The root is read-only in a box, where compiling at every import takes seconds.
+    for library in root.glob("usr/lib/python3.*"):
+        subprocess.run(
+            [*on_host(root, "usr/bin/python3"), "-m", "compileall", "-q", "-j", "0",
+             "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/",
+             "-x", "/(test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data)/", str(library)],
+            env={"PYTHONHOME": str(root / "usr"), "PATH": os.defpath}, cwd="/",
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
 
 
 def _release(root: Path) -> str:

@@ -7,7 +7,7 @@
         root/               its files, served read-only to boxes
         manifest.json       where from, when, exact version of every package
       .bookworm.XXXXXXXX/   being built (or left over by a build that was killed)
-      initrd/               made from a suite's kernel, named by content
+      boot/                 made of a suite's kernel: unpacked kernel, initrd
       lock/                 one file a suite: shared while used, exclusive while changed
 """
 
@@ -182,7 +182,7 @@ def clean(suites: tuple[Suite, ...] = SUITES) -> list[Path]:
         with lock(suite, shared=False):
             found = leftovers(suite)
             found += [path for path in (folder() / suite.name,) if path.exists()]
-            found += sorted((folder() / "initrd").glob(f"{suite.name}-*"))
+            found += sorted((folder() / "boot").glob(f"{suite.name}-*"))
             for path in found:
                 if path.is_dir():
                     remove(path)

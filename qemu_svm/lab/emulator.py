@@ -9,8 +9,8 @@ from pathlib import Path
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.cache import Built
+from qemu_svm.lab.foreign import on_host
 
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
 
 
@@ -29,23 +29,13 @@ class Machine:
     memory: int = 2048
 
 
-def on_host(built: Built, program: str) -> list[str]:
-    """Return the start of a command line that runs a suite's program on this host.
-
-    It goes through the suite's own loader and libraries, so it needs neither root nor chroot.
-    """
-    root = built.root
-    loader = root / _LIBRARIES / "ld-linux-x86-64.so.2"
-    return [str(loader), "--library-path", str(root / _LIBRARIES), str(root / program)]
-
-
 def program(emulator: Built | None) -> list[str]:
     """Return the start of the emulator's command line: the host's own, or a suite's.
 
     :raises LabError: the host has none.
     """
     if emulator is not None:
-        command = on_host(emulator, "usr/bin/qemu-system-x86_64")
+        command = on_host(emulator.root, "usr/bin/qemu-system-x86_64")
         for place in _FIRMWARE:
             command += ["-L", str(emulator.root / place)]
         return command

@@ -1,4 +1,6 @@
-"""The box's first file system: busybox, modules, the agent; made once per kernel.
+"""What a box starts from, made once per kernel: the kernel, and its first file system.
+
+The first file system has busybox, modules and the agent.
 
 An initrd is a cpio archive in the "newc" format (kernel:
 Documentation/driver-api/early-userspace/buffer-format.rst): per file 13 numbers
@@ -11,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
 from qemu_svm.lab import cache
 from qemu_svm.lab.cache import Built
+from qemu_svm.lab.kernel_image import unpacked
 from qemu_svm.lab.modules import in_order
 
 _AGENT = ("agent.py", "frames.py")
@@ -29,19 +33,33 @@ _CONSOLE = 0o020600
 _CONSOLE_DEVICE = (5, 1)
 
 
-def of_suite(built: Built) -> Path:
-    """Return the initrd for a suite's kernel, out of the cache if it was made before."""
+def kernel(built: Built) -> Path:
+    """Return a suite's kernel in the form that starts soonest."""
+    name = f"{built.suite.name}-{built.manifest.release}-{built.manifest.kernel}.elf"
+    return _made(name, lambda: unpacked(built.vmlinuz.read_bytes()) or built.vmlinuz.read_bytes())
+
+
+def initrd(built: Built) -> Path:
+    """Return the initrd for a suite's kernel."""
     ours = {name: _ours(name) for name in ("init", *_AGENT)}
-    digest = hashlib.sha256(built.manifest.built.encode())
+    digest = hashlib.sha256(built.manifest.kernel.encode())
     for content in ours.values():
         digest.update(content)
-    path = cache.folder() / "initrd" / f"{built.suite.name}-{digest.hexdigest()[:16]}"
+    return _made(
+        f"{built.suite.name}-{digest.hexdigest()[:16]}.initrd", lambda: _archive(built, ours)
+    )
+
+
+def _made(name: str, make: Callable[[], bytes]) -> Path:
+    # Out of the cache, or made now; two at once make the same.
+    path = cache.folder() / "boot" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
             try:
-                file.write(_archive(built, ours))
+                file.write(make())
                 file.flush()
+                os.fsync(file.fileno())
                 os.rename(file.name, path)
             except BaseException:
                 os.unlink(file.name)
