@@ -34,6 +34,7 @@ _VERBS = {
     "diff": "Two streams field by field, without what is known to differ.",
     "compat": "Would a given QEMU take the sections of this stream?",
     "ram": "RAM blocks, page statistics, a map; --extract writes them.",
+    "capture": "A stream out of a running QEMU, without hurting the guest.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
     "watch": "A migration in progress, live, whoever started it.",
     "doctor": "What this host, a QEMU, a VM can do, and what is missing.",

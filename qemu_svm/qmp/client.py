@@ -336,6 +336,10 @@ class Events:
         self._qmp = qmp
         self._listener = listener
 
+    def pending(self) -> list[Event]:
+        """Return what has come in and was not taken yet."""
+        return [_event(message) for message in self._listener.clear()]
+
     async def next(self, timeout: float | None = None) -> Event:
         """Wait for the next event.
 

@@ -100,6 +100,14 @@ class Channel:
     problem: StreamError | None
 
 
+def channel_number(head: bytes) -> int | None:
+    """Return the number of a channel that starts with ``head``; None if it is none."""
+    if len(head) < _INITIAL.size:
+        return None
+    magic, _version, _uuid, number, _ = _INITIAL.unpack_from(head)
+    return int(number) if magic == MAGIC else None
+
+
 def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
     """Read a channel; compressed pages go to a temporary file.
 

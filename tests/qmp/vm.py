@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from qemu_svm.errors import QmpError
+from qemu_svm.qmp import sync
+
 # 64 pages, each with a counter in its first four bytes, counted up in turn:
 # mov ax,0x2000; next: mov ds,ax; inc dword [0]; add ax,0x100; cmp ax,0x6000;
 # jne next; jmp start
@@ -49,14 +52,19 @@ class Vm:
             raise
 
     def _wait(self, boots: bool) -> None:
-        from qemu_svm.qmp import sync
-
         end = time.monotonic() + 60
         while not self.socket.exists():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < end
             time.sleep(0.01)
-        with sync.connect(f"unix:{self.socket}", connect_timeout=30.0) as qmp:
+        while True:  # the socket's name is there before somebody listens
+            try:
+                qmp = sync.connect(self.address, connect_timeout=30.0)
+                break
+            except QmpError:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        with qmp:
             while boots:
                 text = qmp.execute("human-monitor-command", {"command-line": "xp /1wx 0x20000"})
                 if int(text.split()[-1], 16):

@@ -1,0 +1,126 @@
+"""``svmstream capture --qmp SOCKET -o FILE``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from qemu_svm.cli import EXIT_INTERRUPTED, common, complain, qmp_common
+
+if TYPE_CHECKING:
+    from qemu_svm.qmp.capture import Captured
+    from qemu_svm.qmp.features import Options
+
+
+@click.command(
+    "capture",
+    epilog="Examples: svmstream capture --qmp /run/vm.qmp -o dump.bin; "
+    "svmstream capture --qmp localhost:4444 -o dump.bin --stop; "
+    "svmstream capture --qmp /run/vm.qmp -o dump.bin --multifd 4 --compression zstd",
+)
+@qmp_common.qmp_option
+@click.option("-o", "--output", metavar="FILE", required=True,
+              help="Gets its name when complete; channels get FILE.channelN.")  # fmt: skip
+@click.option("-f", "--force", is_flag=True, help="Replace FILE.")
+@common.json_option
+@click.option("--live/--stop", default=True, show_default=True,
+              help="Stop the guest for the last pass only, or all the time.")  # fmt: skip
+@click.option("--mapped-ram", is_flag=True, help="Every page at a fixed place (QEMU 9.0).")
+@click.option("--multifd", type=click.IntRange(1, 255), default=None, metavar="N",
+              help="RAM over N channels.")  # fmt: skip
+@click.option("--compression", type=click.Choice(["none", "zlib", "zstd"]), default="none",
+              help="Of the multifd channels.")  # fmt: skip
+@click.option("--xbzrle", is_flag=True, help="Send changed pages as deltas.")
+@click.option("--background-snapshot", is_flag=True,
+              help="The state of the start, without stopping for RAM (QEMU 6.0).")  # fmt: skip
+@click.option("--bandwidth", callback=qmp_common.size, metavar="SIZE",
+              help="Bytes a second, such as 200M; without it, no limit.")  # fmt: skip
+@click.option("--downtime", type=click.IntRange(0, 2_000_000), metavar="MS",
+              help="How long the last pass may take.")  # fmt: skip
+@click.option("--stop-after", type=click.FloatRange(min=0), metavar="SECONDS",
+              help="Stop a guest then that is too busy to come to an end.")  # fmt: skip
+@click.option("--qemu-dir", metavar="DIR",
+              help="QEMU writes FILE itself, in what it sees as DIR.")  # fmt: skip
+@qmp_common.timeout_option
+def command(
+    *,
+    address: str,
+    output: str,
+    force: bool,
+    as_json: bool,
+    live: bool,
+    mapped_ram: bool,
+    multifd: int | None,
+    compression: str,
+    xbzrle: bool,
+    background_snapshot: bool,
+    bandwidth: int | None,
+    downtime: int | None,
+    stop_after: float | None,
+    qemu_dir: str | None,
+    timeout: float,
+) -> int:
+    """Save a running guest into FILE, and let it go on as before.
+
+    Whatever happens, capabilities and parameters are put back, and a guest that
+    ran runs on. FILE appears when it is complete and on the disk.
+    """
+    from qemu_svm.qmp.features import Options
+
+    options = Options(
+        live=live,
+        mapped_ram=mapped_ram,
+        multifd=multifd or 0,
+        compression=compression,
+        xbzrle=xbzrle,
+        background_snapshot=background_snapshot,
+        bandwidth=bandwidth,
+        downtime=downtime,
+        stop_after=stop_after,
+    )
+    words = options.contradiction()
+    if words is not None:
+        raise click.UsageError(words)
+    from qemu_svm.cli import interrupts
+
+    try:
+        work = _capture(address, timeout, output, options, force=force, qemu_dir=qemu_dir)
+        done = interrupts.run(work)
+    except FileExistsError as error:
+        raise click.UsageError(f"'{error.filename}' exists already; -f replaces it") from error
+    except KeyboardInterrupt:
+        complain(f"interrupted; the guest is as it was before, and there is no '{output}'")
+        return EXIT_INTERRUPTED
+    if as_json:
+        from qemu_svm.render.migration_document import captured_document
+
+        common.print_json(captured_document(done))
+    else:
+        from qemu_svm.render.migration_text import captured_report
+
+        common.print_lines(captured_report(done))
+    return 0
+
+
+async def _capture(
+    address: str,
+    timeout: float,
+    output: str,
+    options: Options,
+    *,
+    force: bool,
+    qemu_dir: str | None,
+) -> Captured:
+    from qemu_svm.qmp import Client
+    from qemu_svm.qmp.capture import capture
+
+    async with Client.connect(address, timeout=timeout) as client:
+        return await capture(
+            client,
+            output,
+            options,
+            replace=force,
+            qemu_directory=qemu_dir,
+            progress=qmp_common.progress(),
+        )

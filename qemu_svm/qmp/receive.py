@@ -1,0 +1,180 @@
+"""The receiving end of a migration: sockets whose bytes go into files.
+
+QEMU is given one end of a socket pair, or connects to a socket that we listen
+on (multifd needs a connection for each channel).  A socket is better than a
+file: QEMU sees at once when we are gone, fails the migration and lets the guest
+run on; and QEMU 11 takes no plain file as ``fd:``.
+
+Each connection has a thread of its own, so that a slow disk does not keep the
+QMP connection from being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+
+from qemu_svm.limits import KIB, MIB
+
+_BUFFER = MIB
+_HEAD = 64  # as long as the first packet of a multifd channel
+_BACKLOG = 256
+
+Route = Callable[[bytes], int]
+"""Given the first bytes of a connection, the descriptor to write it to."""
+
+
+class Receiver:
+    """Connections that are written to files.
+
+    :param route: called in a thread, once for each connection.
+    :param loop: the loop whose :attr:`ended` is set.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self.ended = asyncio.Event()
+        self.error: OSError | None = None
+        self._route = route
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
+        self._open = 0
+        self._closed = False
+
+    def add(self, connection: socket.socket) -> None:
+        """Start to receive from a connection, which is then owned."""
+        thread = threading.Thread(target=self._receive, args=(connection,), daemon=True)
+        with self._lock:
+            if self._closed:
+                connection.close()
+                return
+            self._sockets.append(connection)
+            self._threads.append(thread)
+            self._open += 1
+        thread.start()
+
+    async def drain(self) -> None:
+        """Wait until every connection has ended and everything is written."""
+        for thread in list(self._threads):
+            await asyncio.to_thread(thread.join)
+
+    async def close(self) -> None:
+        """End every connection; never fails."""
+        with self._lock:
+            self._closed = True
+            sockets = list(self._sockets)
+        for one in sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        await self.drain()
+        for one in sockets:
+            one.close()
+
+    def _receive(self, connection: socket.socket) -> None:
+        try:
+            self._copy(connection)
+        except OSError as error:
+            with self._lock:
+                self.error = self.error or error
+            # QEMU need not wait for a reader that has failed.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            self._tell()
+        finally:
+            with self._lock:
+                self._open -= 1
+                last = not self._open
+            if last:
+                self._tell()
+
+    def _copy(self, connection: socket.socket) -> None:
+        buffer = memoryview(bytearray(_BUFFER))
+        size = 0
+        while size < _HEAD and (got := connection.recv_into(buffer[size:])):
+            size += got
+        if not size:
+            return
+        target = self._route(bytes(buffer[:_HEAD]))
+        while size:
+            at = 0
+            while at < size:
+                at += os.write(target, buffer[at:size])
+            try:
+                size = connection.recv_into(buffer)
+            except ConnectionResetError:
+                return  # as good as an end: whether all came is the migration's to say
+
+    def _tell(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.ended.set)
+
+
+def pair(receiver: Receiver) -> socket.socket:
+    """Make a socket pair, of which one end is received from; return QEMU's end."""
+    ours, theirs = socket.socketpair()
+    with contextlib.suppress(OSError):
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 512 * KIB)
+    receiver.add(ours)
+    return theirs
+
+
+class Listener:
+    """A socket that QEMU connects to; for several channels, or for QMP over TCP.
+
+    :param host: listen there by TCP, for this host only; None for a UNIX socket
+        in a directory that nobody else can enter.
+    """
+
+    def __init__(self, receiver: Receiver, host: str | None = None) -> None:
+        self._receiver = receiver
+        self._folder: str | None = None
+        self._peer: str | None = None
+        if host is None:
+            self._folder = tempfile.mkdtemp(prefix="svmstream-")
+            path = os.path.join(self._folder, "migrate")
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.bind(path)
+            self.uri = f"unix:{path}"
+        else:
+            family, _, _, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_STREAM)[0]
+            self._peer = str(address[0])
+            self._socket = socket.socket(family)
+            own = _own_address(family, self._peer)
+            self._socket.bind((own, 0))
+            port = self._socket.getsockname()[1]
+            self.uri = f"tcp:[{own}]:{port}" if ":" in own else f"tcp:{own}:{port}"
+        self._socket.listen(_BACKLOG)
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes up accept()
+        self._thread.join()
+        self._socket.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, address = self._socket.accept()
+                if self._peer is None or address[0] == self._peer:
+                    self._receiver.add(connection)
+                else:
+                    connection.close()
+
+
+def _own_address(family: int, peer: str) -> str:
+    # The address of ours from which the peer is reached; nothing is sent.
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((peer, 1))
+        return str(probe.getsockname()[0])

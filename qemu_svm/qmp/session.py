@@ -1,0 +1,143 @@
+"""What a capture changes in QEMU, and its way back on every way out.
+
+Everything is noted *before* it is changed, because after a lost connection
+nobody knows whether a command was carried out.  The way back runs to its end
+whatever is cancelled meanwhile: the guest comes first.  If the connection was
+lost it is made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from qemu_svm.errors import CommandRefused, QmpError, SvmStreamError
+from qemu_svm.qmp.answers import Migration, Status
+from qemu_svm.qmp.client import Client
+
+RECONNECT_SECONDS = 10.0
+"""How long to try to reach a QEMU whose connection was lost."""
+
+_END_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+
+# Run states in which a guest stands that ran before, and that only we stopped.
+_OURS = frozenset({"postmigrate", "finish-migrate"})
+
+
+class Session:
+    """A migration of ours, with everything that was before.
+
+    :param before: the run state when we came.
+    """
+
+    def __init__(self, client: Client, before: Status) -> None:
+        self.client = client
+        self.before = before
+        self.after = before
+        self._capabilities: dict[str, bool] = {}
+        self._parameters: dict[str, Any] = {}
+        self._migrating = False
+        self._stopped = False
+
+    async def change(
+        self, capabilities: Mapping[str, bool], parameters: Mapping[str, object]
+    ) -> None:
+        """Switch capabilities and set parameters, to be put back at the end."""
+        old = await self.client.parameters()
+        self._capabilities = {name: not state for name, state in capabilities.items()}
+        self._parameters = {name: old[name] for name in parameters if name in old}
+        await self.client.set_capabilities(capabilities)
+        await self.client.set_parameters(parameters)
+
+    async def stop(self) -> None:
+        """Stop the guest, to be woken up at the end if it ran."""
+        self._stopped = self.before.running
+        await self.client.stop()
+
+    async def migrate(self, uri: str) -> None:
+        """Start the migration, to be cancelled at the end if it still runs.
+
+        :raises CommandRefused: QEMU did not start it.
+        """
+        self._migrating = True
+        try:
+            await self.client.execute("migrate", {"uri": uri})
+        except CommandRefused:
+            self._migrating = False
+            raise
+
+    async def resume(self) -> None:
+        """Let the guest run if it ran before, and note how it is left."""
+        status = await self.client.status()
+        ours = status.state in _OURS or (self._stopped and status.state == "paused")
+        if ours and (self.before.running or self.before.state == "suspended"):
+            await self.client.cont()
+            status = await self.client.status()
+        self._stopped = False
+        self.after = status
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        work = asyncio.ensure_future(self._put_back())
+        cancelled: asyncio.CancelledError | None = None
+        while not work.done():
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError as stop:
+                cancelled = stop  # told when everything is as it was
+            except SvmStreamError:
+                break
+        fault = work.exception()
+        if fault is not None:
+            raise fault from error
+        if cancelled is not None:
+            raise cancelled
+
+    async def _put_back(self) -> None:
+        try:
+            if not self.client.connected:
+                await self.client.reopen(RECONNECT_SECONDS)
+            if self._migrating:
+                await self._end_migration()
+                await self.resume()
+            elif self._stopped:
+                await self.resume()
+            await self.client.set_parameters(self._parameters)
+            await self.client.set_capabilities(self._capabilities)
+        except SvmStreamError as error:
+            raise QmpError(
+                f"the guest could not be put back as it was: {error}", hint=self._left()
+            ) from error
+
+    async def _end_migration(self) -> Migration:
+        end = time.monotonic() + _END_SECONDS
+        migration = await self.client.migration()
+        if migration.active:
+            await self.client.execute("migrate_cancel")
+        while migration.active:
+            if time.monotonic() > end:
+                raise QmpError(f"the migration does not end in {_END_SECONDS:g} s")
+            await asyncio.sleep(_POLL_SECONDS)
+            migration = await self.client.migration()
+        return migration
+
+    def _left(self) -> str:
+        # What somebody has to look after now.
+        parts = [f"the guest was {'running' if self.before.running else self.before.state}"]
+        settings = {**self._capabilities, **self._parameters}
+        if settings:
+            parts.append(
+                "these were " + ", ".join(f"{name}={value}" for name, value in settings.items())
+            )
+        return "if that QEMU still runs: " + "; ".join(parts)
