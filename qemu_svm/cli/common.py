@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from qemu_svm.stream import Walk, read_stream
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+_EVERY = 0.2  # seconds between two words of progress
 
 file_argument = click.argument("file", metavar="FILE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -58,6 +62,24 @@ def print_lines(lines: Iterable[Text]) -> None:
     out = console()
     for line in lines:
         out.print(line, soft_wrap=not out.is_terminal)
+
+
+def progress(whole: int, of_what: str) -> Callable[[int], None]:
+    """What to call with how much is done: a line on a terminal that goes away, else nothing."""
+    if not sys.stderr.isatty() or not whole:
+        return lambda _done: None
+    last = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= whole:
+            click.echo("\r\x1b[K", nl=False, err=True)
+        elif now - last > _EVERY:
+            last = now
+            click.echo(f"\r{100 * done // whole:3} % {of_what}", nl=False, err=True)
+
+    return show
 
 
 def status(machine: Machine, found: Sequence[Finding]) -> int:

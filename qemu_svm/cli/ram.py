@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import click
 
@@ -16,8 +14,6 @@ from qemu_svm.stream.ram_coverage import coverage
 from qemu_svm.stream.ram_extract import extract
 from qemu_svm.stream.ram_files import BlockFiles
 from qemu_svm.stream.ram_index import Ram, all_problems, read_ram
-
-_EVERY = 0.2  # seconds between two words of progress
 
 Span = tuple[int, int]
 
@@ -68,10 +64,7 @@ def command(
     with ExitStack() as stack:
         source = stack.enter_context(open_source(file))
         stream = read_stream(source, walk=Walk.QUICK)
-        others = [stack.enter_context(open_source(path)) for path in channels]
-        ram = read_ram(stream, others)
-        for channel in ram.channels:
-            stack.callback(channel.source.close)
+        ram = stack.enter_context(opened_ram(stream, channels))
         chosen = [ram.block(name) for name in names] or list(range(len(ram.entries)))
         if span is not None and any(edge % ram.page_size for edge in span if edge < 1 << 63):
             raise click.UsageError(f"--range: not a multiple of the page size, {ram.page_size}")
@@ -88,18 +81,35 @@ def command(
             from qemu_svm.render.ram_text import report
 
             common.print_lines(report(ram, covered, chosen, span, files))
-        return status or _told(stream, ram)
+        return status or tell(stream, ram)
 
 
-def _told(stream: Stream, ram: Ram) -> int:
-    # Tell what is wrong; the status that follows.
+@contextmanager
+def opened_ram(stream: Stream, channels: Sequence[str]) -> Iterator[Ram]:
+    """Read the RAM of a stream and the files of its multifd channels."""
+    with ExitStack() as stack:
+        others = [stack.enter_context(open_source(path)) for path in channels]
+        ram = read_ram(stream, others)
+        for channel in ram.channels:
+            stack.callback(channel.source.close)
+        yield ram
+
+
+def tell(stream: Stream, ram: Ram, option: str = "--channel", *, only_ram: bool = False) -> int:
+    """Tell on standard error what is wrong; the exit status that follows.
+
+    :param option: how channels are named on the command line.
+    :param only_ram: what is wrong with the rest of the stream is told elsewhere.
+    """
     problems = all_problems(stream, ram)
+    if only_ram:
+        problems = problems[len(stream.problems) :]
     for problem in problems:
         complain(f"{stream.source.path}: {problem}")
     if ram.flushes and not ram.channels:
         complain(
             f"{stream.source.path}: the pages of this stream went over multifd channels",
-            "name the file of each with --channel",
+            f"name the file of each with {option}",
         )
         return EXIT_UNREADABLE
     return EXIT_UNREADABLE if problems or not stream.complete else 0
@@ -111,7 +121,8 @@ def _extracted(
     names = [ram.blocks[number].name for number in chosen]
     try:
         with BlockFiles(directory, names, replace=force) as files:
-            extract(ram, dict(zip(chosen, files.descriptors, strict=True)), span, _progress(ram))
+            progress = common.progress(ram.runs.records, "of the pages")
+            extract(ram, dict(zip(chosen, files.descriptors, strict=True)), span, progress)
             files.commit()
     except FileExistsError as error:
         message = f"'{error.filename}' exists already in '{directory}'; -f replaces it"
@@ -120,21 +131,3 @@ def _extracted(
         complain(f"cannot write to '{directory}': {error.strerror}")
         return EXIT_ENVIRONMENT, {}
     return 0, dict(zip(chosen, files.names, strict=True))
-
-
-def _progress(ram: Ram) -> Callable[[int], None]:
-    # What to call while pages are written: words on a terminal, else nothing.
-    if not sys.stderr.isatty() or not ram.runs.records:
-        return lambda _done: None
-    last = time.monotonic()
-
-    def show(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done >= ram.runs.records:
-            click.echo("\r\x1b[K", nl=False, err=True)
-        elif now - last > _EVERY:
-            last = now
-            click.echo(f"\r{100 * done // ram.runs.records:3} % of the pages", nl=False, err=True)
-
-    return show

@@ -16,7 +16,7 @@ Arrays are compared element by element; neighbours are folded into ranges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
@@ -36,7 +36,6 @@ CONFIGURATION = "configuration"
 RAM_BLOCKS = "RAM blocks"
 SECTIONS = "sections"
 DEVICES = "devices"
-RAM_PAGES = "RAM pages"
 
 
 class Change(StrEnum):
@@ -54,7 +53,7 @@ class Difference:
     """One field or range that differs.
 
     :param group: ``configuration``, ``RAM blocks``, ``sections``, ``vcpu0``,
-        ``vcpu0 nested``, ``devices``, ``RAM pages``.
+        ``vcpu0 nested``, ``devices``.
     :param path: in the first stream; of a range, ``name[3..7]``.
     :param a: what the first stream has, with its offset; None if it has none.
     :param mask: why it does not count; None if it does.
@@ -94,18 +93,9 @@ class Comparison:
         return found
 
 
-Pages = Callable[[Machine, Machine], Iterable[Difference]]
-"""Compares RAM by content; gives differences of the group ``RAM pages``."""
-
-
-def compare(
-    a: Machine, b: Machine, masks: Sequence[Mask] = DEFAULT, pages: Pages | None = None
-) -> Comparison:
-    """Compare two machines.
-
-    :param pages: what compares the content of RAM; None leaves it out.
-    """
-    return _Comparer(a, b, Masks(tuple(masks))).run(pages)
+def compare(a: Machine, b: Machine, masks: Sequence[Mask] = DEFAULT) -> Comparison:
+    """Compare two machines; :mod:`qemu_svm.findings.ram_diff` has the content of RAM."""
+    return _Comparer(a, b, Masks(tuple(masks))).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +125,7 @@ class _Comparer:
         self._group = ""
         self._covered = _NOTHING
 
-    def run(self, pages: Pages | None) -> Comparison:
+    def run(self) -> Comparison:
         found = list(self._configuration())
         found += self._blocks()
         pairs = _matched(self._a, self._b)
@@ -149,8 +139,6 @@ class _Comparer:
         ]  # fmt: skip
         # What is left of the vCPUs' sections comes before the devices.
         found += sorted((one for part in sections for one in part), key=_device_last)
-        if pages is not None:
-            found += pages(self._a, self._b)
         return Comparison(tuple(found), tuple(self._renamed), tuple(self._problems))
 
     # The parts of a stream.

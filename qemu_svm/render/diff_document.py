@@ -7,6 +7,7 @@ from typing import Any
 
 from qemu_svm.findings.diff import Comparison, Difference
 from qemu_svm.findings.masks import Mask
+from qemu_svm.findings.ram_diff import BlockDiff, RamDiff
 from qemu_svm.machine import Machine
 from qemu_svm.render.document import SCHEMA_VERSION, hex_text, leaf
 from qemu_svm.render.words import bit_names, meaning
@@ -15,13 +16,15 @@ from qemu_svm.stream import Value
 _NUMBERS = frozenset({"ram block", "section"})
 
 
-def document(a: Machine, b: Machine, found: Comparison) -> dict[str, Any]:
+def document(
+    a: Machine, b: Machine, found: Comparison, pages: RamDiff | None = None
+) -> dict[str, Any]:
     """The document of ``diff``; masked differences are in it too, and marked."""
     return {
         "schema_version": SCHEMA_VERSION,
         "a": _stream(a),
         "b": _stream(b),
-        "same": not found.counting,
+        "same": not found.counting and (pages is None or pages.same),
         "differences": [_difference(one) for one in found.differences],
         "masks": [
             {
@@ -35,8 +38,40 @@ def document(a: Machine, b: Machine, found: Comparison) -> dict[str, Any]:
         "renamed": [{"path": path, "name": name} for path, name in found.renamed],
         "problems": [
             {"stream": side, "rule": error.rule, "message": str(error), "offset": error.offset}
-            for side, error in found.problems
+            for side, error in (*found.problems, *(pages.problems if pages else ()))
         ],
+        "ram": None if pages is None else [_block(block) for block in pages.blocks],
+    }
+
+
+def _block(block: BlockDiff) -> dict[str, Any]:
+    return {
+        "name": block.name,
+        "size_a": block.size_a,
+        "size_b": block.size_b,
+        "pages": {
+            "all": block.pages,
+            "same": block.same,
+            "never": block.never,
+            "different": block.different,
+            "only_a": block.only_a,
+            "only_b": block.only_b,
+            "unreadable": block.unreadable,
+        },
+        "ranges": [
+            {
+                "start": one.page * block.page_size,
+                "size": one.count * block.page_size,
+                "a": one.a.value,
+                "b": one.b.value,
+                "different_bytes": one.different,
+                "offset_a": one.place_a,
+                "offset_b": one.place_b,
+            }
+            for one in block.ranges
+        ],
+        "pages_in_no_range": block.dropped,
+        "mask": None if block.mask is None else block.mask.id,
     }
 
 

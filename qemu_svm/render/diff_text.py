@@ -8,7 +8,9 @@ from itertools import groupby
 from rich.text import Text
 
 from qemu_svm.findings.diff import Change, Comparison, Difference
+from qemu_svm.findings.ram_diff import RamDiff
 from qemu_svm.machine import Machine
+from qemu_svm.render.diff_ram_text import ram_lines
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import FAINT, HEADING, KEY, columns, entry
 from qemu_svm.render.words import bit_names, meaning
@@ -21,9 +23,17 @@ _PATHS = 4
 
 
 def report(
-    a: Machine, b: Machine, found: Comparison, *, all_differences: bool = False
+    a: Machine,
+    b: Machine,
+    found: Comparison,
+    pages: RamDiff | None = None,
+    *,
+    all_differences: bool = False,
 ) -> Iterable[Text]:
-    """How many there are, then the groups, then what was masked."""
+    """How many there are, then the groups, RAM, then what was masked.
+
+    :param pages: RAM page by page, if that was compared.
+    """
     for side, machine in (("A", a), ("B", b)):
         state = "" if machine.stream.complete else " (NOT COMPLETE)"
         yield Text(
@@ -41,6 +51,9 @@ def report(
         yield Text()
         yield Text(group, HEADING)
         yield from columns([_row(one) for one in members], ("field", "A", "B", ""))
+    if pages is not None:
+        yield Text()
+        yield from ram_lines(pages, all_differences=all_differences)
     if masked and not all_differences:
         yield Text()
         yield Text("masked (--all shows them)", HEADING)

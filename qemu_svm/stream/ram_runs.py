@@ -181,6 +181,11 @@ class RamRuns:
             for where, count, data in zip(wheres, counts, datas, strict=True):
                 yield block, where >> KIND_BITS, count, where & KIND, data
 
+    def at(self, index: int) -> tuple[int, int, int, int]:
+        """The run of that number, in the order of :meth:`raw`: ``(page, count, kind, data)``."""
+        where = self._where[index]
+        return where >> KIND_BITS, self._count[index], where & KIND, self._data[index]
+
     def __iter__(self) -> Iterator[Run]:
         for row in self.raw():
             yield self._run(*row)

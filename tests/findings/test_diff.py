@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qemu_svm.findings.diff import Change, Comparison, Difference, compare
+from qemu_svm.findings.diff import Change, Comparison, compare
 from qemu_svm.findings.masks import DEFAULT, Mask, Masks, selects, user_masks
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import find
@@ -218,17 +217,6 @@ def test_sections_that_nothing_describes() -> None:
     a = made(section("dev", b"abcd", field("x", "uint8", 4)), describe=False)
     b = made(section("dev", b"abXY", field("x", "uint8", 4)), describe=False)
     assert paths(compare(a, b)) == ["section:dev[2..3]"]
-
-
-def test_the_hook_for_pages() -> None:
-    a = made()
-    page = Difference("RAM pages", "ram.pc.ram@0x1000", Change.VALUE, None, None)
-
-    def pages(one: Machine, two: Machine) -> Iterator[Difference]:
-        assert one is two is a
-        yield page
-
-    assert compare(a, a, pages=pages).differences == (page,)
 
 
 # Masks.

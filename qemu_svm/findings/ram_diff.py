@@ -1,0 +1,289 @@
+"""RAM of two streams, page by page.
+
+Blocks are matched by name and compared by what their pages hold at the end,
+however that was sent: as it is, as zeros, encoded, over channels, in place.  A
+page that one stream never sent has no content to compare; it is counted apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from qemu_svm.errors import StreamError, Unsupported
+from qemu_svm.findings.masks import Mask, Masks
+from qemu_svm.limits import MIB
+from qemu_svm.stream.ram_final import NEVER, FinalRam
+from qemu_svm.stream.ram_index import Ram
+from qemu_svm.stream.ram_runs import PageKind
+
+MOST_RANGES = 1 << 16
+"""Ranges of differing pages that are kept; what is beyond them is counted."""
+_MOST_ERRORS = 8  # a side; the pages are counted all the same
+
+
+class State(StrEnum):
+    """What a stream has for a page."""
+
+    DATA = "data"
+    ZERO = "zero"
+    NEVER = "never sent"
+
+
+@dataclass(slots=True)
+class RamRange:
+    """Pages that follow one another and differ in the same way.
+
+    :param page: number of the first.
+    :param different: bytes that differ; 0 where one side was never sent.
+    :param place_a: offset of the first page's content in the first stream;
+        None if it has none, or it is in a channel.
+    """
+
+    page: int
+    count: int
+    a: State
+    b: State
+    different: int
+    place_a: int | None
+    place_b: int | None
+
+    def like(self, a: State, b: State) -> bool:
+        """Whether pages in these states are of its kind."""
+        return (self.a, self.b) == (a, b)
+
+
+@dataclass(slots=True)
+class BlockDiff:
+    """One RAM block.
+
+    :param size_a: bytes in the first stream; None if it has no such block.
+    :param pages: of the larger side.
+    :param same: pages with the same content; a zero page and a page of zeros are.
+    :param never: pages that neither stream sent.
+    :param different: pages whose content differs.
+    :param only_a: pages that only the first stream sent.
+    :param unreadable: pages that could not be read in one of them.
+    :param mask: why nothing of it counts; None if it does.
+    :param dropped: pages that are counted, but in no range: there are too many.
+    """
+
+    name: str
+    size_a: int | None
+    size_b: int | None
+    page_size: int
+    pages: int = 0
+    same: int = 0
+    never: int = 0
+    different: int = 0
+    only_a: int = 0
+    only_b: int = 0
+    unreadable: int = 0
+    ranges: list[RamRange] = field(default_factory=list)
+    dropped: int = 0
+    mask: Mask | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether a page differs, or only one stream sent it, and no mask covers the block."""
+        return self.mask is None and self.different + self.only_a + self.only_b > 0
+
+
+@dataclass(frozen=True, slots=True)
+class RamDiff:
+    """All blocks, those of the first stream first.
+
+    :param problems: (``a`` or ``b``, why pages could not be read).
+    """
+
+    blocks: tuple[BlockDiff, ...]
+    problems: tuple[tuple[str, StreamError], ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether all pages are the same, but for masked blocks."""
+        return not any(block.counts for block in self.blocks)
+
+
+def compare_ram(
+    a: Ram,
+    b: Ram,
+    masks: Sequence[Mask] = (),
+    progress: Callable[[int], None] = lambda _done: None,
+    most_ranges: int = MOST_RANGES,
+) -> RamDiff:
+    """Compare all RAM blocks.
+
+    :param masks: one that covers ``ram.BLOCK`` takes the block out of the count.
+    :param progress: told how many pages are done.
+    :raises LimitExceeded: one of the guests is too large.
+    :raises Unsupported: their pages differ in size.
+    :raises StreamError: a zero page's byte cannot be read.
+    """
+    if a.page_size != b.page_size:
+        raise Unsupported(
+            "guests with pages of different size cannot be compared page by page",
+            offset=b.blocks[0].offset if b.blocks else 0,
+            section="ram",
+            expected=f"{a.page_size}",
+            found=f"{b.page_size}",
+        )
+    return _Comparer(a, b, Masks(tuple(masks)), progress, most_ranges).run()
+
+
+# For each page of both sides: 0 never sent, 1 zero, 2 anything else.
+_STATES = (State.NEVER, State.ZERO, State.DATA)
+_OF_KIND = bytes(
+    0 if kind == NEVER else 1 if kind in (PageKind.ZERO, PageKind.ABSENT) else 2
+    for kind in range(256)
+)
+_ALIKE = re.compile(rb"(.)\1*", re.DOTALL)
+
+
+class _Comparer:
+    def __init__(
+        self,
+        a: Ram,
+        b: Ram,
+        masks: Masks,
+        progress: Callable[[int], None],
+        most_ranges: int,
+    ) -> None:
+        self.a, self.b = FinalRam(a), FinalRam(b)
+        self._masks = masks
+        self.left = most_ranges
+        self.problems: list[tuple[str, StreamError]] = []
+        self._progress = progress
+        self._done = 0
+
+    def run(self) -> RamDiff:
+        a, b = self.a.ram, self.b.ram
+        ours = {block.name: number for number, block in enumerate(a.blocks)}
+        theirs = {block.name: number for number, block in enumerate(b.blocks)}
+        found = []
+        for name in dict.fromkeys((*ours, *theirs)):
+            size_a = a.blocks[ours[name]].used_length if name in ours else None
+            size_b = b.blocks[theirs[name]].used_length if name in theirs else None
+            mask = self._masks.find(f"ram.{name}", None, None)
+            block = BlockDiff(name, size_a, size_b, a.page_size, mask=mask)
+            if name in ours and name in theirs:  # else the list of blocks tells it
+                _Pages(self, block, ours[name], theirs[name]).run()
+            found.append(block)
+        return RamDiff(tuple(found), tuple(self.problems))
+
+    def done(self, pages: int) -> None:
+        self._done += pages
+        self._progress(self._done)
+
+    def problem(self, side: str, error: StreamError) -> None:
+        if [name for name, _ in self.problems].count(side) < _MOST_ERRORS:
+            self.problems.append((side, error))
+
+
+class _Pages:
+    # The pages of one block, from the first to the last.
+    def __init__(self, all_: _Comparer, block: BlockDiff, ours: int, theirs: int) -> None:
+        self._all = all_
+        self._block = block
+        self._sides = ((all_.a, ours), (all_.b, theirs))
+        self._batch = max(1, MIB // block.page_size)
+        self._zeros = bytes(block.page_size)
+
+    def run(self) -> None:
+        block = self._block
+        states = [ram.kinds[number].translate(_OF_KIND) for ram, number in self._sides]
+        block.pages = max(map(len, states))
+        ours, theirs = (part.ljust(block.pages, b"\0") for part in states)
+        together = bytes(3 * a + b for a, b in zip(ours, theirs, strict=True))
+        for run in _ALIKE.finditer(together):
+            page, end = run.span()
+            a, b = (_STATES[state] for state in divmod(together[page], 3))
+            if State.NEVER in (a, b):
+                self._one_side(page, end - page, a, b)
+            elif a is b is State.ZERO:
+                block.same += end - page
+                self._all.done(end - page)
+            else:
+                while page < end:
+                    count = self._some(page, end - page, a, b)
+                    self._all.done(count)
+                    page += count
+
+    def _one_side(self, page: int, count: int, a: State, b: State) -> None:
+        self._all.done(count)
+        if a is b:
+            self._block.never += count
+            return
+        if a is State.NEVER:
+            self._block.only_b += count
+        else:
+            self._block.only_a += count
+        self._note(page, count, a, b, 0)
+
+    def _some(self, page: int, most: int, a: State, b: State) -> int:
+        # Compare pages from ``page`` on; how many were.
+        most = min(most, self._batch)
+        (ours, block_a), (theirs, block_b) = self._sides
+        count, at_a, stride_a = ours.whole(block_a, page, most)
+        if count:
+            count, at_b, stride_b = theirs.whole(block_b, page, count)
+        if not count:
+            self._one(page, a, b)
+            return 1
+        size = self._block.page_size
+        try:
+            raw_a = memoryview(ours.read(at_a, (count - 1) * stride_a + size))
+            raw_b = memoryview(theirs.read(at_b, (count - 1) * stride_b + size))
+        except StreamError:
+            self._one(page, a, b)
+            return 1
+        # What stands between the pages are their numbers, which agree.
+        if stride_a == stride_b and raw_a == raw_b:
+            self._block.same += count
+            return count
+        for number in range(count):
+            page_a = raw_a[number * stride_a :][:size]
+            page_b = raw_b[number * stride_b :][:size]
+            self._compared(page + number, page_a, page_b, a, b)
+        return count
+
+    def _one(self, page: int, a: State, b: State) -> None:
+        content = []
+        for side, state, (ram, block) in zip("ab", (a, b), self._sides, strict=True):
+            try:
+                content.append(self._zeros if state is State.ZERO else ram.page(block, page))
+            except StreamError as error:
+                self._all.problem(side, error)
+        if len(content) == 2:
+            self._compared(page, memoryview(content[0]), memoryview(content[1]), a, b)
+        else:
+            self._block.unreadable += 1
+
+    def _compared(self, page: int, a: memoryview, b: memoryview, of_a: State, of_b: State) -> None:
+        if a == b:
+            self._block.same += 1
+            return
+        self._block.different += 1
+        both = int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
+        self._note(page, 1, of_a, of_b, len(a) - both.to_bytes(len(a), "big").count(0))
+
+    def _note(self, page: int, count: int, a: State, b: State, different: int) -> None:
+        last = self._block.ranges[-1] if self._block.ranges else None
+        goes_on = last is not None and last.page + last.count == page and last.like(a, b)
+        if last is not None and goes_on and not self._block.dropped:
+            last.count += count
+            last.different += different
+            return
+        if not self._all.left:
+            self._block.dropped += count
+            return
+        self._all.left -= 1
+        places = [_place(ram, block, page) for ram, block in self._sides]
+        self._block.ranges.append(RamRange(page, count, a, b, different, *places))
+
+
+def _place(ram: FinalRam, block: int, page: int) -> int | None:
+    place = ram.place(block, page) if page < len(ram.kinds[block]) else None
+    return place[1] if place is not None and place[0] == 0 else None
