@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from qemu_svm import __version__
+from qemu_svm.cli.verbs import Verbs
 from qemu_svm.errors import EnvironmentFault, PathError, Refused, SvmStreamError
 
 EXIT_FINDINGS = 1
@@ -37,25 +38,9 @@ _VERBS = {
     "capture": "A stream out of a running QEMU, without hurting the guest.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
     "watch": "A migration in progress, live, whoever started it.",
+    "lab": "An AMD host in a box: real kernels and QEMUs, emulated.",
     "doctor": "What this host, a QEMU, a VM can do, and what is missing.",
 }
-
-
-class _Verbs(click.Group):
-    # Verbs by name, each in the module of that name.
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _VERBS:
-            return None
-        module = __import__(f"qemu_svm.cli.{cmd_name}", fromlist=["command"])
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(_VERBS.items()))
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001
@@ -72,7 +57,9 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None: 
 
 
 @click.group(
-    cls=_Verbs,
+    cls=Verbs,
+    package=__name__,
+    verbs=_VERBS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: svmstream inspect dump.bin.zst",
 )

@@ -11,19 +11,24 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import unquote
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab.cache import Progress
+from qemu_svm.lab.progress import Progress
 
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 #: Where a suite goes when it is not maintained any more.
 ARCHIVE = "http://archive.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
+_ERRORS = 1 << 16
 _EXPIRED = re.compile(r"Release file .* is (?:expired|not valid).*\(invalid since ([^)]*)\)")
+#: A line of APT::Status-Fd while downloading, with how much of all is done.
+_PERCENT = re.compile(r"dlstatus:\d+:(\d+)\.")
 _NO_NETWORK = (
     "Could not resolve",
     "Temporary failure resolving",
@@ -138,9 +143,9 @@ class Apt:
 
         :raises LabError: no network; :class:`Gone`, :class:`Expired`.
         """
-        result = self._run("update")
-        if result.returncode or "E:" in result.stderr or "W: Failed" in result.stderr:
-            self._explain(result.stderr)
+        status, errors = self._run("update")
+        if status or "W: Failed to fetch" in errors:
+            self._explain(errors)
 
     def download(self, packages: tuple[str, ...], progress: Progress) -> dict[str, Path]:
         """Download packages with all they depend on.
@@ -148,19 +153,41 @@ class Apt:
         :returns: the archives by package name.
         :raises LabError: no network, no space, or a package that is not to be had.
         """
-        progress(f"{self.suite}: downloading packages from {self.mirror}")
-        result = self._run("install", "--yes", "--download-only", *packages)
-        if result.returncode:
-            self._explain(result.stderr)
+        what = f"{self.suite}: downloading from {self.mirror}"
+        progress.step(what)
+
+        def show(line: str) -> None:
+            percent = _PERCENT.match(line)
+            if percent:
+                progress.step(what, int(percent.group(1)), 100)
+
+        status, errors = self._run("install", "--yes", "--download-only", *packages, show=show)
+        if status:
+            self._explain(errors)
         found = sorted(self.archives.glob("*.deb"))
         return {path.name.partition("_")[0]: path for path in found}
 
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, *arguments: str, show: Callable[[str], None] = lambda _line: None
+    ) -> tuple[int, str]:
         environment = dict(os.environ, APT_CONFIG=str(self._configuration), LC_ALL="C")
-        return subprocess.run(
-            ["apt-get", "-qq", *arguments],
-            capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(
+                ["apt-get", "-qq", "-o", "APT::Status-Fd=1", *arguments],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                text=True, errors="replace", env=environment,
+            ) as process,
+        ):  # fmt: skip
+            try:
+                for line in process.stdout or ():
+                    show(line)
+            except BaseException:
+                process.terminate()
+                raise
+            status = process.wait()
+            errors.seek(0)
+            return status, errors.read(_ERRORS).decode(errors="replace")
 
     def _explain(self, text: str) -> NoReturn:
         lines = [line for line in text.splitlines() if line[:2] in ("E:", "W:")]

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab import apt, cache
-from qemu_svm.lab.cache import Built, Manifest, Progress, silent
+from qemu_svm.lab.cache import Built, Manifest
 from qemu_svm.lab.foreign import on_host
+from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import PACKAGES, Suite, is_of_line
 
 #: Bytes that must be free to build one suite: archives and extracted files together.
@@ -41,7 +42,7 @@ _LEFT_OUT = (
 )  # fmt: skip
 
 
-def need(suite: Suite, *, mirror: str | None = None, progress: Progress = silent) -> Built:
+def need(suite: Suite, *, mirror: str | None = None, progress: Progress = SILENT) -> Built:
     """Return the suite out of the cache; build it first if it is not there.
 
     :raises LabError: it cannot be built; says why and what to do.
@@ -55,7 +56,7 @@ def need(suite: Suite, *, mirror: str | None = None, progress: Progress = silent
 
 @contextlib.contextmanager
 def using(
-    suite: Suite, *, mirror: str | None = None, progress: Progress = silent
+    suite: Suite, *, mirror: str | None = None, progress: Progress = SILENT
 ) -> Iterator[Built]:
     """Hold a suite so that nobody removes it meanwhile; build it if need be."""
     while True:
@@ -71,7 +72,7 @@ def _build(suite: Suite, mirror: str, progress: Progress) -> Built:
     # The lock is held.
     apt.require_tools()
     for path in cache.leftovers(suite):
-        progress(f"{suite.name}: removing what an interrupted build left")
+        progress.note(f"{suite.name}: removing what an interrupted build left")
         cache.remove(path)
     target = cache.folder() / suite.name
     if target.exists():
@@ -111,6 +112,7 @@ def _fill(suite: Suite, mirror: str, work: Path, progress: Progress) -> Manifest
     archives = source.download(PACKAGES, progress)
     root = work / "root"
     _extract(suite, list(archives.values()), root, progress)
+    progress.step(f"{suite.name}: finishing")
     _finish(root)
     shutil.rmtree(private)
     packages = {name: apt.version_of(path) for name, path in archives.items()}
@@ -153,7 +155,7 @@ def _updated(
             mirror = apt.ARCHIVE
         else:
             return source, remarks
-        progress(f"{suite.name}: {remarks[-1]}")
+        progress.note(remarks[-1])
     raise LabError(f"{suite.name} cannot be had from {mirror}")
 
 
@@ -163,7 +165,7 @@ def _extract(suite: Suite, archives: list[Path], root: Path, progress: Progress)
         (root / name).symlink_to(f"usr/{name}")
     out = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
     for number, archive in enumerate(archives, 1):
-        progress(f"{suite.name}: extracting {number}/{len(archives)}")
+        progress.step(f"{suite.name}: extracting", number, len(archives))
         with subprocess.Popen(
             ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE
         ) as deb:
@@ -202,7 +204,7 @@ def _compile_python(root: Path) -> None:
     # The root is read-only in a box, where compiling at every import takes seconds.
     for library in root.glob("usr/lib/python3.*"):
         subprocess.run(
-            [*on_host(root, "usr/bin/python3"), "-m", "compileall", "-q", "-j", "0",
+            [*on_host(root, "usr/bin/python3"), "-m", "compileall", "-q",
              "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/",
              "-x", "/(test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data)/", str(library)],
             env={"PYTHONHOME": str(root / "usr"), "PATH": os.defpath}, cwd="/",

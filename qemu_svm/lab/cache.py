@@ -24,16 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from qemu_svm.errors import LabError
+from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import SUITES, Suite
 
 #: Raised when the layout changes; a suite of another layout is built again.
 LAYOUT = 1
-
-Progress = Callable[[str], None]
-
-
-def silent(_message: str) -> None:
-    """A progress callback that says nothing."""
 
 
 def folder() -> Path:
@@ -125,7 +120,7 @@ def find(suite: Suite) -> Built | None:
 
 
 @contextlib.contextmanager
-def lock(suite: Suite, *, shared: bool, progress: Progress = silent) -> Iterator[int]:
+def lock(suite: Suite, *, shared: bool, progress: Progress = SILENT) -> Iterator[int]:
     """Hold the lock of one suite: shared to use it, exclusive to change it.
 
     :raises LabError: the cache folder cannot be made.
@@ -141,7 +136,7 @@ def lock(suite: Suite, *, shared: bool, progress: Progress = silent) -> Iterator
         try:
             fcntl.flock(handle, how | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress(f"waiting for {suite.name}: another process builds, uses or removes it")
+            progress.note(f"waiting for {suite.name}: another process builds, uses or removes it")
             fcntl.flock(handle, how)
         yield handle
     finally:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from qemu_svm.errors import LabError
+from qemu_svm.lab.calls import call
 from qemu_svm.lab.inside import frames
 from qemu_svm.lab.link import LOST, Channel, Link
 
 if TYPE_CHECKING:
-    from qemu_svm.lab.box import Box
-
-_T = TypeVar("_T")
+    from qemu_svm.lab.session import Session
 
 #: Bytes of output that are kept; more belongs into a file of the share.
 OUTPUT_LIMIT = 256 << 20
@@ -36,44 +35,43 @@ class Done:
 
 
 class Command:
-    """A command inside a box; made by :meth:`qemu_svm.lab.box.Box.start`."""
+    """A command inside a box; made by :meth:`qemu_svm.lab.session.Session.start`."""
 
     def __init__(
         self,
-        box: Box,
-        loop: asyncio.AbstractEventLoop,
+        box: Session,
         channel: Channel,
         argv: list[str],
         sink: Callable[[int, bytes], None] | None,
     ) -> None:
         self._box = box
-        self._loop = loop
+        self._loop = box.loop
         self._channel = channel
         self._argv = argv
         self._sink = sink
         self._kept = {1: bytearray(), 2: bytearray()}
-        self._end = loop.create_task(self._collect())
+        self._end = box.loop.create_task(self._collect())
+        self._end.add_done_callback(lambda end: end.cancelled() or end.exception())
 
     @classmethod
     async def open(
         cls,
-        box: Box,
-        loop: asyncio.AbstractEventLoop,
+        box: Session,
         link: Link,
         wish: dict[str, Any],
         sink: Callable[[int, bytes], None] | None,
     ) -> Command:
         """Start it; in the loop's thread."""
         if link.lost.is_set():
-            raise box.death()
-        return cls(box, loop, Channel(link, wish), wish["argv"], sink)
+            raise await box.death()
+        return cls(box, Channel(link, wish), wish["argv"], sink)
 
     def wait(self, timeout: float | None = None) -> Done:
         """Wait for its end.
 
         :param timeout: seconds; then it is killed and a LabError says so.
         """
-        return self._call(self._wait(timeout))
+        return call(self._loop, self._wait(timeout))
 
     def running(self) -> bool:
         """Tell whether it has not ended yet."""
@@ -81,7 +79,7 @@ class Command:
 
     def send(self, data: bytes) -> None:
         """Write to its standard input; waits while it does not read."""
-        self._call(self._channel.write(data))
+        call(self._loop, self._channel.write(data))
 
     def end(self) -> None:
         """Close its standard input."""
@@ -95,14 +93,6 @@ class Command:
         """Send a signal to it and all that it started."""
         self._loop.call_soon_threadsafe(self._channel.signal, number)
 
-    def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
     async def _wait(self, timeout: float | None) -> Done:
         done, _rest = await asyncio.wait((self._end,), timeout=timeout)
         if done:
@@ -112,7 +102,6 @@ class Command:
         name = " ".join(self._argv)
         if not done:
             raise LabError(f"the box hangs: `{name}` could not be killed after {timeout:g} s")
-        self._end.exception()
         raise LabError(f"`{name}` did not end within {timeout:g} s and was killed")
 
     async def _collect(self) -> Done:
@@ -127,8 +116,7 @@ class Command:
                 why = frames.value(data).get("error")
                 raise LabError(f"`{' '.join(self._argv)}` cannot be started in the box: {why}")
             elif kind == LOST:
-                await asyncio.sleep(0.2)  # the emulator's end is seen a moment later
-                raise self._box.death()
+                raise await self._box.death()
 
     async def _take(self, stream: int, data: bytes) -> None:
         if self._sink is not None:

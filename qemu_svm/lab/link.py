@@ -31,6 +31,7 @@ class Link:
         self._next = 1
         self.hello: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
+        self.reason: str | None = None
         self.heard = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._receive())
 
@@ -73,6 +74,8 @@ class Link:
                 for number, kind, payload in cutter.feed(data):
                     if kind == frames.HELLO and not self.hello.done():
                         self.hello.set_result(frames.value(payload))
+                    elif kind == frames.GONE:
+                        self.reason = str(frames.value(payload).get("error"))
                     elif number in self._handlers:
                         self._handlers[number](kind, payload)
         except (OSError, frames.FrameError):

@@ -307,7 +307,7 @@ class Command(Channel):
         super().__init__(agent, number)
         self.tty = wish.get("tty") is not None
         self._status: int | None = None
-        environment = {"PATH": PATH, "HOME": "/root", "TERM": "linux", "LC_ALL": "C.UTF-8"}
+        environment = {"PATH": PATH, "HOME": "/root", "TERM": "linux", "LC_ALL": "C"}
         environment.update(wish.get("env") or {})
         start = self._on_terminal if self.tty else self._on_pipes
         process = start(wish, environment)

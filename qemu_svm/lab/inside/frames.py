@@ -38,6 +38,8 @@ ERRORS = 21  # bytes: stderr of a command
 EXIT = 22  # JSON: {"status"}; the channel is gone
 REFUSED = 23  # JSON: {"errno", "error"}; the channel never was
 PONG = 24
+# From the owner of a box to other processes that use it
+GONE = 30  # JSON: {"error"}, channel 0: why the box died
 
 
 class FrameError(Exception):

@@ -1,0 +1,26 @@
+"""``svmstream lab clean``."""
+
+from __future__ import annotations
+
+import click
+
+from qemu_svm.lab.suites import SUITES
+
+_NAMES = tuple(suite.name for suite in SUITES)
+
+
+@click.command("clean")
+@click.argument("names", metavar="[SUITE]...", nargs=-1, type=click.Choice(_NAMES))
+@click.option("--all", "everything", is_flag=True, help="All suites.")
+def command(names: tuple[str, ...], everything: bool) -> None:  # noqa: FBT001
+    """Remove suites from the cache, with all that was made of them.
+
+    Waits for boxes that use them. Nothing else in the cache folder is touched.
+    """
+    from qemu_svm.lab import cache
+
+    if not names and not everything:
+        raise click.UsageError(f"name a suite ({', '.join(_NAMES)}) or say --all")
+    chosen = tuple(suite for suite in SUITES if everything or suite.name in names)
+    for path in cache.clean(chosen):
+        click.echo(f"removed {path}", err=True)

@@ -1,0 +1,37 @@
+"""``svmstream lab up``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qemu_svm.cli.common import json_option, print_json
+from qemu_svm.cli.lab.common import box_arguments, box_options, progress
+
+
+@click.command("up")
+@click.option("--name", metavar="NAME", help="Name of the box.  [default: box]")
+@box_options
+@json_option
+def command(name: str | None, as_json: bool, **options: Any) -> None:  # noqa: FBT001
+    """Start a box that stays, until `lab down`; the other verbs then use it."""
+    from qemu_svm.lab import build, named, suites
+
+    arguments = box_arguments(options)
+    with progress() as show:
+        # What must be fetched is fetched here, where it can be seen.
+        wanted = [suites.of_kernel(arguments.get("kernel", "6.1"))]
+        wanted += [
+            suites.of_qemu(arguments[key]) for key in ("qemu", "emulator") if key in arguments
+        ]
+        for suite in wanted:
+            build.need(suite, mirror=arguments.get("mirror"), progress=show)
+        show.step(f"starting kernel {arguments.get('kernel', '6.1')}")
+        if "share" in arguments:
+            arguments["share"] = str(arguments["share"])
+        state = named.up(name or named.DEFAULT_NAME, arguments)
+    if as_json:
+        print_json({"schema_version": 1, "box": state.document()})
+    else:
+        click.echo(f"{state.name} is up: Linux {state.versions['kernel']}, share {state.share}")
