@@ -31,5 +31,11 @@ def _description(machine: Machine) -> Iterator[Finding]:
             "no-description",
             "the stream does not describe itself (suppress-vmdesc, postcopy or a very old "
             "machine type): vCPUs and a few sections are decoded with built-in layouts, the "
-            "other device sections are only listed",
+            "other device sections are only listed"
+            + (
+                ""
+                if machine.stream.footers
+                else "; it has no footers either, so where these "
+                "sections end is a guess, and whether the last one is whole cannot be told"
+            ),
         )

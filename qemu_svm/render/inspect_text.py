@@ -222,16 +222,17 @@ def _sections(machine: Machine) -> Iterable[Text]:
 
 def _section(record: Record) -> list[str | Text]:
     name = record.name or ""
+    if record.instance_id:
+        name += f" instance {record.instance_id}"
     if record.kind is Kind.SKIPPED and record.count:
         name += f" ({record.count} parts)"
     elif record.kind is Kind.SKIPPED:
         name += " (RAM data, stepped over; --ram reads it)"
-    elif record.opaque:
-        layout = "built-in layout" if record.described == "builtin" else "not described"
-        name += f" (found by its footer, {layout})"
     elif record.kind is Kind.LOST:
         name = "(no record: damage)"
-    if record.instance_id:
-        name += f" instance {record.instance_id}"
+    elif record.described == "builtin":
+        name += " (built-in layout)"
+    elif record.opaque:
+        name += " (not described)"
     version = "" if record.version_id is None else str(record.version_id)
     return [f"{record.offset:#x}", str(record.size), record.kind.value, version, name]

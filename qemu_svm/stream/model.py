@@ -23,7 +23,7 @@ from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.nonvmstate import format_of
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, Kind, RamBlock, RamPages, Record
-from qemu_svm.stream.resync import next_boundary
+from qemu_svm.stream.resync import find_header, next_boundary
 from qemu_svm.stream.tail import Tail, find_chain, find_description
 from qemu_svm.stream.values import Value
 from qemu_svm.stream.vmdesc import Description, Device
@@ -51,6 +51,7 @@ class Stream:
     :param pages: page records by kind; None if RAM data was stepped over.
     :param described: description of a section by the offset of its record.
     :param description_source: ``embedded`` or ``none``.
+    :param footers: sections end with their id (not those of 2.3 and older machine types).
     :param complete: the end of the stream was reached, nothing is cut off.
     """
 
@@ -65,6 +66,7 @@ class Stream:
     described: Mapping[int, Device]
     description_source: str
     problems: tuple[StreamError, ...]
+    footers: bool
     complete: bool
     limits: Limits
 
@@ -142,6 +144,7 @@ def read_stream(
         described=walker.described,
         description_source="none" if description is None else origin,
         problems=tuple(problems),
+        footers=walker.footers is not False,
         complete=walker.ended and not any(isinstance(p, Truncated) for p in problems),
         limits=limits,
     )
@@ -190,10 +193,13 @@ def _to_the_end(walker: Walker) -> None:
 
 def _recovered(walker: Walker) -> bool:
     # Behind damage, go on where records plausibly begin again.
-    if walker.ended or walker.footers is False:
+    if walker.ended:
         return False
     start = walker.reader.offset
-    end = next_boundary(walker.source, start + 1)
+    if walker.footers is False:
+        end = find_header(walker.source, start + 1)
+    else:
+        end = next_boundary(walker.source, start + 1)
     if end is None:
         return False
     walker.lose(start, end)

@@ -1,8 +1,9 @@
 """Finding the end of a section that nothing describes, and of damage.
 
 A footer repeats the section's id, so the end of an unknown payload can be
-searched for.  Guest-controlled bytes may hold a fake footer: what is found
-this way is marked ``opaque``, and a description is preferred where there is one.
+searched for.  Where there are no footers (machine types of 2.3 and older), the
+header of the next section is.  Guest-controlled bytes may hold fake ones: what is
+found this way is marked ``opaque``, and a description is preferred where there is one.
 """
 
 from __future__ import annotations
@@ -83,4 +84,42 @@ def _plausible(data: bytes, at: int) -> bool:
         return True
     length = data[at + 5]
     name = data[at + 6 : at + 6 + length]
-    return len(name) < length or (name.isascii() and name.decode("ascii").isprintable())
+    return len(name) < length or _is_name(name)
+
+
+# FULL with an id that a sender can reach, and the length of a name.
+_HEADER = re.compile(rb"\x04\0[\0-\x0f]..(?P<length>[\x02-\xff])", re.DOTALL)
+MOST_HEADER = 1 + 4 + 1 + 255 + 4 + 4
+"""Bytes of the longest header of a section."""
+_VERSIONS = 1000
+
+
+def is_header(data: bytes, at: int) -> bool:
+    """Whether something like the header of a device section stands at ``at``."""
+    found = _HEADER.match(data, at)
+    if found is None:
+        return False
+    end = found.end() + found["length"][0]
+    name = data[found.end() : end]
+    version = int.from_bytes(data[end + 4 : end + 8], "big")
+    return len(data) >= end + 8 and _is_name(name) and version < _VERSIONS
+
+
+def find_header(source: Source, start: int) -> int | None:
+    """Return where the next device section plausibly begins, at or after ``start``.
+
+    Behind the last one that is the EOF at the very end of the input; None if
+    no EOF stands there.
+    """
+    at, size = start, source.size()
+    while at < size:
+        data = source.read_at(at, _STEP + MOST_HEADER)
+        for found in _HEADER.finditer(data, 0, _STEP + MOST_HEADER):
+            if is_header(data, found.start()):
+                return at + found.start()
+        at += _STEP
+    return size - 1 if size > start and source.read_at(size - 1, 1) == b"\0" else None
+
+
+def _is_name(name: bytes) -> bool:
+    return name.isascii() and name.decode("ascii").isprintable()

@@ -9,7 +9,7 @@ and proved by the footer behind it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar, NoReturn
 
@@ -21,7 +21,14 @@ from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordTy
 from qemu_svm.stream.nonvmstate import Format, format_of
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, Kind, Record, command_name
-from qemu_svm.stream.resync import FOOTER_SIZE, find_footer, footer_bytes
+from qemu_svm.stream.resync import (
+    FOOTER_SIZE,
+    MOST_HEADER,
+    find_footer,
+    find_header,
+    footer_bytes,
+    is_header,
+)
 from qemu_svm.stream.structs import (
     CommandRecord,
     ConfigurationHeader,
@@ -337,6 +344,8 @@ class Walker:
         ):
             self.described[record.offset] = device
             described = self.origin
+        elif self.footers is False and record.kind is Kind.FULL:
+            opaque, described = self._unmarked(record)
         else:
             self._search(record)
             opaque = True
@@ -373,9 +382,55 @@ class Walker:
         self.reader.offset = record.payload
         return False
 
+    def _unmarked(self, record: Record) -> tuple[bool, str]:
+        # Neither description nor footer: a built-in layout behind which
+        # something like a record stands, else up to the next section's header.
+        fitting = list(self._fitting(record))
+        proved = [entry for entry in fitting if self._goes_on(entry[1])]
+        if not proved:
+            found = find_header(self.source, record.payload)
+            if found is not None:
+                fitting = [entry for entry in fitting if entry[1] <= found]
+            if not fitting:
+                self.reader.offset = self._found(record, found, "the next section, or the EOF")
+                return True, "none"
+            # What stands behind it is damaged, and told by the next step.
+        device, self.reader.offset = (proved or fitting)[0]
+        self.described[record.offset] = device
+        return False, "builtin"
+
+    def _goes_on(self, offset: int) -> bool:
+        # Whether the next section, or the EOF, stands there.
+        behind = self.source.read_at(offset, MOST_HEADER)
+        last = len(behind) < MOST_HEADER and behind[:1] == b"\0" and not behind.strip(b"\0")
+        return last or is_header(behind, 0)
+
+    def _found(self, record: Record, offset: int | None, what: str) -> int:
+        # The end of a section that was searched for.
+        if offset is None:
+            raise Truncated(
+                f"the input ends inside a section that starts at {record.offset:#x}",
+                offset=self.source.size(),
+                section=record.name,
+                expected=what,
+                found="none up to the end",
+            )
+        return offset
+
     def _guessed(self, record: Record) -> bool:
-        # A built-in layout counts only if it fills the section exactly.
-        end = self.reader.offset
+        # A built-in layout counts only if it fills the section exactly, or up
+        # to a subsection that is newer than the layout.
+        for device, end in self._fitting(record):
+            prefix = f"{device.layout.name}/".encode()
+            behind = self.source.read_at(end, 2 + len(prefix))
+            newer = behind[:1] == b"\5" and behind[2:] == prefix and end < self.reader.offset
+            if end == self.reader.offset or newer:
+                self.described[record.offset] = device
+                return True
+        return False
+
+    def _fitting(self, record: Record) -> Iterator[tuple[Device, int]]:
+        # Built-in layouts that can be read here, and where they end.
         for device in builtin.candidates(
             record.name or "", record.instance_id or 0, record.version_id or 0
         ):
@@ -384,10 +439,7 @@ class Walker:
                 decode(reader, device.layout, device.name, self.limits)
             except StreamError:
                 continue
-            if reader.offset == end:
-                self.described[record.offset] = device
-                return True
-        return False
+            yield device, reader.offset
 
     def _described(self, record: Record, device: Device) -> bool:
         # Measured by the description's sizes; where the footer is not there,
@@ -440,15 +492,7 @@ class Walker:
                 hint="the stream has neither a description of it nor footers",
             )
         found = find_footer(self.source, record.payload, record.section_id or 0)
-        if found is None:
-            raise Truncated(
-                f"the input ends inside a section that starts at {record.offset:#x}",
-                offset=self.source.size(),
-                section=record.name,
-                expected="its footer",
-                found="none up to the end",
-            )
-        self.reader.offset = found
+        self.reader.offset = self._found(record, found, "its footer")
 
     def _skip_footer(self, record: Record) -> None:
         head = self.reader.peek(FOOTER_SIZE)

@@ -340,10 +340,14 @@ def test_recoveries_are_limited() -> None:
     assert len(stream.problems) <= 5
 
 
-def test_without_footers_and_description_there_is_no_way() -> None:
-    stream = read(builders.stream(TWO, RAM, BLOCKS, describe=False, footers=False))
+def test_an_unknown_section_in_parts_without_footers() -> None:
+    data = builders.stream(TWO, RAM, BLOCKS, describe=False, footers=False)
+    start = builders.named(RecordType.START, 7, "other", 0, 1, b"abc", footers=False)
+    at = data.index(builders.referring(RecordType.END, 2, builders.EOS, footers=False))
+    stream = read(data[:at] + start + data[at:])
     assert not stream.complete
     assert isinstance(stream.problems[0], Unsupported)
+    assert stream.problems[0].section == "other"
 
 
 def test_a_section_longer_than_described() -> None:
