@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,79 +16,104 @@ from qemu_svm.errors import QmpError
 
 @click.command(
     "doctor",
-    epilog="Examples: svmstream doctor; svmstream doctor --qmp unix:/run/vm.qmp --for capture",
+    epilog="Examples: svmstream doctor --qmp unix:/run/vm.qmp --for capture; "
+    "svmstream doctor --probe | ssh HOST python3 - | svmstream doctor --host -",
 )
-@click.option("--qemu", metavar="BINARY", help="A QEMU binary to ask (it is started without a VM).")
-@click.option(
-    "--qmp", "socket", metavar="SOCKET", help="A running VM to ask: unix:PATH, HOST:PORT."
-)
+@click.option("--qemu", metavar="BINARY", help="This QEMU (it is started without a machine).")
+@click.option("--qmp", "socket", metavar="SOCKET", help="This VM: unix:PATH or HOST:PORT.")
 @click.option("--for", "purposes", multiple=True, type=click.Choice(PURPOSES),
-              help="What is to be possible here; may be given again.")  # fmt: skip
+              help="What is to be possible; may be given again.")  # fmt: skip
 @click.option("--directory", default=".", metavar="DIR", help="Where captures are to go.")
+@click.option("--probe", "show_probe", is_flag=True,
+              help="Print a program that collects the facts about another host.")  # fmt: skip
+@click.option("--host", "other", metavar="FACTS",
+              help="Judge another host by what that program printed; - for standard input.",
+              )  # fmt: skip
 @common.json_option
 def command(
-    *, qemu: str | None, socket: str | None, purposes: Sequence[str], directory: str, as_json: bool
+    *,
+    qemu: str | None,
+    socket: str | None,
+    purposes: Sequence[str],
+    directory: str,
+    show_probe: bool,
+    other: str | None,
+    as_json: bool,
 ) -> int:
     """Tell what this host, a QEMU and a VM can do, what is missing, how to get it.
 
-    Exit status: 0 all is well, 1 something limits, 4 something is missing that
-    is needed for what was asked (--for, --qemu, --qmp).
+    Exit status: 0 all is well, 1 something limits or is missing, 4 something is
+    missing that is needed for what was asked (--for, --qemu, --qmp).
     """
-    from qemu_svm.doctor.probe import host
+    from qemu_svm.doctor import facts, probe
+    from qemu_svm.doctor.judge_host import judge
 
-    facts = host()
-    checks = [*_host(facts), *_qemu(qemu), *_socket(socket), *_place(Path(directory))]
+    if show_probe:
+        click.echo(Path(probe.__file__).read_text(), nl=False)
+        return 0
+    if other is not None and (qemu or socket):
+        raise click.UsageError("--host is about another host: without --qemu and --qmp")
+    found = probe.host() if other is None else facts.load(other)
+    checks = list(judge(facts.read(found)))
+    if other is None:
+        checks += asyncio.run(_here(qemu, socket, Path(directory)))
     if as_json:
         from qemu_svm.render.doctor_document import document
 
-        common.print_json(document(checks, facts))
+        common.print_json(document(checks, found))
     else:
         from qemu_svm.render.doctor_text import report
+        from qemu_svm.render.text import console
 
-        common.print_lines(report(checks))
-    asked = {*purposes, *(["qemu"] if qemu else []), *(["qmp"] if socket else [])}
-    if any(one.state is State.MISSING and one.needed_for & asked for one in checks):
+        out = console()
+        common.print_lines(report(checks, out.width if out.is_terminal else None))
+    return _status(checks, {*purposes, "qemu" if qemu else "", "qmp" if socket else ""})
+
+
+async def _here(qemu: str | None, socket: str | None, captures: Path) -> list[Check]:
+    # What there is beside processor, KVM and kernel.
+    from qemu_svm.doctor import judge_qemu, place
+    from qemu_svm.doctor import qemu as programs
+    from qemu_svm.doctor import target as vms
+
+    checks: list[Check] = []
+    ram = 0
+    try:
+        checks += judge_qemu.judge_binary(await programs.ask(qemu or "qemu-system-x86_64"))
+    except QmpError as error:
+        checks.append(_missing("QEMU", error, "nothing can be restored", "qemu", "restore", "lab"))
+    if socket is not None:
+        try:
+            vm = await vms.ask(socket)
+        except QmpError as error:
+            checks.append(_missing("VM", error, "it cannot be driven", "qmp", "capture"))
+        else:
+            checks += judge_qemu.judge_target(vm)
+            ram = vm.ram or 0
+    checks += place.judge_places(captures, ram)
+    checks += place.judge_lab()
+    checks += place.judge_programs()
+    return [*checks, _terminal()]
+
+
+def _missing(group: str, error: QmpError, means: str, *needed_for: str) -> Check:
+    return Check(
+        group, "answers", State.MISSING, error.what, means, error.hint or "", frozenset(needed_for)
+    )
+
+
+def _terminal() -> Check:
+    from qemu_svm.doctor.place import judge_terminal
+    from qemu_svm.render.text import console
+
+    out = console()
+    return judge_terminal(
+        out.width if out.is_terminal else None, sys.stdout.encoding, colour=not out.no_color
+    )
+
+
+def _status(checks: Sequence[Check], asked: set[str]) -> int:
+    bad = [one for one in checks if one.state in (State.WARNING, State.MISSING)]
+    if any(one.state is State.MISSING and one.needed_for & asked for one in bad):
         return EXIT_ENVIRONMENT
-    limits = any(one.state in (State.WARNING, State.MISSING) for one in checks)
-    return EXIT_FINDINGS if limits else 0
-
-
-def _host(facts: dict[str, object]) -> Iterator[Check]:
-    from qemu_svm.doctor.judge_host import judge
-
-    yield from judge(facts)
-
-
-def _qemu(name: str | None) -> Iterator[Check]:
-    from qemu_svm.doctor.judge_qemu import judge_binary
-    from qemu_svm.doctor.qemu import ask
-
-    try:
-        yield from judge_binary(ask(name or "qemu-system-x86_64"))
-    except QmpError as error:
-        yield Check(
-            "QEMU", "binary", State.MISSING, error.what, "nothing can be captured or restored here",
-            error.hint or "apt install qemu-system-x86", frozenset({"qemu", "restore", "lab"}),
-        )  # fmt: skip
-
-
-def _socket(address: str | None) -> Iterator[Check]:
-    if address is None:
-        return
-    from qemu_svm.doctor.judge_qemu import judge_target
-    from qemu_svm.doctor.target import ask
-
-    try:
-        yield from judge_target(asyncio.run(ask(address)))
-    except QmpError as error:
-        yield Check(
-            "QMP socket", "answers", State.MISSING, error.what, "this VM cannot be driven",
-            error.hint or "", frozenset({"qmp", "capture"}),
-        )  # fmt: skip
-
-
-def _place(folder: Path) -> Iterator[Check]:
-    from qemu_svm.doctor.place import judge_places, judge_programs
-
-    yield from judge_places(folder)
-    yield from judge_programs()
+    return EXIT_FINDINGS if bad else 0

@@ -1,91 +1,122 @@
-"""What a QEMU binary, and a running one, mean for capturing and restoring."""
+"""What a QEMU program, and a running VM, mean for capturing and restoring."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from qemu_svm.doctor.model import Check, State
-from qemu_svm.doctor.qemu import Binary
+from qemu_svm.doctor.qemu import Abilities, Binary
 from qemu_svm.doctor.target import Target
+from qemu_svm.qmp.answers import Version
 
 _QEMU = "QEMU"
-_SOCKET = "QMP socket"
+_SOCKET = "VM"
+
+_CARRIES_NESTED = Version(5, 1)
 
 _SINCE = {
-    "mapped-ram": "9.0",
     "multifd": "4.0",
+    "mapped-ram": "9.0",
     "background-snapshot": "6.0",
     "postcopy-ram": "2.6",
     "xbzrle": "1.3",
-    "zero-copy-send": "7.1",
 }
-"""Capabilities that svmstream can make use of, and QEMU's version that brought them."""
+"""Migration capabilities that one may want, and QEMU's version that brought them."""
 
 
 def judge_binary(found: Binary) -> Iterator[Check]:
-    """Judge a QEMU binary."""
-    package = f" ({found.package})" if found.package else ""
-    old = tuple(map(int, found.version.split(".")[:2])) < (5, 1)
-    yield Check(
-        _QEMU, "version", State.WARNING if old else State.OK,
-        f"{found.version}{package}, {found.path}",
-        "nested SVM state travels from QEMU 5.1 on (Q-01)" if old else "",
-        "use a newer QEMU" if old else "",
-    )  # fmt: skip
-    kvm = "kvm" in found.accelerators
-    yield Check(
-        _QEMU, "accelerators", State.OK if kvm else State.WARNING, " ".join(found.accelerators),
-        "" if kvm else "this build has no KVM: no real nested SVM",
-        "" if kvm else "use a build with KVM",
-    )  # fmt: skip
+    """Judge a QEMU program on this host."""
+    yield from _version(found.abilities, found.path)
+    yield from _accelerator(found)
+    yield from _migration(found.abilities)
+
+
+def _version(found: Abilities, path: str) -> Iterator[Check]:
+    text = f"{found.version}, {path}" + (f", {found.package}" if found.package else "")
+    if found.version < _CARRIES_NESTED:
+        yield Check(
+            _QEMU, "version", State.WARNING, text,
+            f"nested SVM state travels from QEMU {_CARRIES_NESTED} on (Q-01)", "use a newer QEMU",
+        )  # fmt: skip
+    else:
+        yield Check(_QEMU, "version", State.OK, text)
+
+
+def _accelerator(found: Binary) -> Iterator[Check]:
+    emulates = "guests are emulated: slow, and without KVM's nested state"
+    if not found.abilities.kvm:
+        yield Check(_QEMU, "KVM", State.WARNING, "not built in", emulates, "use a build with KVM")
+        return
+    if found.no_kvm:
+        yield Check(
+            _QEMU, "KVM", State.WARNING, f"does not start with it: {found.no_kvm}", emulates,
+            "see KVM above",
+        )  # fmt: skip
+        return
+    yield Check(_QEMU, "KVM", State.OK, "starts with it")
+    cpu = found.abilities.host_cpu
+    if cpu.get("svm"):
+        offered = " ".join(name for name, on in cpu.items() if on)
+        yield Check(_QEMU, "-cpu host", State.OK, f"offers {offered}")
+    elif cpu:
+        yield Check(
+            _QEMU, "-cpu host", State.NOTE, "offers no svm", "no guest here can nest on AMD's way"
+        )
+
+
+def _migration(found: Abilities) -> Iterator[Check]:
+    can = [name for name in _SINCE if found.capabilities.get(name) == ""]
+    can += [f"{name} compression" for name in found.compressions]
+    can += [f"{name} address" for name in found.transports if name == "file"]
+    yield Check(_QEMU, "migration", State.OK, ", ".join(can))
     for name, since in _SINCE.items():
         why = found.capabilities.get(name)
         if why is None:
-            yield Check(_QEMU, name, State.NOTE, "not there", "", f"QEMU {since} has it")
+            yield Check(_QEMU, name, State.NOTE, "not there", do=f"QEMU {since} brought it")
         elif why:
-            yield Check(_QEMU, name, State.NOTE, f"not by itself: {why}")
-        else:
-            yield Check(_QEMU, name, State.OK, "can be switched on")
-    yield Check(
-        _QEMU, "compression", State.NOTE, " ".join(found.compressions) or "none", "of multifd"
-    )
-    yield Check(
-        _QEMU, "transports", State.NOTE,
-        " ".join(found.transports) or "fd exec tcp unix (before 8.2: as URI only)",
-    )  # fmt: skip
+            yield Check(_QEMU, name, State.WARNING, "cannot be switched on", why)
 
 
 def judge_target(found: Target) -> Iterator[Check]:
     """Judge a running VM."""
     yield Check(
-        _SOCKET, "answers", State.OK,
-        f"QEMU {found.version}, {found.machine or 'machine type unknown'}",
-    )  # fmt: skip
-    accelerator = {True: "KVM", False: "no KVM", None: "accelerator unknown"}[found.kvm]
+        _SOCKET, "QEMU", State.OK, f"{found.version}, {found.machine or 'machine type not told'}"
+    )
+    accelerator = {True: "KVM", False: "no KVM", None: "accelerator not told"}[found.kvm]
     yield Check(
         _SOCKET, "guest", State.OK,
-        f"{found.status.state}, {found.vcpus} vCPUs, {accelerator}",
+        f"{found.status.state}, {found.vcpus or '?'} vCPUs, {accelerator}",
     )  # fmt: skip
-    if found.svm is not None:
+    if found.svm:
+        yield Check(_SOCKET, "svm", State.OK, "offered to the guest")
+    elif found.svm is False:
         yield Check(
-            _SOCKET, "svm", State.OK if found.svm else State.NOTE,
-            "offered to the guest" if found.svm else "not offered to the guest",
-            "" if found.svm else "its streams carry no nested state",
-            "" if found.svm else "-cpu host,+svm",
+            _SOCKET, "svm", State.NOTE, "not offered to the guest",
+            "its streams carry no nested state", "start it with -cpu host,+svm",
         )  # fmt: skip
-    if found.migration.blockers:
-        for reason in found.migration.blockers:
-            yield Check(
-                _SOCKET, "migration", State.MISSING, f"blocked: {reason}",
-                "no capture is possible", "remove what blocks it", frozenset({"capture"}),
-            )  # fmt: skip
+    yield from _movable(found)
+    on = [name for name, state in found.capabilities.items() if state]
+    yield Check(_SOCKET, "capabilities", State.NOTE, f"on: {', '.join(on) or 'none'}")
+
+
+def _movable(found: Target) -> Iterator[Check]:
+    capture = frozenset({"capture"})
+    state = found.migration.status
+    for reason in found.migration.blockers:
+        yield Check(
+            _SOCKET, "migration", State.MISSING, f"blocked: {reason}", "it cannot be captured",
+            "detach what blocks it", capture,
+        )  # fmt: skip
+    if found.status.state == "inmigrate":
+        yield Check(
+            _SOCKET, "migration", State.NOTE, "it waits for a stream", "it cannot be captured yet",
+            "svmstream restore feeds it one", capture,
+        )  # fmt: skip
     elif found.migration.active:
         yield Check(
-            _SOCKET, "migration", State.WARNING, f"one is under way ({found.migration.status})",
-            "no other can begin", "svmstream watch shows it",
+            _SOCKET, "migration", State.WARNING, f"one is under way ({state})",
+            "no other can begin", "svmstream watch shows it", capture,
         )  # fmt: skip
-    else:
-        last = f", the last one {found.migration.status}" if found.migration.status else ""
+    elif not found.migration.blockers:
+        last = f", the last one {state}" if state else ""
         yield Check(_SOCKET, "migration", State.OK, f"none under way{last}")
-    on = [name for name, state in found.capabilities.items() if state]
-    yield Check(_SOCKET, "capabilities", State.NOTE, " ".join(on) or "none switched on")

@@ -1,62 +1,108 @@
-"""Where svmstream writes, and which programs it calls."""
+"""Where svmstream writes, which programs it calls, and what shows its output."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from qemu_svm.doctor.model import Check, State
+from qemu_svm.errors import LabError
+from qemu_svm.lab import apt, build, cache
+from qemu_svm.lab.suites import SUITES
 from qemu_svm.source.spool import spool_directory
 
 _DISK = "disk"
-_TOOLS = "programs"
-_GIB = 1 << 30
-_LAB_BYTES = 3 * _GIB
+_PROGRAMS = "programs"
+_LAB = frozenset({"lab"})
+_MIB = 1 << 20
 
-_PROGRAMS = (
-    ("qemu-system-x86_64", "qemu-system-x86", "restore, compat, the lab", {"restore", "lab"}),
-    ("mmdebstrap", "mmdebstrap", "building the lab", {"lab"}),
-    ("as", "binutils", "building the lab's guests", {"lab"}),
-    ("lzop", "lzop", "streams compressed with lzop", set[str]()),
+_COLUMNS = 80
+
+_CALLED = (
+    ("qemu-system-x86_64", "qemu-system-x86", "restoring, compat, the lab", {"restore", "lab"}),
+    ("setpriv", "util-linux", "the lab", {"lab"}),
+    ("as", "binutils", "the lab's guests", {"lab"}),
+    ("lzop", "lzop", "streams that lzop compressed", set[str]()),
 )
-"""Program, Debian package, what it is for, purposes that need it."""
+"""Program, Debian's package, what calls it, purposes that need it."""
 
 
-def cache_directory() -> Path:
-    """Where the lab keeps what it built."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "qemu-svm"
-
-
-def judge_places(target: Path) -> Iterator[Check]:
+def judge_places(captures: Path, ram: int = 0) -> Iterator[Check]:
     """Judge the folders that are written to.
 
-    :param target: where captures are to go.
+    :param captures: where captures are to go.
+    :param ram: bytes of RAM of the guest that is to be captured.
     """
     temporary = Path(spool_directory() or tempfile.gettempdir())
-    yield _folder("captures", target, 0, frozenset({"capture"}))
-    yield _folder("temporary", temporary, 0, frozenset())
-    yield _folder("lab's cache", cache_directory(), _LAB_BYTES, frozenset({"lab"}))
+    yield _folder(
+        "captures", captures, "choose another --directory", wanted=ram, needed={"capture"}
+    )
+    yield _folder("temporary", temporary, "set TMPDIR")
+    yield _folder(
+        "lab's cache", cache.folder(), "set XDG_CACHE_HOME", wanted=build.SPACE, needed=_LAB
+    )
+
+
+def judge_lab() -> Iterator[Check]:
+    """Judge whether the AMD host in a box is there, or can be built."""
+    built = [found for suite in SUITES if (found := cache.find(suite))]
+    if built:
+        kernels = ", ".join(f"Linux {one.suite.kernel} with QEMU {one.suite.qemu}" for one in built)
+        yield Check("lab", "suites", State.OK, kernels)
+        return
+    try:
+        apt.require_tools()
+    except LabError as error:
+        yield Check(
+            "lab", "suites", State.MISSING, f"none built; {error.what}",
+            "no emulated AMD host here", error.hint or "", _LAB,
+        )  # fmt: skip
+    else:
+        yield Check("lab", "suites", State.NOTE, "none built yet", "", "svmstream lab build")
 
 
 def judge_programs() -> Iterator[Check]:
     """Judge the programs that some verbs call."""
-    for name, package, purpose, needed in _PROGRAMS:
+    for name, package, purpose, needed in _CALLED:
         path = shutil.which(name)
         if path is not None:
-            yield Check(_TOOLS, name, State.OK, path)
+            yield Check(_PROGRAMS, name, State.OK, path)
         else:
             yield Check(
-                _TOOLS, name, State.MISSING, "not there", f"needed for {purpose}",
-                f"apt install {package}", frozenset(needed),
+                _PROGRAMS, name, State.MISSING if needed else State.NOTE, "not there",
+                f"needed for {purpose}", f"apt install {package}", frozenset(needed),
             )  # fmt: skip
 
 
-def _folder(name: str, folder: Path, wanted: int, needed: frozenset[str]) -> Check:
-    # A folder that does not exist yet is judged by the first of its parents that does.
+def judge_terminal(columns: int | None, encoding: str, *, colour: bool) -> Check:
+    """Judge what shows the output.
+
+    :param columns: width; None if it is no terminal.
+    """
+    if columns is None:
+        return Check(
+            "terminal", "output", State.NOTE, f"no terminal, {encoding}: long lines, no progress"
+        )
+    found = f"{columns} columns, {encoding}, {'colour' if colour else 'no colour'}"
+    if columns < _COLUMNS:
+        return Check(
+            "terminal",
+            "output",
+            State.WARNING,
+            found,
+            "reports are made for 80 columns",
+            "widen it",
+        )
+    return Check("terminal", "output", State.OK, found)
+
+
+def _folder(
+    name: str, folder: Path, do: str, *, wanted: int = 0, needed: AbstractSet[str] = frozenset()
+) -> Check:
+    # One that does not exist yet is judged by the first of its parents that does.
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -66,13 +112,13 @@ def _folder(name: str, folder: Path, wanted: int, needed: frozenset[str]) -> Che
         free = shutil.disk_usage(place).free
     except OSError as error:
         return Check(
-            _DISK, name, State.MISSING, f"{folder}: {error.strerror}", "nothing can be written",
-            "choose another folder, or get write access", needed,
+            _DISK, name, State.MISSING, f"{folder}: {error.strerror or error}",
+            "nothing can be written there", do, frozenset(needed),
         )  # fmt: skip
-    found = f"{folder}: {free / _GIB:.1f} GiB free"
+    found = f"{folder.absolute()}, {free // _MIB} MiB free"
     if free < wanted:
         return Check(
-            _DISK, name, State.WARNING, found,
-            f"the lab takes about {wanted / _GIB:.0f} GiB", "make room, or set XDG_CACHE_HOME",
+            _DISK, name, State.MISSING, found, f"{wanted // _MIB} MiB may be needed",
+            f"make room, or {do}", frozenset(needed),
         )  # fmt: skip
     return Check(_DISK, name, State.OK, found)

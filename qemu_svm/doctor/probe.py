@@ -6,7 +6,7 @@ can be carried to a host on which svmstream is not installed::
     python3 probe.py > host.json
 
 Everything is asked of the kernel: ``/proc/cpuinfo``, ``/sys/module``,
-``/dev/kvm``.  A fact that cannot be had is None.
+``/dev/kvm``.  A text that cannot be had is empty, a number 0.
 
 Source: Linux ``include/uapi/linux/kvm.h`` (KVM_GET_API_VERSION,
 KVM_CHECK_EXTENSION), ``arch/x86/include/asm/cpufeatures.h`` word 15 (CPUID
@@ -60,10 +60,10 @@ def host(device: str = "/dev/kvm") -> dict[str, Any]:
             "machine": names.machine,
             "signature": _read("/proc/version_signature"),
         },
-        "cpu": cpu(_read("/proc/cpuinfo") or ""),
-        "modules": {name: module("/sys/module/" + name) for name in MODULES},
+        "cpu": cpu(_read("/proc/cpuinfo")),
+        "modules": modules("/sys/module"),
         "kvm": kvm(device),
-        "user": {"name": _user(os.geteuid()), "groups": sorted(map(_group, os.getgroups()))},
+        "user": _user(os.geteuid()),
     }
 
 
@@ -78,24 +78,25 @@ def cpu(text: str) -> dict[str, Any]:
             first[key] = value
     flags = first.get("flags", "").split()
     return {
-        "vendor": first.get("vendor_id"),
-        "model": first.get("model name"),
+        "vendor": first.get("vendor_id", ""),
+        "model": first.get("model name", ""),
         "count": count,
         "svm": "svm" in flags,
-        "vmx": "vmx" in flags,
         "hypervisor": "hypervisor" in flags,
         "svm_features": [flag for flag in SVM_FLAGS if flag in flags],
-        "address_sizes": first.get("address sizes"),
     }
 
 
-def module(folder: str) -> dict[str, str | None] | None:
-    """Parameters of a kernel module; None if it is not there."""
-    if not os.path.isdir(folder):
-        return None
-    parameters = os.path.join(folder, "parameters")
-    names = sorted(os.listdir(parameters)) if os.path.isdir(parameters) else []
-    return {name: _read(os.path.join(parameters, name)) for name in names}
+def modules(folder: str) -> dict[str, dict[str, str]]:
+    """Parameters of KVM's modules, of those that are loaded."""
+    found = {}
+    for name in MODULES:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            parameters = os.path.join(path, "parameters")
+            names = sorted(os.listdir(parameters)) if os.path.isdir(parameters) else []
+            found[name] = {one: _read(os.path.join(parameters, one)) for one in names}
+    return found
 
 
 def kvm(device: str) -> dict[str, Any]:
@@ -103,18 +104,18 @@ def kvm(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": device,
         "exists": False,
-        "mode": None,
-        "owner": None,
-        "group": None,
-        "error": None,
-        "api": None,
+        "mode": "",
+        "owner": "",
+        "group": "",
+        "error": "",
+        "api": 0,
         "capabilities": {},
     }
     try:
         status = os.stat(device)
         found.update(
             exists=True,
-            mode=oct(stat.S_IMODE(status.st_mode)),
+            mode=format(stat.S_IMODE(status.st_mode), "04o"),
             owner=_user(status.st_uid),
             group=_group(status.st_gid),
         )
@@ -133,12 +134,12 @@ def kvm(device: str) -> dict[str, Any]:
     return found
 
 
-def _read(path: str) -> str | None:
+def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(1 << 24).strip()
     except OSError:
-        return None
+        return ""
 
 
 def _user(uid: int) -> str:

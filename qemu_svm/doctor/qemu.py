@@ -1,132 +1,170 @@
 """What a QEMU can do, asked of a QEMU of our own that has no machine.
 
-Capabilities are not read out of a list: each is switched on, so that what this
-build or this host's kernel lacks shows itself.
+Nothing is read out of a list of versions: KVM is tried, and each capability is
+switched on once, so that what this build or this host's kernel lacks shows
+itself.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qemu_svm.errors import CommandRefused, QmpError
-from qemu_svm.qmp import sync
+from qemu_svm.qmp import Client
+from qemu_svm.qmp.answers import Version
 
 _START_SECONDS = 20.0
 _COMPRESSIONS = ("zlib", "zstd", "qpl", "uadk", "qatzip")
+_NO_MACHINE = ("-machine", "none", "-nodefaults", "-display", "none", "-S")
+_SVM_FEATURES = ("svm", "npt", "nrip-save", "vgif")
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a QEMU can do.
+
+    :param kvm: it was built with KVM.
+    :param host_cpu: with KVM, which of the CPU properties ``svm``, ``npt``, …
+        a guest with ``-cpu host`` would have; empty if that cannot be told.
+    :param capabilities: migration capabilities: why one cannot be switched on
+        by itself, empty if it can.
+    :param compressions: methods of multifd's compression.
+    :param transports: kinds of address that ``migrate`` takes beside a URI
+        (QEMU 8.2); empty where it knows URIs only.
+    """
+
+    version: Version
+    package: str
+    kvm: bool
+    host_cpu: Mapping[str, bool]
+    capabilities: Mapping[str, str]
+    compressions: tuple[str, ...]
+    transports: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """What was found out about a QEMU binary.
+    """A QEMU program on this host.
 
-    :param accelerators: such as ``kvm``, ``tcg``.
-    :param capabilities: migration capabilities; why one cannot be switched on,
-        or empty if it can.
-    :param compressions: methods of multifd's compression.
-    :param transports: kinds of address that ``migrate`` takes, as far as its
-        schema tells; ``fd`` is a kind of ``socket``'s.
+    :param no_kvm: its own words why it does not start with KVM; empty if it does.
     """
 
     path: str
-    version: str
-    package: str
-    accelerators: tuple[str, ...]
-    capabilities: dict[str, str]
-    compressions: tuple[str, ...]
-    transports: tuple[str, ...]
-    commands: frozenset[str]
+    no_kvm: str
+    abilities: Abilities
 
 
-def ask(name: str) -> Binary:
-    """Start a QEMU and ask it.
+async def ask(name: str) -> Binary:
+    """Start a QEMU without a machine, with KVM if that is possible, and ask it.
 
     :raises QmpError: there is no such program, or it does not start or answer.
     """
     path = shutil.which(name)
     if path is None:
         raise QmpError(f"{name}: no such program", hint="apt install qemu-system-x86")
-    with _started(path) as qmp:
-        version = qmp.execute("query-version")
-        accelerators = [
-            one["name"].removesuffix("-accel")
-            for one in qmp.execute("qom-list-types", {"implements": "accel"})
-            if one["name"].endswith("-accel")
-        ]
-        schema = qmp.execute("query-qmp-schema")
-        return Binary(
-            path=path,
-            version=str(qmp.version),
-            package=str(version.get("package", "")),
-            accelerators=tuple(sorted(accelerators)),
-            capabilities=_capabilities(qmp),
-            compressions=_compressions(qmp),
-            transports=_transports(schema),
-            commands=qmp.run(qmp.client.commands()),
-        )
+    no_kvm = ""
+    for accelerator in ("kvm", "tcg"):
+        try:
+            async with _started([path, *_NO_MACHINE, "-accel", accelerator]) as qmp:
+                return Binary(path, no_kvm, await abilities(qmp))
+        except _NotStartedError as error:
+            no_kvm = no_kvm or error.what
+    raise QmpError(f"{path}: is no QEMU, or does not start: {no_kvm}")
 
 
-@contextlib.contextmanager
-def _started(path: str) -> Iterator[sync.Connection]:
+async def abilities(qmp: Client) -> Abilities:
+    """Find out what the QEMU behind a connection can do.
+
+    It must be one without a guest: capabilities are switched on and off again.
+    """
+    version = await qmp.execute("query-version")
+    # Not qom-list-types: it loads every module, and QEMU dies of one of another build.
+    kvm = await qmp.execute("query-kvm")
+    return Abilities(
+        version=qmp.version,
+        package=str(version.get("package", "")),
+        kvm=kvm.get("present") is True,
+        host_cpu=await _host_cpu(qmp) if kvm.get("enabled") else {},
+        capabilities={name: await _switchable(qmp, name) for name in await qmp.capabilities()},
+        compressions=tuple([name for name in _COMPRESSIONS if await _compresses(qmp, name)]),
+        transports=_transports(await qmp.execute("query-qmp-schema")),
+    )
+
+
+class _NotStartedError(Exception):
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+@contextlib.asynccontextmanager
+async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
+    # It dies with us, whatever ends us.
+    keeper = shutil.which("setpriv")
     with tempfile.TemporaryDirectory(prefix="svmstream-") as folder:
-        socket = Path(folder) / "qmp"
-        log = Path(folder) / "log"
+        socket, log = Path(folder) / "qmp", Path(folder) / "log"
         with log.open("wb") as errors:
             try:
-                process = subprocess.Popen(
-                    [path, "-machine", "none", "-nodefaults", "-display", "none", "-S",
-                     "-qmp", f"unix:{socket},server=on,wait=off"],
+                process = await asyncio.create_subprocess_exec(
+                    *([keeper, "--pdeathsig", "KILL"] if keeper else []), *command,
+                    *("-qmp", f"unix:{socket},server=on,wait=off"),
                     stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
                 )  # fmt: skip
             except OSError as error:
-                raise QmpError(f"{path}: {error.strerror}") from error
+                raise _NotStartedError(error.strerror or str(error)) from error
         try:
             end = time.monotonic() + _START_SECONDS
             while not socket.exists():
-                if process.poll() is not None or time.monotonic() > end:
+                if process.returncode is not None or time.monotonic() > end:
                     said = log.read_text(errors="replace").strip().splitlines()
-                    raise QmpError(f"{path}: is no QEMU, or does not start: {' '.join(said[-1:])}")
-                time.sleep(0.01)
-            with sync.connect(f"unix:{socket}") as qmp:
+                    raise _NotStartedError(said[-1] if said else "it says nothing")
+                await asyncio.sleep(0.01)
+            async with Client.connect(f"unix:{socket}") as qmp:
                 yield qmp
         finally:
-            process.kill()
-            process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
-def _capabilities(qmp: sync.Connection) -> dict[str, str]:
-    found = {}
-    for name in qmp.run(qmp.client.capabilities()):
-        try:
-            qmp.run(qmp.client.set_capabilities({name: True}))
-        except CommandRefused as error:
-            found[name] = error.reason
-        else:
-            found[name] = ""
-            qmp.run(qmp.client.set_capabilities({name: False}))
-    return found
+async def _host_cpu(qmp: Client) -> dict[str, bool]:
+    model = {"type": "full", "model": {"name": "host"}}
+    try:
+        answer = await qmp.execute("query-cpu-model-expansion", model)
+    except CommandRefused:
+        return {}  # another architecture's QEMU
+    properties = answer["model"]["props"]
+    return {name: properties[name] is True for name in _SVM_FEATURES if name in properties}
 
 
-def _compressions(qmp: sync.Connection) -> tuple[str, ...]:
-    found = []
-    for name in _COMPRESSIONS:
-        try:
-            qmp.run(qmp.client.set_parameters({"multifd-compression": name}))
-        except CommandRefused:
-            continue
-        found.append(name)
-    return tuple(found)
+async def _switchable(qmp: Client, name: str) -> str:
+    try:
+        await qmp.set_capabilities({name: True})
+    except CommandRefused as error:
+        return error.reason
+    await qmp.set_capabilities({name: False})
+    return ""
+
+
+async def _compresses(qmp: Client, name: str) -> bool:
+    try:
+        await qmp.set_parameters({"multifd-compression": name})
+    except CommandRefused:
+        return False
+    return True
 
 
 def _transports(schema: list[dict[str, Any]]) -> tuple[str, ...]:
-    # MigrationAddressType (8.2): an enum with socket and exec; names are masked in the schema.
+    # The schema hides names of types; this enum is known by its values.
     for one in schema:
         values = set(one.get("values", ()))
         if {"socket", "exec"} <= values:

@@ -1,4 +1,4 @@
-"""What the VM behind a QMP socket is, only by asking."""
+"""What the VM behind a QMP socket is; it is only asked."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemu_svm.errors import CommandRefused
-from qemu_svm.qmp import Client, Migration, Status
+from qemu_svm.qmp import Client, Migration, Status, answers
+from qemu_svm.qmp.answers import Version
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A VM; None where QEMU does not tell.
 
-    :param machine: machine type.
+    :param machine: machine type, such as ``pc-i440fx-7.2``.
+    :param ram: bytes, with what was plugged in.
+    :param kvm: whether it runs with KVM.
     :param svm: whether the guest's first vCPU is offered SVM.
+    :param capabilities: migration capabilities and whether they are on.
     """
 
-    address: str
-    version: str
+    version: Version
     machine: str | None
     status: Status
+    ram: int | None
     kvm: bool | None
-    vcpus: int
+    vcpus: int | None
     svm: bool | None
     migration: Migration
     capabilities: dict[str, bool]
@@ -34,33 +38,40 @@ async def ask(address: str) -> Target:
     :raises QmpError: it cannot be reached.
     """
     async with Client.connect(address) as qmp:
-        cpus = await _try(qmp, "query-cpus-fast") or []
-        first = cpus[0].get("qom-path") if cpus else None
-        accelerator = await _try(qmp, "query-kvm") or {}
+        kvm = await _object(qmp, "query-kvm")
+        memory = await _object(qmp, "query-memory-size-summary")
+        cpus = await _ask(qmp, "query-cpus-fast")
+        first = cpus[0] if isinstance(cpus, list) and cpus and isinstance(cpus[0], dict) else {}
         machine = await _property(qmp, "/machine", "type")
-        svm = await _property(qmp, first, "svm") if first else None
+        svm = await _property(qmp, first.get("qom-path"), "svm")
+        base = answers.number(memory, "base-memory")
         return Target(
-            address=str(qmp.address),
-            version=str(qmp.version),
+            version=qmp.version,
             machine=machine.removesuffix("-machine") if isinstance(machine, str) else None,
             status=await qmp.status(),
-            kvm=accelerator.get("enabled"),
-            vcpus=len(cpus),
+            ram=None if base is None else base + (answers.number(memory, "plugged-memory") or 0),
+            kvm=kvm["enabled"] if isinstance(kvm.get("enabled"), bool) else None,
+            vcpus=len(cpus) if isinstance(cpus, list) else None,
             svm=svm if isinstance(svm, bool) else None,
             migration=await qmp.migration(),
             capabilities=await qmp.capabilities(),
         )
 
 
-async def _try(qmp: Client, command: str) -> Any:
+async def _ask(qmp: Client, command: str, arguments: dict[str, object] | None = None) -> Any:
+    # An older QEMU, or another architecture's, may not have the command or the property.
     try:
-        return await qmp.execute(command)
+        return await qmp.execute(command, arguments)
     except CommandRefused:
         return None
 
 
-async def _property(qmp: Client, path: str, name: str) -> Any:
-    try:
-        return await qmp.execute("qom-get", {"path": path, "property": name})
-    except CommandRefused:
+async def _object(qmp: Client, command: str) -> dict[str, Any]:
+    answer = await _ask(qmp, command)
+    return answer if isinstance(answer, dict) else {}
+
+
+async def _property(qmp: Client, path: object, name: str) -> Any:
+    if not isinstance(path, str):
         return None
+    return await _ask(qmp, "qom-get", {"path": path, "property": name})

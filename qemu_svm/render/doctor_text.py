@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.text import Text
@@ -16,12 +17,17 @@ _STYLES = {
     State.WARNING: "yellow",
     State.MISSING: "bold red",
 }
-_STATE_WIDTH = 9
+_STATE = 9
+_UNDER = 2 + _STATE
+_NARROWEST = 20
 
 
-def report(checks: Sequence[Check]) -> Iterable[Text]:
-    """Group by group, one check a line, what it means and what to do under it."""
-    width = max((len(one.name) for one in checks), default=0) + 2
+def report(checks: Sequence[Check], width: int | None = None) -> Iterable[Text]:
+    """Group by group, one check a line; what it means and what to do under it.
+
+    :param width: columns to wrap to; None for lines of any length.
+    """
+    name_width = max((len(one.name) for one in checks), default=0) + 2
     group = None
     for one in checks:
         if one.group != group:
@@ -29,9 +35,20 @@ def report(checks: Sequence[Check]) -> Iterable[Text]:
                 yield Text()
             yield Text(one.group, HEADING)
             group = one.group
-        line = Text("  ").append(one.state.value.ljust(_STATE_WIDTH), _STYLES[one.state])
-        yield line.append(printable(one.name).ljust(width)).append(printable(one.found))
-        if one.means:
-            yield Text(" " * (2 + _STATE_WIDTH) + printable(one.means), FAINT)
-        if one.do:
-            yield Text(" " * (2 + _STATE_WIDTH) + f"do: {printable(one.do)}", FAINT)
+        first, *rest = _wrapped(one.found, _UNDER + name_width, width)
+        line = Text("  ").append(one.state.value.ljust(_STATE), _STYLES[one.state])
+        yield line.append(one.name.ljust(name_width)).append(first)
+        yield from (Text(" " * (_UNDER + name_width) + more) for more in rest)
+        for words in (one.means, f"do: {one.do}" if one.do else ""):
+            if words:
+                yield from (
+                    Text(" " * _UNDER + more, FAINT) for more in _wrapped(words, _UNDER, width)
+                )
+
+
+def _wrapped(text: str, indent: int, width: int | None) -> list[str]:
+    text = printable(text)
+    if width is None:
+        return [text]
+    room = max(width - indent, _NARROWEST)
+    return textwrap.wrap(text, room, break_on_hyphens=False) or [""]

@@ -1,0 +1,140 @@
+"""The facts of :mod:`qemu_svm.doctor.probe` as typed values.
+
+They may come out of a file that was made elsewhere, so they are read like
+everything else that comes from outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from qemu_svm.errors import SourceError
+from qemu_svm.limits import MIB
+from qemu_svm.restore.releases import Release, release
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The processor; ``svm_features`` as /proc/cpuinfo names them."""
+
+    vendor: str
+    model: str
+    count: int
+    svm: bool
+    hypervisor: bool
+    svm_features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kvm:
+    """KVM's device.
+
+    :param mode: its permissions, in octal.
+    :param error: name of the errno that opening gave; empty if it opened.
+    :param api: KVM_GET_API_VERSION.
+    :param capabilities: KVM_CHECK_EXTENSION by name; empty if it did not open.
+    """
+
+    device: str
+    exists: bool
+    mode: str
+    owner: str
+    group: str
+    error: str
+    api: int
+    capabilities: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Everything about a host.
+
+    :param name: the kernel's release as it calls itself.
+    :param kernel: its version; None if the name does not tell.
+    :param modules: parameters of those that are loaded.
+    :param user: who asked.
+    """
+
+    name: str
+    kernel: Release | None
+    cpu: Cpu
+    modules: Mapping[str, Mapping[str, str]]
+    kvm: Kvm
+    user: str
+
+
+def read(facts: Mapping[str, Any]) -> Host:
+    """Read what :func:`qemu_svm.doctor.probe.host` returned.
+
+    :raises SourceError: it is something else.
+    """
+    kernel, cpu, kvm = (_get(facts, name, dict) for name in ("kernel", "cpu", "kvm"))
+    name = _get(kernel, "release", str)
+    modules = _get(facts, "modules", dict)
+    features = _get(cpu, "svm_features", list)
+    return Host(
+        name=name,
+        kernel=release(name, _get(kernel, "version", str), _get(kernel, "signature", str)),
+        cpu=Cpu(
+            vendor=_get(cpu, "vendor", str),
+            model=_get(cpu, "model", str),
+            count=_get(cpu, "count", int),
+            svm=_get(cpu, "svm", bool),
+            hypervisor=_get(cpu, "hypervisor", bool),
+            svm_features=tuple(one for one in features if isinstance(one, str)),
+        ),
+        modules={one: _all(_get(modules, one, dict), str) for one in modules},
+        kvm=Kvm(
+            device=_get(kvm, "device", str),
+            exists=_get(kvm, "exists", bool),
+            mode=_get(kvm, "mode", str),
+            owner=_get(kvm, "owner", str),
+            group=_get(kvm, "group", str),
+            error=_get(kvm, "error", str),
+            api=_get(kvm, "api", int),
+            capabilities=_all(_get(kvm, "capabilities", dict), int),
+        ),
+        user=_get(facts, "user", str),
+    )
+
+
+def load(path: str) -> dict[str, Any]:
+    """Read a file (``-``: standard input) that the probe wrote; :func:`read` takes it apart.
+
+    :raises SourceError: it cannot be read, or is no JSON object.
+    """
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+            text = file.read(MIB + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from error
+    try:
+        found = json.loads(text) if len(text) <= MIB else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _no_facts(path)
+    return found
+
+
+def _get(facts: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
+    value = facts.get(name)
+    if type(value) is not kind:
+        raise _no_facts(f"'{name}' is missing or of another type")
+    return value
+
+
+def _all(facts: Mapping[str, Any], kind: type[_T]) -> dict[str, _T]:
+    return {name: _get(facts, name, kind) for name in facts}
+
+
+def _no_facts(what: str) -> SourceError:
+    return SourceError(
+        f"these are no facts about a host: {what}",
+        hint="make them there with: python3 probe.py > host.json",
+    )

@@ -1,0 +1,176 @@
+"""What facts of hosts mean; the facts were recorded in boxes with four kernels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qemu_svm.doctor import facts, probe
+from qemu_svm.doctor.facts import Host
+from qemu_svm.doctor.judge_host import judge
+from qemu_svm.doctor.model import Check, State
+from qemu_svm.errors import SourceError
+
+HOSTS = sorted(Path(__file__).with_name("hosts").glob("*.json"))
+
+
+def host(name: str) -> Host:
+    return facts.read(facts.load(str(Path(__file__).with_name("hosts") / f"{name}.json")))
+
+
+def checks(found: Host) -> dict[str, Check]:
+    return {f"{one.group} {one.name}": one for one in judge(found)}
+
+
+def missing(found: Host, purpose: str = "replay") -> list[str]:
+    return [
+        name
+        for name, one in checks(found).items()
+        if one.state is State.MISSING and purpose in one.needed_for
+    ]
+
+
+@pytest.mark.parametrize("path", HOSTS, ids=lambda path: path.stem)
+def test_hosts_that_nest(path: Path) -> None:
+    found = host(path.stem)
+    assert missing(found) == []
+    told = checks(found)
+    assert told["KVM nested state"].found == "SVM, 4224 bytes"
+    assert told["kernel profile"].state is State.OK
+    without = path.stem.endswith("npt0")
+    assert told["KVM kvm_amd npt"].state is (State.WARNING if without else State.OK)
+    assert told["KVM kvm_amd nested"].state is State.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "profile"),
+    [
+        ("linux5.10", "5.10.223", "5.10:"),
+        ("linux6.1", "6.1.176", "6.1:"),
+        ("linux6.12", "6.12.117", "6.12.117:"),
+        ("linux7.2", "7.2.12", "7.2:"),
+    ],
+)
+def test_the_kernel_and_its_profile(name: str, version: str, profile: str) -> None:
+    told = checks(host(name))
+    assert version in told["kernel release"].found
+    assert told["kernel profile"].found.startswith(profile)
+
+
+def test_the_bug_that_takes_the_host_down_is_a_warning() -> None:
+    assert checks(host("linux5.10"))["kernel bug O-28"].state is State.WARNING
+    for name in ("linux6.1", "linux6.12", "linux7.2"):
+        assert "kernel bug O-28" not in checks(host(name))
+
+
+def test_every_line_that_is_not_well_says_what_to_do() -> None:
+    for found in map(host, [path.stem for path in HOSTS]):
+        for one in judge(found):
+            if one.state in (State.WARNING, State.MISSING):
+                assert one.means or one.found.startswith("if ")
+                assert one.do
+
+
+def test_no_device() -> None:
+    good = host("linux6.1")
+    gone = replace(good.kvm, exists=False, error="ENOENT", capabilities={})
+    found = replace(good, kvm=gone, modules={})
+    assert missing(found) == ["KVM device"]
+    assert "modprobe" in checks(found)["KVM device"].do
+
+
+@pytest.mark.parametrize(("group", "do"), [("kvm", "adduser me kvm"), ("root", "chgrp kvm")])
+def test_not_allowed(group: str, do: str) -> None:
+    good = host("linux6.1")
+    closed = replace(good.kvm, mode="0660", group=group, error="EACCES", capabilities={})
+    found = replace(good, kvm=closed, user="me")
+    assert missing(found) == ["KVM device"]
+    assert do in checks(found)["KVM device"].do
+    assert f"0660 root:{group}" in checks(found)["KVM device"].found
+
+
+def test_no_nesting() -> None:
+    good = host("linux6.12")
+    found = replace(
+        good,
+        kvm=replace(good.kvm, capabilities={"nested_state": 0}),
+        modules={"kvm_amd": {"nested": "0", "npt": "Y"}},
+    )
+    assert missing(found) == ["KVM nested state"]
+    assert checks(found)["KVM kvm_amd nested"].state is State.WARNING
+
+
+def test_intel() -> None:
+    good = host("linux6.12")
+    found = replace(
+        good,
+        cpu=replace(good.cpu, vendor="GenuineIntel", svm=False, svm_features=()),
+        kvm=replace(good.kvm, capabilities={"nested_state": 8320}),
+        modules={"kvm_intel": {"nested": "Y"}},
+    )
+    assert missing(found) == ["processor vendor", "KVM nested state"]
+    assert checks(found)["KVM nested state"].found == "VMX, 8320 bytes"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_svm_is_off(inside: bool) -> None:
+    good = host("linux6.12")
+    found = replace(good, cpu=replace(good.cpu, svm=False, svm_features=(), hypervisor=inside))
+    assert missing(found) == ["processor svm"]
+    assert ("hypervisor" if inside else "firmware") in checks(found)["processor svm"].do
+
+
+@pytest.mark.parametrize("name", ["4.19.0-27-amd64", "something"])
+def test_a_kernel_without_nested_state(name: str) -> None:
+    document = probe.host()
+    document["kernel"].update(release=name, version="", signature="")
+    told = checks(facts.read(document))
+    assert told["kernel release"].state is State.WARNING
+    assert "5.8" in told["kernel release"].means
+
+
+def test_this_host_is_understood() -> None:
+    document = probe.host()
+    found = facts.read(json.loads(json.dumps(document)))
+    assert found.kvm.exists == document["kvm"]["exists"]
+    assert list(judge(found))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+def test_facts_of_another_shape(data: st.DataObject) -> None:
+    document: Any = json.loads(HOSTS[0].read_text())
+    place = document
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(JSON)
+    try:
+        found = facts.read(document)
+    except SourceError:
+        return
+    assert list(judge(found))
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"[" * 100_000, b" " * (1 << 20) + b"{}"])
+def test_files_that_are_no_facts(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "host.json"
+    path.write_bytes(text)
+    with pytest.raises(SourceError, match="no facts"):
+        facts.load(str(path))
+    with pytest.raises(SourceError, match="No such file"):
+        facts.load(str(tmp_path / "none"))
