@@ -36,6 +36,7 @@ _VERBS = {
     "compat": "Would a given QEMU take the sections of this stream?",
     "ram": "RAM blocks, page statistics, a map; --extract writes them.",
     "capture": "A stream out of a running QEMU, without hurting the guest.",
+    "vmruns": "Every VMCB that the emulated processor was given, out of svmtrace's log.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
     "watch": "A migration in progress, live, whoever started it.",
     "lab": "An AMD host in a box: real kernels and QEMUs, emulated.",

@@ -27,7 +27,7 @@ def report(place: Place, raw: bytes, *, verbose: bool) -> Iterable[Text]:
     yield entry("type", value.type)
     if value.children:
         yield Text()
-        yield from _children(place, verbose=verbose)
+        yield from children(place, verbose=verbose)
         return
     if isinstance(value.value, bytes) or value.size > _ROW:
         yield from hexdump(raw, value.offset)
@@ -37,7 +37,8 @@ def report(place: Place, raw: bytes, *, verbose: bool) -> Iterable[Text]:
         yield entry("value", _words(place.path, value))
 
 
-def _children(place: Place, *, verbose: bool) -> Iterable[Text]:
+def children(place: Place, *, verbose: bool) -> Iterable[Text]:
+    """Every field inside a node, one a line."""
     rows: list[list[str | Text]] = []
     hidden = 0
     for path, node in place.value.walk():

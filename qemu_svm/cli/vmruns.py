@@ -1,0 +1,94 @@
+"""``svmstream vmruns LOG``."""
+
+from __future__ import annotations
+
+import click
+
+from qemu_svm.cli import EXIT_UNREADABLE, common, complain
+from qemu_svm.errors import PathError
+from qemu_svm.source import open_source
+from qemu_svm.vmruns.log import Log, read_log
+from qemu_svm.vmruns.reader import Event
+from qemu_svm.vmruns.roles import Role
+from qemu_svm.vmruns.select import Selection, exit_codes
+
+_LEVELS = {"L1": Role.L1, "L2": Role.L2, "unknown": Role.UNKNOWN}
+
+
+@click.command(
+    "vmruns",
+    epilog="Examples: svmstream vmruns box.log --level L1 -v; svmstream vmruns box.log --show 27",
+)
+@click.argument("log", metavar="LOG")
+@common.json_option
+@click.option("--vcpu", "cpu", type=int, help="Only this CPU of the emulated host.")
+@click.option("--level", type=click.Choice(list(_LEVELS), case_sensitive=False),
+              help="Only what L1 or L2 ran by.")  # fmt: skip
+@click.option("--exit", "exit_name", metavar="EXIT", help="Only runs that ended so: VMRUN, 0x80.")
+@click.option("--from", "first", type=int, default=0, help="From this VMRUN on.")
+@click.option("--to", "last", type=int, help="Up to this VMRUN.")
+@click.option("--show", "number", type=int, metavar="N",
+              help="The VMCB of record N with all its fields.")  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True,
+              help="Every run alone, with what changed in its VMCB.")  # fmt: skip
+def command(
+    *,
+    log: str,
+    as_json: bool,
+    cpu: int | None,
+    level: str | None,
+    exit_name: str | None,
+    first: int,
+    last: int | None,
+    number: int | None,
+    verbose: bool,
+) -> int:
+    """Every VMCB that KVM gave the processor, from a log of svmtrace.
+
+    Shown are the VMCBs, whether each is vmcb01 or vmcb02, and every entry with
+    its exit. The log may be compressed ("-" for standard input); the emulator's
+    plugin svmtrace writes it.
+    """
+    codes = exit_codes(exit_name) if exit_name is not None else None
+    role = _LEVELS[level] if level is not None else None
+    wanted = Selection(cpu, role, codes, first, last)
+    with open_source(log) as source:
+        read = read_log(source)
+        if number is not None:
+            _show(_record(read, number), as_json=as_json, verbose=verbose)
+        elif as_json:
+            from qemu_svm.render.vmruns_document import document
+
+            common.print_json(document(read, wanted))
+        else:
+            from qemu_svm.render.vmruns_text import report
+
+            common.print_lines(report(read, wanted, verbose=verbose))
+        if read.damage is None:
+            return 0
+        complain(f"{log}: {read.damage}")
+        return EXIT_UNREADABLE
+
+
+def _show(event: Event, *, as_json: bool, verbose: bool) -> None:
+    if as_json:
+        from qemu_svm.render.vmruns_document import page_document
+
+        common.print_json(page_document(event))
+    else:
+        from qemu_svm.render.vmruns_text import page_report
+
+        common.print_lines(page_report(event, verbose=verbose))
+
+
+def _record(log: Log, number: int) -> Event:
+    near: list[str] = []
+    for event in log.events():
+        if event.page is None:
+            continue
+        if event.number == number:
+            return event
+        near = [*near[-2:], str(event.number)]
+        if event.number > number:
+            break
+    raise PathError(f"the log has no record {number} with a VMCB", near=near)

@@ -1,0 +1,187 @@
+"""A log, record by record.
+
+Memory is bounded by the pages that the format lets a log remember.  Damage ends
+the reading with an error that tells where; everything before it has been given.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qemu_svm.errors import LimitExceeded, Malformed, Unsupported
+from qemu_svm.source.base import Source
+from qemu_svm.stream.reader import Reader
+from qemu_svm.vmruns import structs
+from qemu_svm.vmruns.structs import Flag, Kind
+
+_HEAD = structs.RECORD.sizeof()
+_PAGE = structs.PAGE.sizeof()
+_RUN = structs.RUN.sizeof()
+_CHECKSUM = structs.CHECKSUM.sizeof()
+PAGE_SIZE = 0x1000
+MAX_PAGES = 1 << 14
+"""Most pages that a header may ask us to remember: 64 MiB."""
+_MAX_RECORD = _HEAD + _PAGE + PAGE_SIZE + _RUN * (PAGE_SIZE // 8) + _CHECKSUM
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a log says about itself.  ``api`` is the emulator's plugin interface."""
+
+    api: int
+    vcpus: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record.
+
+    :param offset: of the record in the log.
+    :param time: nanoseconds since the emulator started.
+    :param address: physical address of ``page``, or 0.
+    :param entry: number of the VMRUN that an exit or a vmcb12 belongs to; 0 if none.
+    :param page: the 4096 bytes of the VMCB, or None.
+    """
+
+    offset: int
+    number: int
+    kind: int
+    flags: Flag
+    vcpu: int
+    time: int
+    rip: int
+    rax: int
+    address: int = 0
+    entry: int = 0
+    page: bytes | None = None
+
+    @property
+    def in_guest(self) -> bool:
+        """Whether a guest executed it, not L0."""
+        return Flag.IN_GUEST in self.flags
+
+
+class LogReader:
+    """Reads a log once, from front to back.
+
+    :raises Truncated: the header is not all there.
+    :raises Malformed: not a log of svmtrace.
+    :raises Unsupported: of another version.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.path = source.path
+        self._reader = Reader(source)
+        self.header = self._header()
+        self._pages: dict[int, bytes] = {}
+        self.end: str | None = None
+        """Why the log ended; None if that was not written (the emulator was killed)."""
+
+    def _header(self) -> Header:
+        size = structs.HEADER.sizeof()
+        magic = self._reader.peek(len(structs.MAGIC))
+        if not structs.MAGIC.startswith(magic):
+            raise Malformed(
+                "not a log of svmtrace", offset=0, expected=repr(structs.MAGIC), found=repr(magic)
+            )
+        data = self._reader.take(size, "the log's header")
+        head = structs.HEADER.parse(data)
+        if head.version != structs.VERSION:
+            raise Unsupported(
+                "a log of another version",
+                offset=8,
+                expected=str(structs.VERSION),
+                found=str(head.version),
+            )
+        if zlib.crc32(data[:-_CHECKSUM]) != head.crc:
+            raise Malformed("the header's checksum is wrong", offset=size - _CHECKSUM)
+        if head.size != size or head.page_size != PAGE_SIZE:
+            raise Malformed("impossible sizes in the header", offset=10)
+        if head.pages > MAX_PAGES:
+            raise LimitExceeded(
+                "the log wants too many pages remembered",
+                offset=16,
+                expected=f"at most {MAX_PAGES}",
+                found=str(head.pages),
+            )
+        return Header(head.api, head.vcpus, head.pages)
+
+    def __iter__(self) -> Iterator[Event]:
+        """Give every record.
+
+        :raises Truncated: the log ends inside a record.
+        :raises Malformed: a record is damaged.
+        """
+        while self._reader.peek(1):
+            event = self._record()
+            if event.kind == Kind.END:
+                self.end = structs.ENDS.get(event.rax, f"reason {event.rax}")
+            yield event
+
+    def _record(self) -> Event:
+        start = self._reader.offset
+        size = int.from_bytes(self._reader.peek(4), "little")
+        if len(self._reader.peek(4)) == 4 and not _HEAD + _CHECKSUM <= size <= _MAX_RECORD:
+            raise Malformed(
+                "a record of an impossible size",
+                offset=start,
+                expected=f"{_HEAD + _CHECKSUM} to {_MAX_RECORD} bytes",
+                found=str(size),
+            )
+        data = self._reader.take(max(size, 4), "a record")
+        if zlib.crc32(data[:-_CHECKSUM]) != structs.CHECKSUM.parse(data[-_CHECKSUM:]):
+            raise Malformed("a record's checksum is wrong", offset=start)
+        head = structs.RECORD.parse(data)
+        flags = Flag(head.flags)
+        address = entry = 0
+        page = None
+        if Flag.PAGE in flags:
+            address, entry, page = self._page(data, start, delta=Flag.DELTA in flags)
+        elif size != _HEAD + _CHECKSUM:
+            raise Malformed("bytes behind a record", offset=start + _HEAD, field="size")
+        return Event(
+            start,
+            head.number,
+            head.kind,
+            flags,
+            head.vcpu,
+            head.time,
+            head.rip,
+            head.rax,
+            address,
+            entry,
+            page,
+        )
+
+    def _page(self, data: bytes, start: int, *, delta: bool) -> tuple[int, int, bytes]:
+        end = len(data) - _CHECKSUM
+        if end < _HEAD + _PAGE:
+            raise Malformed("a record too short for its page", offset=start, field="size")
+        head = structs.PAGE.parse(data[_HEAD:])
+        page = bytearray(self._base(head.address, start) if delta else bytes(PAGE_SIZE))
+        at = _HEAD + _PAGE
+        for _ in range(head.runs):
+            offset = int.from_bytes(data[at : at + 2], "little")
+            length = int.from_bytes(data[at + 2 : at + _RUN], "little")
+            at += _RUN
+            if at + length > end or offset + length > PAGE_SIZE:
+                raise Malformed("a run outside its record or page", offset=start + at - _RUN)
+            page[offset : offset + length] = data[at : at + length]
+            at += length
+        if at != end:
+            raise Malformed("bytes behind a page's runs", offset=start + at)
+        known = bytes(page)
+        if head.address not in self._pages and len(self._pages) >= self.header.pages:
+            self._pages.clear()
+        self._pages[head.address] = known
+        return head.address, head.entry, known
+
+    def _base(self, address: int, start: int) -> bytes:
+        if address not in self._pages:
+            raise Malformed(
+                f"changes to a page at {address:#x} that the log has not given", offset=start
+            )
+        return self._pages[address]

@@ -1,0 +1,214 @@
+"""Whose VMCB an entry was: vmcb01 (L1 runs) or vmcb02 (L2 runs).
+
+The log has no names, but the order of things tells them:
+
+* a guest that was stopped by its own VMRUN is L1 if the next entry has RIP, RSP and
+  RAX out of the vmcb12 that it pointed at; what is entered then is L2 (**proved**).
+  Of copies of one guest, which have the same, the one on the same processor is taken.
+  Where vmcb12 could not be read (L0 without nested paging) the next entry on that
+  processor counts if it does not continue behind the VMRUN (**inferred**);
+* L1 gets control again by an entry with the RIP behind its VMRUN, and its RSP and RAX;
+* since 5.13 KVM has a VMCB of its own for each, so what is known of an address is
+  known of all entries with it, the earlier ones as well.  Before, one VMCB serves
+  both: an entry before the first VMRUN that was seen is L1's from the one on that
+  continues behind that same VMRUN, and L2's before.
+
+An entry that none of this reaches stays unknown: most guests run no VMRUN at all.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from qemu_svm.errors import LimitExceeded
+from qemu_svm.vmruns.runs import Run, save_field
+
+_VMRUN_SIZE = 3
+MAX_RUNS = 1 << 21
+"""Most runs whose roles are worked out: some 70 MB of memory."""
+MAX_VMCBS = 1 << 14
+_MAX_AWAITED = 64
+
+State = tuple[int, int, int]
+"""RIP, RSP, RAX: what an entry is recognised by."""
+
+
+class Role(IntEnum):
+    """Who runs by an entry."""
+
+    UNKNOWN = 0
+    L1 = 1
+    L2 = 2
+
+
+class Certainty(IntEnum):
+    """How a role is known."""
+
+    NONE = 0
+    INFERRED = 1
+    PROVED = 2
+
+
+@dataclass
+class Vmcb:
+    """What is known of one address.
+
+    :param role: of the last entry; of all of them unless ``shared``.
+    :param shared: one VMCB for L1 and L2 (before 5.13).
+    :param pair: number of the KVM vCPU, in order of appearance; -1 if unknown.
+    :param first: number of its first entry, ``last`` of its last.
+    :param exits: how often each exit code came.
+    """
+
+    address: int
+    role: Role = Role.UNKNOWN
+    certainty: Certainty = Certainty.NONE
+    shared: bool = False
+    pair: int = -1
+    runs: int = 0
+    first: int = 0
+    last: int = 0
+    exits: dict[int, int] = field(default_factory=dict)
+    # Runs of yet unknown role, with their states; where L1 continues behind VMRUN; how
+    # the last run was left.
+    unknown: array[int] = field(default_factory=lambda: array("Q"))
+    back: set[State] = field(default_factory=set)
+    left: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    # L1 executed VMRUN in run ``index``; ``back`` is where it will continue.
+    vmcb01: Vmcb
+    index: int
+    back: State
+    certainty: Certainty
+
+
+def state(page: bytes) -> State:
+    """RIP, RSP and RAX of a VMCB's save area."""
+    return save_field(page, "rip"), save_field(page, "rsp"), save_field(page, "rax")
+
+
+class Roles:
+    """Works through the runs of a log; then tells the role of each by its place."""
+
+    def __init__(self) -> None:
+        self.vmcbs: dict[int, Vmcb] = {}
+        self._roles = bytearray()
+        self._awaited: dict[State, dict[int, _Awaited]] = {}
+        self._next: dict[int, _Awaited] = {}
+        self._pairs = 0
+
+    def __len__(self) -> int:
+        return len(self._roles)
+
+    def of(self, place: int) -> tuple[Role, Certainty]:
+        """Role of the run that was learnt as number ``place``, from 0."""
+        value = self._roles[place]
+        return Role(value & 3), Certainty(value >> 2)
+
+    def learn(self, all_runs: Iterable[Run]) -> Roles:
+        """Take all runs of a log, in order.
+
+        :raises LimitExceeded: more than ``MAX_RUNS`` entries or ``MAX_VMCBS`` addresses.
+        """
+        for run in all_runs:
+            vmcb = self.vmcbs.setdefault(run.address, Vmcb(run.address))
+            if len(self._roles) >= MAX_RUNS or len(self.vmcbs) > MAX_VMCBS:
+                raise LimitExceeded(
+                    "too many entries to work out whose they are",
+                    offset=run.entry.offset,
+                    hint="record less: the plugin takes limit=SIZE",
+                )
+            self._learn(run, vmcb)
+        return self
+
+    def _learn(self, run: Run, vmcb: Vmcb) -> None:
+        index = len(self._roles)
+        self._roles.append(0)
+        vmcb.runs += 1
+        vmcb.first = vmcb.first or run.number
+        vmcb.last = run.number
+        if run.exit_code is not None:
+            vmcb.exits[run.exit_code] = vmcb.exits.get(run.exit_code, 0) + 1
+        if run.entry.page is not None:
+            self._enter(run, index, vmcb, state(run.entry.page))
+        if run.exit is not None and run.exit.page is not None:
+            vmcb.left = state(run.exit.page)
+            if run.vmrun is not None:
+                self._executed_vmrun(run, index, vmcb, vmcb.left)
+
+    def _enter(self, run: Run, index: int, vmcb: Vmcb, here: State) -> None:
+        awaited = self._expected(run, here, vmcb) or self._guess(run, here)
+        if awaited is not None:
+            self._entered_l2(index, vmcb, awaited)
+        elif here in vmcb.back:
+            vmcb.role = Role.L1
+        self._set(index, vmcb.role, vmcb.certainty)
+        if not vmcb.role:
+            vmcb.unknown.extend((index, *here))
+
+    def _expected(self, run: Run, here: State, vmcb: Vmcb) -> _Awaited | None:
+        # Copies of one guest await the same.  Then the one on the same processor is meant;
+        # and one whose VMRUN was on another only if this VMCB does not just go on.
+        waiting = self._awaited.get(here, {})
+        cpu = run.entry.vcpu
+        for other in sorted(waiting, key=lambda one: one != cpu):
+            pair = waiting[other].vmcb01.pair
+            if vmcb.pair >= 0 and pair >= 0 and pair != vmcb.pair:
+                continue
+            if other == cpu or vmcb.left != here:
+                return waiting.pop(other)
+        return None
+
+    def _guess(self, run: Run, here: State) -> _Awaited | None:
+        # vmcb12 is not known: the next entry counts, unless L1 goes on where it was.
+        awaited = self._next.pop(run.entry.vcpu, None)
+        if awaited is None or here[0] in (awaited.back[0], awaited.back[0] - _VMRUN_SIZE):
+            return None
+        return awaited
+
+    def _entered_l2(self, index: int, vmcb: Vmcb, awaited: _Awaited) -> None:
+        vmcb01, certainty = awaited.vmcb01, awaited.certainty
+        if vmcb01.pair < 0:
+            vmcb01.pair, self._pairs = self._pairs, self._pairs + 1
+        vmcb.pair = vmcb01.pair
+        vmcb.shared = vmcb.shared or vmcb is vmcb01
+        vmcb01.back.add(awaited.back)
+        vmcb01.role, vmcb01.certainty = Role.L1, max(certainty, vmcb01.certainty)
+        self._set(awaited.index, Role.L1, certainty)
+        self._look_back(vmcb01, awaited.back)
+        vmcb.role, vmcb.certainty = Role.L2, max(certainty, vmcb.certainty)
+        self._look_back(vmcb, awaited.back)
+        self._set(index, Role.L2, certainty)
+
+    def _look_back(self, vmcb: Vmcb, back: State) -> None:
+        # What the address was before anything was known of it.  A shared one was L1's
+        # from where L1 continued behind this VMRUN, and L2's before that.
+        unknown, role, continued = vmcb.unknown, vmcb.role, False
+        for at in range(len(unknown) - 4, -1, -4):
+            if vmcb.shared:
+                here = tuple(unknown[at + 1 : at + 4]) == back
+                role = Role.L2 if continued and not here else Role.L1
+                continued = continued or here
+            self._set(unknown[at], role, vmcb.certainty)
+        vmcb.unknown = array("Q")
+
+    def _executed_vmrun(self, run: Run, index: int, vmcb: Vmcb, left: State) -> None:
+        rip, rsp, rax = left
+        back = (rip + _VMRUN_SIZE, rsp, rax)
+        if run.vmcb12 is not None and run.vmcb12.page is not None:
+            if len(self._awaited) >= _MAX_AWAITED:
+                del self._awaited[next(iter(self._awaited))]
+            waiting = self._awaited.setdefault(state(run.vmcb12.page), {})
+            waiting[run.entry.vcpu] = _Awaited(vmcb, index, back, Certainty.PROVED)
+        else:
+            self._next[run.entry.vcpu] = _Awaited(vmcb, index, back, Certainty.INFERRED)
+
+    def _set(self, index: int, role: Role, certainty: Certainty) -> None:
+        if role:
+            self._roles[index] = role | certainty << 2
