@@ -13,6 +13,7 @@ of 22 October, v4 and v5 of 3 November).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -88,6 +89,7 @@ class Kernel:
     :param pages_rearmed: a failed merge of the MSR bitmap is tried again.
     :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
     :param l1_dr7: DR7 after a #VMEXIT.
+    :param l2_vmmcall: KVM intercepts VMMCALL while L2 runs even if L1 does not.
     :param has_sregs2: KVM_SET_SREGS2 exists.
     :param reset_rdx: RDX of a fresh vCPU.
     :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear.
@@ -120,6 +122,7 @@ class Kernel:
     pages_rearmed: bool = False
     exit_without_vmcb12: bool = False
     l1_dr7: int = 0x400
+    l2_vmmcall: bool = False
     has_sregs2: bool = True
     reset_rdx: int = 0x600
     gif_blocks_init: bool = True
@@ -320,6 +323,7 @@ V6_12_117 = replace(
     measured=("6.12.117",),
     sregs=(*_SREGS, "R-05"),
     pages_rearmed=True,
+    l2_vmmcall=True,
 )
 
 V7_2 = replace(
@@ -345,6 +349,7 @@ V7_2 = replace(
     svme_clear_sets_gif=False,
     late_cpuid="refused",
     pages_rearmed=True,
+    l2_vmmcall=True,
     exit_without_vmcb12=True,
     control_fields=_CONTROL_5_19 | {"erap_ctl"},
     control_masks=_MASKS_7_2,
@@ -387,6 +392,18 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
     }
 )
 """All profiles by name: kernels, oldest first, then the two proposals."""
+
+
+def measured_on(release: str) -> Kernel | None:
+    """The profile for a kernel such as ``6.12.117``; of its line if it was not measured.
+
+    :returns: None if there is no profile of that line.
+    """
+    version = re.match(r"\d+(?:\.\d+)*", release)
+    name = version.group() if version else ""
+    exact = [one for one in KERNELS.values() if name in one.measured]
+    return exact[-1] if exact else KERNELS.get(".".join(name.split(".")[:2]))
+
 
 RELEASED = tuple(name for name in KERNELS if name not in ("v3", "review"))
 """Names of those that are kernels, not proposals."""

@@ -1,0 +1,150 @@
+"""Stream, model and processor beside each other, on recorded logs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qemu_svm.findings.witness import Verdict, Witness, explain, witness
+from qemu_svm.machine import read_machine
+from qemu_svm.restore import plan as plans
+from qemu_svm.restore.area import RESET
+from qemu_svm.restore.kernels import KERNELS, measured_on
+from qemu_svm.restore.merge import vmcb02_control
+from qemu_svm.restore.saved import Saved, areas, from_vcpu, guest_cpuid
+from qemu_svm.restore.simulate import simulate
+from qemu_svm.restore.vcpu import Host
+from qemu_svm.source import open_source
+from qemu_svm.stream import read_stream
+from qemu_svm.vmruns.log import read_log
+from qemu_svm.x86.segments import Segment
+from tests.conftest import STREAMS
+from tests.vmruns.recorded import LOGS, NAMES
+
+
+def saved_of(entry: dict[str, Any]) -> Saved:
+    with open_source(str(STREAMS / entry["provenance"]["stream"])) as source:
+        return from_vcpu(read_machine(read_stream(source)).vcpus[0])
+
+
+def seen(entry: dict[str, Any], saved: Saved, plan: str = "qemu") -> Witness:
+    kernel = measured_on(entry["provenance"]["kernel"])
+    assert kernel is not None
+    host = Host(cpuid=guest_cpuid(saved))
+    simulation = simulate(kernel, saved, plans.parse(plan), host=host)
+    with open_source(str(STREAMS / entry["file"])) as source:
+        return witness(read_log(source), saved, simulation, npt=True)
+
+
+@pytest.mark.parametrize("entry", LOGS, ids=NAMES)
+def test_each_level_gets_its_own_registers(entry: dict[str, Any]) -> None:
+    found = seen(entry, saved_of(entry))
+    assert found.clean
+    parts = {part.name: part for part in found.parts}
+    assert set(parts) == {"vmcb02", "vmcb01", "control"}
+    for name, facts in (("vmcb02", "first"), ("vmcb01", "first_l1")):
+        fields = {field.name: field for field in parts[name].fields}
+        for register, value in entry["facts"][facts].items():
+            assert fields[register].given == int(value, 16)
+            assert fields[register].stream == int(value, 16)
+            assert fields[register].model == int(value, 16)
+            assert fields[register].verdict is Verdict.RIGHT
+        for segment in ("cs", "ss", "ds", "es", "gdtr", "idtr"):
+            assert fields[segment].verdict is Verdict.RIGHT
+        cr4 = fields["cr4"]
+        assert (cr4.verdict, cr4.why) == (Verdict.EXPLAINED, "KVM adds the host's MCE")
+    names = {field.name for field in parts["control"].fields}
+    assert {"intercepts", "asid", "nested_cr3", "tsc_offset", "int_ctl"} <= names
+
+
+def test_another_restore_is_not_this_one() -> None:
+    """The model of a wrong order is refuted by a log of the right one."""
+    found = seen(LOGS[0], saved_of(LOGS[0]), "cpuid,sregs:l1,nested,regs,msrs,run")
+    assert not found.wrong
+    assert {field.name for field in found.refuted} >= {"cr3"}
+
+
+def test_wrong_registers_are_told_with_their_owner() -> None:
+    """The log holds L2's CR3; a stream that has L1's there says what it should be."""
+    entry = LOGS[0]
+    saved = saved_of(entry)
+    other = saved.sregs.copy()
+    other.set("cr3", 0x105000, RESET)
+    found = seen(entry, replace(saved, sregs=other))
+    (wrong,) = found.wrong
+    assert (wrong.name, wrong.given, wrong.stream) == ("cr3", 0x104000, 0x105000)
+    assert wrong.predicted is False
+
+
+def test_nothing_was_seen(tmp_path: Any) -> None:
+    from tests.vmruns.written import Writer
+
+    saved = saved_of(LOGS[0])
+    simulation = simulate(KERNELS["6.12"], saved, plans.parse("qemu"))
+    found = witness(read_log(Writer().source()), saved, simulation, npt=True)
+    assert found.parts == ()
+    assert len(found.missing) == 2
+    assert not found.clean
+
+
+CODE = Segment(8, 0, 0xFFFF_FFFF, 0xA9B)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "given", "npt", "answer"),
+    [
+        ("rip", 1, 1, True, ""),
+        ("rip", 1, 2, True, None),
+        ("cr0", 0xE000_0011, 0x8000_0011, True, "CD and NW"),
+        ("cr0", 0x11, 0x8001_0011, False, "PG and WP"),
+        ("cr0", 0x11, 0x8001_0011, True, None),
+        ("cr4", 0x20, 0x60, True, "MCE"),
+        ("cr4", 0x20, 0x20 | 1 << 16, True, None),
+        ("cr4", 0, 0x60, False, "MCE"),
+        ("cr3", 0x1000, 0x2000, False, "KVM's own tables"),
+        ("cr3", 0x1000, 0x2000, True, None),
+        ("efer", 0x500, 0x1500, True, "SVME"),
+        ("efer", 0x500, 0x1D00, False, "NX"),
+        ("rflags", 0, 2, True, "bit 1"),
+        ("dr6", 0, 0xFFFF_0FF0, True, "always read as one"),
+        ("cs", CODE, replace(CODE, attrib=0xA9A), True, "accessed"),
+        ("cs", CODE, replace(CODE, base=0x1000), True, None),
+        ("ds", replace(CODE, attrib=0), replace(CODE, attrib=0, limit=0), True, "not present"),
+    ],
+)
+def test_explanations(name: str, wanted: Any, given: Any, npt: bool, answer: str | None) -> None:
+    found = explain(name, wanted, given, npt=npt)
+    if answer is None or answer == "":
+        assert found == answer
+    else:
+        assert found is not None
+        assert answer in found
+
+
+def test_merge_of_controls() -> None:
+    """Rules that no capture needs: V_INTR_MASKING of L1, and its MSR bitmap."""
+    l0, _ = areas(bytes(4096), RESET)
+    l1 = l0.copy()
+    vintr, cr8_write, vmmcall, msr = 1 << 100, 1 << 24, 1 << 129, 1 << 124
+    l0.set("intercepts", vintr | cr8_write | vmmcall, RESET)
+    l0.set("tsc_offset", (1 << 64) - 5, RESET)
+    l1.set("intercepts", msr, RESET)
+    l1.set("int_ctl", 1 << 24, RESET)
+    l1.set("tsc_offset", 7, RESET)
+    for name, kept in (("6.1", 0), ("6.12.117", vmmcall), ("7.2", vmmcall)):
+        merged = {one.name: one for one in vmcb02_control(KERNELS[name], l0, l1)}
+        assert merged["intercepts"].value == msr | kept
+        assert merged["tsc_offset"].value == 2
+        assert merged["msrpm_base_pa"].value is None
+
+
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [("6.12.117", "6.12.117"), ("6.12.107+deb13-amd64", "6.12"), ("5.10.262-1", "5.10.262"),
+     ("6.1.999", "6.1"), ("7.2.12-1", "7.2"), ("9.9.9", None), ("", None)],
+)  # fmt: skip
+def test_profile_of_a_release(release: str, name: str | None) -> None:
+    found = measured_on(release)
+    assert (found.name if found else None) == name
