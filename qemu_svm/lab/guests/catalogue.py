@@ -32,6 +32,7 @@ class Guest:
     :param source: assembly beside this module.
     :param symbols: values that differ from those of ``values.CONSTANTS``.
     :param vcpus: the state of each virtual processor when captured.
+    :param counters: what moves while it runs, by the names of :class:`qemu_svm.lab.vm.Counts`.
     :param l1_rsp: L1's stack on the processor that runs L2.
     :param steady: it is in that state nearly always; otherwise a capture may need many tries.
     """
@@ -43,6 +44,7 @@ class Guest:
     nested_paging: bool = False
     symbols: Mapping[str, int] = field(default_factory=dict)
     vcpus: tuple[State, ...] = (_L2,)
+    counters: tuple[str, ...] = ("exits", "l2")
     l1_rsp: int = L1["rsp"]
     steady: bool = True
 
@@ -52,6 +54,7 @@ class Guest:
 
 
 _PENDING = State(run_pending=True)
+_BOTH = ("exits", "l1", "l2")
 
 _ALL = (
     Guest("nested", "L2 with its own page tables, no nested paging"),
@@ -59,13 +62,14 @@ _ALL = (
     Guest("pae", "L2 in PAE paging", mode=Mode.PAE),
     Guest("pae-npt", "L2 in PAE paging, nested paging", mode=Mode.PAE, nested_paging=True),
     Guest("protected", "L2 in 32-bit protected mode without paging", mode=Mode.PROTECTED),
-    Guest("l1", "L1 itself, between two runs of L2", source="l1.s", vcpus=(_L1,)),
+    Guest("l1", "L1 itself, between two runs of L2", source="l1.s", vcpus=(_L1,), counters=_BOTH),
     Guest(
         "gif-clear",
         "L1 itself with GIF clear, after a #VMEXIT",
         source="l1.s",
         symbols={"GIF": 0},
         vcpus=(State(guest_mode=False, gif=False),),
+        counters=_BOTH,
     ),
     Guest(
         "l2-gif-clear",
@@ -85,6 +89,7 @@ _ALL = (
         "an interrupt to be injected into L2 is pending",
         source="inject.s",
         vcpus=(_PENDING,),
+        counters=("exits", "l2", "events"),
         steady=False,
     ),
     Guest(
@@ -98,13 +103,15 @@ _ALL = (
         "system management mode, entered from L2",
         source="smm.s",
         vcpus=(State(guest_mode=False, smm=True),),
+        counters=("exits", "l2", "smm"),
     ),
     Guest(
         "smp",
         "two processors, the first in L1, the second in L2",
         source="smp.s",
-        l1_rsp=ADDRESSES["AP_RSP"],
         vcpus=(_L1, _L2),
+        counters=_BOTH,
+        l1_rsp=ADDRESSES["AP_RSP"],
     ),
 )
 

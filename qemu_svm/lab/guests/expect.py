@@ -18,6 +18,7 @@ from qemu_svm.x86.segments import Segment
 
 _ARITHMETIC = 0x8D5  # OF SF ZF AF PF CF
 _DR7_AFTER_EXIT = 0x400
+_CR0_OUT_IN_SMM = 0x8000000D
 
 SAVED_BY_VMRUN = (
     *(f"{name}.{part}" for name in ("es", "cs", "ss", "ds")
@@ -80,8 +81,10 @@ def _values(guest: Guest, image: Image, state: State, vcpu: Vcpu) -> Iterator[st
 
 
 def _in_smm(guest: Guest) -> Mapping[str, int]:
+    # An SMI in L2 first makes KVM leave L2, so it is L1's CR0 that loses PE, EM, TS and PG.
     base = guest.constant("SMBASE")
-    return {"smbase": base, "cs.base": base, "cr0": 0x10, "cr4": 0, "efer": 0}
+    cr0 = values.L1["cr0"] & ~_CR0_OUT_IN_SMM
+    return {"smbase": base, "cs.base": base, "cr0": cr0, "cr4": 0, "efer": 0}
 
 
 def _place(image: Image, state: State, vcpu: Vcpu, who: str) -> Iterator[str]:

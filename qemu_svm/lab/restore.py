@@ -1,0 +1,154 @@
+"""A stream restored into a real KVM in the box, and watched.
+
+It is not enough that QEMU loads it: L2's counter must go on, and L1 must still
+get its exits.  What does not work is an answer too: QEMU or KVM refuse, the
+guest stands still, or the host's kernel crashes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qemu_svm.errors import LabError, QmpError, Refused
+from qemu_svm.lab.box import Box
+from qemu_svm.lab.console import headline
+from qemu_svm.lab.guests import GUESTS, Guest, assemble, values
+from qemu_svm.lab.vm import Settings, Vm, running
+from qemu_svm.machine import Machine
+
+_MOVE_SECONDS = 10.0
+_POLL_SECONDS = 0.1
+_OOPS_SECONDS = 2.0
+_MIB = 1 << 20
+
+
+class Verdict(StrEnum):
+    """What became of a restore."""
+
+    GOES_ON = "goes on"
+    REFUSED = "refused"
+    STANDS_STILL = "stands still"
+    WRONG_EXIT = "wrong exit"
+    CRASH = "host crashed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A verdict and its reason.
+
+    :param guest: name of the guest that was recognised, None if it is not one of ours.
+    :param moved: counters that went on.
+    """
+
+    verdict: Verdict
+    reason: str
+    guest: str | None = None
+    moved: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether the guest goes on as before."""
+        return self.verdict is Verdict.GOES_ON
+
+
+def settings_of(machine: Machine, name: str | None = None) -> Settings:
+    """Return what a QEMU must be started with to take this stream.
+
+    :param name: machine type if the stream's is not to be used.
+    :raises Refused: the stream does not say it.
+    """
+    name = name or machine.name
+    main = max(machine.blocks, key=lambda block: block.used_length, default=None)
+    if name is None or main is None:
+        raise Refused("the stream names no machine type or no RAM", hint="name one with --machine")
+    return Settings(machine=name, smp=max(len(machine.vcpus), 1), memory=main.used_length // _MIB)
+
+
+def restore(box: Box, name: str, settings: Settings) -> Outcome:
+    """Restore a stream in a box, let it run, and say how it goes.
+
+    :param name: of a file in the box's share.
+    :raises LabError: the box died for another reason than the restore.
+    """
+    try:
+        with running(box, settings) as vm:
+            vm.load(name)
+            return _watch(vm)
+    except Refused as error:
+        return _crashed(box) or Outcome(Verdict.REFUSED, error.what)
+    except (QmpError, LabError):
+        crash = _crashed(box)
+        if crash is None:
+            raise
+        return crash
+
+
+def _crashed(box: Box) -> Outcome | None:
+    # The kernel's words may come a moment after its deeds.
+    end = time.monotonic() + _OOPS_SECONDS
+    while time.monotonic() < end:
+        trouble = box.oops()
+        if trouble is not None:
+            return Outcome(Verdict.CRASH, headline(trouble))
+        time.sleep(_POLL_SECONDS)
+    return None
+
+
+def recognise(vm: Vm) -> Guest | None:
+    """Which of our guests this is, by the image in its memory."""
+    size = max(len(assemble(guest).data) for guest in GUESTS.values())
+    words = vm.words(values.IMAGE, size // 4 + 1)
+    memory = b"".join(word.to_bytes(4, "little") for word in words)
+    for guest in GUESTS.values():
+        if memory.startswith(assemble(guest).data):
+            return guest
+    return None
+
+
+def _watch(vm: Vm) -> Outcome:
+    guest = recognise(vm)
+    if guest is None:
+        return _watch_registers(vm)
+    before = vm.counts()
+    moved: tuple[str, ...] = ()
+
+    def goes_on() -> bool:
+        nonlocal moved
+        counts = vm.counts()
+        moved = tuple(name for name, move in counts.advanced(before).items() if move)
+        return counts.stop is not None or set(guest.counters) <= set(moved)
+
+    if not _until(vm, goes_on):
+        still = ", ".join(name for name in guest.counters if name not in moved)
+        why = f"no move of {still} in {_MOVE_SECONDS:g} s"
+        return _crashed(vm.box) or Outcome(Verdict.STANDS_STILL, _state(vm, why), guest.name, moved)
+    stop = vm.counts().stop
+    if stop is not None:
+        return Outcome(Verdict.WRONG_EXIT, f"L1 got #VMEXIT {stop:#x}", guest.name, moved)
+    return Outcome(Verdict.GOES_ON, "L2 counts and L1 gets its exits", guest.name, moved)
+
+
+def _watch_registers(vm: Vm) -> Outcome:
+    before = vm.monitor("info registers -a")
+    if _until(vm, lambda: vm.monitor("info registers -a") != before):
+        return Outcome(Verdict.GOES_ON, "not a guest of this project; its registers move")
+    return _crashed(vm.box) or Outcome(Verdict.STANDS_STILL, _state(vm, "no register moves"))
+
+
+def _until(vm: Vm, done: Callable[[], bool]) -> bool:
+    end = time.monotonic() + _MOVE_SECONDS
+    while not done():
+        if time.monotonic() > end or not vm.qmp.status().running:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _state(vm: Vm, why: str) -> str:
+    status = vm.qmp.status()
+    if status.running:
+        return why
+    return f"QEMU is in state {status.state}: {vm.last_words()}"

@@ -1,0 +1,252 @@
+"""A virtual machine under test: QEMU with KVM in a box, its QMP in our hands.
+
+What L1 and L2 count lies at known places of the guest's memory
+(:mod:`qemu_svm.lab.guests.values`), so that progress can be seen without asking
+the guest.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemu_svm.errors import LabError, QmpError, Refused, SvmStreamError
+from qemu_svm.lab.box import Box
+from qemu_svm.lab.command import Command, Done
+from qemu_svm.lab.guests.values import ADDRESSES, WORLD
+from qemu_svm.qmp import sync
+
+_START_SECONDS = 60.0
+_QUIT_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+_MIGRATION_SECONDS = 120.0
+_BOARD_WORDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How QEMU is started.
+
+    :param machine: type, with options if any.
+    :param cpu: model that the guest sees.
+    :param memory: MiB.
+    """
+
+    machine: str = "pc"
+    cpu: str = "host,+svm"
+    smp: int = 1
+    memory: int = 32
+
+    def arguments(self) -> list[str]:
+        """QEMU's command line, without image, stream and monitor."""
+        return [
+            "qemu-system-x86_64", "-accel", "kvm", "-M", self.machine, "-cpu", self.cpu,
+            "-m", str(self.memory), "-smp", str(self.smp), "-nodefaults", "-display", "none",
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the guest has counted so far; 32 bits each.
+
+    :param exits: #VMEXITs that L1 took.
+    :param l1, l2: turns of L1's and of L2's loop.
+    :param smm: SMIs that were handled.
+    :param events: interrupts that L2 took.
+    :param stop: exit code that L1 did not expect, None if all is well.
+    """
+
+    exits: int
+    l1: int
+    l2: int
+    smm: int
+    events: int
+    stop: int | None
+
+    def advanced(self, before: Counts) -> dict[str, bool]:
+        """Which counters moved since."""
+        names = ("exits", "l1", "l2", "smm", "events")
+        return {name: getattr(self, name) != getattr(before, name) for name in names}
+
+
+class Vm:
+    """A QEMU in a box; made by :func:`running`."""
+
+    def __init__(self, box: Box, name: str, command: Command, errors: bytearray) -> None:
+        self.box = box
+        self._name = name
+        self._command = command
+        self._errors = errors
+        self._qmp: sync.Connection | None = None
+
+    @property
+    def qmp(self) -> sync.Connection:
+        """Its QMP connection.
+
+        :raises QmpError: it has none (any more).
+        """
+        if self._qmp is None:
+            raise QmpError("the QEMU in the box has no QMP connection")
+        return self._qmp
+
+    def connect(self, socket: Path) -> None:
+        """Wait until QEMU listens, and connect.
+
+        :raises Refused: QEMU ended with an error instead.
+        """
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                self._qmp = sync.connect(f"unix:{socket}")
+            except QmpError:
+                if not self._command.running():
+                    raise Refused(f"QEMU does not start: {self.last_words()}") from None
+                if time.monotonic() > end:
+                    raise
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
+
+    def words(self, address: int, count: int) -> list[int]:
+        """Read 32-bit words of guest-physical memory."""
+        text = self.monitor(f"xp /{count}wx {address:#x}")
+        found = [int(word, 16) for line in text.splitlines() for word in line.split(":")[1].split()]
+        if len(found) != count:
+            raise LabError(f"QEMU's monitor does not show memory at {address:#x}: {text[:80]!r}")
+        return found
+
+    def monitor(self, line: str) -> str:
+        """Run a command of the human monitor."""
+        arguments = {"command-line": line}
+        return str(self.qmp.execute("human-monitor-command", arguments))
+
+    def counts(self) -> Counts:
+        """Read the counters of L1 and L2."""
+        start = ADDRESSES["L1_EXITS"]
+        l1 = self.words(start, _BOARD_WORDS)
+        l2 = self.words(WORLD + start, _BOARD_WORDS)
+
+        def word(board: list[int], name: str) -> int:
+            return board[(ADDRESSES[name] - start) // 4]
+
+        return Counts(
+            exits=word(l1, "L1_EXITS"),
+            l1=word(l1, "L1_COUNT"),
+            l2=word(l2, "L2_COUNT"),
+            smm=word(l1, "SMM_COUNT"),
+            events=word(l2, "L2_EVENTS"),
+            stop=word(l1, "L1_STOPPED") if word(l1, "L1_STOPS") else None,
+        )
+
+    def save(self) -> Path:
+        """Save into a file of the share; the guest is stopped afterwards.
+
+        :returns: the file's name on the host; whoever called removes it.
+        :raises Refused: QEMU says no, or fails.
+        """
+        name = f"{self._name}-{secrets.token_hex(4)}.mig"
+        self.qmp.execute("migrate", {"uri": f"exec:cat > /share/{name}"})
+        end = time.monotonic() + _MIGRATION_SECONDS
+        while True:
+            migration = self.qmp.migration()
+            if migration.status == "completed":
+                return self.box.share / name
+            if migration.status in ("failed", "cancelled"):
+                raise Refused(f"QEMU cannot save: {migration.error or migration.status}")
+            if time.monotonic() > end:
+                raise LabError(f"the save did not end within {_MIGRATION_SECONDS:g} s")
+            time.sleep(_POLL_SECONDS)
+
+    def load(self, name: str) -> None:
+        """Restore from a file of the share and run.
+
+        :param name: its name in the share.
+        :raises Refused: QEMU or KVM says no; the reason is QEMU's last words.
+        """
+        try:
+            self.qmp.execute("migrate-incoming", {"uri": f"exec:cat /share/{name}"})
+            self._loaded()
+            if self.qmp.status().state == "paused":
+                self.qmp.execute("cont")
+        except QmpError:
+            if self.box.oops() or self.ended() is None:
+                raise
+            raise Refused(self.last_words()) from None
+
+    def _loaded(self) -> None:
+        end = time.monotonic() + _MIGRATION_SECONDS
+        while self.qmp.status().state == "inmigrate":
+            migration = self.qmp.migration()
+            if migration.status == "failed":
+                raise Refused(migration.error or self.last_words())
+            if time.monotonic() > end:
+                raise LabError(f"the restore did not end within {_MIGRATION_SECONDS:g} s")
+            time.sleep(_POLL_SECONDS)
+
+    def ended(self) -> Done | None:
+        """What became of QEMU; None while it runs."""
+        with suppress(LabError):
+            # A lost connection is seen a moment before the end of its process.
+            end = time.monotonic() + _QUIT_SECONDS
+            while self._command.running() and time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+            if not self._command.running():
+                return self._command.wait(_QUIT_SECONDS)
+        return None
+
+    def last_words(self) -> str:
+        """What QEMU wrote to standard error, the last lines joined."""
+        text = self._errors.decode(errors="replace")
+        lines = [line.removeprefix("qemu-system-x86_64: ") for line in text.splitlines() if line]
+        told = [line for line in lines if not line.startswith("warning:")]
+        return "; ".join(told[-3:]) or "it said nothing"
+
+    def close(self) -> None:
+        """End QEMU."""
+        qmp, self._qmp = self._qmp, None
+        if qmp is not None:
+            with suppress(SvmStreamError):
+                qmp.execute("quit")
+            with suppress(SvmStreamError):
+                qmp.close()
+        with suppress(LabError):
+            self._command.wait(_QUIT_SECONDS)
+
+
+@contextmanager
+def running(
+    box: Box,
+    settings: Settings,
+    *,
+    image: bytes | None = None,
+    extra: Sequence[str] = (),
+    trace: str | None = None,
+) -> Iterator[Vm]:
+    """Start a virtual machine in a box and end it with the context.
+
+    :param image: what ``-kernel`` gets; without one, QEMU waits for a stream.
+    :param extra: more arguments of QEMU.
+    :param trace: name of a file in the share for the log of ``kvm_vcpu_ioctl``.
+    :raises Refused: QEMU does not start.
+    """
+    name = f"vm-{secrets.token_hex(4)}"
+    argv = [*settings.arguments(), "-qmp", f"unix:/run/{name}.qmp,server=on,wait=off", *extra]
+    with ExitStack() as stack:
+        if image is None:
+            argv += ["-incoming", "defer"]
+        else:
+            file = box.share / f"{name}.image"
+            file.write_bytes(image)
+            stack.callback(file.unlink)
+            argv += ["-kernel", f"/share/{file.name}"]
+        if trace is not None:
+            argv += ["-trace", "kvm_vcpu_ioctl", "-D", f"/share/{trace}"]
+        errors = bytearray()
+        vm = Vm(box, name, box.start(argv, sink=lambda _stream, data: errors.extend(data)), errors)
+        stack.callback(vm.close)
+        vm.connect(box.forward(f"/run/{name}.qmp"))
+        yield vm
