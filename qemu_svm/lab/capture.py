@@ -8,7 +8,6 @@ a bounded number of times.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +34,12 @@ class Capture:
 
     :param path: a file in the box's share.
     :param tries: saves that it took.
+    :param flags: of the nested state of each vCPU, None where there is none.
     """
 
     path: Path
     tries: int
+    flags: tuple[int | None, ...]
 
 
 def wait_alive(vm: Vm, guest: Guest) -> None:
@@ -66,10 +67,12 @@ def wait_alive(vm: Vm, guest: Guest) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def capture(vm: Vm, guest: Guest, image: Image) -> Capture:
+def capture(vm: Vm, guest: Guest, image: Image, kernel: str) -> Capture:
     """Save a running guest, again and again until the stream shows what it should.
 
     The guest is left stopped; ``cont`` lets it go on.
+
+    :param kernel: release line of the host's kernel.
 
     :raises LabError: it never was met in its state.
     """
@@ -78,9 +81,9 @@ def capture(vm: Vm, guest: Guest, image: Image) -> Capture:
     wrong: list[str] = []
     for number in range(1, tries + 1):
         path = vm.save()
-        wrong = list(examine(guest, image, path))
+        flags, wrong = examine(guest, image, path, kernel)
         if not wrong:
-            return Capture(path, number)
+            return Capture(path, number, flags)
         path.unlink()
         vm.qmp.execute("cont")
     raise LabError(
@@ -89,10 +92,13 @@ def capture(vm: Vm, guest: Guest, image: Image) -> Capture:
     )
 
 
-def examine(guest: Guest, image: Image, path: Path) -> Iterator[str]:
-    """Tell what in a stream is not as the guest is made to show it."""
+def examine(
+    guest: Guest, image: Image, path: Path, kernel: str
+) -> tuple[tuple[int | None, ...], list[str]]:
+    """Return the nested flags of each vCPU, and what is not as the guest is made to show it."""
     with open_source(str(path)) as source:
         machine = read_machine(read_stream(source))
-        for problem in (*machine.stream.problems, *machine.problems):
-            yield str(problem)
-        yield from differences(guest, image, machine)
+        wrong = [str(problem) for problem in (*machine.stream.problems, *machine.problems)]
+        wrong += differences(guest, image, machine, kernel)
+    flags = (None if vcpu.nested is None else vcpu.nested.flags for vcpu in machine.vcpus)
+    return tuple(flags), wrong

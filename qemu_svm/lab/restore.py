@@ -7,6 +7,7 @@ guest stands still, or the host's kernel crashes.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from qemu_svm.lab.console import headline
 from qemu_svm.lab.guests import GUESTS, Guest, assemble, values
 from qemu_svm.lab.vm import Settings, Vm, running
 from qemu_svm.machine import Machine
+from qemu_svm.source import Source
 
 _MOVE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _OOPS_SECONDS = 2.0
 _MIB = 1 << 20
+_CHUNK = 1 << 20
 
 
 class Verdict(StrEnum):
@@ -65,6 +68,17 @@ def settings_of(machine: Machine, name: str | None = None) -> Settings:
     if name is None or main is None:
         raise Refused("the stream names no machine type or no RAM", hint="name one with --machine")
     return Settings(machine=name, smp=max(len(machine.vcpus), 1), memory=main.used_length // _MIB)
+
+
+def put(box: Box, source: Source) -> str:
+    """Copy a stream, decompressed, into a box's share; return its name there."""
+    name = f"stream-{secrets.token_hex(4)}.mig"
+    with (box.share / name).open("wb") as file:
+        offset = 0
+        while data := source.read_at(offset, _CHUNK):
+            file.write(data)
+            offset += len(data)
+    return name
 
 
 def restore(box: Box, name: str, settings: Settings) -> Outcome:

@@ -28,9 +28,16 @@ SAVED_BY_VMRUN = (
 """What the save area of the nested state holds of L1 beside RIP, RSP, RAX, RFLAGS."""
 
 
-def differences(guest: Guest, image: Image, machine: Machine) -> list[str]:
+_UNREPORTED: Mapping[str, frozenset[str]] = {
+    # Until 5.12 KVM answered RDMSR with what WRMSR had written, not with what VMLOAD loaded.
+    "5.10": frozenset({"sysenter_esp", "sysenter_eip"}),
+}
+
+
+def differences(guest: Guest, image: Image, machine: Machine, kernel: str) -> list[str]:
     """Compare a capture with what the guest is made to show.
 
+    :param kernel: release line of the host's kernel; some do not report all registers.
     :returns: one line for each difference, such as
         ``vcpu0.cr3: expected 0x114000, found 0x51a000``.
     """
@@ -41,7 +48,7 @@ def differences(guest: Guest, image: Image, machine: Machine) -> list[str]:
         name = f"vcpu{vcpu.index}"
         wrong = [f"{name}.{line}" for line in _state(state, vcpu)]
         if not wrong:
-            wrong = [f"{name}.{line}" for line in _values(guest, image, state, vcpu)]
+            wrong = [f"{name}.{line}" for line in _values(guest, image, state, vcpu, kernel)]
         found += wrong
     return found
 
@@ -59,7 +66,7 @@ def _state(state: State, vcpu: Vcpu) -> Iterator[str]:
             yield f"{name}: expected {int(wanted)}, found {int(found)}"
 
 
-def _values(guest: Guest, image: Image, state: State, vcpu: Vcpu) -> Iterator[str]:
+def _values(guest: Guest, image: Image, state: State, vcpu: Vcpu, kernel: str) -> Iterator[str]:
     if state.smm:
         yield from _compare(lambda name: _register(vcpu, name), _in_smm(guest))
         return
@@ -67,7 +74,8 @@ def _values(guest: Guest, image: Image, state: State, vcpu: Vcpu) -> Iterator[st
         values.l2(guest.mode, nested_paging=guest.nested_paging) if state.guest_mode else values.L1
     )
     wanted = {**who, "vm_hsave_pa": values.ADDRESSES["VM_HSAVE_PA"]}
-    wanted.pop("rcx", None)
+    for name in ("rcx", *_UNREPORTED.get(kernel, ())):
+        wanted.pop(name, None)
     if state.guest_mode:
         # KVM gives L2 the PAT of L1, and does not note the DR7 that VMRUN loads.
         wanted |= {"pat": values.L1["pat"], "dr7": _DR7_AFTER_EXIT}

@@ -1,0 +1,191 @@
+"""``svmstream lab capture``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qemu_svm.cli import common as streams
+from qemu_svm.cli.lab import common
+from qemu_svm.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from qemu_svm.lab.guests import Guest
+
+_RECORD = ".json"
+_LEVEL = 19
+
+
+@click.command(
+    "capture",
+    epilog="Example: svmstream lab capture --kernel 6.12 --qemu 10.0 --guest nested-npt "
+    "-o dump.bin",
+)
+@common.host_options
+@click.option(
+    "--guest",
+    "name",
+    default="nested",
+    show_default=True,
+    metavar="NAME",
+    help="Which guest; --guests lists them.",
+)
+@click.option("--guests", "listing", is_flag=True, help="List the guests.")
+@click.option(
+    "--machine", default="pc", show_default=True, metavar="TYPE", help="Machine type of the guest."
+)
+@click.option(
+    "--guest-cpu",
+    default="host,+svm",
+    show_default=True,
+    metavar="MODEL",
+    help="Processor that L1 sees.",
+)
+@click.option(
+    "--guest-memory",
+    default=32,
+    show_default=True,
+    type=click.IntRange(16),
+    metavar="MIB",
+    help="L1's memory.",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="The stream; FILE.json beside it records what made it. FILE.zst is compressed.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace existing files.")
+@click.option(
+    "--count",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="So many captures of one run: FILE becomes FILE-1 and so on.",
+)
+@click.option(
+    "--trace-ioctls", metavar="FILE", help="Also QEMU's log of the vCPU ioctls up to the last save."
+)
+@streams.json_option
+def command(
+    *,
+    name: str,
+    listing: bool,
+    machine: str,
+    guest_cpu: str,
+    guest_memory: int,
+    output: str | None,
+    force: bool,
+    count: int,
+    trace_ioctls: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:  # fmt: skip
+    """Boot an AMD host in a box, run a guest in it, and save the guest.
+
+    The guest is saved again until the stream shows the state and the values
+    that the guest is made for; a stream that does not is never written.
+    """
+    from qemu_svm.lab.guests import GUESTS, find
+
+    if listing:
+        return _list(list(GUESTS.values()), as_json=as_json)
+    if output is None:
+        raise click.UsageError("Missing option '-o'.")
+    from qemu_svm.lab.capture import capture
+    from qemu_svm.lab.guests import assemble
+    from qemu_svm.lab.vm import Settings, running
+    from qemu_svm.render.lab_document import Made, capture_document
+
+    guest, host = find(name), common.Host.taken(options)
+    settings = Settings(machine, guest_cpu, len(guest.vcpus), guest_memory)
+    files = [_numbered(output, number, count) for number in range(1, count + 1)]
+    logs = [] if trace_ioctls is None else [trace_ioctls]
+    _refuse([*files, *(file + _RECORD for file in files), *logs], force=force)
+    image = assemble(guest)
+    recipe = shlex.join(["svmstream", *sys.argv[1:]])
+    documents = []
+    with common.box(host) as box:
+        made = Made(recipe, dict(box.versions), asdict(host), guest, settings)
+        log = None if trace_ioctls is None else "ioctls.log"
+        with running(box, settings, image=image.data, trace=log) as vm:
+            for number, file in enumerate(files):
+                if number:
+                    vm.qmp.execute("cont")
+                common.progress(f"saving guest {guest.name} until it is in its state")
+                taken = capture(vm, guest, image, host.kernel)
+                document = capture_document(file, taken, made)
+                _keep(taken.path, file, document, force=force)
+                documents.append(document)
+        if trace_ioctls is not None:
+            _keep(box.share / "ioctls.log", trace_ioctls, None, force=force)
+    if as_json:
+        streams.print_json(documents[0] if count == 1 else {"captures": documents})
+        return 0
+    from qemu_svm.render.lab_text import capture_report
+
+    for document in documents:
+        streams.print_lines(capture_report(document))
+    return 0
+
+
+def _list(guests: Sequence[Guest], *, as_json: bool) -> int:
+    if as_json:
+        from qemu_svm.render.lab_document import guests_document
+
+        streams.print_json(guests_document(guests))
+    else:
+        from qemu_svm.render.lab_text import guest_table
+
+        streams.print_lines(guest_table(guests))
+    return 0
+
+
+def _numbered(path: str, number: int, count: int) -> str:
+    # dump.bin.zst is dump-2.bin.zst, before the first dot of the name.
+    if count == 1:
+        return path
+    folder, name = os.path.split(path)
+    stem, dot, rest = name.partition(".")
+    return os.path.join(folder, f"{stem}-{number}{dot}{rest}")
+
+
+def _refuse(paths: Sequence[str], *, force: bool) -> None:
+    for path in paths:
+        if os.path.lexists(path) and not force:
+            raise click.UsageError(f"'{path}' exists already; -f replaces it")
+        if not Path(path).parent.is_dir():
+            raise click.UsageError(f"there is no folder '{Path(path).parent}'")
+
+
+def _keep(source: Path, path: str, record: dict[str, Any] | None, *, force: bool) -> None:
+    # The stream, or a log, and its record get their names together.
+    from qemu_svm.qmp.output import Output
+
+    suffixes = () if record is None else (_RECORD,)
+    try:
+        with Output(path, suffixes, replace=force) as output, source.open("rb") as stream:
+            with open(output.writer(), "wb") as file:
+                if path.endswith(".zst"):
+                    import zstandard
+
+                    zstandard.ZstdCompressor(_LEVEL).copy_stream(stream, file)
+                else:
+                    shutil.copyfileobj(stream, file)
+            if record is not None:
+                text = json.dumps(record, indent=1) + "\n"
+                os.write(output.create(_RECORD), text.encode())
+            output.commit()
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write '{path}': {error.strerror}") from error
+    finally:
+        source.unlink()

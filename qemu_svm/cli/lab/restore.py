@@ -1,0 +1,52 @@
+"""``svmstream lab restore FILE``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_REFUSED, EXIT_UNREADABLE
+from qemu_svm.cli import common as streams
+from qemu_svm.cli.lab import common
+
+
+@click.command(
+    "restore",
+    epilog="Example: svmstream lab restore dump.bin --kernel 6.12 --qemu 10.0",
+)
+@click.argument("file", metavar="FILE")
+@common.host_options
+@click.option("--machine", metavar="TYPE", help="Machine type; by default the stream's.")
+@streams.json_option
+def command(*, file: str, machine: str | None, as_json: bool, **options: Any) -> int:
+    """Restore the stream FILE in a box and see whether its guests go on.
+
+    Of a guest of this project both counters must move: L2's, and that of the
+    exits which L1 takes.  Exit status: 0 it goes on, 5 QEMU or KVM refuse it,
+    1 it stands still, goes wrong, or the host's kernel crashes.
+    """
+    from qemu_svm.lab.explain import explanations
+    from qemu_svm.lab.restore import Verdict, put, restore, settings_of
+
+    host = common.Host.taken(options)
+    with streams.opened(file) as saved:
+        if not saved.vcpus:
+            streams.warn(saved)
+            return EXIT_UNREADABLE
+        settings = settings_of(saved, machine)
+        with common.box(host) as box:
+            outcome = restore(box, put(box, saved.stream.source), settings)
+            versions = dict(box.versions)
+        why = () if outcome.good else explanations(saved, versions, npt=host.npt)
+    if as_json:
+        from qemu_svm.render.lab_document import restore_document
+
+        streams.print_json(restore_document(file, outcome, settings, versions, why))
+    else:
+        from qemu_svm.render.lab_text import restore_report
+
+        streams.print_lines(restore_report(file, outcome, versions, why))
+    if outcome.verdict is Verdict.REFUSED:
+        return EXIT_REFUSED
+    return 0 if outcome.good else EXIT_FINDINGS
