@@ -29,7 +29,7 @@ def capture_report(record: Mapping[str, Any]) -> Iterable[Text]:
 
 def _vcpu(vcpu: Mapping[str, Any]) -> str:
     level = "in SMM" if vcpu["smm"] else "in L2" if vcpu["guest_mode"] else "in L1"
-    parts = [level, f"GIF {int(vcpu['gif'])}"]
+    parts = [level] if vcpu["gif"] is None else [level, f"GIF {int(vcpu['gif'])}"]
     if vcpu["flags"]:
         parts.append(f"nested flags {vcpu['flags']}")
     return ", ".join(parts)

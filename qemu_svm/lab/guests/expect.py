@@ -62,7 +62,7 @@ def _state(state: State, vcpu: Vcpu) -> Iterator[str]:
         ("run_pending", state.run_pending, bool(flags & bits.RUN_PENDING)),
     )
     for name, wanted, found in facts:
-        if wanted != found:
+        if wanted is not None and wanted != found:
             yield f"{name}: expected {int(wanted)}, found {int(found)}"
 
 
