@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qemu_svm.doctor.kernel import profile_of, version_of
 from qemu_svm.machine import Machine
 from qemu_svm.restore import judge
 from qemu_svm.restore.judge import Finding
-from qemu_svm.restore.kernels import KERNELS, profile_of
 
 
 def explanations(
@@ -18,8 +18,9 @@ def explanations(
     :param versions: package versions, as of :attr:`qemu_svm.lab.Box.versions`.
     :param npt: whether the box's KVM uses nested paging.
     """
-    kernel = KERNELS[profile_of(versions["kernel"])]
-    found = judge.check(machine, [kernel], npt=npt).findings
+    version = version_of(versions["kernel"])
+    profile = profile_of(version) if version is not None else None
+    found = () if profile is None else judge.check(machine, [profile.kernel], npt=npt).findings
     return (*found, *judge.qemu_findings(machine, _upstream(versions["qemu"])))
 
 

@@ -34,6 +34,7 @@ class Verdict(StrEnum):
     GOES_ON = "goes on"
     REFUSED = "refused"
     STANDS_STILL = "stands still"
+    STOPPED = "stopped by QEMU"
     WRONG_EXIT = "wrong exit"
     CRASH = "host crashed"
 
@@ -60,6 +61,8 @@ class Outcome:
 def settings_of(machine: Machine, name: str | None = None) -> Settings:
     """Return what a QEMU must be started with to take this stream.
 
+    Serial ports are seen in the stream; other devices, that a machine need not have, are not.
+
     :param name: machine type if the stream's is not to be used.
     :raises Refused: the stream does not say it.
     """
@@ -67,7 +70,13 @@ def settings_of(machine: Machine, name: str | None = None) -> Settings:
     main = max(machine.blocks, key=lambda block: block.used_length, default=None)
     if name is None or main is None:
         raise Refused("the stream names no machine type or no RAM", hint="name one with --machine")
-    return Settings(machine=name, smp=max(len(machine.vcpus), 1), memory=main.used_length // _MIB)
+    serials = sum(record.name == "serial" for record in machine.stream.sections())
+    return Settings(
+        machine=name,
+        smp=max(len(machine.vcpus), 1),
+        memory=main.used_length // _MIB,
+        devices=("-serial", "null") * serials,
+    )
 
 
 def put(box: Box, source: Source) -> str:
@@ -137,8 +146,7 @@ def _watch(vm: Vm) -> Outcome:
 
     if not _until(vm, goes_on):
         still = ", ".join(name for name in guest.counters if name not in moved)
-        why = f"no move of {still} in {_MOVE_SECONDS:g} s"
-        return _crashed(vm.box) or Outcome(Verdict.STANDS_STILL, _state(vm, why), guest.name, moved)
+        return _halted(vm, f"no move of {still} in {_MOVE_SECONDS:g} s", guest.name, moved)
     stop = vm.counts().stop
     if stop is not None:
         return Outcome(Verdict.WRONG_EXIT, f"L1 got #VMEXIT {stop:#x}", guest.name, moved)
@@ -149,7 +157,7 @@ def _watch_registers(vm: Vm) -> Outcome:
     before = vm.monitor("info registers -a")
     if _until(vm, lambda: vm.monitor("info registers -a") != before):
         return Outcome(Verdict.GOES_ON, "not a guest of this project; its registers move")
-    return _crashed(vm.box) or Outcome(Verdict.STANDS_STILL, _state(vm, "no register moves"))
+    return _halted(vm, f"no register moves in {_MOVE_SECONDS:g} s", None, ())
 
 
 def _until(vm: Vm, done: Callable[[], bool]) -> bool:
@@ -161,8 +169,12 @@ def _until(vm: Vm, done: Callable[[], bool]) -> bool:
     return True
 
 
-def _state(vm: Vm, why: str) -> str:
+def _halted(vm: Vm, why: str, guest: str | None, moved: tuple[str, ...]) -> Outcome:
+    crash = _crashed(vm.box)
+    if crash is not None:
+        return crash
     status = vm.qmp.status()
     if status.running:
-        return why
-    return f"QEMU is in state {status.state}: {vm.last_words()}"
+        return Outcome(Verdict.STANDS_STILL, why, guest, moved)
+    told = f"state {status.state}: {vm.last_words()}"
+    return Outcome(Verdict.STOPPED, told, guest, moved)

@@ -7,9 +7,10 @@ the guest.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _QUIT_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 _MIGRATION_SECONDS = 120.0
 _BOARD_WORDS = 8
+_REASONS = 3
+_REGISTERS = re.compile(r"[A-Z][A-Z0-9]{1,5} ?=|Code=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +37,21 @@ class Settings:
     :param machine: type, with options if any.
     :param cpu: model that the guest sees.
     :param memory: MiB.
+    :param devices: more arguments of QEMU; without any the machine has no more than it must.
     """
 
     machine: str = "pc"
     cpu: str = "host,+svm"
     smp: int = 1
     memory: int = 32
+    devices: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
         """QEMU's command line, without image, stream and monitor."""
         return [
             "qemu-system-x86_64", "-accel", "kvm", "-M", self.machine, "-cpu", self.cpu,
             "-m", str(self.memory), "-smp", str(self.smp), "-nodefaults", "-display", "none",
+            *self.devices,
         ]  # fmt: skip
 
 
@@ -199,11 +205,12 @@ class Vm:
         return None
 
     def last_words(self) -> str:
-        """What QEMU wrote to standard error, the last lines joined."""
+        """The reason that QEMU wrote to standard error, without the registers after it."""
         text = self._errors.decode(errors="replace")
         lines = [line.removeprefix("qemu-system-x86_64: ") for line in text.splitlines() if line]
         told = [line for line in lines if not line.startswith("warning:")]
-        return "; ".join(told[-3:]) or "it said nothing"
+        reasons = [line for line in told if not _REGISTERS.match(line)]
+        return "; ".join(reasons[-_REASONS:]) or "it said nothing"
 
     def close(self) -> None:
         """End QEMU."""
@@ -223,18 +230,16 @@ def running(
     settings: Settings,
     *,
     image: bytes | None = None,
-    extra: Sequence[str] = (),
     trace: str | None = None,
 ) -> Iterator[Vm]:
     """Start a virtual machine in a box and end it with the context.
 
     :param image: what ``-kernel`` gets; without one, QEMU waits for a stream.
-    :param extra: more arguments of QEMU.
     :param trace: name of a file in the share for the log of ``kvm_vcpu_ioctl``.
     :raises Refused: QEMU does not start.
     """
     name = f"vm-{secrets.token_hex(4)}"
-    argv = [*settings.arguments(), "-qmp", f"unix:/run/{name}.qmp,server=on,wait=off", *extra]
+    argv = [*settings.arguments(), "-qmp", f"unix:/run/{name}.qmp,server=on,wait=off"]
     with ExitStack() as stack:
         if image is None:
             argv += ["-incoming", "defer"]

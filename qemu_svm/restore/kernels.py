@@ -13,7 +13,6 @@ of 22 October, v4 and v5 of 3 November).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -407,24 +406,3 @@ def measured_on(release: str) -> Kernel | None:
 
 RELEASED = tuple(name for name in KERNELS if name not in ("v3", "review"))
 """Names of those that are kernels, not proposals."""
-
-
-def profile_of(version: str) -> str:
-    """Name of the profile for a kernel's version, such as ``6.12.117-1``.
-
-    It is the newest profile that is not newer, of the same release line if there is one.
-
-    :raises ValueError: not a version, or older than every profile.
-    """
-    wanted = _numbers(version)
-    older = [name for name in RELEASED if _numbers(name) <= wanted]
-    if not older:
-        raise ValueError(f"there is no profile for kernel {version}")
-    return max(older, key=_numbers)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    digits = re.match(r"\d+(\.\d+)+", version)
-    if digits is None:
-        raise ValueError(f"'{version}' is not a kernel's version")
-    return tuple(int(part) for part in digits[0].split("."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -18,8 +19,17 @@ from qemu_svm.cli.lab import common
 @click.argument("file", metavar="FILE")
 @common.host_options
 @click.option("--machine", metavar="TYPE", help="Machine type; by default the stream's.")
+@click.option(
+    "--qemu-arg",
+    "more",
+    multiple=True,
+    metavar="ARG",
+    help="One more argument of QEMU, such as a device of the stream; may be repeated.",
+)
 @streams.json_option
-def command(*, file: str, machine: str | None, as_json: bool, **options: Any) -> int:
+def command(
+    *, file: str, machine: str | None, more: tuple[str, ...], as_json: bool, **options: Any
+) -> int:  # fmt: skip
     """Restore the stream FILE in a box and see whether its guests go on.
 
     Of a guest of this project both counters must move: L2's, and that of the
@@ -35,6 +45,7 @@ def command(*, file: str, machine: str | None, as_json: bool, **options: Any) ->
             streams.warn(saved)
             return EXIT_UNREADABLE
         settings = settings_of(saved, machine)
+        settings = replace(settings, devices=settings.devices + more)
         with common.box(host) as box:
             outcome = restore(box, put(box, saved.stream.source), settings)
             versions = dict(box.versions)
