@@ -34,7 +34,7 @@ def main() -> None:
     record = FOLDER / "guests.json"
     known = json.loads(record.read_text())["streams"] if record.exists() else []
     entries = {entry["file"]: entry for entry in known}
-    with Box(kernel=chosen.kernel, progress=print) as box:
+    with Box(kernel=chosen.kernel) as box:
         for name in chosen.guests:
             entry = _capture(box, GUESTS[name], chosen.kernel)
             entries[entry["file"]] = entry
@@ -52,7 +52,7 @@ def _capture(box: Box, guest: Guest, kernel: str) -> dict[str, Any]:
     image = assemble(guest)
     settings = Settings(smp=len(guest.vcpus))
     with running(box, settings, image=image.data) as vm:
-        taken = capture(vm, guest, image, kernel)
+        taken = capture(vm, guest, image)
     data = taken.path.read_bytes()
     taken.path.unlink()
     suite = of_kernel(kernel)

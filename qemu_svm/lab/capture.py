@@ -15,6 +15,7 @@ from qemu_svm.errors import LabError
 from qemu_svm.lab.guests import Guest, Image, differences
 from qemu_svm.lab.vm import Vm
 from qemu_svm.machine import read_machine
+from qemu_svm.restore.releases import release
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 
@@ -67,16 +68,15 @@ def wait_alive(vm: Vm, guest: Guest) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def capture(vm: Vm, guest: Guest, image: Image, kernel: str) -> Capture:
+def capture(vm: Vm, guest: Guest, image: Image) -> Capture:
     """Save a running guest, again and again until the stream shows what it should.
 
     The guest is left stopped; ``cont`` lets it go on.
 
-    :param kernel: release line of the host's kernel.
-
     :raises LabError: it never was met in its state.
     """
     wait_alive(vm, guest)
+    kernel = line_of(vm.box.versions["kernel"])
     tries = STEADY_TRIES if guest.steady else RARE_TRIES
     wrong: list[str] = []
     for number in range(1, tries + 1):
@@ -102,3 +102,9 @@ def examine(
         wrong += differences(guest, image, machine, kernel)
     flags = (None if vcpu.nested is None else vcpu.nested.flags for vcpu in machine.vcpus)
     return tuple(flags), wrong
+
+
+def line_of(version: str) -> str:
+    """Release line of a kernel's package version: ``6.1`` of ``6.1.176-1``."""
+    found = release(version)
+    return "" if found is None else f"{found.major}.{found.minor}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qemu_svm.doctor.kernel import profile_of, version_of
 from qemu_svm.machine import Machine
 from qemu_svm.restore import judge
 from qemu_svm.restore.judge import Finding
+from qemu_svm.restore.releases import profile, release
 
 
 def explanations(
@@ -15,12 +15,12 @@ def explanations(
 ) -> tuple[Finding, ...]:
     """Judge a stream for the kernel and the QEMU of a box.
 
-    :param versions: package versions, as of :attr:`qemu_svm.lab.Box.versions`.
+    :param versions: package versions, as of :attr:`qemu_svm.lab.session.Session.versions`.
     :param npt: whether the box's KVM uses nested paging.
     """
-    version = version_of(versions["kernel"])
-    profile = profile_of(version) if version is not None else None
-    found = () if profile is None else judge.check(machine, [profile.kernel], npt=npt).findings
+    version = release(versions["kernel"])
+    kernel = None if version is None else profile(version)
+    found = () if kernel is None else judge.check(machine, [kernel], npt=npt).findings
     return (*found, *judge.qemu_findings(machine, _upstream(versions["qemu"])))
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qemu_svm.errors import LabError, QmpError, Refused
-from qemu_svm.lab.box import Box
 from qemu_svm.lab.console import headline
 from qemu_svm.lab.guests import GUESTS, Guest, assemble, values
+from qemu_svm.lab.session import Session
 from qemu_svm.lab.vm import Settings, Vm, running
 from qemu_svm.machine import Machine
 from qemu_svm.source import Source
@@ -79,7 +79,7 @@ def settings_of(machine: Machine, name: str | None = None) -> Settings:
     )
 
 
-def put(box: Box, source: Source) -> str:
+def put(box: Session, source: Source) -> str:
     """Copy a stream, decompressed, into a box's share; return its name there."""
     name = f"stream-{secrets.token_hex(4)}.mig"
     with (box.share / name).open("wb") as file:
@@ -90,7 +90,7 @@ def put(box: Box, source: Source) -> str:
     return name
 
 
-def restore(box: Box, name: str, settings: Settings) -> Outcome:
+def restore(box: Session, name: str, settings: Settings) -> Outcome:
     """Restore a stream in a box, let it run, and say how it goes.
 
     :param name: of a file in the box's share.
@@ -109,7 +109,7 @@ def restore(box: Box, name: str, settings: Settings) -> Outcome:
         return crash
 
 
-def _crashed(box: Box) -> Outcome | None:
+def _crashed(box: Session) -> Outcome | None:
     # The kernel's words may come a moment after its deeds.
     end = time.monotonic() + _OOPS_SECONDS
     while time.monotonic() < end:

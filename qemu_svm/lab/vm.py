@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qemu_svm.errors import LabError, QmpError, Refused, SvmStreamError
-from qemu_svm.lab.box import Box
 from qemu_svm.lab.command import Command, Done
 from qemu_svm.lab.guests.values import ADDRESSES, WORLD
+from qemu_svm.lab.session import Session
 from qemu_svm.qmp import sync
 
 _START_SECONDS = 60.0
@@ -82,7 +82,7 @@ class Counts:
 class Vm:
     """A QEMU in a box; made by :func:`running`."""
 
-    def __init__(self, box: Box, name: str, command: Command, errors: bytearray) -> None:
+    def __init__(self, box: Session, name: str, command: Command, errors: bytearray) -> None:
         self.box = box
         self._name = name
         self._command = command
@@ -226,7 +226,7 @@ class Vm:
 
 @contextmanager
 def running(
-    box: Box,
+    box: Session,
     settings: Settings,
     *,
     image: bytes | None = None,

@@ -22,14 +22,14 @@ class Made:
 
     :param recipe: the command line.
     :param versions: exact package versions.
-    :param host: the box as asked for.
+    :param box: options of the box that were given.
     """
 
     recipe: str
     versions: Mapping[str, str]
-    host: Mapping[str, Any]
     guest: Guest
     settings: Settings
+    box: Mapping[str, Any]
 
 
 def capture_document(path: str, taken: Capture, made: Made) -> dict[str, Any]:
@@ -47,10 +47,14 @@ def capture_document(path: str, taken: Capture, made: Made) -> dict[str, Any]:
         ],
         "tries": taken.tries,
         "versions": dict(made.versions),
-        "host": dict(made.host),
+        "box": {name: _plain(value) for name, value in made.box.items()},
         "settings": asdict(made.settings),
         "recipe": made.recipe,
     }
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, bool | int) else str(value)
 
 
 def guests_document(guests: Sequence[Guest]) -> dict[str, Any]:

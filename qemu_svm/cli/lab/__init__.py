@@ -11,6 +11,8 @@ _VERBS = {
     "list": "What is in the cache, and which boxes are up.",
     "up": "Start a box that stays.",
     "run": "Run a command in a box.",
+    "capture": "A stream of a guest in a known state, on a kernel and QEMU of choice.",
+    "restore": "Restore a stream into a real KVM, and see whether L2 goes on.",
     "shell": "A shell in a box.",
     "down": "End a box that stays.",
     "clean": "Remove suites from the cache.",

@@ -8,14 +8,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qemu_svm.cli import common as streams
-from qemu_svm.cli.lab import common
+from qemu_svm.cli.lab.common import box_arguments, box_options, name_option
+from qemu_svm.cli.lab.target import RULE, session
 from qemu_svm.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ _LEVEL = 19
 
 @click.command(
     "capture",
-    epilog="Example: svmstream lab capture --kernel 6.12 --qemu 10.0 --guest nested-npt "
+    epilog=RULE + "\n\nExample: svmstream lab capture --kernel 6.12 --qemu 10.0 --guest nested-npt "
     "-o dump.bin",
 )
-@common.host_options
+@name_option
+@box_options
 @click.option(
     "--guest",
-    "name",
+    "guest_name",
     default="nested",
     show_default=True,
     metavar="NAME",
@@ -78,7 +79,8 @@ _LEVEL = 19
 @streams.json_option
 def command(
     *,
-    name: str,
+    name: str | None,
+    guest_name: str,
     listing: bool,
     machine: str,
     guest_cpu: str,
@@ -106,7 +108,7 @@ def command(
     from qemu_svm.lab.vm import Settings, running
     from qemu_svm.render.lab_document import Made, capture_document
 
-    guest, host = find(name), common.Host.taken(options)
+    guest = find(guest_name)
     settings = Settings(machine, guest_cpu, len(guest.vcpus), guest_memory)
     files = [_numbered(output, number, count) for number in range(1, count + 1)]
     logs = [] if trace_ioctls is None else [trace_ioctls]
@@ -114,15 +116,14 @@ def command(
     image = assemble(guest)
     recipe = shlex.join(["svmstream", *sys.argv[1:]])
     documents = []
-    with common.box(host) as box:
-        made = Made(recipe, dict(box.versions), asdict(host), guest, settings)
+    with session(name, options) as box:
+        made = Made(recipe, dict(box.versions), guest, settings, box_arguments(options))
         log = None if trace_ioctls is None else "ioctls.log"
         with running(box, settings, image=image.data, trace=log) as vm:
             for number, file in enumerate(files):
                 if number:
                     vm.qmp.execute("cont")
-                common.progress(f"saving guest {guest.name} until it is in its state")
-                taken = capture(vm, guest, image, host.kernel)
+                taken = capture(vm, guest, image)
                 document = capture_document(file, taken, made)
                 _keep(taken.path, file, document, force=force)
                 documents.append(document)
@@ -131,7 +132,7 @@ def command(
     if as_json:
         streams.print_json(documents[0] if count == 1 else {"captures": documents})
         return 0
-    from qemu_svm.render.lab_text import capture_report
+    from qemu_svm.render.lab_guests_text import capture_report
 
     for document in documents:
         streams.print_lines(capture_report(document))
@@ -144,7 +145,7 @@ def _list(guests: Sequence[Guest], *, as_json: bool) -> int:
 
         streams.print_json(guests_document(guests))
     else:
-        from qemu_svm.render.lab_text import guest_table
+        from qemu_svm.render.lab_guests_text import guest_table
 
         streams.print_lines(guest_table(guests))
     return 0

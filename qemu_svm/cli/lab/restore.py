@@ -9,15 +9,17 @@ import click
 
 from qemu_svm.cli import EXIT_FINDINGS, EXIT_REFUSED, EXIT_UNREADABLE
 from qemu_svm.cli import common as streams
-from qemu_svm.cli.lab import common
+from qemu_svm.cli.lab.common import box_arguments, box_options, name_option
+from qemu_svm.cli.lab.target import RULE, session
 
 
 @click.command(
     "restore",
-    epilog="Example: svmstream lab restore dump.bin --kernel 6.12 --qemu 10.0",
+    epilog=RULE + "\n\nExample: svmstream lab restore dump.bin --kernel 6.12 --qemu 10.0",
 )
 @click.argument("file", metavar="FILE")
-@common.host_options
+@name_option
+@box_options
 @click.option("--machine", metavar="TYPE", help="Machine type; by default the stream's.")
 @click.option(
     "--qemu-arg",
@@ -28,8 +30,14 @@ from qemu_svm.cli.lab import common
 )
 @streams.json_option
 def command(
-    *, file: str, machine: str | None, more: tuple[str, ...], as_json: bool, **options: Any
-) -> int:  # fmt: skip
+    *,
+    file: str,
+    name: str | None,
+    machine: str | None,
+    more: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Restore the stream FILE in a box and see whether its guests go on.
 
     Of a guest of this project both counters must move: L2's, and that of the
@@ -39,23 +47,23 @@ def command(
     from qemu_svm.lab.explain import explanations
     from qemu_svm.lab.restore import Verdict, put, restore, settings_of
 
-    host = common.Host.taken(options)
     with streams.opened(file) as saved:
         if not saved.vcpus:
             streams.warn(saved)
             return EXIT_UNREADABLE
         settings = settings_of(saved, machine)
         settings = replace(settings, devices=settings.devices + more)
-        with common.box(host) as box:
+        with session(name, options) as box:
             outcome = restore(box, put(box, saved.stream.source), settings)
             versions = dict(box.versions)
-        why = () if outcome.good else explanations(saved, versions, npt=host.npt)
+        npt = bool(box_arguments(options).get("npt", True))
+        why = () if outcome.good else explanations(saved, versions, npt=npt)
     if as_json:
         from qemu_svm.render.lab_document import restore_document
 
         streams.print_json(restore_document(file, outcome, settings, versions, why))
     else:
-        from qemu_svm.render.lab_text import restore_report
+        from qemu_svm.render.lab_guests_text import restore_report
 
         streams.print_lines(restore_report(file, outcome, versions, why))
     if outcome.verdict is Verdict.REFUSED:

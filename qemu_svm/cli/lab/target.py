@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ def session(name: str | None, options: dict[str, Any]) -> Iterator[Session]:
     """
     from qemu_svm.lab import Box, named
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     arguments = box_arguments(options)
     if name is not None and arguments:
         raise click.UsageError("--name means a box that is up; its options are chosen already")

@@ -29,7 +29,7 @@ SAVED_BY_VMRUN = (
 
 
 _UNREPORTED: Mapping[str, frozenset[str]] = {
-    # Until 5.12 KVM answered RDMSR with what WRMSR had written, not with what VMLOAD loaded.
+    # By release line.  Until 5.12 RDMSR gave what WRMSR had written, not what VMLOAD had loaded.
     "5.10": frozenset({"sysenter_esp", "sysenter_eip"}),
 }
 

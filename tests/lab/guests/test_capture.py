@@ -32,7 +32,7 @@ def captured(box: Box) -> Captured:
             guest = find(name)
             image = assemble(guest)
             with running(box, Settings(smp=len(guest.vcpus)), image=image.data) as vm:
-                done[name] = capture(vm, guest, image, KERNEL).path
+                done[name] = capture(vm, guest, image).path
         return done[name]
 
     return take
