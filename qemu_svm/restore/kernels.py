@@ -13,6 +13,7 @@ of 22 October, v4 and v5 of 3 November).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
