@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common
+from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common, interrupts
 from qemu_svm.doctor.model import PURPOSES, Check, State
 from qemu_svm.errors import QmpError
 
@@ -56,7 +55,7 @@ def command(
     found = probe.host() if other is None else facts.load(other)
     checks = list(judge(facts.read(found)))
     if other is None:
-        checks += asyncio.run(_here(qemu, socket, Path(directory)))
+        checks += interrupts.run(_here(qemu, socket, Path(directory)))
     if as_json:
         from qemu_svm.render.doctor_document import document
 

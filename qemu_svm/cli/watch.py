@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_REFUSED, common, complain
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_REFUSED, common, complain, interrupts, qmp_common
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qemu_svm.qmp import Client
     from qemu_svm.qmp.watch import Sample
 
 
@@ -21,26 +22,27 @@ if TYPE_CHECKING:
     epilog="Examples: svmstream watch --qmp unix:/run/vm.qmp; "
     "svmstream watch --qmp localhost:4444 --wait --json",
 )
-@click.option("--qmp", "socket", required=True, metavar="SOCKET",
-              help="QEMU's QMP socket: unix:PATH or HOST:PORT.")  # fmt: skip
+@qmp_common.qmp_option
 @click.option("--interval", default=0.5, show_default=True, metavar="SECONDS",
               type=click.FloatRange(min=0.05), help="Between two looks.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for a migration that begins from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document a line.")
-def command(*, socket: str, interval: float, wait: bool, as_json: bool) -> int:
+@qmp_common.timeout_option
+def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout: float) -> int:
     """Show a migration while it goes on, whoever started it, and how it ended.
 
     Nothing in the VM is changed.  Exit status: 0 completed, 5 failed or
     cancelled, 1 there was none (--wait waits for one), 4 the socket cannot be
     reached or was lost.
     """
-    if as_json:
-        return _status(asyncio.run(_watch(socket, interval, wait, _json_printer())))
+    from qemu_svm.qmp import Client
     from qemu_svm.render.text import console
 
+    client = Client(address, timeout=timeout)
     out = console()
-    if not out.is_terminal:
-        return _status(asyncio.run(_watch(socket, interval, wait, _line_printer())))
+    if as_json or not out.is_terminal:
+        show = _changes(_print_document if as_json else _print_line)
+        return _status(interrupts.run(_watch(client, interval, show, wait=wait)))
     from rich.console import Group
     from rich.live import Live
 
@@ -48,48 +50,45 @@ def command(*, socket: str, interval: float, wait: bool, as_json: bool) -> int:
 
     with Live(console=out, auto_refresh=False) as live:
 
-        def show(sample: Sample) -> None:
-            live.update(Group(*area(sample, socket)), refresh=True)
+        def draw(sample: Sample) -> None:
+            live.update(Group(*area(sample, address)), refresh=True)
 
-        return _status(asyncio.run(_watch(socket, interval, wait, show)))
+        last = interrupts.run(_watch(client, interval, draw, wait=wait))
+    return _status(last)
 
 
 async def _watch(
-    socket: str, interval: float, wait: bool, show: Callable[[Sample], None]  # noqa: FBT001
-) -> Sample:  # fmt: skip
-    from qemu_svm.qmp import Client
+    client: Client, interval: float, show: Callable[[Sample], None], *, wait: bool
+) -> Sample:
     from qemu_svm.qmp.watch import watch
 
-    async with Client.connect(socket) as client:
-        async for sample in watch(client, interval=interval, wait=wait):
+    async with client, aclosing(watch(client, interval=interval, wait=wait)) as samples:
+        async for sample in samples:
             show(sample)
     return sample
 
 
-def _line_printer() -> Callable[[Sample], None]:
+def _print_line(sample: Sample, _before: Sample | None) -> None:
     from qemu_svm.render.watch_text import line
 
-    last: Sample | None = None
-
-    def show(sample: Sample) -> None:
-        nonlocal last
-        if last is None or not sample.same(last):
-            common.print_lines([line(sample)])
-        last = sample
-
-    return show
+    common.print_lines([line(sample)])
 
 
-def _json_printer() -> Callable[[Sample], None]:
+def _print_document(sample: Sample, before: Sample | None) -> None:
     from qemu_svm.render.watch_document import document
 
-    last: Sample | None = None
+    click.echo(json.dumps(document(sample, before)))
+
+
+def _changes(say: Callable[[Sample, Sample | None], None]) -> Callable[[Sample], None]:
+    # Tell a sample only if something changed, and what was told before it.
+    before: Sample | None = None
 
     def show(sample: Sample) -> None:
-        nonlocal last
-        if last is None or not sample.same(last):
-            click.echo(json.dumps(document(sample, last)))
-        last = sample
+        nonlocal before
+        if before is None or not sample.same(before):
+            say(sample, before)
+        before = sample
 
     return show
 

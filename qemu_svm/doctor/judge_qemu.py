@@ -8,19 +8,14 @@ from qemu_svm.doctor.model import Check, State
 from qemu_svm.doctor.qemu import Abilities, Binary
 from qemu_svm.doctor.target import Target
 from qemu_svm.qmp.answers import Version
+from qemu_svm.qmp.features import SINCE
 
 _QEMU = "QEMU"
 _SOCKET = "VM"
 
 _CARRIES_NESTED = Version(5, 1)
 
-_SINCE = {
-    "multifd": "4.0",
-    "mapped-ram": "9.0",
-    "background-snapshot": "6.0",
-    "postcopy-ram": "2.6",
-    "xbzrle": "1.3",
-}
+_SINCE = {**SINCE, "postcopy-ram": "2.6"}
 """Migration capabilities that one may want, and QEMU's version that brought them."""
 
 

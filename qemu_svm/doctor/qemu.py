@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from qemu_svm.errors import CommandRefused, QmpError
-from qemu_svm.qmp import Client
+from qemu_svm.qmp import Client, features
 from qemu_svm.qmp.answers import Version
 
 _START_SECONDS = 20.0
-_COMPRESSIONS = ("zlib", "zstd", "qpl", "uadk", "qatzip")
 _NO_MACHINE = ("-machine", "none", "-nodefaults", "-display", "none", "-S")
 _SVM_FEATURES = ("svm", "npt", "nrip-save", "vgif")
 
@@ -89,14 +88,15 @@ async def abilities(qmp: Client) -> Abilities:
     version = await qmp.execute("query-version")
     # Not qom-list-types: it loads every module, and QEMU dies of one of another build.
     kvm = await qmp.execute("query-kvm")
+    schema = await qmp.execute("query-qmp-schema")
     return Abilities(
         version=qmp.version,
         package=str(version.get("package", "")),
         kvm=kvm.get("present") is True,
         host_cpu=await _host_cpu(qmp) if kvm.get("enabled") else {},
         capabilities={name: await _switchable(qmp, name) for name in await qmp.capabilities()},
-        compressions=tuple([name for name in _COMPRESSIONS if await _compresses(qmp, name)]),
-        transports=_transports(await qmp.execute("query-qmp-schema")),
+        compressions=tuple(sorted(features.compressions(schema) - {"none"})),
+        transports=_transports(schema),
     )
 
 
@@ -122,18 +122,31 @@ async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
             except OSError as error:
                 raise _NotStartedError(error.strerror or str(error)) from error
         try:
-            end = time.monotonic() + _START_SECONDS
-            while not socket.exists():
-                if process.returncode is not None or time.monotonic() > end:
-                    said = log.read_text(errors="replace").strip().splitlines()
-                    raise _NotStartedError(said[-1] if said else "it says nothing")
-                await asyncio.sleep(0.01)
-            async with Client.connect(f"unix:{socket}") as qmp:
-                yield qmp
+            client = await _connected(f"unix:{socket}", process, log)
+            try:
+                yield client
+            finally:
+                await client.close()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+async def _connected(address: str, process: asyncio.subprocess.Process, log: Path) -> Client:
+    # The socket's file is there before anybody listens, so only connecting tells.
+    client = Client(address)
+    end = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            await client.open()
+        except QmpError as error:
+            if process.returncode is not None or time.monotonic() > end:
+                said = log.read_text(errors="replace").strip().splitlines()
+                raise _NotStartedError(said[-1] if said else "it says nothing") from error
+            await asyncio.sleep(0.01)
+        else:
+            return client
 
 
 async def _host_cpu(qmp: Client) -> dict[str, bool]:
@@ -153,14 +166,6 @@ async def _switchable(qmp: Client, name: str) -> str:
         return error.reason
     await qmp.set_capabilities({name: False})
     return ""
-
-
-async def _compresses(qmp: Client, name: str) -> bool:
-    try:
-        await qmp.set_parameters({"multifd-compression": name})
-    except CommandRefused:
-        return False
-    return True
 
 
 def _transports(schema: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qemu_svm.errors import CommandRefused, QmpError
+from qemu_svm.errors import QmpError
 from qemu_svm.qmp import answers
-from qemu_svm.qmp.answers import Migration, Status
+from qemu_svm.qmp.answers import Event, Migration, Status
 from qemu_svm.qmp.client import Client, Events
 
 EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
@@ -48,6 +48,11 @@ class Rates:
     pages: float | None = None
     dirty: float | None = None
 
+    @property
+    def endless(self) -> bool:
+        """Whether the guest writes at least as fast as memory is dealt with."""
+        return bool(self.dirty) and self.pages is not None and self.pages <= (self.dirty or 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -56,7 +61,7 @@ class Sample:
     :param time: seconds since the epoch, by this host.
     :param cause: why QEMU was asked: ``poll`` or the name of an event.
     :param answer: QEMU's answer of ``query-migrate``, as it is.
-    :param capabilities: by name, whether it is on; empty if QEMU did not tell.
+    :param capabilities: by name, whether it is on.
     :param eta: seconds until RAM is sent at the present pace; None if it is
         not known or never.
     """
@@ -118,7 +123,7 @@ class Pace:
 
 async def watch(
     client: Client, *, interval: float = 1.0, wait: bool = False
-) -> AsyncIterator[Sample]:
+) -> AsyncGenerator[Sample, None]:
     """Look at a migration until it is over; the last sample tells how it ended.
 
     :param interval: seconds between two questions.
@@ -132,25 +137,22 @@ async def watch(
         waiting = wait and not past.migration.active
         yield last
         while waiting or last.migration.active:
-            cause, told = await _pause(client, events, interval)
+            told = None
             try:
-                sample = await _ask(client, cause)
-            except QmpError:
-                if told not in ENDED or waiting:
+                event = await _next(client, events, interval)
+                if event is not None and event.name == "MIGRATION":
+                    told = answers.string(event.data, "status")
+                sample = await _ask(client, "poll" if event is None else event.name)
+            except QmpError as error:
+                if client.connected:
                     raise
-                # QEMU said that it is over and left before it could be asked.
-                yield replace(
-                    last,
-                    time=time.time(),
-                    cause=cause,
-                    migration=replace(last.migration, status=told),
-                    answer={**last.answer, "status": told},
-                )
-                return
+                if told in ENDED:
+                    # QEMU said that it is over, and left before it could be asked.
+                    yield _told(last, told)
+                    return
+                raise _lost(client, last) from error
             last = pace.rate(sample)
-            if waiting:
-                began = told is not None or last.answer != past.answer
-                waiting = not (began or last.migration.active)
+            waiting = waiting and told is None and _which(last) == _which(past)
             yield last
 
 
@@ -161,26 +163,52 @@ def _pages(sample: Sample) -> int:
     return (found.normal or 0) + (found.zero or 0) + (answers.number(xbzrle, "pages") or 0)
 
 
+def _which(sample: Sample) -> tuple[object, ...]:
+    # Differs between two migrations, and stays when one is over.
+    found = sample.migration
+    return found.status, found.error, found.transferred, found.total_time
+
+
 async def _ask(client: Client, cause: str) -> Sample:
-    status = await client.status()
     answer = answers.mapping(await client.execute("query-migrate"), "query-migrate")
-    try:
-        capabilities = await client.capabilities()
-        parameters = await client.parameters()
-    except CommandRefused:
-        capabilities, parameters = {}, {}
+    # The guest's state after it: a migration that ends lets the guest go on.
+    status = await client.status()
     return Sample(
-        time.time(), cause, status, answers.migration(answer), answer, capabilities, parameters
+        time.time(),
+        cause,
+        status,
+        answers.migration(answer),
+        answer,
+        await client.capabilities(),
+        await client.parameters(),
     )
 
 
-async def _pause(client: Client, events: Events, interval: float) -> tuple[str, str | None]:
-    # Wait for an event or the time of the next question; the state that MIGRATION told.
+async def _next(client: Client, events: Events, interval: float) -> Event | None:
+    # The next event; None when it is time to ask again.
     try:
-        event = await events.next(interval)
+        return await events.next(interval)
     except QmpError:
-        if not client.connected:
-            raise
-        return "poll", None
-    told = answers.string(event.data, "status") if event.name == "MIGRATION" else None
-    return event.name, told
+        if client.connected:
+            return None
+        raise
+
+
+def _told(last: Sample, status: str) -> Sample:
+    return replace(
+        last,
+        time=time.time(),
+        cause="MIGRATION",
+        migration=replace(last.migration, status=status),
+        answer={**last.answer, "status": status},
+        eta=None,
+    )
+
+
+def _lost(client: Client, last: Sample) -> QmpError:
+    status = last.migration.status
+    return QmpError(
+        f"{client.address}: the connection was lost"
+        + (f"; the migration was last seen {status}" if status else ""),
+        hint="QEMU has ended, or hung up; what became of the migration is not known",
+    )

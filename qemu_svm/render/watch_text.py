@@ -14,41 +14,58 @@ from qemu_svm.render.text import FAINT, HEADING, entry, size_words
 _STATE_STYLES = {COMPLETED: "bold green", "failed": "bold red", "cancelled": "yellow"}
 _BAR = 40
 
-_KINDS = (
-    ("xbzrle-cache", "pages", "xbzrle"),
-    ("xbzrle-cache", "cache-miss", "cache misses"),
-    ("xbzrle-cache", "overflow", "overflows"),
+_PAGES = (
+    ("xbzrle-cache", "pages", "as deltas"),
+    ("xbzrle-cache", "cache-miss", "not in the cache"),
+    ("xbzrle-cache", "overflow", "too different"),
     ("compression", "pages", "compressed"),
-    ("ram", "postcopy-requests", "postcopy requests"),
+    ("ram", "postcopy-requests", "asked for by the destination"),
 )
+"""Group and member of an answer of query-migrate that counts pages, and words for it."""
+
 _BYTES = (
-    ("precopy-bytes", "precopy"),
-    ("downtime-bytes", "while stopped"),
-    ("postcopy-bytes", "postcopy"),
-    ("multifd-bytes", "multifd"),
+    ("ram", "precopy-bytes", "while it ran"),
+    ("ram", "downtime-bytes", "while it stood"),
+    ("ram", "postcopy-bytes", "after it moved"),
+    ("ram", "multifd-bytes", "over multifd"),
+    ("vfio", "transferred", "of devices"),
 )
-_LIMITS = ("max-bandwidth", "downtime-limit", "max-postcopy-bandwidth", "multifd-channels",
-           "multifd-compression", "cpu-throttle-initial", "max-cpu-throttle",
-           "xbzrle-cache-size")  # fmt: skip
+"""The same for bytes."""
+
+_LIMITS = (
+    ("max-bandwidth", "", "bytes/s"),
+    ("downtime-limit", "", "ms"),
+    ("max-postcopy-bandwidth", "postcopy-ram", "bytes/s"),
+    ("multifd-channels", "multifd", ""),
+    ("multifd-compression", "multifd", ""),
+    ("xbzrle-cache-size", "xbzrle", "bytes"),
+    ("cpu-throttle-initial", "auto-converge", "%"),
+    ("cpu-throttle-increment", "auto-converge", "%"),
+    ("max-cpu-throttle", "auto-converge", "%"),
+)
+"""Parameter, the capability that makes it matter (empty: it always does), its unit."""
 
 
 def line(sample: Sample) -> Text:
     """Everything that matters, in one line."""
     found = sample.migration
-    text = Text(f"{(found.total_time or 0) / 1000:8.1f} s  ")
-    text.append_text(_state(sample)).append(f"  guest {printable(sample.vm.state)}")
+    parts = [f"guest {printable(sample.vm.state)}"]
     if found.passes is not None:
-        text.append(f"  pass {found.passes}")
+        parts.append(f"pass {found.passes}")
     if found.total:
-        text.append(f"  {_percent(sample):.1f}%  sent {size_words(found.transferred or 0)}")
-        text.append(f"  left {size_words(found.remaining or 0)}")
+        parts.append(f"{_percent(sample):.1f}%")
+        parts.append(f"sent {size_words(found.transferred or 0)}")
+        parts.append(f"left {size_words(found.remaining or 0)}")
     if found.active:
-        text.append(_rates(sample))
+        parts += _rates(sample)
     if found.downtime is not None:
-        text.append(f"  downtime {found.downtime} ms")
+        parts.append(f"downtime {found.downtime} ms")
+    if found.blockers:
+        parts.append(f"blocked for {len(found.blockers)} reasons")
     if found.error:
-        text.append(f": {printable(found.error)}")
-    return text
+        parts.append(printable(found.error))
+    seconds = "" if found.total_time is None else f"{found.total_time / 1000:.1f} s"
+    return Text(f"{seconds:>9}  ").append_text(_state(sample)).append("  " + "  ".join(parts))
 
 
 def area(sample: Sample, title: str) -> Iterable[Text]:
@@ -68,17 +85,20 @@ def area(sample: Sample, title: str) -> Iterable[Text]:
         yield entry("sent", f"{size_words(found.transferred or 0)} on the wire, "
                             f"{size_words(found.remaining or 0)} of "
                             f"{size_words(found.total)} left")  # fmt: skip
-        yield entry("rate", _rates(sample).strip() or "-")
-        yield entry("pages", ", ".join(_pages(sample)))
-        yield entry("bytes", ", ".join(_bytes(sample)) or "-")
+        yield entry("rate", ", ".join(_rates(sample)) or "-")
+        pages = {"normal": found.normal, "zero": found.zero} | _numbers(sample, _PAGES)
+        yield entry("pages", ", ".join(f"{n} {kind}" for kind, n in pages.items() if n) or "none")
+        sizes = _numbers(sample, _BYTES)
+        yield entry(
+            "bytes", ", ".join(f"{size_words(n)} {kind}" for kind, n in sizes.items()) or "none"
+        )
     yield entry("time", ", ".join(_times(sample)) or "-")
-    throttle = sample.answer.get("cpu-throttle-percentage")
-    if isinstance(throttle, int):
-        yield entry("throttle", f"vCPUs slowed by {throttle}%")
+    throttle = _number(sample.answer, "cpu-throttle-percentage")
+    if throttle:
+        yield entry("throttle", f"vCPUs are slowed by {throttle}%")
     on = [name for name, state in sample.capabilities.items() if state]
     yield entry("capabilities", ", ".join(on) or "none")
-    limits = [f"{name} {sample.parameters[name]}" for name in _LIMITS if name in sample.parameters]
-    yield entry("parameters", Text(printable(", ".join(limits)) or "-", FAINT))
+    yield entry("parameters", Text(", ".join(_limits(sample)), FAINT))
 
 
 def _state(sample: Sample) -> Text:
@@ -87,6 +107,7 @@ def _state(sample: Sample) -> Text:
 
 
 def _percent(sample: Sample) -> float:
+    # Of RAM that needs not be sent, as things stand; it falls when the guest writes.
     found = sample.migration
     if found.status == COMPLETED:
         return 100.0
@@ -100,39 +121,20 @@ def _bar(sample: Sample) -> str:
     return f"[{'#' * full}{'.' * (_BAR - full)}] {percent:.1f}%{passes}"
 
 
-def _rates(sample: Sample) -> str:
+def _rates(sample: Sample) -> list[str]:
     rates = sample.rates
-    text = "" if rates.wire is None else f"  {_rate(rates.wire)}"
+    parts = []
+    if rates.wire is not None:
+        parts.append(f"{size_words(round(rates.wire))}/s")
     if rates.dirty:
-        text += f"  dirty {_rate(rates.dirty)}"
+        parts.append(f"dirty {size_words(round(rates.dirty))}/s")
     if sample.migration.expected_downtime is not None:
-        text += f"  downtime ~{sample.migration.expected_downtime} ms"
+        parts.append(f"downtime ~{sample.migration.expected_downtime} ms")
     if sample.eta is not None:
-        text += f"  ETA {sample.eta:.0f} s"
-    elif sample.migration.active and rates.dirty and rates.pages is not None:
-        text += "  ETA never: the guest writes faster"
-    return text
-
-
-def _rate(rate: float) -> str:
-    return f"{size_words(int(rate))}/s"
-
-
-def _pages(sample: Sample) -> Iterable[str]:
-    found = sample.migration
-    yield f"{found.normal or 0} normal"
-    yield f"{found.zero or 0} zero"
-    for group, member, words in _KINDS:
-        value = _number(sample.answer.get(group), member)
-        if value:
-            yield f"{value} {words}"
-
-
-def _bytes(sample: Sample) -> Iterable[str]:
-    for member, words in _BYTES:
-        value = _number(sample.answer.get("ram"), member)
-        if value:
-            yield f"{size_words(value)} {words}"
+        parts.append(f"ETA {sample.eta:.0f} s")
+    elif rates.endless:
+        parts.append("ETA never: the guest writes faster")
+    return parts
 
 
 def _times(sample: Sample) -> Iterable[str]:
@@ -143,6 +145,26 @@ def _times(sample: Sample) -> Iterable[str]:
         yield f"setup {found.setup_time} ms"
     if found.downtime is not None:
         yield f"downtime {found.downtime} ms"
+
+
+def _limits(sample: Sample) -> Iterable[str]:
+    for name, capability, unit in _LIMITS:
+        value = sample.parameters.get(name)
+        if value is None or (capability and not sample.capabilities.get(capability)):
+            continue
+        if unit.startswith("bytes") and isinstance(value, int):
+            words = size_words(value) + unit.removeprefix("bytes")
+        else:
+            words = f"{printable(str(value))} {unit}".rstrip()
+        yield f"{name} {words}"
+
+
+def _numbers(sample: Sample, table: Iterable[tuple[str, str, str]]) -> dict[str, int]:
+    # What QEMU counts beside the common; only what is not 0.
+    found = {
+        words: _number(sample.answer.get(group), member) or 0 for group, member, words in table
+    }
+    return {words: value for words, value in found.items() if value}
 
 
 def _number(group: Any, member: str) -> int | None:

@@ -1,56 +1,150 @@
-"""``watch`` beside a real QEMU that migrates slowly."""
+"""``watch`` as a command, in pipes and on a terminal."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from qemu_svm.qmp import sync
 from tests.conftest import Run
 from tests.qmp.vm import Vm, running
 
-SINK = {"uri": "exec:cat >/dev/null"}
+PROGRAM = Path(sys.executable).with_name("svmstream")
+ENDLESS = 4096  # bytes a second
 
 
-def migrate(vm: Vm, bandwidth: int, uri: str = SINK["uri"]) -> None:
+def migrate(vm: Vm, bandwidth: int, uri: str = "exec:cat >/dev/null") -> None:
     with sync.connect(vm.address) as qmp:
         qmp.execute("migrate-set-parameters", {"max-bandwidth": bandwidth})
         qmp.execute("migrate", {"uri": uri})
 
 
-def test_a_migration_from_begin_to_end(tmp_path: Path, svmstream: Run) -> None:
-    with running(tmp_path, memory=64) as vm:
-        done = svmstream("watch", "--qmp", vm.address)
-        assert done.returncode == 1
-        assert b"--wait" in done.stderr
-        migrate(vm, 600_000)
-        done = svmstream("watch", "--qmp", vm.address, "--interval", "0.1", "--json")
-        assert done.returncode == 0, done.stderr
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
-        assert len(lines) > 3
-        sent = [line["ram"]["transferred"] for line in lines]
-        assert sent == sorted(sent)
-        assert sent[-1] > sent[0]
-        assert any(line["rates"]["wire"] for line in lines)
-        assert [line["status"] for line in lines][-1] == "completed"
-        assert lines[0]["settings"]["parameters"]["max-bandwidth"] == 600_000
-        assert lines[0]["settings"]["capabilities"]["events"] is False
-        # One that is over is told as it ended.
-        done = svmstream("watch", "--qmp", vm.address)
-        assert done.returncode == 0
-        assert b"completed" in done.stdout
+@pytest.fixture
+def vm(tmp_path: Path) -> Iterator[Vm]:
+    with running(tmp_path, memory=64) as machine:
+        yield machine
 
 
-def test_one_that_failed(tmp_path: Path, svmstream: Run) -> None:
-    with running(tmp_path) as vm:
-        migrate(vm, 1 << 30, "exec:exit 3")
-        done = svmstream("watch", "--qmp", vm.address, "--interval", "0.1")
-        assert done.returncode == 5
-        assert b"failed" in done.stdout
-        assert b"write" in done.stdout or b"Broken pipe" in done.stdout
+def watching(vm: Vm, *more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [PROGRAM, "watch", "--qmp", vm.address, "--interval", "0.1", *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_from_begin_to_end(vm: Vm, svmstream: Run) -> None:
+    done = svmstream("watch", "--qmp", vm.address)
+    assert done.returncode == 1
+    assert b"--wait" in done.stderr
+    migrate(vm, 600_000)
+    done = svmstream("watch", "--qmp", vm.address, "--interval", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) > 3
+    assert lines[-1]["status"] == "completed"
+    assert lines[-1]["ended"]
+    assert lines[-1]["times_ms"]["downtime"] is not None
+    assert any(line["rates"]["wire"] for line in lines)
+    # What is set: in the first line, and not again.
+    assert lines[0]["settings"]["parameters"]["max-bandwidth"] == 600_000
+    assert lines[0]["settings"]["capabilities"]["events"] is False
+    assert {line["settings"] is None for line in lines[1:]} == {True}
+    assert lines[-1]["query_migrate"]["ram"]["transferred"] == lines[-1]["ram"]["transferred"]
+    # One that is over is told as it ended.
+    done = svmstream("watch", "--qmp", vm.address)
+    assert done.returncode == 0
+    (line,) = done.stdout.splitlines()
+    assert b"completed" in line
+
+
+def test_failed(vm: Vm, svmstream: Run) -> None:
+    migrate(vm, 1 << 30, "exec:exit 3")
+    done = svmstream("watch", "--qmp", vm.address, "--interval", "0.1")
+    assert done.returncode == 5
+    assert b"failed  guest running" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_the_vm_alone(vm: Vm, number: signal.Signals) -> None:
+    migrate(vm, ENDLESS)
+    process = watching(vm)
+    assert process.stdout is not None
+    assert b"active" in process.stdout.readline()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"interrupted" in errors
+    with sync.connect(vm.address) as qmp:
+        assert qmp.migration().status == "active"
+        assert qmp.status().running
+
+
+def test_qemu_ends(vm: Vm) -> None:
+    process = watching(vm, "--wait")
+    assert process.stdout is not None
+    assert b"no migration" in process.stdout.readline()
+    vm.kill()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert b"the connection was lost" in errors
+
+
+def test_a_reader_that_leaves(vm: Vm) -> None:
+    migrate(vm, 100_000)
+    process = watching(vm, "--json")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
 
 
 def test_nobody_there(tmp_path: Path, svmstream: Run) -> None:
     done = svmstream("watch", "--qmp", f"unix:{tmp_path}/none")
     assert done.returncode == 4
     assert b"no such socket" in done.stderr
+
+
+def test_another_client_is_connected(vm: Vm, svmstream: Run) -> None:
+    with sync.connect(vm.address):
+        done = svmstream("watch", "--qmp", vm.address)
+    assert done.returncode == 4
+    assert b"one client at a time" in done.stderr
+
+
+def test_on_a_terminal(vm: Vm) -> None:
+    migrate(vm, 600_000)
+    near, far = pty.openpty()
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with subprocess.Popen(
+        [PROGRAM, "watch", "--qmp", vm.address, "--interval", "0.1"],
+        stdin=far, stdout=far, stderr=far, env=os.environ | {"TERM": "xterm", "NO_COLOR": "1"},
+    ) as process:  # fmt: skip
+        os.close(far)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(near, 1 << 16)
+            except OSError:  # the other side of a terminal is gone
+                break
+    os.close(near)
+    assert process.returncode == 0
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1  # the cursor is back
+    assert shown.count(b"active") > 2
+    assert b"[##" in shown
+    assert b"max-bandwidth 585.9 KiB/s" in shown
+    assert b"completed, guest postmigrate" in shown.replace(b"\x1b[0m", b"").replace(
+        b"\x1b[1m", b""
+    )
