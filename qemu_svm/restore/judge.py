@@ -213,6 +213,7 @@ def _intercepts(saved: Saved, name: str) -> bool:
 _ADVISORIES: Mapping[str, _Predicate] = {
     "A-01": lambda _m, _v, s: _guest(s) and _intercepts(s, "MSR_PROT"),
     "A-02": lambda _m, v, s: _guest(s) and _soft_event(v) and bool(_control(v, "next_rip")),
+    "A-03": lambda _m, v, s: v.smm and not _guest(s),
     "O-10": lambda _m, v, s: _guest(s) and bool(s.blob.flags & bits.RUN_PENDING) and _soft_event(v),
     "O-18": lambda _m, v, s: v.smm and not _guest(s),
     "O-19": lambda _m, v, s: _guest(s) and not v.gif,

@@ -176,6 +176,8 @@ _NPT_BUG = tuple(name for name in RELEASED if not KERNELS[name].mmu_ready)
 _NO_PENDING = tuple(n for n in RELEASED if KERNELS[n].run_pending == "ignored")
 _NO_GIF = tuple(n for n in RELEASED if KERNELS[n].gif == "ignored")
 _LATE_CPUID = tuple(n for n in RELEASED if KERNELS[n].late_cpuid in ("efault", "hang"))
+# The series that made VMRUN look at VM_HSAVE_PA also made SMM entry use it (5.14).
+_SMM_LOSES_L1 = tuple(name for name in RELEASED if not KERNELS[name].vmrun.hsave_needed)
 _SILENT = "no error, wrong values"
 
 _OTHERS = (
@@ -184,7 +186,7 @@ _OTHERS = (
      "commit a0592461f39c", ("6.1", "6.6", "6.12", "6.12.117")),
     ("O-14", INFO, "TSC_RATIO comes after nested state", "L2's TSC offset keeps the old ratio",
      "restore it before", "derived from nested.c", _ALL),
-    ("O-18", WARNING, "the source was in SMM while L2 was interrupted",
+    ("O-18", WARNING, "the source was in SMM, perhaps out of L2",
      "there is no guest-mode blob; SMRAM carries it", "do not force guest mode", "svm.c", _ALL),
     ("O-19", WARNING, "GIF is clear", "5.10 to 5.12 restore it as set in guest mode",
      "use another kernel", "commit 063ab16c14db", _NO_GIF),
@@ -212,6 +214,10 @@ _OTHERS = (
      "kernels before 5.19 lose NextRIP: a wrong return address is pushed", "use 5.19 or later",
      "commit 00f08d99dd7d",
      tuple(n for n in RELEASED if "next_rip" not in KERNELS[n].control_fields)),
+    ("A-03", WARNING, "the source was in SMM, perhaps out of L2",
+     "up to 5.13 L1's state does not travel with SMRAM: L2's first #VMEXIT has no L1 to go to",
+     "save again outside SMM, or use 5.14 or later",
+     "measured on 5.10; commit 37be407b2ce8", _SMM_LOSES_L1),
     ("X-01", ERROR, "hflags and the nested flags disagree about guest mode",
      "QEMU refuses the stream, or restores without guest mode", _FIX_SOURCE,
      "QEMU target/i386/machine.c cpu_post_load", _ALL),
