@@ -16,7 +16,8 @@
     │   ├── QmpError           a QMP socket that cannot be used (any more)
     │   └── LabError           the AMD host in a box cannot be built or does not run
     └── Refused                the target (QEMU, KVM) said no
-        └── CommandRefused     QEMU answered a QMP command with an error
+        ├── CommandRefused     QEMU answered a QMP command with an error
+        └── StreamRefused      QEMU did not take a stream
 
 Any other exception out of the library (except :class:`OSError` from the
 caller's own file) is a bug in the library.
@@ -192,4 +193,17 @@ class CommandRefused(Refused):
         super().__init__(what, hint=hint)
         self.command = command
         self.error_class = error_class
+        self.reason = reason
+
+
+class StreamRefused(Refused):
+    """QEMU did not take a stream.
+
+    :param reason: QEMU's own words, as far as they are known; several lines.
+    """
+
+    rule = "stream-refused"
+
+    def __init__(self, what: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
         self.reason = reason

@@ -37,6 +37,7 @@ _VERBS = {
     "ram": "RAM blocks, page statistics, a map; --extract writes them.",
     "capture": "A stream out of a running QEMU, without hurting the guest.",
     "vmruns": "Every VMCB that the emulated processor was given, out of svmtrace's log.",
+    "restore": "A stream into a QEMU; why, if it does not take it.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
     "watch": "A migration in progress, live, whoever started it.",
     "lab": "An AMD host in a box: real kernels and QEMUs, emulated.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qemu_svm.findings import Finding
     from qemu_svm.qmp.answers import Migration, Status
     from qemu_svm.qmp.capture import Captured
+    from qemu_svm.qmp.restore import Restored
 
 SCHEMA_VERSION = 1
 
@@ -30,6 +33,39 @@ def captured_document(done: Captured) -> dict[str, Any]:
         "stopped_seconds": done.stopped,
         "guest": {"before": _status(done.before), "after": _status(done.after)},
         "migration": migration_document(done.migration),
+    }
+
+
+def restored_document(path: str, done: Restored, socket: str | None) -> dict[str, Any]:
+    """A restore that succeeded."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": {"path": path},
+        "taken": True,
+        "qemu": str(done.version),
+        "guest": _status(done.status),
+        "size": done.size,
+        "seconds": round(done.seconds, 3),
+        "qmp": f"unix:{socket}" if socket is not None else None,
+    }
+
+
+def refused_document(path: str, reason: Sequence[str], known: Sequence[Finding]) -> dict[str, Any]:
+    """A stream that QEMU did not take."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": {"path": path},
+        "taken": False,
+        "reason": list(reason),
+        "findings": [
+            {
+                "severity": finding.severity,
+                "rule": finding.rule,
+                "message": finding.message,
+                "offset": finding.offset,
+            }
+            for finding in known
+        ],
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -11,8 +11,10 @@ from qemu_svm.render.escape import printable
 from qemu_svm.render.text import HEADING, entry, size_words
 
 if TYPE_CHECKING:
+    from qemu_svm.findings import Finding
     from qemu_svm.qmp.answers import Migration
     from qemu_svm.qmp.capture import Captured
+    from qemu_svm.qmp.restore import Restored
 
 _MEGABIT = 1_000_000 / 8
 
@@ -42,6 +44,27 @@ def captured_report(done: Captured) -> Iterable[Text]:
     yield entry("time", f"{done.seconds:.2f} s")
     yield entry("QEMU", str(done.version))
     yield entry("guest", _guest(done))
+
+
+def restored_report(path: str, done: Restored, socket: str | None) -> Iterable[Text]:
+    """Lines about a restore that succeeded.
+
+    :param socket: where QMP listens, if the user may use it.
+    """
+    yield Text(printable(path), HEADING).append(f": taken by QEMU {done.version}")
+    yield entry("size", f"{size_words(done.size)}, in {done.seconds:.2f} s")
+    yield entry("guest", done.status.state)
+    if socket is not None:
+        yield entry("QMP", f"unix:{socket}")
+
+
+def refused_report(path: str, reason: Sequence[str], known: Sequence[Finding]) -> Iterable[Text]:
+    """Lines about a stream that QEMU did not take: its words, and the stream's side."""
+    yield Text(printable(path), HEADING).append(": QEMU did not take it", "bold red")
+    for line in reason or ["nothing: its own log may say why"]:
+        yield entry("QEMU says", line)
+    for finding in known:
+        yield entry("stream", finding.message)
 
 
 def _guest(done: Captured) -> str:

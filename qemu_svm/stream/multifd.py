@@ -108,6 +108,25 @@ def channel_number(head: bytes) -> int | None:
     return int(number) if magic == MAGIC else None
 
 
+def channel_head(source: Source, page_size: int) -> tuple[int, str]:
+    """Return number and compression of a channel without reading its pages.
+
+    :raises StreamError: ``source`` is no channel.
+    """
+    reader = Reader(source)
+    number = channel_number(reader.peek(_INITIAL.size))
+    if number is None:
+        raise Malformed(f"'{source.path}' is not a multifd channel", offset=0)
+    reader.skip(_INITIAL.size, "a channel")
+    offsets = 8 * max(1, _PACKET_BYTES // page_size)
+    while not reader.at_end():
+        _, _, flags, _, normal, *_ = _HEADER.unpack(reader.take(_HEADER.size, "a multifd packet"))
+        if normal:
+            return number, _METHODS.get(flags & 0x3E, f"{flags & 0x3E:#x}")
+        reader.skip(offsets, "a multifd packet's offsets")
+    return number, "none"
+
+
 def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
     """Read a channel; compressed pages go to a temporary file.
 
