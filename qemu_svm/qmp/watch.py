@@ -33,6 +33,7 @@ ENDED = frozenset({COMPLETED, "failed", "cancelled"})
 """States of a migration that is over."""
 
 _WINDOW_SECONDS = 5.0
+_NOISE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Rates:
 
     :param wire: bytes sent.
     :param pages: guest memory dealt with, whatever it took on the wire.
-    :param dirty: guest memory that the guest writes anew.
+    :param dirty: guest memory that the guest writes anew; None if it does not run.
     """
 
     wire: float | None = None
@@ -49,9 +50,18 @@ class Rates:
     dirty: float | None = None
 
     @property
+    def gain(self) -> float | None:
+        """How fast what is left becomes less; None if it does not, or is not known."""
+        if self.pages is None:
+            return None
+        gain = self.pages - (self.dirty or 0.0)
+        # Both are measured: where they are about the same, the difference is noise.
+        return gain if gain > self.pages * _NOISE else None
+
+    @property
     def endless(self) -> bool:
-        """Whether the guest writes at least as fast as memory is dealt with."""
-        return bool(self.dirty) and self.pages is not None and self.pages <= (self.dirty or 0)
+        """Whether the guest writes about as fast as memory is dealt with, or faster."""
+        return bool(self.dirty) and self.pages is not None and self.gain is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +120,18 @@ class Pace:
         seen.append((sample.time, found.transferred, done))
         while len(seen) > 2 and seen[-1][0] - seen[1][0] > _WINDOW_SECONDS:
             seen.popleft()
-        dirty = None if found.dirty_rate is None else float(found.dirty_rate * found.page_size)
+        dirty = None
+        if found.dirty_rate is not None and sample.vm.running:  # else it is an old one
+            dirty = float(found.dirty_rate * found.page_size)
         span = seen[-1][0] - seen[0][0]
         if span <= 0:
             return replace(sample, rates=Rates(dirty=dirty))
         wire = (seen[-1][1] - seen[0][1]) / span
         pages = (seen[-1][2] - seen[0][2]) / span
-        gain = pages - (dirty or 0.0)
-        eta = found.remaining / gain if found.active and found.remaining and gain > 0 else None
-        return replace(sample, rates=Rates(wire, pages, dirty), eta=eta)
+        rates = Rates(wire, pages, dirty)
+        known = found.active and found.remaining is not None and rates.gain is not None
+        eta = (found.remaining or 0) / (rates.gain or 1) if known else None
+        return replace(sample, rates=rates, eta=eta)
 
 
 async def watch(

@@ -58,6 +58,8 @@ def line(sample: Sample) -> Text:
         parts.append(f"left {size_words(found.remaining or 0)}")
     if found.active:
         parts += _rates(sample)
+    if throttle := _number(sample.answer, "cpu-throttle-percentage"):
+        parts.append(f"throttled {throttle}%")
     if found.downtime is not None:
         parts.append(f"downtime {found.downtime} ms")
     if found.blockers:
@@ -93,8 +95,7 @@ def area(sample: Sample, title: str) -> Iterable[Text]:
             "bytes", ", ".join(f"{size_words(n)} {kind}" for kind, n in sizes.items()) or "none"
         )
     yield entry("time", ", ".join(_times(sample)) or "-")
-    throttle = _number(sample.answer, "cpu-throttle-percentage")
-    if throttle:
+    if throttle := _number(sample.answer, "cpu-throttle-percentage"):
         yield entry("throttle", f"vCPUs are slowed by {throttle}%")
     on = [name for name, state in sample.capabilities.items() if state]
     yield entry("capabilities", ", ".join(on) or "none")
@@ -128,12 +129,12 @@ def _rates(sample: Sample) -> list[str]:
         parts.append(f"{size_words(round(rates.wire))}/s")
     if rates.dirty:
         parts.append(f"dirty {size_words(round(rates.dirty))}/s")
-    if sample.migration.expected_downtime is not None:
+    if sample.migration.expected_downtime is not None and sample.vm.running:
         parts.append(f"downtime ~{sample.migration.expected_downtime} ms")
     if sample.eta is not None:
         parts.append(f"ETA {sample.eta:.0f} s")
-    elif rates.endless:
-        parts.append("ETA never: the guest writes faster")
+    elif rates.endless and sample.migration.active:
+        parts.append("no end: the guest writes as fast")
     return parts
 
 
@@ -145,6 +146,8 @@ def _times(sample: Sample) -> Iterable[str]:
         yield f"setup {found.setup_time} ms"
     if found.downtime is not None:
         yield f"downtime {found.downtime} ms"
+    if blocked := _number(sample.answer, "postcopy-blocktime"):
+        yield f"vCPUs waited for pages {blocked} ms"
 
 
 def _limits(sample: Sample) -> Iterable[str]:
