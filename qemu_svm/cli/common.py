@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, complain
-from qemu_svm.findings import Finding, Severity
-from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import open_source
 from qemu_svm.stream import Walk, read_stream
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from qemu_svm.findings import Finding
+    from qemu_svm.machine import Machine
 
 _EVERY = 0.2  # seconds between two words of progress
 
@@ -40,6 +41,8 @@ def opened(path: str, walk: Walk = Walk.QUICK, lender: str | None = None) -> Ite
 
     :param lender: a stream or JSON file whose description may be borrowed.
     """
+    from qemu_svm.machine import read_machine
+
     borrowed = None
     if lender is not None:
         from qemu_svm.stream.borrow import description_of
@@ -86,6 +89,8 @@ def status(machine: Machine, found: Sequence[Finding]) -> int:
     """Exit status for a stream and what was found in it."""
     if not machine.stream.complete or machine.stream.problems or machine.problems:
         return EXIT_UNREADABLE
+    from qemu_svm.findings import Severity
+
     bad = any(finding.severity is not Severity.INFO for finding in found)
     return EXIT_FINDINGS if bad else 0
 

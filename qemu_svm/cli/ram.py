@@ -11,8 +11,6 @@ from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_UNREADABLE, common, complain
 from qemu_svm.source import open_source
 from qemu_svm.stream import Stream, Walk, read_stream
 from qemu_svm.stream.ram_coverage import coverage
-from qemu_svm.stream.ram_extract import extract
-from qemu_svm.stream.ram_files import BlockFiles
 from qemu_svm.stream.ram_index import Ram, all_problems, read_ram
 
 Span = tuple[int, int]
@@ -118,6 +116,9 @@ def tell(stream: Stream, ram: Ram, option: str = "--channel", *, only_ram: bool 
 def _extracted(
     ram: Ram, chosen: Sequence[int], span: Span | None, directory: str, *, force: bool
 ) -> tuple[int, dict[int, str]]:
+    from qemu_svm.stream.ram_extract import extract
+    from qemu_svm.stream.ram_files import BlockFiles
+
     names = [ram.blocks[number].name for number in chosen]
     try:
         with BlockFiles(directory, names, replace=force) as files:

@@ -9,7 +9,8 @@ from qemu_svm.findings.diff import Comparison, Difference
 from qemu_svm.findings.masks import Mask
 from qemu_svm.findings.ram_diff import BlockDiff, RamDiff
 from qemu_svm.machine import Machine
-from qemu_svm.render.document import SCHEMA_VERSION, hex_text, leaf
+from qemu_svm.render.document import SCHEMA_VERSION, leaf
+from qemu_svm.render.numbers import hex_text
 from qemu_svm.render.words import bit_names, meaning
 from qemu_svm.stream import Value
 

@@ -18,6 +18,7 @@ from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits, descriptions, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
+from qemu_svm.render.numbers import hex_text
 from qemu_svm.source import LibvirtDetails, SnapshotDetails, Source
 from qemu_svm.stream import Record, Value
 from qemu_svm.x86.segments import Segment
@@ -195,11 +196,6 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [hex_text(item) for item in value]
     return value if name in _COUNTS else hex_text(value)
-
-
-def hex_text(value: int) -> str:
-    """A number as the documents have it: ``0x…``, with a sign if it is negative."""
-    return f"{value:#x}" if value >= 0 else f"-{-value:#x}"
 
 
 def leaf(value: Value) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qemu_svm.render.document import hex_text
+from qemu_svm.render.numbers import hex_text
 from qemu_svm.stream import Stream
 from qemu_svm.stream.ram_coverage import BlockCoverage
 from qemu_svm.stream.ram_index import Ram, all_problems

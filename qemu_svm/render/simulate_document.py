@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from qemu_svm.machine import Machine
-from qemu_svm.render.document import SCHEMA_VERSION, hex_text
+from qemu_svm.render.document import SCHEMA_VERSION
+from qemu_svm.render.numbers import hex_text
 from qemu_svm.restore.area import Area, Content
 from qemu_svm.restore.simulate import Result, Simulation, Snapshot
 from qemu_svm.restore.verdict import judge

@@ -7,17 +7,21 @@ out of a stream is ever interpreted.  Colour repeats what the words say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from qemu_svm.findings import Finding, Severity
 from qemu_svm.render.escape import printable
+
+if TYPE_CHECKING:
+    from qemu_svm.findings import Finding
 
 KEY = "cyan"
 HEADING = "bold"
 FAINT = "dim"
-STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "blue"}
+STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
+"""By :class:`~qemu_svm.findings.Severity`."""
 
 KEY_WIDTH = 14
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qemu_svm.render.document import hex_text
+from qemu_svm.render.numbers import hex_text
 from qemu_svm.restore.trace.guess import Guess, Version
 from qemu_svm.restore.trace.model import Trace, VcpuTrace
 from qemu_svm.restore.trace.phases import Phase, Step

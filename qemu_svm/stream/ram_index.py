@@ -8,15 +8,14 @@ any page: the last copy wins, and a difference is applied to what was before.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from qemu_svm.errors import Malformed, PathError, StreamError, Truncated
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RamFlag, RecordType
 from qemu_svm.stream.model import Stream
-from qemu_svm.stream.multifd import Channel, Content, Packet, read_channel
 from qemu_svm.stream.ram import RamState
 from qemu_svm.stream.ram_blocks import BlockEntry
 from qemu_svm.stream.ram_runs import INPUT_SHIFT, PageKind, RamRuns
@@ -25,6 +24,9 @@ from qemu_svm.stream.records import Kind, RamBlock, RamPages
 from qemu_svm.stream.resync import footer_bytes
 from qemu_svm.stream.walk import Walker
 from qemu_svm.stream.xbzrle import apply_delta
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.multifd import Channel, Content, Packet
 
 _BATCH = 1024  # records of the walk that are kept before they are forgotten
 
@@ -60,6 +62,8 @@ class Ram:
         """
         names = [block.name for block in self.blocks]
         if name not in names:
+            from difflib import get_close_matches
+
             raise PathError(f"no RAM block '{name}'", near=get_close_matches(name, names))
         return names.index(name)
 
@@ -157,15 +161,14 @@ class Ram:
         return page
 
 
-def read_ram(stream: Stream, channels: Iterable[Source] = (), *, scan: Scanner = scan) -> Ram:
+def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner = scan) -> Ram:
     """Read all RAM records of a stream.
 
     :param channels: the multifd channels, in any order.
     :param scan: how common records are read.
     :raises StreamError: a channel does not start like one.
     """
-    read = [read_channel(source, stream.page_size, stream.limits) for source in channels]
-    read.sort(key=lambda channel: channel.number)
+    read = _channels(stream, channels)
     walker = Walker(stream.source, stream.limits, stream.description)
     state = walker.ram
     state.page_size = stream.page_size
@@ -188,6 +191,15 @@ def read_ram(stream: Stream, channels: Iterable[Source] = (), *, scan: Scanner =
         merge.flushes,
         tuple(problems),
     )
+
+
+def _channels(stream: Stream, sources: Sequence[Source]) -> list[Channel]:
+    if not sources:
+        return []
+    from qemu_svm.stream.multifd import read_channel
+
+    read = [read_channel(source, stream.page_size, stream.limits) for source in sources]
+    return sorted(read, key=lambda channel: channel.number)
 
 
 def all_problems(stream: Stream, ram: Ram) -> tuple[StreamError, ...]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NoReturn
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
-from qemu_svm.stream import builtin, ram
+from qemu_svm.stream import ram
 from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordType
 from qemu_svm.stream.nonvmstate import Format, format_of
 from qemu_svm.stream.reader import Reader
@@ -431,6 +431,8 @@ class Walker:
 
     def _fitting(self, record: Record) -> Iterator[tuple[Device, int]]:
         # Built-in layouts that can be read here, and where they end.
+        from qemu_svm.stream import builtin
+
         for device in builtin.candidates(
             record.name or "", record.instance_id or 0, record.version_id or 0
         ):
