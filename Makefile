@@ -46,6 +46,8 @@ coverage: $(STAMP)  ## the tests with branch coverage
 
 .PHONY: bench
 bench: $(STAMP)  ## start-up, decoding and RAM, beside QEMU's own script
+	@tools/need-compiled $(VENV)
+	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; it is left out"
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_ram.py
 

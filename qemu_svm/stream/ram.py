@@ -198,10 +198,12 @@ def _uncommon(reader: Reader, state: RamState) -> int:
     if state.current < 0 or word + mask + 1 > state.tops[state.current]:
         raise _outside(state, start, word)
     data = reader.offset
+    if kind is PageKind.ZERO and reader.peek(1) > b"\0":
+        kind = PageKind.FILLED
     _content(reader, kind, mask + 1)
     state.pages += RamPages(
         normal=int(kind is PageKind.PAGE),
-        zero=int(kind is PageKind.ZERO),
+        zero=int(kind in (PageKind.ZERO, PageKind.FILLED)),
         xbzrle=int(kind is PageKind.XBZRLE),
         compressed=int(kind is PageKind.COMPRESSED),
     )
@@ -212,7 +214,7 @@ def _uncommon(reader: Reader, state: RamState) -> int:
 
 def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
     # Step over what follows a page record's header.
-    if kind is PageKind.ZERO:
+    if kind in (PageKind.ZERO, PageKind.FILLED):
         reader.take(1, "a zero page")
         return
     if kind is PageKind.PAGE:

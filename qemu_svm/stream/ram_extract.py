@@ -9,14 +9,19 @@ looked at, many in one call.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 
+from qemu_svm.limits import KIB, MIB
 from qemu_svm.stream.ram_index import Ram
-from qemu_svm.stream.ram_runs import INPUT_SHIFT, PageKind
+from qemu_svm.stream.ram_runs import INPUT_SHIFT, KIND, KIND_BITS, PageKind
 
-_BATCH = 256  # pages in one read
-_MANY = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
+_WINDOW = MIB
+_NEAR = 64 * KIB
+_SLICE = 1024  # runs between two words of progress
 _OFFSET = (1 << INPUT_SHIFT) - 1
+_WHOLE = (int(PageKind.PAGE), int(PageKind.PLACED))
+_EMPTY = (int(PageKind.ZERO), int(PageKind.ABSENT))
 
 
 def _silent(_done: int) -> None:
@@ -38,22 +43,55 @@ def extract(
     :param progress: told how many of the copies in the stream are done.
     :raises StreamError: a page is damaged.
     """
-    targets = {number: _Target(ram, number, fd, span) for number, fd in files.items()}
+    ahead = _Ahead(ram)
+    targets = {number: _Target(ram, number, fd, span, ahead) for number, fd in files.items()}
     done = 0
-    for block, page, count, kind, data in ram.runs.raw():
+    for block, where, count, data in ram.runs.sweeps():
         target = targets.get(block)
-        done += count
-        if target is None:
-            continue
-        target.write(page, count, kind, data)
-        progress(done)
+        for first in range(0, len(where), _SLICE):
+            part = slice(first, first + _SLICE)
+            if target is not None:
+                target.write(where[part], count[part], data[part])
+            done += sum(count[part])
+            progress(done)
+
+
+class _Ahead:
+    # Input that is read in order, a good piece at a time; what is far from the last
+    # piece (one page here, one there, as mapped-ram has them) is read as it is.
+    def __init__(self, ram: Ram) -> None:
+        self._ram = ram
+        self._blocks = [(0, memoryview(b""))] * len(ram.sources)
+        self._look = 0
+
+    def view(self, source: int, at: int, least: int, most: int) -> memoryview:
+        # From ``least`` to ``most`` bytes, as it comes.
+        base, block = self._blocks[source]
+        start = at - base
+        if start >= 0 and start + least <= len(block):
+            return block[start : start + most]
+        near = 0 <= start <= len(block) + _NEAR
+        self._look = min(_WINDOW, max(_NEAR, 4 * self._look)) if near else 0
+        del block
+        self._blocks[source] = 0, memoryview(b"")  # not two of them at a time
+        size = max(self._look, min(most, _WINDOW), least)
+        block = memoryview(self._ram.sources[source].read_at(at, size))
+        if len(block) < least:
+            self._ram.read_input(source, at, least)  # says what is wrong
+        self._blocks[source] = at, block
+        return block[:most]
 
 
 class _Target:
     # One block's file; remembers which pages were written.
-    def __init__(self, ram: Ram, block: int, fd: int, span: tuple[int, int] | None) -> None:
+    def __init__(
+        self, ram: Ram, block: int, fd: int, span: tuple[int, int] | None, ahead: _Ahead
+    ) -> None:
         self.ram = ram
         self.fd = fd
+        self.ahead = ahead
+        self.strides = ram.runs.strides
+        self.batch = max(1, _WINDOW // ram.page_size)
         size = ram.entries[block].block.used_length
         start, end = span or (0, size)
         end = min(end, size)
@@ -62,51 +100,67 @@ class _Target:
         self.written = bytearray(self.last - self.first)
         os.ftruncate(fd, end - start)
 
-    def write(self, page: int, count: int, kind: int, data: int) -> None:
-        stride = self.ram.runs.strides[PageKind(kind)]
-        skip = max(0, self.first - page)
-        count = min(count - skip, self.last - page - skip)
-        if count <= 0:
-            return
-        place, data = page + skip - self.first, data + skip * stride
+    def write(self, where: array[int], counts: array[int], datas: array[int]) -> None:
+        """Apply runs, as :class:`~qemu_svm.stream.ram_runs.RamRuns` keeps them."""
+        length = len(self.written)
+        for place, pages, data in zip(where, counts, datas, strict=True):
+            page, kind = (place >> KIND_BITS) - self.first, place & KIND
+            if 0 <= page <= length - pages:
+                self._run(page, pages, kind, data)
+                continue
+            skip = max(0, -page)
+            rest = min(pages - skip, length - page - skip)
+            if rest > 0:
+                self._run(page + skip, rest, kind, data + skip * self.strides[kind])
+
+    def _run(self, page: int, count: int, kind: int, data: int) -> None:
         source, at = data >> INPUT_SHIFT, data & _OFFSET
-        size = self.ram.page_size
-        if kind in (PageKind.PAGE, PageKind.PLACED):
-            self._pages(place, count, source, at, stride)
-        elif kind in (PageKind.ZERO, PageKind.ABSENT):
-            fill = self.ram.content(PageKind(kind), source, at) if kind == PageKind.ZERO else b""
-            if any(fill[:1]) or any(self.written[place : place + count]):
-                self._fill(place, count, fill or bytes(size))
+        size, stride = self.ram.page_size, self.strides[kind]
+        if kind in _WHOLE:
+            self._pages(page, count, source, at, stride)
+        elif kind in _EMPTY:
+            self._clear(page, count)
             return
-        elif kind == PageKind.COMPRESSED:
-            _write(self.fd, [self.ram.content(PageKind(kind), source, at)], place * size)
-        else:
-            content = bytearray(os.pread(self.fd, size, place * size).ljust(size, b"\0"))
+        elif kind == PageKind.XBZRLE:
+            content = bytearray(os.pread(self.fd, size, page * size).ljust(size, b"\0"))
             self.ram.apply(content, source, at)
-            _write(self.fd, [content], place * size)
-        self.written[place : place + count] = b"\1" * count
+            _write(self.fd, [content], page * size)
+        else:
+            for number in range(count):
+                found = self.ram.content(PageKind(kind), source, at + number * stride)
+                _write(self.fd, [found], (page + number) * size)
+        if count == 1:
+            self.written[page] = 1
+        else:
+            self.written[page : page + count] = b"\1" * count
 
-    def _fill(self, place: int, count: int, content: bytes) -> None:
-        size = self.ram.page_size
-        for number in range(place, place + count):
-            if content[0] or self.written[number]:
-                _write(self.fd, [content], number * size)
-                self.written[number] = bool(content[0])
+    def _clear(self, page: int, count: int) -> None:
+        # Zeros, where something was before.
+        size, end = self.ram.page_size, page + count
+        start = self.written.find(1, page, end)
+        while start >= 0:
+            stop = self.written.find(0, start, end)
+            stop = end if stop < 0 else stop
+            for place in range(start, stop, self.batch):
+                many = min(self.batch, stop - place)
+                _write(self.fd, [bytes(many * size)], place * size)
+            self.written[start:stop] = bytes(stop - start)
+            start = self.written.find(1, stop, end)
 
-    def _pages(self, place: int, count: int, source: int, at: int, stride: int) -> None:
+    def _pages(self, page: int, count: int, source: int, at: int, stride: int) -> None:
         size = self.ram.page_size
         while count:
-            batch = min(count, _BATCH, _MANY)
-            block = memoryview(self.ram.read_input(source, at, (batch - 1) * stride + size))
-            if stride == size:
-                parts = [block]
+            block = self.ahead.view(source, at, size, (count - 1) * stride + size)
+            batch = (len(block) - size) // stride + 1
+            if batch == 1 or stride == size:
+                parts = [block[: batch * size]]
             else:
                 parts = [block[p : p + size] for p in range(0, batch * stride, stride)]
-            _write(self.fd, parts, place * size)
-            place, count, at = place + batch, count - batch, at + batch * stride
+            _write(self.fd, parts, page * size)
+            page, count, at = page + batch, count - batch, at + batch * stride
 
 
-def _write(fd: int, parts: list[memoryview] | list[bytes] | list[bytearray], place: int) -> None:
+def _write(fd: int, parts: Sequence[memoryview | bytes | bytearray], place: int) -> None:
     wanted = sum(map(len, parts))
     done = os.pwritev(fd, parts, place)
     if done < wanted:  # no room, or a signal: slowly, so that the error shows

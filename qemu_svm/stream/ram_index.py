@@ -76,7 +76,7 @@ class Ram:
         sums = self.runs.sums
         return RamPages(
             sums[PageKind.PAGE] + sums[PageKind.PLACED],
-            sums[PageKind.ZERO] + sums[PageKind.ABSENT],
+            sums[PageKind.ZERO] + sums[PageKind.ABSENT] + sums[PageKind.FILLED],
             sums[PageKind.XBZRLE],
             sums[PageKind.COMPRESSED],
         )
@@ -113,9 +113,9 @@ class Ram:
 
     def content(self, kind: PageKind, source: int, data: int) -> bytes:
         """Return one copy of a page, of any kind but XBZRLE."""
-        if kind is PageKind.ABSENT:
+        if kind in (PageKind.ZERO, PageKind.ABSENT):
             return bytes(self.page_size)
-        if kind is PageKind.ZERO:
+        if kind is PageKind.FILLED:
             return self.read_input(source, data, 1) * self.page_size
         if kind is PageKind.COMPRESSED:
             size = int.from_bytes(self.read_input(source, data, 4), "big")

@@ -6,8 +6,8 @@ bytes in flat arrays, whatever its length; a list of *sweeps* (runs of one
 block with rising addresses, as one pass over the RAM makes them) says which
 block they belong to and makes them searchable.
 
-``data`` is where the first page's content is: a whole page, the fill byte of
-a zero page, or what follows the header of an encoded one.  Its top byte is
+``data`` is where the first page's content is: a whole page, the byte that
+fills it, or what follows the header of an encoded one.  Its top byte is
 the number of the input: 0 is the stream, the others are multifd channels.
 """
 
@@ -39,7 +39,7 @@ class PageKind(IntEnum):
     """How a page is written."""
 
     ZERO = 1
-    """One byte that fills the page (0 in every stream of today)."""
+    """Nothing but zeros; the record has a byte that says so."""
     PAGE = 2
     """The page itself, behind a record's header."""
     XBZRLE = 3
@@ -50,6 +50,8 @@ class PageKind(IntEnum):
     """The page itself, next to its neighbours: mapped-ram, multifd."""
     ABSENT = 6
     """Nothing is stored, the page is zero: mapped-ram, multifd."""
+    FILLED = 7
+    """A byte that is not zero fills the page; no sender of today writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,14 @@ class RamRuns:
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
-        self.strides = {
+        self.strides: dict[int, int] = {
             PageKind.ZERO: 9,
             PageKind.PAGE: 8 + page_size,
             PageKind.XBZRLE: 0,
             PageKind.COMPRESSED: 0,
             PageKind.PLACED: page_size,
             PageKind.ABSENT: 0,
+            PageKind.FILLED: 9,
         }
         self.sums = [0] * (1 << KIND_BITS)
         self._data = array("Q")
@@ -114,7 +117,7 @@ class RamRuns:
         """Add pages behind all others."""
         self.sums[kind] += count
         where = page << KIND_BITS | kind
-        stride = self.strides[kind]  # type: ignore[index]  # an IntEnum's value finds its member
+        stride = self.strides[kind]
         if block == self._block:
             if where == self._where_next and (data == self._data_next or not (data or stride)):
                 total = self._count[-1] + count
@@ -154,7 +157,7 @@ class RamRuns:
         # Note what the next run has to be to lengthen this one.
         self._page_next = (where >> KIND_BITS) + count
         self._where_next = where + (count << KIND_BITS)
-        self._data_next = data + count * self.strides[where & KIND]  # type: ignore[index]
+        self._data_next = data + count * self.strides[where & KIND]
 
     def _sweep(self, block: int) -> None:
         self._block = block

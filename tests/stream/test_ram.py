@@ -241,7 +241,8 @@ def test_both_ways_to_read_agree(patterns: list[tuple[str, int, int, int, bool]]
 
 
 def flags(kind: PageKind) -> int:
-    names = {PageKind.PAGE: 8, PageKind.ZERO: 2, PageKind.XBZRLE: 0x40, PageKind.COMPRESSED: 0x100}
+    names = {PageKind.PAGE: 8, PageKind.ZERO: 2, PageKind.XBZRLE: 0x40, PageKind.COMPRESSED: 0x100,
+             PageKind.FILLED: 2}  # fmt: skip
     return names[kind] | 0x20
 
 
