@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.nested import layout
-from qemu_svm.render.document import SCHEMA_VERSION, hex_text, source_document
+from qemu_svm.render.document import SCHEMA_VERSION, source_document
+from qemu_svm.render.numbers import hex_text
 from qemu_svm.render.vmruns_words import CERTAINTY, exit_words, role_name
 from qemu_svm.vmruns.fields import Change, changes, fields
 from qemu_svm.vmruns.log import Log
