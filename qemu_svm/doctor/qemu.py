@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qemu_svm.errors import CommandRefused, QmpError
 from qemu_svm.qmp import Client, features
+from qemu_svm.qmp.address import Pair
 from qemu_svm.qmp.answers import Version
 
 _START_SECONDS = 20.0
+_SAID = 1 << 16
 _NO_MACHINE = ("-machine", "none", "-nodefaults", "-display", "none", "-S")
 _SVM_FEATURES = ("svm", "npt", "nrip-save", "vgif")
 
@@ -108,21 +109,28 @@ class _NotStartedError(Exception):
 
 @contextlib.asynccontextmanager
 async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
-    # It dies with us, whatever ends us.
+    # Nothing of it has a name, and it dies with us: nothing is left whatever ends us.
     keeper = shutil.which("setpriv")
-    with tempfile.TemporaryDirectory(prefix="svmstream-") as folder:
-        socket, log = Path(folder) / "qmp", Path(folder) / "log"
-        with log.open("wb") as errors:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *([keeper, "--pdeathsig", "KILL"] if keeper else []), *command,
-                    *("-qmp", f"unix:{socket},server=on,wait=off"),
-                    stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
-                )  # fmt: skip
-            except OSError as error:
-                raise _NotStartedError(error.strerror or str(error)) from error
+    ours, theirs = socket.socketpair()
+    with ours, theirs, tempfile.TemporaryFile() as log:
         try:
-            client = await _connected(f"unix:{socket}", process, log)
+            process = await asyncio.create_subprocess_exec(
+                *([keeper, "--pdeathsig", "KILL"] if keeper else []), *command,
+                *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
+                *("-mon", "chardev=qmp,mode=control"),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+        except OSError as error:
+            raise _NotStartedError(error.strerror or str(error)) from error
+        theirs.close()
+        try:
+            client = Client(Pair(end=ours), connect_timeout=_START_SECONDS)
+            try:
+                await client.open()
+            except QmpError as error:
+                log.seek(0)
+                said = log.read(_SAID).decode(errors="replace").strip().splitlines()
+                raise _NotStartedError(said[-1] if said else "it says nothing") from error
             try:
                 yield client
             finally:
@@ -131,22 +139,6 @@ async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-
-
-async def _connected(address: str, process: asyncio.subprocess.Process, log: Path) -> Client:
-    # The socket's file is there before anybody listens, so only connecting tells.
-    client = Client(address)
-    end = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            await client.open()
-        except QmpError as error:
-            if process.returncode is not None or time.monotonic() > end:
-                said = log.read_text(errors="replace").strip().splitlines()
-                raise _NotStartedError(said[-1] if said else "it says nothing") from error
-            await asyncio.sleep(0.01)
-        else:
-            return client
 
 
 async def _host_cpu(qmp: Client) -> dict[str, bool]:

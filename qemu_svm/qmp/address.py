@@ -5,7 +5,8 @@ The forms are those of QEMU's ``-qmp`` option.  IPv6 hosts stand in brackets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 
 from qemu_svm.errors import QmpError
 
@@ -28,9 +29,27 @@ class Address:
         return f"tcp:{host}:{self.port}"
 
     @property
-    def target(self) -> str | tuple[str, int]:
+    def target(self) -> str | tuple[str, int] | socket.socket:
         """The address as :mod:`qemu.qmp` takes it."""
         return self.path if self.path is not None else (self.host, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(Address):
+    """One end of a pair of sockets, whose other end a QEMU of ours has; used once.
+
+    :param end: belongs to the connection from then on.
+    """
+
+    end: socket.socket = field(kw_only=True)
+
+    def __str__(self) -> str:
+        return "our own QEMU"
+
+    @property
+    def target(self) -> socket.socket:
+        """Our end."""
+        return self.end
 
 
 def parse_address(text: str) -> Address:

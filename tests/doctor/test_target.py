@@ -10,7 +10,8 @@ import pytest
 from qemu_svm.doctor import target
 from qemu_svm.doctor.judge_qemu import judge_target
 from qemu_svm.doctor.model import Check, State
-from qemu_svm.qmp import sync
+from qemu_svm.lab import Box
+from qemu_svm.qmp import Client, sync
 from tests.qmp.vm import Vm, running
 
 
@@ -62,3 +63,28 @@ def test_one_that_cannot_be_captured(tmp_path: Path) -> None:
         _, told = ask(vm)
         assert told["guest"].found.startswith("inmigrate")
         assert "waits for a stream" in told["migration"].found
+
+
+def test_one_that_nests_for_real(box: Box) -> None:
+    socket = "/tmp/guest.qmp"
+    process = box.start(
+        ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,+svm", "-m", "16", "-S"]
+        + ["-nodefaults", "-display", "none", "-qmp", f"unix:{socket},server=on,wait=off"]
+    )
+    try:
+        forwarded = box.forward(socket)
+
+        async def wait() -> None:
+            client = Client(f"unix:{forwarded}")
+            await client.reopen(60)
+            await client.close()
+
+        asyncio.run(wait())
+        found = asyncio.run(target.ask(f"unix:{forwarded}"))
+    finally:
+        process.kill()
+    assert found.kvm
+    assert found.svm
+    told = {one.name: one for one in judge_target(found)}
+    assert told["svm"].state is State.OK
+    assert told["guest"].found == "prelaunch, 1 vCPUs, KVM"
