@@ -18,12 +18,13 @@ from typing import NoReturn
 from urllib.parse import unquote
 
 from qemu_svm.errors import LabError
+from qemu_svm.lab.life import mortal
 from qemu_svm.lab.progress import Progress
 
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 #: Where a suite goes when it is not maintained any more.
 ARCHIVE = "http://archive.debian.org/debian"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 _ERRORS = 1 << 16
 _EXPIRED = re.compile(r"Release file .* is (?:expired|not valid).*\(invalid since ([^)]*)\)")
@@ -94,6 +95,11 @@ def host_mirror() -> str:
     return next((uri for uri in names if uri.endswith("/debian")), DEFAULT_MIRROR)
 
 
+def keyring() -> Path:
+    """Return the keys that a mirror's signature is checked with."""
+    return Path(os.environ.get("SVMSTREAM_KEYRING") or _KEYRING)
+
+
 def require_tools() -> None:
     """Raise LabError with what to install, unless all tools are there."""
     needed = {"apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar"}
@@ -104,9 +110,9 @@ def require_tools() -> None:
             hint=f"apt-get install {' '.join(missing)}; on another distribution build in a "
             "Debian container and copy the cache",
         )
-    if not KEYRING.exists():
+    if not keyring().exists():
         raise LabError(
-            f"Debian's keys are not here: {KEYRING}",
+            f"Debian's keys are not here: {keyring()}",
             hint="apt-get install debian-archive-keyring",
         )
 
@@ -128,7 +134,7 @@ class Apt:
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
         (folder / "etc/sources.list").write_text(
-            f"deb [signed-by={KEYRING}] {mirror} {suite} main\n"
+            f"deb [signed-by={keyring()}] {mirror} {suite} main\n"
         )
         self._configuration = folder / "apt.conf"
         self._configuration.write_text(
@@ -174,7 +180,7 @@ class Apt:
         with (
             tempfile.TemporaryFile() as errors,
             subprocess.Popen(
-                ["apt-get", "-qq", "-o", "APT::Status-Fd=1", *arguments],
+                mortal(["apt-get", "-qq", "-o", "APT::Status-Fd=1", *arguments]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
                 text=True, errors="replace", env=environment,
             ) as process,

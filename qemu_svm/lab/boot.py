@@ -55,7 +55,7 @@ def _made(name: str, make: Callable[[], bytes]) -> Path:
     path = cache.folder() / "boot" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{name}.", delete=False) as file:
             try:
                 file.write(make())
                 file.flush()

@@ -29,6 +29,8 @@ BOOT_LIMIT = 120.0
 #: Seconds without a sign of life after which a box counts as hanging.
 SILENCE_LIMIT = 60.0
 _PING_EVERY = 5.0
+#: Bytes of the kernel's log after which a box counts as broken.
+CONSOLE_LIMIT = 64 << 20
 #: Seconds that the emulator may take to end once its line is cut.
 _END_LIMIT = 5.0
 
@@ -52,7 +54,7 @@ class Box(Session):
 
     def __init__(
         self,
-        kernel: str = "6.1",
+        kernel: str = suites.DEFAULT_KERNEL,
         *,
         qemu: str | None = None,
         npt: bool = True,
@@ -74,7 +76,7 @@ class Box(Session):
         self._own_share = share
         self._mirror = mirror
         self._progress = progress
-        self._hangs = False
+        self._fault: str | None = None
         self._emulator: Emulator | None = None
 
     @property
@@ -163,8 +165,8 @@ class Box(Session):
     def _obituary(self) -> LabError:
         if trouble := self.oops():
             return LabError(f"the kernel in the box died: {console.headline(trouble)}")
-        if self._hangs:
-            return LabError(f"the box hangs: no sign of life for {SILENCE_LIMIT:.0f} s")
+        if self._fault:
+            return LabError(self._fault)
         assert self._emulator is not None
         words = self._emulator.messages().splitlines()
         status = self._end.result() if self._end.done() else "unknown"
@@ -181,9 +183,13 @@ class Box(Session):
         while not link.lost.is_set():
             link.send(frames.frame(0, frames.PING))
             await asyncio.sleep(_PING_EVERY)
-            if self.loop.time() - link.heard > SILENCE_LIMIT and self._emulator is not None:
-                self._hangs = True
+            if self.loop.time() - link.heard > SILENCE_LIMIT:
+                self._fault = f"the box hangs: no sign of life for {SILENCE_LIMIT:.0f} s"
+            elif self._console.stat().st_size > CONSOLE_LIMIT:
+                self._fault = f"the box was ended: its console has {CONSOLE_LIMIT >> 20} MiB"
+            if self._fault and self._emulator is not None:
                 await self._emulator.kill()
+                return
 
     async def death(self) -> LabError:
         """Return the error that says why the box is not there (any more)."""

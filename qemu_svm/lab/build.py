@@ -20,6 +20,7 @@ from qemu_svm.errors import LabError
 from qemu_svm.lab import apt, cache
 from qemu_svm.lab.cache import Built, Manifest
 from qemu_svm.lab.foreign import on_host
+from qemu_svm.lab.life import mortal
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import PACKAGES, Suite, is_of_line
 
@@ -167,11 +168,11 @@ def _extract(suite: Suite, archives: list[Path], root: Path, progress: Progress)
     for number, archive in enumerate(archives, 1):
         progress.step(f"{suite.name}: extracting", number, len(archives))
         with subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE
+            mortal(["dpkg-deb", "--fsys-tarfile", str(archive)]), stdout=subprocess.PIPE
         ) as deb:
             tar = subprocess.run(
-                ["tar", "-C", str(root), "-xf", "-", "--keep-directory-symlink",
-                 "--no-same-owner", "--mode=u+rwX", *out],
+                mortal(["tar", "-C", str(root), "-xf", "-", "--keep-directory-symlink",
+                        "--no-same-owner", *out]),
                 stdin=deb.stdout, capture_output=True, text=True, check=False,
             )  # fmt: skip
         if tar.returncode or deb.returncode:
@@ -204,9 +205,11 @@ def _compile_python(root: Path) -> None:
     # The root is read-only in a box, where compiling at every import takes seconds.
     for library in root.glob("usr/lib/python3.*"):
         subprocess.run(
-            [*on_host(root, "usr/bin/python3"), "-m", "compileall", "-q",
-             "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/",
-             "-x", "/(test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data)/", str(library)],
+            mortal([
+                *on_host(root, "usr/bin/python3"), "-m", "compileall", "-q",
+                "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/",
+                "-x", "/(test|idlelib|lib2to3|tkinter|ensurepip|pydoc_data)/", str(library),
+            ]),
             env={"PYTHONHOME": str(root / "usr"), "PATH": os.defpath}, cwd="/",
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
         )  # fmt: skip

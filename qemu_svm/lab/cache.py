@@ -33,8 +33,10 @@ LAYOUT = 1
 
 def folder() -> Path:
     """The cache folder; not necessarily there yet."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "qemu-svm"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # to be ignored, says the XDG specification
+        base = Path("~/.cache").expanduser()
+    return base / "qemu-svm"
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def clean(suites: tuple[Suite, ...] = SUITES) -> list[Path]:
         with lock(suite, shared=False):
             found = leftovers(suite)
             found += [path for path in (folder() / suite.name,) if path.exists()]
-            found += sorted((folder() / "boot").glob(f"{suite.name}-*"))
+            found += sorted((folder() / "boot").glob(f"*{suite.name}-*"))
             for path in found:
                 if path.is_dir():
                     remove(path)

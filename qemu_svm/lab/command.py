@@ -110,10 +110,12 @@ class Command:
             if kind in (frames.DATA, frames.ERRORS):
                 await self._take(1 if kind == frames.DATA else 2, data)
             elif kind == frames.EXIT:
-                status = int(frames.value(data).get("status", 0))
+                status = _answer(data).get("status")
+                if not isinstance(status, int):
+                    raise LabError("the box does not keep to the protocol")
                 return Done(status, bytes(self._kept[1]), bytes(self._kept[2]))
             elif kind == frames.REFUSED:
-                why = frames.value(data).get("error")
+                why = _answer(data).get("error")
                 raise LabError(f"`{' '.join(self._argv)}` cannot be started in the box: {why}")
             elif kind == LOST:
                 raise await self._box.death()
@@ -130,3 +132,10 @@ class Command:
                 hint="let it write into a file of the share",
             )
         kept += data
+
+
+def _answer(data: bytes) -> dict[str, Any]:
+    try:
+        return frames.value(data)
+    except frames.FrameError as error:
+        raise LabError(f"the box does not keep to the protocol: {error}") from error

@@ -27,6 +27,17 @@ _KEEPER = 'trap "" INT TERM HUP QUIT; read -r _; chmod -R u+rwX "$1"; rm -rf -- 
 _PATH_LIMIT = 100  # of a UNIX socket, with some left for its name
 
 
+def mortal(command: list[str]) -> list[str]:
+    """Make a command line whose process is killed when the thread that started it ends.
+
+    :raises LabError: ``setpriv`` is not here.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise LabError("setpriv is not here", hint="apt-get install util-linux")
+    return [setpriv, "--pdeathsig", "KILL", *command]
+
+
 class Folder:
     """A folder for one box, removed at the end, also by our death."""
 
@@ -64,12 +75,9 @@ class Emulator:
     @classmethod
     async def start(cls, command: list[str], errors: Path) -> Emulator:
         """Start the emulator; its messages go to the file ``errors``."""
-        setpriv = shutil.which("setpriv")
-        if setpriv is None:
-            raise LabError("setpriv is not here", hint="apt-get install util-linux")
         with errors.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                setpriv, "--pdeathsig", "KILL", *command,
+                *mortal(command),
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
                 env=dict(os.environ, LC_ALL="C"),
             )  # fmt: skip

@@ -82,6 +82,7 @@ class Link:
             pass  # a broken line is a lost line
         finally:
             self.lost.set()
+            self.hello.cancel()
             for handler in list(self._handlers.values()):
                 handler(LOST, b"")
             self._handlers.clear()
@@ -95,6 +96,7 @@ class Channel:
 
     def __init__(self, link: Link, wish: dict[str, Any]) -> None:
         self._link = link
+        self._held = 0
         self._frames: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
         self._room = frames.WINDOW
         self._more = asyncio.Event()
@@ -107,6 +109,10 @@ class Channel:
             self._room += frames.number(payload)
             self._more.set()
             return
+        if kind in (frames.DATA, frames.ERRORS):
+            self._held += len(payload)
+            if self._held > frames.WINDOW:
+                raise frames.FrameError("more data than was granted")
         if kind in (LOST, frames.EXIT, frames.REFUSED):
             self._dead = True
             self._more.set()
@@ -116,8 +122,10 @@ class Channel:
     async def read(self) -> tuple[int, bytes]:
         """Return kind and payload of the next frame: DATA, ERRORS, EXIT, REFUSED or LOST."""
         kind, payload = await self._frames.get()
-        if kind in (frames.DATA, frames.ERRORS) and not self._dead:
-            self._link.send(frames.count(self._number, frames.ROOM, len(payload)))
+        if kind in (frames.DATA, frames.ERRORS):
+            self._held -= len(payload)
+            if not self._dead:
+                self._link.send(frames.count(self._number, frames.ROOM, len(payload)))
         return kind, payload
 
     async def write(self, data: bytes) -> bool:

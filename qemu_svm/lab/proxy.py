@@ -14,6 +14,8 @@ from qemu_svm.errors import LabError
 from qemu_svm.lab.inside import frames
 from qemu_svm.lab.link import LOST, Link
 
+#: The windows keep what waits for a client far below this, unless a side breaks the rules.
+_BUFFER_LIMIT = 64 << 20
 _LAST = (LOST, frames.EXIT, frames.REFUSED)
 
 
@@ -64,6 +66,8 @@ def _back(
     def handle(kind: int, payload: bytes) -> None:
         if kind != LOST:
             writer.write(frames.frame(number, kind, payload))
+            if writer.transport.get_write_buffer_size() > _BUFFER_LIMIT:
+                writer.transport.abort()
         if kind in _LAST:
             numbers.pop(number, None)
 

@@ -44,6 +44,7 @@ SUITES = (
     Suite("forky", "7.2", "11.1"),
 )
 
+DEFAULT_KERNEL = "6.1"
 KERNELS = tuple(suite.kernel for suite in SUITES)
 QEMUS = tuple(suite.qemu for suite in SUITES)
 

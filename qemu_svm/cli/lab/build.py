@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from qemu_svm.cli.lab.common import mirror_option, progress
-from qemu_svm.lab.suites import KERNELS, QEMUS, SUITES, of_kernel, of_qemu
+from qemu_svm.lab.suites import DEFAULT_KERNEL, KERNELS, QEMUS, SUITES, of_kernel, of_qemu
 
 
 @click.command("build")
@@ -27,7 +27,7 @@ def command(
     from qemu_svm.lab.build import need
 
     wanted = [of_kernel(kernel) for kernel in kernels] + [of_qemu(qemu) for qemu in qemus]
-    for suite in SUITES if everything else wanted or [of_kernel("6.1")]:
+    for suite in SUITES if everything else wanted or [of_kernel(DEFAULT_KERNEL)]:
         with progress() as show:
             built = need(suite, mirror=mirror, progress=show)
         manifest = built.manifest

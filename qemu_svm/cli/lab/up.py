@@ -21,13 +21,14 @@ def command(name: str | None, as_json: bool, **options: Any) -> None:  # noqa: F
     arguments = box_arguments(options)
     with progress() as show:
         # What must be fetched is fetched here, where it can be seen.
-        wanted = [suites.of_kernel(arguments.get("kernel", "6.1"))]
+        kernel = arguments.get("kernel", suites.DEFAULT_KERNEL)
+        wanted = [suites.of_kernel(kernel)]
         wanted += [
             suites.of_qemu(arguments[key]) for key in ("qemu", "emulator") if key in arguments
         ]
         for suite in wanted:
             build.need(suite, mirror=arguments.get("mirror"), progress=show)
-        show.step(f"starting kernel {arguments.get('kernel', '6.1')}")
+        show.step(f"starting kernel {kernel}")
         if "share" in arguments:
             arguments["share"] = str(arguments["share"])
         state = named.up(name or named.DEFAULT_NAME, arguments)
