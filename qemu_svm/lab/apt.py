@@ -212,6 +212,12 @@ class Apt:
                 f"the mirror does not have {where}: {first}",
                 hint="testing moves: try again later; for an old suite: --mirror " + ARCHIVE,
             )
+        if "is not signed" in text or "GPG error" in text:
+            raise LabError(
+                f"the signature of {where} cannot be verified: {first}",
+                hint=f"the keys are those of {keyring()}: a newer debian-archive-keyring, or "
+                "SVMSTREAM_KEYRING for a mirror of your own",
+            )
         if "No space left" in text or "enough free space" in text:
             raise LabError(f"no space to download {where}", hint="free some, or set XDG_CACHE_HOME")
         raise LabError(f"packages of {where} cannot be had: {first}")

@@ -28,7 +28,7 @@ from qemu_svm.lab.suites import PACKAGES, Suite, is_of_line
 SPACE = 700 << 20
 
 _MERGED = ("bin", "sbin", "lib", "lib64")
-_EMPTY = ("dev", "proc", "sys", "run", "tmp", "root", "share", "mnt", "var/tmp")
+_EMPTY = ("etc", "dev", "proc", "sys", "run", "tmp", "root", "share", "mnt", "var/tmp")
 _LEFT_OUT = (
     "./usr/share/doc", "./usr/share/man", "./usr/share/info", "./usr/share/locale",
     "./boot/System.map-*",
@@ -88,9 +88,9 @@ def _build(suite: Suite, mirror: str, progress: Progress) -> Built:
         work.rename(target)
     except BaseException as error:
         cache.remove(work)
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, subprocess.SubprocessError)):
             raise LabError(
-                f"{suite.name} cannot be built: {error.strerror or error}",
+                f"{suite.name} cannot be built: {error}",
                 hint=f"the cache is in {cache.folder()}; XDG_CACHE_HOME moves it",
             ) from error
         raise

@@ -167,7 +167,7 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, onerror=writable)
 
 
-def clean(suites: tuple[Suite, ...] = SUITES) -> list[Path]:
+def clean(suites: tuple[Suite, ...] = SUITES, progress: Progress = SILENT) -> list[Path]:
     """Remove built suites (waits for boxes that use them), leftovers and their initrds.
 
     :returns: what was removed.
@@ -176,7 +176,7 @@ def clean(suites: tuple[Suite, ...] = SUITES) -> list[Path]:
     for suite in suites:
         if not folder().exists():
             break
-        with lock(suite, shared=False):
+        with lock(suite, shared=False, progress=progress):
             found = leftovers(suite)
             found += [path for path in (folder() / suite.name,) if path.exists()]
             found += sorted((folder() / "boot").glob(f"*{suite.name}-*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from qemu_svm.cli.lab.common import progress
 from qemu_svm.lab.suites import SUITES
 
 _NAMES = tuple(suite.name for suite in SUITES)
@@ -22,5 +23,7 @@ def command(names: tuple[str, ...], everything: bool) -> None:  # noqa: FBT001
     if not names and not everything:
         raise click.UsageError(f"name a suite ({', '.join(_NAMES)}) or say --all")
     chosen = tuple(suite for suite in SUITES if everything or suite.name in names)
-    for path in cache.clean(chosen):
+    with progress() as show:
+        gone = cache.clean(chosen, show)
+    for path in gone:
         click.echo(f"removed {path}", err=True)
