@@ -6,7 +6,7 @@ import re
 
 _TROUBLE = re.compile(
     r"Kernel panic|BUG: |Oops: |kernel BUG at|general protection fault|"
-    r"Unable to handle kernel|double fault|rcu: INFO: rcu_.* detected stall|"
+    r"Unable to handle kernel|double fault|rcu: INFO: .*detected .*stall|"
     r"INFO: task .* blocked for more than|watchdog: BUG"
 )
 _STAMP = re.compile(r"^\[ *\d+\.\d+\] ")

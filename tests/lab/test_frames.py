@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ def test_any_chunking_gives_the_same_frames(
     places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
     reader = frames.Reader()
     found = []
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         found += reader.feed(data[start:end])
     assert found == sent
 
