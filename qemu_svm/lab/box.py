@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,12 +136,11 @@ class Box(Session):
             arrived.put_nowait(Link(reader, writer))
 
         self._servers.append(await asyncio.start_unix_server(accept, run / "agent"))
-        self._emulator = await Emulator.start(command, run / "emulator")
-        self._end = asyncio.create_task(self._emulator.ended())
+        self._emulator = Emulator(command, run / "emulator")
+        end = asyncio.create_task(self._emulator.ended())
         ready = asyncio.create_task(self._ready(arrived))
-        await asyncio.wait(
-            (ready, self._end), timeout=BOOT_LIMIT, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait((ready, end), timeout=BOOT_LIMIT, return_when=asyncio.FIRST_COMPLETED)
+        end.cancel()
         if not ready.done():
             ready.cancel()
             raise self._no_boot()
@@ -150,13 +150,16 @@ class Box(Session):
 
     async def _ready(self, arrived: asyncio.Queue[Link]) -> Link:
         link = await arrived.get()
-        hello = await link.hello
+        try:
+            hello = await link.hello
+        except ConnectionError:
+            raise await self.death() from None
         if not hello.get("kvm"):
             raise LabError(f"the box has no /dev/kvm: {self._last_words()}")
         return link
 
     def _no_boot(self) -> LabError:
-        if not self._end.done() and not self.oops():
+        if self._status() is None and not self.oops():
             return LabError(
                 f"the box did not start within {BOOT_LIMIT:.0f} s: {self._last_words()}"
             )
@@ -167,12 +170,16 @@ class Box(Session):
             return LabError(f"the kernel in the box died: {console.headline(trouble)}")
         if self._fault:
             return LabError(self._fault)
-        assert self._emulator is not None
+        status = self._status()
+        if status is None or self._emulator is None:
+            return LabError("the box has cut its line")
         words = self._emulator.messages().splitlines()
-        status = self._end.result() if self._end.done() else "unknown"
         return LabError(
             f"the emulator ended (status {status}): {words[-1] if words else self._last_words()}"
         )
+
+    def _status(self) -> int | None:
+        return None if self._emulator is None else self._emulator.status
 
     def _last_words(self) -> str:
         lines = [line.strip() for line in self.console().splitlines()]
@@ -193,7 +200,9 @@ class Box(Session):
 
     async def death(self) -> LabError:
         """Return the error that says why the box is not there (any more)."""
-        await asyncio.wait((self._end,), timeout=_END_LIMIT)
+        assert self._emulator is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._emulator.ended(), _END_LIMIT)
         return self._obituary()
 
     async def _wait(self) -> LabError:

@@ -12,7 +12,6 @@ Three things see to that, whatever ends our own process:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import subprocess
@@ -55,7 +54,7 @@ class Folder:
                 start_new_session=True, cwd="/",
             )  # fmt: skip
         except BaseException:
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)  # the keeper may be at it, too
             raise
 
     def remove(self) -> None:
@@ -66,31 +65,46 @@ class Folder:
 
 
 class Emulator:
-    """A running emulator; made by :meth:`start`, in the thread that will outlive it."""
+    """A running emulator; to be made in the thread of a loop, which outlives it.
 
-    def __init__(self, process: asyncio.subprocess.Process, errors: Path) -> None:
-        self._process = process
+    :param errors: file for its messages.
+    """
+
+    def __init__(self, command: list[str], errors: Path) -> None:
         self._errors = errors
-
-    @classmethod
-    async def start(cls, command: list[str], errors: Path) -> Emulator:
-        """Start the emulator; its messages go to the file ``errors``."""
         with errors.open("wb") as file:
-            process = await asyncio.create_subprocess_exec(
-                *mortal(command),
-                stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-                env=dict(os.environ, LC_ALL="C"),
+            self._process = subprocess.Popen(
+                mortal(command), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                start_new_session=True, env=dict(os.environ, LC_ALL="C"),
             )  # fmt: skip
-        return cls(process, errors)
+        self._loop = asyncio.get_running_loop()
+        self._status: asyncio.Future[int] = self._loop.create_future()
+        self._watched = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._watched, self._reap)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._watched)
+        os.close(self._watched)
+        self._status.set_result(self._process.wait())
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
 
-    async def ended(self) -> int:
-        """Wait for its end; the status as of subprocess."""
-        return await self._process.wait()
+    @property
+    def status(self) -> int | None:
+        """Its status as of subprocess, once it has ended."""
+        return self._status.result() if self._status.done() else None
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        await asyncio.shield(self._status)
+
+    async def kill(self) -> None:
+        """Kill it and wait for its end."""
+        self._process.kill()
+        await self.ended()
 
     def messages(self) -> str:
         """What it said, without the warnings about features that TCG lacks."""
@@ -103,9 +117,3 @@ class Emulator:
             for line in text.splitlines()
             if "TCG doesn't support requested feature" not in line
         ).strip()
-
-    async def kill(self) -> None:
-        """Kill it and wait for its end."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()

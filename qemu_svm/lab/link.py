@@ -82,7 +82,9 @@ class Link:
             pass  # a broken line is a lost line
         finally:
             self.lost.set()
-            self.hello.cancel()
+            if not self.hello.done():
+                self.hello.set_exception(ConnectionError())
+                self.hello.exception()  # seen, whether somebody waits for it or not
             for handler in list(self._handlers.values()):
                 handler(LOST, b"")
             self._handlers.clear()

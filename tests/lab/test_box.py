@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -108,23 +107,3 @@ def _greeted(path: Path) -> socket.socket:
         line.close()
         time.sleep(0.1)
     raise AssertionError("nothing listens inside")
-
-
-def test_nothing_is_left_of_a_box(tmp_path: Path) -> None:
-    with Box(kernel="6.1") as made:
-        pid, share = made.pid, made.share
-        assert share.exists()
-    assert not share.parent.exists()
-    assert not Path(f"/proc/{pid}").exists()
-
-
-def test_a_killed_emulator_is_told(tmp_path: Path) -> None:
-    with Box(kernel="6.1") as made:
-        share = made.share
-        waiting = made.start(["sleep", "100"])
-        subprocess.run(["kill", "-KILL", str(made.pid)], check=True)
-        with pytest.raises(LabError, match="status -9"):
-            waiting.wait(timeout=30)
-        with pytest.raises(LabError, match="status -9"):
-            made.run(["true"], timeout=30)
-    assert not share.parent.exists()

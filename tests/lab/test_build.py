@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from qemu_svm.lab import apt, build, cache, suites
 from qemu_svm.lab.progress import Progress
 
 from .mirror import Key, Mirror
+from .processes import SVMSTREAM, until
 
 BOOKWORM = suites.of_kernel("6.1")
 FORKY = suites.of_kernel("7.2")
-SVMSTREAM = Path(sys.executable).with_name("svmstream")
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +183,8 @@ def test_two_builds_at_once_fetch_once(mirror: Mirror, home: Path, tmp_path: Pat
     mirror.add("bookworm", "6.1", "7.2")
     mirror.flowing.clear()
     both = [Started(tmp_path, "lab", "build", "--mirror", mirror.url) for _process in range(2)]
-    _until(lambda: _debs(mirror) > 0)
-    _until(lambda: any("waiting for bookworm" in started.errors() for started in both))
+    until(lambda: _debs(mirror) > 0)
+    until(lambda: any("waiting for bookworm" in started.errors() for started in both))
     mirror.flowing.set()
     for started in both:
         assert started.ended() == (0, b"bookworm: Linux 6.1.50-1, QEMU 1:7.2+dfsg-7\n")
@@ -200,10 +199,10 @@ def test_a_build_that_a_signal_ends(
     mirror.add("bookworm", "6.1", "7.2")
     mirror.flowing.clear()
     started = Started(tmp_path, "lab", "build", "--mirror", mirror.url)
-    _until(lambda: _debs(mirror) > 0)
+    until(lambda: _debs(mirror) > 0)
     started.process.send_signal(number)
     assert started.ended()[0] == (130 if number == signal.SIGINT else -number)
-    _until(lambda: not _uses(home))
+    until(lambda: not _uses(home))
     if number == signal.SIGINT:
         assert strangers(home) == []
     mirror.flowing.set()
@@ -230,7 +229,7 @@ def test_clean_waits_for_those_who_use_a_suite(mirror: Mirror, home: Path, tmp_p
     mirror.add("bookworm", "6.1", "7.2")
     with build.using(BOOKWORM, mirror=mirror.url) as built:
         started = Started(tmp_path, "lab", "clean", "bookworm")
-        _until(lambda: "waiting for bookworm" in started.errors())
+        until(lambda: "waiting for bookworm" in started.errors())
         assert built.vmlinuz.exists()
     assert started.ended() == (0, b"")
     assert strangers(home) == []
@@ -289,10 +288,3 @@ def _uses(home: Path) -> list[str]:
         if str(home).encode() in words:
             found.append(path.name)
     return found
-
-
-def _until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
