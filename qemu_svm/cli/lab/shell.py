@@ -12,7 +12,7 @@ import termios
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -74,17 +74,11 @@ def _raw() -> Iterator[None]:
     # Keys go through as they are, Ctrl-C too; the terminal is put back whatever happens.
     keys = sys.stdin.fileno()
     before = termios.tcgetattr(keys)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
     try:
         tty.setraw(keys)
         yield
     finally:
         termios.tcsetattr(keys, termios.TCSADRAIN, before)
-
-
-def _leave(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ def session(name: str | None, options: dict[str, Any]) -> Iterator[Session]:
     """
     from qemu_svm.lab import Box, named
 
+    # As Ctrl-C: the box is taken down, a terminal is put back.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     arguments = box_arguments(options)
