@@ -80,7 +80,7 @@ async def _here(qemu: str | None, socket: str | None, captures: Path) -> list[Ch
     try:
         checks += judge_qemu.judge_binary(await programs.ask(qemu or "qemu-system-x86_64"))
     except QmpError as error:
-        checks.append(_missing("QEMU", error, "nothing can be restored", "qemu", "restore", "lab"))
+        checks.append(_missing("QEMU", error, "nothing can be restored", "qemu", "restore"))
     if socket is not None:
         try:
             vm = await vms.ask(socket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ _MIB = 1 << 20
 _COLUMNS = 80
 
 _CALLED = (
-    ("qemu-system-x86_64", "qemu-system-x86", "restoring, compat, the lab", {"restore", "lab"}),
+    ("qemu-system-x86_64", "qemu-system-x86", "the lab", {"lab"}),
     ("setpriv", "util-linux", "the lab", {"lab"}),
     ("as", "binutils", "the lab's guests", {"lab"}),
     ("lzop", "lzop", "streams that lzop compressed", set[str]()),
@@ -36,7 +37,7 @@ def judge_places(captures: Path, ram: int = 0) -> Iterator[Check]:
     :param captures: where captures are to go.
     :param ram: bytes of RAM of the guest that is to be captured.
     """
-    temporary = Path(spool_directory() or tempfile.gettempdir())
+    temporary = Path(os.environ.get("TMPDIR") or spool_directory() or "/tmp")
     yield _folder(
         "captures", captures, "choose another --directory", wanted=ram, needed={"capture"}
     )

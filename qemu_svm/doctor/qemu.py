@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qemu_svm.errors import CommandRefused, QmpError
-from qemu_svm.qmp import Client, features
+from qemu_svm.qmp import Client, answers, features
 from qemu_svm.qmp.address import Pair
 from qemu_svm.qmp.answers import Version
 
@@ -86,13 +85,13 @@ async def abilities(qmp: Client) -> Abilities:
 
     It must be one without a guest: capabilities are switched on and off again.
     """
-    version = await qmp.execute("query-version")
+    version = answers.mapping(await qmp.execute("query-version"), "query-version")
     # Not qom-list-types: it loads every module, and QEMU dies of one of another build.
-    kvm = await qmp.execute("query-kvm")
+    kvm = answers.mapping(await qmp.execute("query-kvm"), "query-kvm")
     schema = await qmp.execute("query-qmp-schema")
     return Abilities(
         version=qmp.version,
-        package=str(version.get("package", "")),
+        package=answers.string(version, "package") or "",
         kvm=kvm.get("present") is True,
         host_cpu=await _host_cpu(qmp) if kvm.get("enabled") else {},
         capabilities={name: await _switchable(qmp, name) for name in await qmp.capabilities()},
@@ -112,7 +111,7 @@ async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
     # Nothing of it has a name, and it dies with us: nothing is left whatever ends us.
     keeper = shutil.which("setpriv")
     ours, theirs = socket.socketpair()
-    with ours, theirs, tempfile.TemporaryFile() as log:
+    with ours, theirs, open(os.memfd_create("qemu-said"), "w+b") as log:
         try:
             process = await asyncio.create_subprocess_exec(
                 *([keeper, "--pdeathsig", "KILL"] if keeper else []), *command,
@@ -142,12 +141,13 @@ async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
 
 
 async def _host_cpu(qmp: Client) -> dict[str, bool]:
-    model = {"type": "full", "model": {"name": "host"}}
+    command = "query-cpu-model-expansion"
     try:
-        answer = await qmp.execute("query-cpu-model-expansion", model)
+        answer = await qmp.execute(command, {"type": "full", "model": {"name": "host"}})
     except CommandRefused:
         return {}  # another architecture's QEMU
-    properties = answer["model"]["props"]
+    model = answers.mapping(answers.mapping(answer, command).get("model"), command)
+    properties = answers.mapping(model.get("props"), command)
     return {name: properties[name] is True for name in _SVM_FEATURES if name in properties}
 
 
@@ -160,10 +160,10 @@ async def _switchable(qmp: Client, name: str) -> str:
     return ""
 
 
-def _transports(schema: list[dict[str, Any]]) -> tuple[str, ...]:
+def _transports(schema: object) -> tuple[str, ...]:
     # The schema hides names of types; this enum is known by its values.
-    for one in schema:
-        values = set(one.get("values", ()))
-        if {"socket", "exec"} <= values:
-            return tuple(sorted(values))
+    for one in schema if isinstance(schema, list) else ():
+        values = one.get("values") if isinstance(one, dict) else None
+        if isinstance(values, list) and "socket" in values and "exec" in values:
+            return tuple(sorted(str(value) for value in values))
     return ()

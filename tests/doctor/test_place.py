@@ -32,7 +32,9 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not even by root.
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/1")
+    monkeypatch.setenv("TMPDIR", "/proc")
     told = places(Path("/proc"))
+    assert told["temporary"].state is State.MISSING
     assert told["captures"].state is State.MISSING
     assert "XDG_CACHE_HOME" in told["lab's cache"].do
 
