@@ -40,6 +40,11 @@ test: $(STAMP)  ## install what the tests need and run them all
 	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; the comparison with it will be skipped"
 	$(BIN)/pytest -n 2
 
+.PHONY: matrix
+matrix: $(STAMP)  ## save on each kernel and QEMU, restore on each other one (an hour)
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
+	$(BIN)/svmstream lab matrix --all-pairings
+
 .PHONY: coverage
 coverage: $(STAMP)  ## the tests with branch coverage
 	$(BIN)/pytest -n 2 --cov --cov-report=term

@@ -9,19 +9,33 @@ from qemu_svm.restore import judge
 from qemu_svm.restore.judge import Finding
 from qemu_svm.restore.releases import profile, release
 
+_OF_SOURCES = frozenset({"A-03"})
+
 
 def explanations(
-    machine: Machine, versions: Mapping[str, str], *, npt: bool = True
+    machine: Machine,
+    versions: Mapping[str, str],
+    *,
+    npt: bool = True,
+    source: Mapping[str, str] | None = None,
 ) -> tuple[Finding, ...]:
     """Judge a stream for the kernel and the QEMU of a box.
 
     :param versions: package versions, as of :attr:`qemu_svm.lab.session.Session.versions`.
     :param npt: whether the box's KVM uses nested paging.
+    :param source: the versions with which it was saved, if they are known.
     """
-    version = release(versions["kernel"])
+    found = {one.rule: one for one in _by_kernel(machine, versions, npt=npt)}
+    for one in _by_kernel(machine, source or {}, npt=npt):
+        if one.rule in _OF_SOURCES:
+            found.setdefault(one.rule, one)
+    return (*found.values(), *judge.qemu_findings(machine, _upstream(versions["qemu"])))
+
+
+def _by_kernel(machine: Machine, versions: Mapping[str, str], *, npt: bool) -> tuple[Finding, ...]:
+    version = release(versions.get("kernel", ""))
     kernel = None if version is None else profile(version)
-    found = () if kernel is None else judge.check(machine, [kernel], npt=npt).findings
-    return (*found, *judge.qemu_findings(machine, _upstream(versions["qemu"])))
+    return () if kernel is None else judge.check(machine, [kernel], npt=npt).findings
 
 
 def _upstream(version: str) -> str:

@@ -21,7 +21,7 @@ from qemu_svm.lab.vm import Settings, Vm, running
 from qemu_svm.machine import Machine
 from qemu_svm.source import Source
 
-_MOVE_SECONDS = 10.0
+_MOVE_SECONDS = 20.0
 _POLL_SECONDS = 0.1
 _OOPS_SECONDS = 2.0
 _MIB = 1 << 20
@@ -37,6 +37,7 @@ class Verdict(StrEnum):
     STOPPED = "stopped by QEMU"
     WRONG_EXIT = "wrong exit"
     CRASH = "host crashed"
+    NOT_SAVED = "not saved"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from qemu_svm.lab.capture import Capture
 from qemu_svm.lab.guests import Guest
+from qemu_svm.lab.matrix import Result
 from qemu_svm.lab.restore import Outcome
 from qemu_svm.lab.vm import Settings
 from qemu_svm.render.document import SCHEMA_VERSION
@@ -109,3 +110,24 @@ def rules_document(why: Sequence[Finding]) -> list[dict[str, Any]]:
         {"rule": one.rule, "severity": one.level, "message": one.message, "do": RULES[one.rule].do}
         for one in why
     ]
+
+
+def matrix_document(result: Result) -> dict[str, Any]:
+    """The document of ``lab matrix``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "hosts": {str(host): dict(versions) for host, versions in result.versions.items()},
+        "cells": [
+            {
+                "guest": cell.guest,
+                "source": str(cell.source),
+                "target": str(cell.target),
+                "machine": cell.machine,
+                "verdict": cell.outcome.verdict.value,
+                "reason": cell.outcome.reason,
+                "moved": list(cell.outcome.moved),
+                "rules": rules_document(cell.rules),
+            }
+            for cell in result.cells
+        ],
+    }

@@ -215,7 +215,7 @@ _OTHERS = (
      "commit 00f08d99dd7d",
      tuple(n for n in RELEASED if "next_rip" not in KERNELS[n].control_fields)),
     ("A-03", WARNING, "the source was in SMM, perhaps out of L2",
-     "up to 5.13 L1's state does not travel with SMRAM: L2's first #VMEXIT has no L1 to go to",
+     "up to 5.13, as source or as destination, L1's state does not travel with SMRAM",
      "save again outside SMM, or use 5.14 or later",
      "measured on 5.10; commit 37be407b2ce8", _SMM_LOSES_L1),
     ("X-01", ERROR, "hflags and the nested flags disagree about guest mode",

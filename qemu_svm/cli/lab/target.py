@@ -27,9 +27,7 @@ def session(name: str | None, options: dict[str, Any]) -> Iterator[Session]:
     """
     from qemu_svm.lab import Box, named
 
-    # As Ctrl-C: the box is taken down, a terminal is put back.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    end_on_signals()
     arguments = box_arguments(options)
     if name is not None and arguments:
         raise click.UsageError("--name means a box that is up; its options are chosen already")
@@ -41,3 +39,9 @@ def session(name: str | None, options: dict[str, Any]) -> Iterator[Session]:
         with progress() as show:
             box = stack.enter_context(Box(**arguments, progress=show))
         yield box
+
+
+def end_on_signals() -> None:
+    """SIGTERM and SIGHUP as Ctrl-C: the box is taken down, a terminal is put back."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)

@@ -62,6 +62,12 @@ _BOTH = ("exits", "l1", "l2")
 _ALL = (
     Guest("nested", "L2 with its own page tables, no nested paging"),
     Guest("nested-npt", "L2 with nested paging", nested_paging=True),
+    Guest(
+        "npt-mmio",
+        "L2 with nested paging that touches an emulated device",
+        source="mmio.s",
+        nested_paging=True,
+    ),
     Guest("pae", "L2 in PAE paging", mode=Mode.PAE),
     Guest("pae-npt", "L2 in PAE paging, nested paging", mode=Mode.PAE, nested_paging=True),
     Guest("protected", "L2 in 32-bit protected mode without paging", mode=Mode.PROTECTED),

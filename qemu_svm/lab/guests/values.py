@@ -42,9 +42,10 @@ ADDRESSES: Mapping[str, int] = MappingProxyType(
         "NPT_PDPT": DATA + 0x8000,
         "NPT_PD": DATA + 0x9000,
         "MSRPM": DATA + 0xA000,
-        "IOPM": DATA + 0xC000,
+        "NPT_PD_DEVICE": DATA + 0xC000,
         "AP_RSP": DATA + 0xFE00,
         "L1_PD_APIC": DATA + 0xE000,
+        "IOPM": DATA + 0x10000,
         "L2_COUNT": DATA + 0x10,
         "L2_EVENTS": DATA + 0x18,
         "L2_MSR": DATA + 0x20,
@@ -53,6 +54,7 @@ ADDRESSES: Mapping[str, int] = MappingProxyType(
         "L2_PML4": DATA + 0xA000,
         "L2_PDPT": DATA + 0xB000,
         "L2_PD": DATA + 0xC000,
+        "L2_PD_DEVICE": DATA + 0xE000,
     }
 )
 """L1's are physical, L2's (``L2_…``) are linear addresses of its world."""
@@ -75,6 +77,7 @@ CONSTANTS: Mapping[str, int] = MappingProxyType(
         "SMBASE": 0xA0000,
         "SMM_SPIN": 0x400000,
         "TRAMPOLINE": 0x8000,
+        "DEVICE": 0xFEC00000,  # the I/O APIC
     }
 )
 

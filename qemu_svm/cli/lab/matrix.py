@@ -1,0 +1,93 @@
+"""``svmstream lab matrix``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from qemu_svm.cli import EXIT_FINDINGS
+from qemu_svm.cli import common as streams
+from qemu_svm.cli.lab.common import mirror_option, progress
+from qemu_svm.cli.lab.target import end_on_signals
+from qemu_svm.lab.suites import KERNELS, QEMUS
+
+if TYPE_CHECKING:
+    from qemu_svm.lab import Box
+    from qemu_svm.lab.matrix import Host
+
+
+@click.command(
+    "matrix",
+    epilog="Examples: svmstream lab matrix; svmstream lab matrix --guest smm --host 6.1/7.2 "
+    "--host 6.12/10.0",
+)
+@click.option(
+    "--guest",
+    "names",
+    multiple=True,
+    default=("nested", "nested-npt"),
+    show_default=True,
+    metavar="NAME",
+    help="A guest; may be repeated.",
+)
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="KERNEL/QEMU",
+    help="A host, such as 6.1/7.2; may be repeated. Without it: each kernel with the "
+    "QEMU of its suite.",
+)
+@click.option("--all-pairings", is_flag=True, help="Every kernel with every QEMU.")
+@click.option("--emulator", type=click.Choice(QEMUS), help="Let this QEMU play the hosts.")
+@mirror_option
+@streams.json_option
+def command(
+    *,
+    names: tuple[str, ...],
+    hosts: tuple[str, ...],
+    all_pairings: bool,
+    emulator: str | None,
+    mirror: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Save on each host, restore on each other one: L2 must go on counting.
+
+    A host is a kernel and a QEMU. The machine type is that of the older QEMU.
+    Exit status 1 if any pair fails; the table says which rules apply there.
+    """
+    from qemu_svm.lab import Box, matrix
+    from qemu_svm.lab.guests import find
+
+    guests = [find(name) for name in names]
+    every = matrix.EVERY_PAIRING if all_pairings else matrix.SAME_SUITE
+    chosen = [_host(text) for text in hosts] or list(every)
+    end_on_signals()
+    with progress() as show:
+
+        def boot(host: Host) -> Box:
+            return Box(host.kernel, qemu=host.qemu, emulator=emulator, mirror=mirror, progress=show)
+
+        result = matrix.run(chosen, guests, boot=boot, progress=show)
+    if as_json:
+        from qemu_svm.render.lab_document import matrix_document
+
+        streams.print_json(matrix_document(result))
+    else:
+        from qemu_svm.render.matrix_text import table
+
+        streams.print_lines(table(result))
+    return 0 if all(cell.outcome.good for cell in result.cells) else EXIT_FINDINGS
+
+
+def _host(text: str) -> Host:
+    from qemu_svm.lab.matrix import Host
+
+    kernel, _, qemu = text.partition("/")
+    if kernel not in KERNELS or qemu not in QEMUS:
+        raise click.BadParameter(
+            f"'{text}' is no host; kernels are {', '.join(KERNELS)}, QEMUs {', '.join(QEMUS)}",
+            param_hint="--host",
+        )
+    return Host(kernel, qemu)

@@ -1,0 +1,103 @@
+"""The matrix of saves and restores, on one host of it, and how its table reads."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from qemu_svm.lab import Box, matrix
+from qemu_svm.lab.guests import find
+from qemu_svm.lab.matrix import Cell, Host, Result
+from qemu_svm.lab.restore import Outcome, Verdict
+from qemu_svm.render.lab_document import matrix_document
+from qemu_svm.render.matrix_text import table
+from qemu_svm.restore.judge import Finding
+
+BOOKWORM = Host("6.1", "7.2")
+BULLSEYE = Host("5.10", "5.2")
+
+
+def test_saved_and_restored_on_the_same_host(box: Box) -> None:
+    result = matrix.run([BOOKWORM], [find("nested-npt")], boot=lambda _host: nullcontext(box))
+    (cell,) = result.cells
+    assert cell.outcome.verdict is Verdict.GOES_ON, cell
+    assert cell.machine == "pc-i440fx-7.2"
+    assert {"exits", "l2"} <= set(cell.outcome.moved)
+    assert result.versions[BOOKWORM] == box.versions
+
+
+def test_a_guest_that_cannot_be_saved_is_an_answer(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU 7.2 does not know a machine type of QEMU 10.0."""
+    monkeypatch.setattr(matrix, "MACHINES", {"7.2": "pc-i440fx-10.0"})
+    result = matrix.run([BOOKWORM], [find("nested")], boot=lambda _host: nullcontext(box))
+    (cell,) = result.cells
+    assert cell.outcome.verdict is Verdict.NOT_SAVED
+    assert "unsupported machine type" in cell.outcome.reason
+
+
+def test_the_machine_type_is_that_of_the_older_qemu() -> None:
+    for source, target in ((BOOKWORM, BULLSEYE), (BULLSEYE, BOOKWORM)):
+        assert matrix.machine_of(source, target) == "pc-i440fx-5.2"
+    new, newer = Host("6.1", "10.0"), Host("6.1", "11.1")
+    assert matrix.machine_of(newer, new) == "pc-i440fx-10.0"
+
+
+def test_hosts() -> None:
+    assert len(matrix.SAME_SUITE) == 4
+    assert len(set(matrix.EVERY_PAIRING)) == 16
+    assert set(matrix.SAME_SUITE) < set(matrix.EVERY_PAIRING)
+
+
+def some_result() -> Result:
+    crash = Outcome(Verdict.CRASH, "BUG: kernel NULL pointer dereference")
+    good = Outcome(Verdict.GOES_ON, "L2 counts and L1 gets its exits", "npt-mmio", ("exits", "l2"))
+    why = (Finding("O-28", "vCPU 0: L1 uses nested paging for L2", ("5.10",)),)
+    cells = [
+        Cell(
+            "npt-mmio",
+            source,
+            target,
+            matrix.machine_of(source, target),
+            crash if target == BULLSEYE else good,
+            why if target == BULLSEYE else (),
+        )
+        for target in (BULLSEYE, BOOKWORM)
+        for source in (BULLSEYE, BOOKWORM)
+    ]
+    versions = {"kernel": "5.10.223-1", "qemu": "1:5.2"}
+    return Result(tuple(cells), {BULLSEYE: versions, BOOKWORM: {**versions, "kernel": "6.1"}})
+
+
+def test_the_table_names_the_rule_once() -> None:
+    lines = [line.plain for line in table(some_result())]
+    assert lines[0] == "npt-mmio: 2 of 4 go on"
+    assert [line.split() for line in lines[1:4]] == [
+        ["a", "b"],
+        ["a", "5.10/5.2", "1", "ok"],
+        ["b", "6.1/7.2", "1", "ok"],
+    ]
+    assert "1  host crashed: BUG: kernel NULL pointer dereference" in lines
+    assert sum("O-28" in line for line in lines) == 1
+
+
+def test_sixteen_hosts_fit_a_terminal() -> None:
+    good = Outcome(Verdict.GOES_ON, "")
+    cells = [
+        Cell("nested", source, target, "pc", good)
+        for source in matrix.EVERY_PAIRING
+        for target in matrix.EVERY_PAIRING
+    ]
+    versions = {"kernel": "6.1", "qemu": "7.2"}
+    result = Result(tuple(cells), dict.fromkeys(matrix.EVERY_PAIRING, versions))
+    assert max(len(line.plain) for line in table(result)) <= 80
+
+
+def test_the_document_has_every_cell() -> None:
+    document = matrix_document(some_result())
+    assert set(document["hosts"]) == {"5.10/5.2", "6.1/7.2"}
+    assert len(document["cells"]) == 4
+    assert document["cells"][0]["verdict"] == "host crashed"
+    assert document["cells"][0]["rules"][0]["rule"] == "O-28"
