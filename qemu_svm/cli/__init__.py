@@ -38,6 +38,7 @@ _VERBS = {
     "capture": "A stream out of a running QEMU, without hurting the guest.",
     "vmruns": "Every VMCB that the emulated processor was given, out of svmtrace's log.",
     "restore": "A stream into a QEMU; why, if it does not take it.",
+    "roundtrip": "Through a second QEMU and back: what was lost or changed.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
     "watch": "A migration in progress, live, whoever started it.",
     "lab": "An AMD host in a box: real kernels and QEMUs, emulated.",

@@ -71,7 +71,7 @@ def command(
         found = compare(first, second, masks)
         pages, told = None, False
         if ram:
-            pages, told = _ram(first, second, (channels_a, channels_b), masks)
+            pages, told = compare_pages(first, second, (channels_a, channels_b), masks)
         if as_json:
             from qemu_svm.render.diff_document import document
 
@@ -88,10 +88,10 @@ def command(
     return EXIT_FINDINGS if found.counting or (pages and not pages.same) else 0
 
 
-def _ram(
+def compare_pages(
     a: Machine, b: Machine, channels: tuple[Sequence[str], Sequence[str]], masks: Sequence[Mask]
 ) -> tuple[RamDiff, bool]:
-    # The comparison, and whether something was wrong with one side's RAM.
+    """Compare RAM; also whether something was wrong with one side's, which is told."""
     from qemu_svm.cli.ram import opened_ram, tell
     from qemu_svm.findings.ram_diff import compare_ram
 

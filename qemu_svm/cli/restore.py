@@ -97,7 +97,8 @@ def command(
         try:
             return interrupts.run(work)
         except StreamRefused as error:
-            return _refused(machine, wishes, error)
+            print_refusal(machine, file, error, as_json=as_json)
+            return EXIT_REFUSED
         except KeyboardInterrupt:
             complain("interrupted" + ("; QEMU was ended" if binary else ""))
             return EXIT_INTERRUPTED
@@ -133,10 +134,7 @@ async def _into_new(
         try:
             done = await _restore(client, machine, wishes)
         except StreamRefused as error:
-            said = await process.words()
-            if error.reason and not any(error.reason in line for line in said):
-                said.append(error.reason)
-            raise StreamRefused(error.what, reason="\n".join(said)) from error
+            raise await process.explained(error) from error
         finally:
             await client.close()
         _taken(done, wishes, socket)
@@ -182,17 +180,17 @@ def _taken(done: Restored, wishes: _Wishes, socket: str | None) -> None:
         common.print_lines(restored_report(wishes.file, done, socket))
 
 
-def _refused(machine: Machine, wishes: _Wishes, error: StreamRefused) -> int:
+def print_refusal(machine: Machine, path: str, error: StreamRefused, *, as_json: bool) -> None:
+    """Print QEMU's words beside what the stream has there."""
     from qemu_svm.findings.refusal import explain
 
     reason = error.reason.splitlines()
     known = explain(machine, reason)
-    if wishes.json:
+    if as_json:
         from qemu_svm.render.migration_document import refused_document
 
-        common.print_json(refused_document(wishes.file, reason, known))
+        common.print_json(refused_document(path, reason, known))
     else:
         from qemu_svm.render.migration_text import refused_report
 
-        common.print_lines(refused_report(wishes.file, reason, known))
-    return EXIT_REFUSED
+        common.print_lines(refused_report(path, reason, known))

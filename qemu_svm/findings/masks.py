@@ -188,3 +188,16 @@ DEFAULT: tuple[Mask, ...] = (
            "QEMU migration/global_state.c"),
 )  # fmt: skip
 """Masks that apply unless ``--no-masks``."""
+
+ROUND_TRIP: tuple[Mask, ...] = (
+    *_rows("stopped-copy", ["section:globalstate"],
+           "the run state: the copy was never let run", "QEMU migration/global_state.c"),
+    *_rows("rtc-flags", ["section:mc146818rtc.cmos_data[12]"],
+           "what the clock has reported: the host's goes on while the guest stands still",
+           "QEMU hw/rtc/mc146818rtc.c, register C"),
+    *_rows("ide-retry", [f"section:*bmdma*.migration_retry_{name}"
+                         for name in ("unit", "sector_num", "nsector")],
+           "where to repeat a failed disk command; not taken on load if none failed",
+           "QEMU hw/ide/pci.c, ide_bmdma_post_load"),
+)  # fmt: skip
+"""Masks besides :data:`DEFAULT` for a guest that was restored and saved at once."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from qemu_svm.errors import EnvironmentFault, QmpError, Refused
+from qemu_svm.errors import EnvironmentFault, QmpError, Refused, StreamRefused
 from qemu_svm.qmp.client import Client
 
 START_SECONDS = 60.0
@@ -124,13 +124,16 @@ class Process:
             await asyncio.sleep(0.1)
         return self._popen.returncode
 
-    async def words(self) -> list[str]:
-        """What it has said, all of it if it is about to end."""
+    async def explained(self, error: StreamRefused) -> StreamRefused:
+        """Return the error with what this QEMU has said as its reason."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
                 await self.wait()
                 await asyncio.to_thread(self._reader.join, 0.5)
-        return list(self.said)
+        said = list(self.said)
+        if error.reason and not any(error.reason in line for line in said):
+            said.append(error.reason)
+        return StreamRefused(error.what, reason="\n".join(said), hint=error.hint)
 
     def listen(self, heard: Callable[[str], None]) -> None:
         """Call ``heard`` with every line that it says from now on (in a thread)."""
