@@ -9,13 +9,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from qemu_svm.qmp.address import Address
 from qemu_svm.qmp.answers import Migration, Status, Version
+from qemu_svm.qmp.capture import Captured, capture
 from qemu_svm.qmp.client import Client
+from qemu_svm.qmp.features import Options
+from qemu_svm.qmp.restore import Restored, restore
+from qemu_svm.source import Source
+from qemu_svm.stream import Stream
 
 _T = TypeVar("_T")
 
@@ -54,6 +59,16 @@ class Connection:
     def migration(self) -> Migration:
         """See :meth:`Client.migration`."""
         return self.run(self.client.migration())
+
+    def capture(
+        self, path: str, options: Options | None = None, *, replace: bool = False
+    ) -> Captured:
+        """See :func:`qemu_svm.qmp.capture.capture`."""
+        return self.run(capture(self.client, path, options, replace=replace))
+
+    def restore(self, stream: Stream, channels: Sequence[Source] = ()) -> Restored:
+        """See :func:`qemu_svm.qmp.restore.restore`."""
+        return self.run(restore(self.client, stream, channels))
 
     @property
     def version(self) -> Version:
