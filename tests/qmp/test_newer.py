@@ -1,0 +1,102 @@
+"""What only newer QEMUs have, with Debian 13's, out of the lab's cache."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qemu_svm.errors import StreamRefused
+from qemu_svm.lab.build import using
+from qemu_svm.lab.emulator import program
+from qemu_svm.lab.suites import of_qemu
+from qemu_svm.machine import read_machine
+from qemu_svm.qmp import sync
+from qemu_svm.qmp.features import Options
+from qemu_svm.source import open_source
+from qemu_svm.stream import read_stream
+from tests.conftest import STREAMS, Run
+from tests.qmp.test_capture import counters, settings, take
+from tests.qmp.vm import Vm, running
+
+
+@pytest.fixture(scope="session")
+def command() -> Iterator[tuple[str, ...]]:
+    """QEMU 10.0."""
+    with using(of_qemu("10.0")) as built:
+        yield tuple(program(built))
+
+
+@pytest.fixture(scope="module")
+def newer(command: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
+    with running(tmp_path_factory.mktemp("newer"), command=command) as vm:
+        yield vm
+
+
+@pytest.fixture
+def binary(command: tuple[str, ...], tmp_path: Path) -> Path:
+    """The same as one program."""
+    path = tmp_path / "qemu-10.0"
+    words = " ".join(f"'{word}'" for word in command)
+    path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+KINDS = {
+    "live": Options(),
+    "mapped-ram": Options(mapped_ram=True),
+    "mapped-ram-multifd": Options(mapped_ram=True, multifd=3),
+    "multifd-zstd": Options(multifd=2, compression="zstd"),
+    "background-snapshot": Options(background_snapshot=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back(kind: str, newer: Vm, binary: Path, tmp_path: Path, svmstream: Run) -> None:
+    before = settings(newer)
+    done = take(newer, tmp_path / "dump.bin", KINDS[kind])
+    assert settings(newer) == before
+    assert done.before == done.after
+    assert min(counters(done)) > 0
+    words = [word for name in done.files[1:] for word in ("--channel", name)]
+    back = svmstream(
+        "restore", "--check", done.files[0], *words, "--qemu", binary, "--", *newer.arguments
+    )
+    assert (back.returncode, back.stderr) == (0, b"")
+
+
+def test_a_packed_mapped_ram_stream(
+    newer: Vm, binary: Path, tmp_path: Path, svmstream: Run
+) -> None:
+    done = take(newer, tmp_path / "dump.bin", KINDS["mapped-ram"])
+    packed = tmp_path / "dump.gz"
+    packed.write_bytes(gzip.compress(Path(done.files[0]).read_bytes(), 1))
+    before = set(os.listdir("/var/tmp"))
+    back = svmstream("restore", "--check", packed, "--qemu", binary, "--", *newer.arguments)
+    assert (back.returncode, back.stderr) == (0, b"")
+    assert not [name for name in set(os.listdir("/var/tmp")) - before if "svmstream" in name]
+
+
+def test_it_stays_and_says_why(newer: Vm, command: tuple[str, ...], tmp_path: Path) -> None:
+    done = take(newer, tmp_path / "dump.bin")
+    with (
+        running(tmp_path, "-incoming", "defer", "-m", "16", command=command) as waiting,
+        sync.connect(waiting.address) as qmp,
+    ):
+        with open_source(done.files[0]) as source, pytest.raises(StreamRefused) as caught:
+            qmp.restore(read_stream(source))
+        assert "Invalid argument" in caught.value.reason
+        assert qmp.status().state == "inmigrate"
+
+
+def test_a_postcopy_stream(newer: Vm, binary: Path, svmstream: Run) -> None:
+    path = STREAMS / "kinds" / "qemu10.0-postcopy.mig.zst"
+    with open_source(str(path)) as source:
+        assert read_machine(read_stream(source)).name == "pc-i440fx-10.0"
+    words = ["--qemu", binary, "--", *newer.arguments, "-m", "16"]
+    back = svmstream("restore", "--check", path, *words)
+    assert (back.returncode, back.stderr) == (0, b"")
