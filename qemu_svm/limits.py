@@ -23,6 +23,9 @@ class Limits:
     :param section_values: values decoded from one section.
     :param records: records that are kept one by one; PARTs above it are folded.
     :param recoveries: how often reading goes on behind damage.
+    :param window_bytes: what the decompressors of the input may keep of their output
+        to refer back to.  Of the usual commands only ``zstd --long`` and
+        ``zstd --ultra -20`` (to 22) ask for more.
     :param spool_bytes: decompressed or piped input kept in a temporary file.
     :param ram_walk_bytes: RAM data walked record by record although nobody
         asked for it; above this, it is stepped over as one record.
@@ -33,6 +36,7 @@ class Limits:
     section_values: int = 1 << 18
     records: int = 1 << 17
     recoveries: int = 64
+    window_bytes: int = 64 * MIB
     spool_bytes: int = 256 * GIB
     ram_walk_bytes: int = 4 * MIB
 

@@ -1,18 +1,21 @@
 """Decompressors with bounded memory, all as ``read(n)`` functions.
 
 gzip, xz and bzip2 come from the standard library, which returns at most what
-it is asked for.  zstandard's reader does not tell a cut frame
-from a finished one, so zstd goes through its decompressor object in steps so
-small that even the densest input (128 KiB out of 4 bytes) stays in bounds.
+it is asked for.  zstandard's reader does not tell a cut frame from a finished one,
+so zstd goes through its decompressor object, block by block
+(:mod:`qemu_svm.source.zstd`).  Memory is what a *window* takes, the output that
+the input may refer back to: xz and zstd say how large it is, and larger ones than
+a limit are refused.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import IO, Protocol, cast
 
 from qemu_svm.errors import SourceError
-from qemu_svm.limits import KIB, MIB
+from qemu_svm.limits import DEFAULT, KIB, MIB
 
 MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "gzip"),
@@ -23,9 +26,11 @@ MAGICS: tuple[tuple[bytes, str], ...] = (
 )
 """lzop data is known here, and read by :mod:`qemu_svm.source.lzop`."""
 
-_ZSTD_STEP = KIB
+WINDOWED = frozenset({"xz", "zstd"})
+"""Those whose input says how large a window it needs."""
+
 _STEP = 64 * KIB
-_XZ_MEMORY = 128 * MIB  # xz -9 needs 65 MiB
+_XZ_MORE = 4 * MIB  # what xz needs besides its window
 
 Read = Callable[[int], bytes]
 
@@ -46,12 +51,14 @@ def sniff(head: bytes) -> str:
     return "none"
 
 
-def reader(raw: Raw, compression: str, path: str) -> Read:
+def reader(raw: Raw, compression: str, path: str, window: int = DEFAULT.window_bytes) -> Read:
     """Return a ``read(n)`` that decompresses ``raw``.
+
+    :param window: most bytes that the input may refer back to.
 
     The function raises :class:`SourceError` where the input is cut or broken.
     """
-    read = _open(raw, compression)
+    read = _open(raw, compression, window)
     failures = _failures(compression)
 
     def guarded(size: int) -> bytes:
@@ -60,20 +67,31 @@ def reader(raw: Raw, compression: str, path: str) -> Read:
         except EOFError as error:
             raise SourceError(f"the {compression} data of '{path}' is cut short") from error
         except failures as error:
+            if _too_far(error):
+                raise SourceError(
+                    f"the {compression} data of '{path}' needs a window of more than "
+                    f"{window >> 20} MiB",
+                    hint="raise the limit window_bytes, or decompress to a file first",
+                ) from error
             raise SourceError(f"the {compression} data of '{path}' is damaged: {error}") from error
 
     return guarded
 
 
-def _open(raw: Raw, compression: str) -> Read:
+def _too_far(error: Exception) -> bool:
+    # Neither library has an exception of its own for a window that is too large.
+    return any(words in str(error) for words in ("too much memory", "Memory usage limit"))
+
+
+def _open(raw: Raw, compression: str, window: int) -> Read:
     if compression == "gzip":
         return _gzip(raw)
     if compression == "zstd":
-        return _zstd(raw)
+        return _zstd(raw, window)
     if compression == "xz":
         import lzma
 
-        return _members(raw, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY))
+        return _members(raw, lambda: lzma.LZMADecompressor(memlimit=window + _XZ_MORE))
     import bz2
 
     return _members(raw, bz2.BZ2Decompressor)
@@ -141,32 +159,33 @@ def _failures(compression: str) -> tuple[type[Exception], ...]:
     return (OSError, ValueError)
 
 
-def _zstd(raw: Raw) -> Read:
-    import zstandard
+def _zstd(raw: Raw, window: int) -> Read:
+    from qemu_svm.source.zstd import Pieces, decompressor
 
-    decompressor = zstandard.ZstdDecompressor()
-    frame = decompressor.decompressobj()
+    frames, pieces = decompressor(window), Pieces()
+    frame = frames.decompressobj()
     started = False
-    pending = b""
+    ready: deque[bytes] = deque()
 
     def read(size: int) -> bytes:
-        nonlocal frame, started, pending
+        nonlocal frame, started
         out: list[bytes] = []
         have = 0
         while have < size:
-            data = pending or raw.read(_ZSTD_STEP)
-            pending = b""
-            if not data:
+            if not ready:
+                ready.extend(pieces.cut(raw.read(_STEP)))
+            if not ready:
                 if started and not have:
                     raise EOFError
                 break
             started = True
-            piece = frame.decompress(data)
+            piece = frame.decompress(ready.popleft())
             out.append(piece)
             have += len(piece)
             if frame.eof:
-                pending = frame.unused_data
-                frame = decompressor.decompressobj()
+                if frame.unused_data:
+                    ready.appendleft(frame.unused_data)
+                frame = frames.decompressobj()
                 started = False
         return b"".join(out)
 

@@ -99,6 +99,7 @@ class _Peeler:
         self._wanted = wanted
         self._limits = limits
         self._most = _most(limits)
+        self._window = limits.window_bytes
         self._owned = owned
         self._layers: list[str] = []
         self._container = "plain"
@@ -141,7 +142,9 @@ class _Peeler:
                 self._owned.callback(program.close)
                 read = program.read
             else:
-                read = compressed.reader(inner, name, path)
+                read = compressed.reader(inner, name, path, self._window)
+                if name in compressed.WINDOWED:
+                    self._window //= 2  # what is inside gets less
             self._feed = Feed(read, path, limit=self._most)
 
     def _plain(self) -> SourceBase:

@@ -22,7 +22,7 @@ Source: QEMU ``migration/multifd.h``, ``multifd.c``, ``multifd-zlib.c``,
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +42,7 @@ _METHODS = {0: "none", 2: "zlib", 4: "zstd", 8: "qpl", 16: "uadk", 32: "qatzip"}
 _INITIAL = struct.Struct(">II16sB39s")
 _HEADER = struct.Struct(">6IQI28s256s")
 _DEVICE = struct.Struct(">3I256sII")
-_FEED = KIB  # compressed bytes at a time, so that little can come out at once
+_FEED = KIB  # compressed bytes at a time: of zlib, 1 MiB comes out at most
 
 
 class Content(Protocol):
@@ -179,7 +179,7 @@ class _State:
         self.epoch = 0
         self.methods: list[str] = []
         self.spool: _Unpacked | None = None
-        self._inflate: Callable[[bytes], bytes] | None = None
+        self._inflate: Callable[[bytes], Iterable[bytes]] | None = None
 
     def packet(self) -> Packet | None:
         reader, start = self.reader, self.reader.offset
@@ -247,29 +247,25 @@ class _State:
                 found=" and ".join(self.methods),
             )
         if self._inflate is None:
-            self._inflate = _inflater(name)
+            self._inflate = _inflater(name, self.limits.window_bytes)
             self.spool = _Unpacked(self.limits)
         assert self.spool is not None
         return self._unpack(size, wanted, start)
 
     def _unpack(self, size: int, wanted: int, start: int) -> int:
-        assert self._inflate is not None
         assert self.spool is not None
         begin = self.spool.size()
         left, out = size, 0
         while left:
             piece = self.reader.take(min(left, _FEED), "compressed multifd pages")
             left -= len(piece)
-            try:
-                got = self._inflate(piece)
-            except Exception as error:
-                raise Malformed(
-                    f"compressed multifd pages are damaged: {error}", offset=start
-                ) from error
-            out += len(got)
+            for got in self._inflated(piece, start):
+                out += len(got)
+                if out > wanted:
+                    break
+                self.spool.append(got)
             if out > wanted:
                 break
-            self.spool.append(got)
         if out != wanted:
             raise Malformed(
                 "compressed multifd pages of a wrong length",
@@ -279,15 +275,26 @@ class _State:
             )
         return begin
 
+    def _inflated(self, data: bytes, start: int) -> Iterator[bytes]:
+        assert self._inflate is not None
+        try:
+            yield from self._inflate(data)
+        except Exception as error:
+            raise Malformed(
+                f"compressed multifd pages are damaged: {error}", offset=start
+            ) from error
 
-def _inflater(method: str) -> Callable[[bytes], bytes]:
+
+def _inflater(method: str, window: int) -> Callable[[bytes], Iterable[bytes]]:
     if method == "zlib":
         import zlib
 
-        return zlib.decompressobj().decompress
-    import zstandard
+        inflate = zlib.decompressobj().decompress
+        return lambda data: (inflate(data),)
+    from qemu_svm.source.zstd import Pieces, decompressor
 
-    return zstandard.ZstdDecompressor().decompressobj().decompress
+    pieces, frame = Pieces(), decompressor(window).decompressobj()
+    return lambda data: map(frame.decompress, pieces.cut(data))
 
 
 class _Unpacked:

@@ -1,0 +1,84 @@
+"""zstd in pieces that cannot grow beyond all bounds.
+
+The decompressor returns at once all that comes out of what it is given, and 4
+bytes may say 128 KiB.  But a block says how long it is, and never holds more
+than 128 KiB; so the input is cut behind each block.
+
+A frame is a magic number, a descriptor, what that announces, blocks, and perhaps
+a checksum; a skippable frame is a magic number, a length, and that many bytes.
+
+Source: RFC 8878, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import zstandard
+
+_MAGIC = 0xFD2FB528
+_SKIPPABLE = 0x184D2A50  # and the 15 numbers behind it
+_RLE = 1
+_NO_END = 1 << 62
+
+
+def decompressor(window: int) -> zstandard.ZstdDecompressor:
+    """Return a decompressor that refuses frames with a larger window than ``window`` bytes."""
+    import zstandard
+
+    return zstandard.ZstdDecompressor(max_window_size=window)
+
+
+class Pieces:
+    """Cuts compressed bytes behind every block."""
+
+    def __init__(self) -> None:
+        self._parts = _parts()
+        self._step = next(self._parts)
+        self._head = bytearray()
+
+    def cut(self, data: bytes) -> Iterator[bytes]:
+        """Yield ``data``, the bytes that come next, in pieces with one whole block at most."""
+        start = at = 0
+        while at < len(data):
+            look, size = self._step
+            part = data[at : at + size]
+            at += len(part)
+            if look:
+                self._head += part
+            if len(part) < size:
+                self._step = look, size - len(part)
+                break
+            self._step = self._parts.send(bytes(self._head))
+            self._head.clear()
+            if not look:
+                yield data[start:at]
+                start = at
+        if start < len(data):
+            yield data[start:]
+
+
+def _parts() -> Generator[tuple[bool, int], bytes, None]:
+    # The parts of all frames: whether to look at it (it is sent back then), and its length.
+    while True:
+        magic = int.from_bytes((yield True, 4), "little")
+        if magic & ~0xF == _SKIPPABLE:
+            yield False, int.from_bytes((yield True, 4), "little")
+            continue
+        if magic != _MAGIC:
+            yield False, _NO_END  # the decompressor says so
+        flags = (yield True, 1)[0]
+        single = flags >> 5 & 1
+        rest = (not single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
+        if rest:
+            yield True, rest
+        last = 0
+        while not last:
+            head = int.from_bytes((yield True, 3), "little")
+            last, size = head & 1, head >> 3
+            if size:
+                yield False, 1 if head >> 1 & 3 == _RLE else size
+        if flags & 4:
+            yield True, 4
