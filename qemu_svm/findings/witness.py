@@ -24,6 +24,7 @@ from qemu_svm.restore.kernels import Kernel
 from qemu_svm.restore.merge import Merged, vmcb02_control
 from qemu_svm.restore.saved import Saved, areas
 from qemu_svm.restore.simulate import Simulation
+from qemu_svm.restore.verdict import refusals
 from qemu_svm.vmruns.log import Known, Log
 from qemu_svm.vmruns.roles import Role, state
 from qemu_svm.x86.registers import CR0, CR4, EFER
@@ -60,7 +61,7 @@ class Field:
 class Part:
     """One VMCB: ``vmcb02``, ``vmcb01`` or vmcb02's ``control``.
 
-    :param level: who runs by it.
+    :param level: whose registers are due in it.
     :param number: of the VMRUN; 0 if it never came.
     """
 
@@ -76,11 +77,13 @@ class Witness:
     """The whole testimony.
 
     :param missing: what could not be seen, in words.
+    :param refusals: ioctls that the model lets fail, in words.
     """
 
     kernel: Kernel
     parts: tuple[Part, ...]
     missing: tuple[str, ...]
+    refusals: tuple[str, ...] = ()
 
     @property
     def wrong(self) -> tuple[Field, ...]:
@@ -128,10 +131,11 @@ def witness(log: Log, saved: Saved, simulation: Simulation, *, npt: bool) -> Wit
         missing.append("the processor was given no VMCB at all")
     else:
         level = "L2" if saved.guest_mode else "L1"
+        entered = outcome.level if outcome is not None and outcome.level else level
         model = outcome.entry if outcome is not None else None
         told = _Told(_stream_l2(saved), model, saved.l1(), "L1", npt)
         fields = _compare(_L2, _save(seen.first), told)
-        name = "vmcb02" if saved.guest_mode else "vmcb01"
+        name = "vmcb02" if entered == "L2" else "vmcb01"
         parts.append(_part(name, level, seen.first, fields))
     if saved.guest_mode and seen.l1 is None:
         missing.append("L1 did not get control again while the log was written")
@@ -145,7 +149,7 @@ def witness(log: Log, saved: Saved, simulation: Simulation, *, npt: bool) -> Wit
         if seen.first is not None and seen.last is not None:
             merged = _control(simulation.kernel, seen, saved)
             parts.append(_part("control", "L2", seen.first, merged))
-    return Witness(simulation.kernel, tuple(parts), tuple(missing))
+    return Witness(simulation.kernel, tuple(parts), tuple(missing), refusals(simulation))
 
 
 class _Seen:

@@ -61,10 +61,10 @@ def arguments(
         "-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", f"{machine.cpu},+svm",
         "-smp", str(machine.smp), "-m", str(machine.memory),
         "-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words),
-        "-chardev", f"file,id=console,path={_comma(run / 'console')}",
+        "-chardev", f"file,id=console,path={comma(run / 'console')}",
         "-serial", "chardev:console",
         "-device", "virtio-serial-pci",
-        "-chardev", f"socket,id=agent,path={_comma(run / 'agent')}",
+        "-chardev", f"socket,id=agent,path={comma(run / 'agent')}",
         "-device", "virtserialport,chardev=agent,name=box.agent",
         *_folder("root", root, "security_model=none,readonly=on"),
         *_folder("share", share, "security_model=none"),
@@ -73,11 +73,11 @@ def arguments(
 
 def _folder(name: str, path: Path, options: str) -> Sequence[str]:
     return (
-        "-fsdev", f"local,id={name},path={_comma(path)},multidevs=remap,{options}",
+        "-fsdev", f"local,id={name},path={comma(path)},multidevs=remap,{options}",
         "-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}",
     )  # fmt: skip
 
 
-def _comma(path: Path) -> str:
-    # QEMU's options are separated by commas; a comma inside is doubled.
+def comma(path: Path) -> str:
+    """Write a path inside an option: commas separate QEMU's options, so one inside is doubled."""
     return str(path).replace(",", ",,")

@@ -86,7 +86,7 @@ def judge(simulation: Simulation) -> Judgement:
     """Judge a simulation."""
     refused = [result for result in simulation.results if result.failed]
     runs = [result for result in simulation.results if result.outcome is not None]
-    lines = [_refusal(result) for result in refused]
+    lines = list(refusals(simulation))
     if not runs:
         lines.append("The plan does not run the vCPU, so nothing was entered.")
         return Judgement(Verdict.REFUSED if refused else Verdict.OPEN, tuple(lines))
@@ -124,6 +124,11 @@ _BROKEN = {
     "EFAULT": "KVM_RUN fails with EFAULT: the MMU for nested paging was destroyed.",
     "hang": "KVM_RUN never returns: the MMU for nested paging was destroyed.",
 }
+
+
+def refusals(simulation: Simulation) -> tuple[str, ...]:
+    """Say for every ioctl that fails which, how and why."""
+    return tuple(_refusal(result) for result in simulation.results if result.failed)
 
 
 def _refusal(result: Result) -> str:

@@ -25,6 +25,7 @@ class Known:
 class Log:
     """What a log holds.
 
+    :param since: number of the first record that counts; pages are taken from before.
     :param counts: records by kind.
     :param nanoseconds: of its last record, since the emulator started.
     :param end: why it ended; None if that was not written.
@@ -32,6 +33,7 @@ class Log:
     """
 
     source: Source
+    since: int
     header: Header
     roles: Roles
     counts: dict[int, int]
@@ -52,23 +54,20 @@ class Log:
 
     def events(self) -> Iterator[Event]:
         """Every record, up to the damage if there is any."""
-        yield from _whole(LogReader(self.source))
+        try:
+            yield from (one for one in LogReader(self.source) if one.number >= self.since)
+        except StreamError:
+            return
 
 
-def _whole(events: LogReader) -> Iterator[Event]:
-    try:
-        yield from events
-    except StreamError:
-        return
-
-
-def read_log(source: Source) -> Log:
+def read_log(source: Source, *, since: int = 0) -> Log:
     """Survey a log.
 
+    :param since: number of the first record that counts.
     :raises StreamError: it does not even start like one.
     """
     reader = LogReader(source)
-    log = Log(source, reader.header, Roles(), {}, 0, None, None)
+    log = Log(source, since, reader.header, Roles(), {}, 0, None, None)
     try:
         log.roles.learn(runs(_watched(reader, log), log.counts))
     except LimitExceeded as limit:
@@ -81,6 +80,7 @@ def _watched(reader: LogReader, log: Log) -> Iterator[Event]:
     try:
         for event in reader:
             log.nanoseconds = event.time
-            yield event
+            if event.number >= log.since:
+                yield event
     except StreamError as damage:
         log.damage = damage

@@ -14,6 +14,7 @@ _VERBS = {
     "capture": "A stream of a guest in a known state, on a kernel and QEMU of choice.",
     "restore": "Restore a stream into a real KVM, and see whether L2 goes on.",
     "matrix": "Save on each kernel and QEMU, restore on each other one.",
+    "witness": "Restore a stream, and see which VMCBs the processor is given.",
     "shell": "A shell in a box.",
     "down": "End a box that stays.",
     "clean": "Remove suites from the cache.",
