@@ -56,6 +56,11 @@ bench: $(STAMP)  ## start-up, decoding and RAM, beside QEMU's own script
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_ram.py
 
+.PHONY: witness
+witness: $(STAMP)  ## every capture on every kernel: what the processor is given
+	@tools/need-packages "gcc:gcc libc6-dev"
+	$(BIN)/python tools/witness.py
+
 .PHONY: clean
 clean:  ## remove everything that was made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* \

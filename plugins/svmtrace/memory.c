@@ -7,7 +7,7 @@
  * one piece.  Where, is found and proved with the page tables themselves: the
  * right base is the one through which CR3's tables can be read *and* whose tables
  * map base + ADDRESS to ADDRESS.  No knowledge of any kernel's structures is used;
- * the candidates are the 1 GiB steps of the upper half of 4-level paging.
+ * the candidates are 0 and the 1 GiB steps of the upper half of 4-level paging.
  *
  * Source: AMD64 APM volume 2, 5.3 (long-mode page translation) and 15.25 (nested
  * paging uses the same formats).
@@ -106,7 +106,7 @@ static bool maps(struct vcpu *vcpu, uint64_t base, uint64_t cr3, uint64_t addres
 static bool find_direct_map(struct vcpu *vcpu, uint64_t address)
 {
     uint64_t cr3 = read_register(vcpu, vcpu->cr3);
-    if (vcpu->direct_map && maps(vcpu, vcpu->direct_map, cr3, address))
+    if (maps(vcpu, vcpu->direct_map, cr3, address))
         return true;
     if (cr3 == vcpu->no_map_in)
         return false; /* a search costs milliseconds: not twice for the same tables */
@@ -115,6 +115,8 @@ static bool find_direct_map(struct vcpu *vcpu, uint64_t address)
         vcpu->direct_map = USUAL_BASE;
         return true;
     }
+    if (maps(vcpu, 0, cr3, address))
+        return true; /* as small hypervisors do */
     for (uint64_t base = FIRST_BASE; base >= FIRST_BASE; base += STEP) {
         if (maps(vcpu, base, cr3, address)) {
             vcpu->direct_map = base;

@@ -118,7 +118,7 @@ class WitnessBox:
 
 
 def hear(
-    bench: WitnessBox, machine: Machine, plan: str | None = None, *, seconds: float = 20.0
+    bench: WitnessBox, machine: Machine, plan: str | None = None, *, seconds: float
 ) -> Witness:
     """Restore a stream under the witness, and hold it against stream and model.
 

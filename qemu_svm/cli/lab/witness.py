@@ -49,7 +49,7 @@ def command(
     predicts, and what the emulated processor got.  Exit status: 0 if each level
     got its own registers and the model foresaw it, else 1.
     """
-    from qemu_svm.lab.witness import WitnessBox, qemu_for, hear
+    from qemu_svm.lab.witness import WitnessBox, hear, qemu_for
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
