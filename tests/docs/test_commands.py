@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT, Run
 
-PAGES = ["docs/save-cache.md"]
+PAGES = ["docs/save-cache.md", "docs/witness.md"]
 
 
 def examples(page: str) -> list[tuple[str, list[str]]]:
