@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.findings.witness import Field, Part, Witness
-from qemu_svm.render.document import SCHEMA_VERSION, hex_text
+from qemu_svm.render.document import SCHEMA_VERSION
+from qemu_svm.render.numbers import hex_text
 from qemu_svm.render.simulate_document import content
 
 
