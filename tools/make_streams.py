@@ -102,6 +102,10 @@ KINDS: dict[str, Kind] = {
     "background-snapshot": Kind(("background-snapshot",), least=(6, 0)),
     "no-description": Kind(arguments=("-machine", "suppress-vmdesc=on"), running=False),
     "postcopy": Kind(("postcopy-ram",), target="postcopy", about="devices in a package"),
+    "postcopy-preempt": Kind(
+        ("postcopy-ram", "postcopy-preempt"), {"max-postcopy-bandwidth": 100 << 10},
+        target="postcopy", least=(7, 2), about="pages that were asked for, on a second connection",
+    ),
     "dirty-bitmap": Kind(
         ("dirty-bitmaps",), arguments=DISK, before=(*BITMAPS, WRITE), running=False,
         about="two dirty bitmaps of a disk",
@@ -200,11 +204,12 @@ def sink(path: Path, folder: Path) -> list[Path]:
     return files
 
 
-def proxy(path: Path, behind: Path, file: Path) -> None:
-    """Pass a connection on, and keep what goes from the source to the destination."""
+def proxy(path: Path, behind: Path, folder: Path) -> list[Path]:
+    """Pass connections on, and keep what goes from the source to the destination."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
-    listener.listen(1)
+    listener.listen(4)
+    files: list[Path] = []
 
     def carry(one: socket.socket, other: socket.socket, out: Any) -> None:
         while data := one.recv(1 << 16):
@@ -215,14 +220,17 @@ def proxy(path: Path, behind: Path, file: Path) -> None:
         other.shutdown(socket.SHUT_WR)
 
     def accept() -> None:
-        near, _ = listener.accept()
-        far = socket.socket(socket.AF_UNIX)
-        far.connect(str(behind))
-        out = file.open("wb")
-        threading.Thread(target=carry, args=(near, far, out), daemon=True).start()
-        threading.Thread(target=carry, args=(far, near, None), daemon=True).start()
+        while True:
+            near, _ = listener.accept()
+            far = socket.socket(socket.AF_UNIX)
+            far.connect(str(behind))
+            files.append(folder / f"connection{len(files)}")
+            out = files[-1].open("wb")
+            threading.Thread(target=carry, args=(near, far, out), daemon=True).start()
+            threading.Thread(target=carry, args=(far, near, None), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
+    return files
 
 
 def make(kind: Kind, command: list[str], folder: Path) -> list[Path]:
@@ -247,7 +255,7 @@ def make(kind: Kind, command: list[str], folder: Path) -> list[Path]:
         for capability in kind.capabilities:
             qmp("migrate-set-capabilities",
                 capabilities=[{"capability": capability, "state": True}])  # fmt: skip
-        if kind.parameters:
+        if kind.parameters and kind.target != "postcopy":
             qmp("migrate-set-parameters", **kind.parameters)
         out = folder / "main"
         if kind.target == "socket":
@@ -257,7 +265,7 @@ def make(kind: Kind, command: list[str], folder: Path) -> list[Path]:
             time.sleep(0.3)
             return sorted(files, key=lambda f: not f.read_bytes().startswith(b"QEVM"))
         if kind.target == "postcopy":
-            return [_postcopy(qmp, command, folder, out, extra)]
+            return _postcopy(kind, qmp, command, folder, extra)
         uri = f"file:{out}" if kind.target == "file" else f"exec:cat>{out}"
         if kind.running:
             # Slow enough that pages change on the way.
@@ -271,20 +279,24 @@ def make(kind: Kind, command: list[str], folder: Path) -> list[Path]:
         return [out]
 
 
-def _postcopy(qmp: Qmp, command: list[str], folder: Path, out: Path, extra: list[str]) -> Path:
-    incoming = ["-incoming", f"unix:{folder}/incoming", *extra]
-    with qemu(command, folder, "destination", *incoming) as other:
-        on = [{"capability": "postcopy-ram", "state": True}]
+def _postcopy(
+    kind: Kind, qmp: Qmp, command: list[str], folder: Path, extra: list[str]
+) -> list[Path]:
+    with qemu(command, folder, "destination", "-incoming", "defer", *extra) as other:
+        on = [{"capability": name, "state": True} for name in kind.capabilities]
         other("migrate-set-capabilities", capabilities=on)
-        proxy(folder / "proxy", folder / "incoming", out)
+        other("migrate-incoming", uri=f"unix:{folder}/incoming")
+        files = proxy(folder / "proxy", folder / "incoming", folder)
         qmp("migrate-set-parameters", **{"max-bandwidth": 200 << 10, "downtime-limit": 1})
+        qmp("migrate-set-parameters", **kind.parameters)
         qmp("migrate", uri=f"unix:{folder}/proxy")
         time.sleep(1)
         qmp("migrate-start-postcopy")
-        qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+        time.sleep(1)
+        qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "max-postcopy-bandwidth": 0})
         wait(qmp, "completed")
         time.sleep(0.3)
-    return out
+    return files
 
 
 @cache

@@ -11,7 +11,7 @@ from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_UNREADABLE, common, complain
 from qemu_svm.source import open_source
 from qemu_svm.stream import Stream, Walk, read_stream
 from qemu_svm.stream.ram_coverage import coverage
-from qemu_svm.stream.ram_index import Ram, all_problems, read_ram
+from qemu_svm.stream.ram_index import Ram, all_problems, is_complete, read_ram
 
 Span = tuple[int, int]
 
@@ -40,7 +40,13 @@ def _span(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Sp
     "--range", "span", callback=_span, metavar="START:END",
     help="Only these bytes of each block; whole pages.",
 )  # fmt: skip
-@click.option("--channel", "channels", multiple=True, metavar="FILE", help="A multifd channel.")
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="FILE",
+    help="A multifd channel, or a further connection of postcopy.",
+)
 @click.option("--extract", "directory", metavar="DIR", help="Write a file a block into DIR.")
 @click.option("-f", "--force", is_flag=True, help="Replace files in DIR.")
 def command(
@@ -101,7 +107,7 @@ def tell(stream: Stream, ram: Ram, option: str = "--channel", *, only_ram: bool 
     """
     problems = all_problems(stream, ram)
     if only_ram:
-        problems = problems[len(stream.problems) :]
+        problems = tuple(problem for problem in problems if problem not in stream.problems)
     for problem in problems:
         complain(f"{stream.source.path}: {problem}")
     if ram.flushes and not ram.channels:
@@ -110,7 +116,7 @@ def tell(stream: Stream, ram: Ram, option: str = "--channel", *, only_ram: bool 
             f"name the file of each with {option}",
         )
         return EXIT_UNREADABLE
-    return EXIT_UNREADABLE if problems or not stream.complete else 0
+    return 0 if only_ram or is_complete(stream, ram) else EXIT_UNREADABLE
 
 
 def _extracted(

@@ -120,7 +120,6 @@ def compare_ram(
     :param progress: told how many pages are done.
     :raises LimitExceeded: one of the guests is too large.
     :raises Unsupported: their pages differ in size.
-    :raises StreamError: a zero page's byte cannot be read.
     """
     if a.page_size != b.page_size:
         raise Unsupported(

@@ -24,6 +24,7 @@ from qemu_svm.errors import PathError
 from qemu_svm.machine.model import Machine
 from qemu_svm.machine.vcpu import Vcpu
 from qemu_svm.stream import Kind, Record, Value
+from qemu_svm.stream.commands import command_values
 from qemu_svm.stream.values import join
 
 IN_PARTS = "section in parts"
@@ -219,6 +220,10 @@ def _inside(machine: Machine, record: Record, offset: int) -> Place:
         if record.kind is not Kind.FULL:
             root = _pieces(machine, record)
         return _deepest(Place(label, root), offset)
+    if record.kind is Kind.COMMAND and inside:
+        payload = machine.stream.source.read_at(record.payload, record.payload_size)
+        value = command_values(record.name or "", payload, record.payload)
+        return _deepest(Place(f"command {record.name}", value), offset)
     name = record.name or record.kind.value
     part = "payload" if inside else "framing"
     value = Value(name, f"{record.kind.value} record, {part}", record.offset, record.size)

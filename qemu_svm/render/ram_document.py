@@ -12,7 +12,7 @@ from typing import Any
 from qemu_svm.render.numbers import hex_text
 from qemu_svm.stream import Stream
 from qemu_svm.stream.ram_coverage import BlockCoverage
-from qemu_svm.stream.ram_index import Ram, all_problems
+from qemu_svm.stream.ram_index import Ram, all_problems, is_complete
 
 SCHEMA_VERSION = 1
 
@@ -34,7 +34,7 @@ def ram_document(
         "schema_version": SCHEMA_VERSION,
         "source": {"path": stream.source.path, "compression": stream.source.compression},
         "page_size": ram.page_size,
-        "complete": stream.complete and not ram.problems,
+        "complete": is_complete(stream, ram),
         "pages": {
             "normal": counts.normal,
             "zero": counts.zero,
@@ -53,6 +53,7 @@ def ram_document(
             }
             for channel in ram.channels
         ],
+        "connections": [{"kind": extra.kind, "pages": extra.pages} for extra in ram.extras],
         "problems": [
             {"rule": problem.rule, "message": problem.detail(), "offset": problem.offset}
             for problem in all_problems(stream, ram)

@@ -67,6 +67,9 @@ def _pages(ram: Ram, covered: Sequence[BlockCoverage]) -> Iterable[Text]:
     for channel in ram.channels:
         how = " and ".join(channel.methods) or "nothing"
         yield entry(f"channel {channel.number}", f"{len(channel.packets)} packets ({how})")
+    for extra in ram.extras:
+        what = "resumed" if extra.kind == "resumed" else "pages asked for"
+        yield entry("connection", f"{extra.pages} pages ({what})")
     yield Text("")
 
 

@@ -127,6 +127,11 @@ def channel_head(source: Source, page_size: int) -> tuple[int, str]:
     return number, "none"
 
 
+def is_channel(source: Source) -> bool:
+    """Whether ``source`` starts like a channel."""
+    return source.read_at(0, 4) == MAGIC.to_bytes(4, "big")
+
+
 def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
     """Read a channel; compressed pages go to a temporary file.
 

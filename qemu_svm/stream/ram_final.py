@@ -9,7 +9,6 @@ copies that count.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 
 from qemu_svm.stream.ram_coverage import coverage
 from qemu_svm.stream.ram_index import Ram
@@ -17,12 +16,9 @@ from qemu_svm.stream.ram_runs import INPUT_SHIFT, PageKind
 
 NEVER = 0
 """Kind of a page that was never sent; the others are of :class:`PageKind`."""
-FILLED = 7
-"""Kind of a page that one byte other than 0 fills."""
 
 _OFFSET = (1 << INPUT_SHIFT) - 1
 _WHOLE = (PageKind.PAGE, PageKind.PLACED)
-_MANY = 1 << 16  # zero pages whose fill bytes are looked at in one go
 
 
 class FinalRam:
@@ -30,7 +26,6 @@ class FinalRam:
 
     :param ram: as read.
     :raises LimitExceeded: the guest is too large to look at every page.
-    :raises StreamError: a zero page's byte cannot be read.
     """
 
     def __init__(self, ram: Ram) -> None:
@@ -40,20 +35,14 @@ class FinalRam:
         # 0 is no run, so the numbers start at 1.
         self._owner = [array("I", bytes(4 * len(kinds))) for kinds in self.kinds]
         self._before = array("I", bytes(4 * (len(ram.runs) + 1)))
-        filled: list[tuple[int, int]] = []
-        for number, (block, page, count, kind, data) in enumerate(ram.runs.raw(), 1):
+        for number, (block, page, count, kind, _) in enumerate(ram.runs.raw(), 1):
             owner = self._owner[block]
             if kind == PageKind.XBZRLE:
                 self._before[number] = owner[page]
-            elif kind == PageKind.ZERO:
-                filled += ((block, page + at) for at in self._fills(data, count))
             if count == 1:
                 owner[page] = number
             else:
                 owner[page : page + count] = array("I", (number,)) * count
-        for block, page in filled:
-            if self.kinds[block][page] == PageKind.ZERO:
-                self.kinds[block][page] = FILLED
 
     def place(self, block: int, page: int) -> tuple[int, int] | None:
         """Where a page's last copy stands: number of the input, and offset.
@@ -118,11 +107,3 @@ class FinalRam:
     def _data(self, owner: int, page: int) -> int:
         first, _, kind, data = self._run(owner)
         return data + (page - first) * self.ram.runs.strides[PageKind(kind)]
-
-    def _fills(self, data: int, count: int) -> Iterator[int]:
-        # Which pages of a run of zero pages are filled with something else.
-        for start in range(0, count, _MANY):
-            pages = min(_MANY, count - start)
-            raw = self.read(data + 9 * start, (pages - 1) * 9 + 1)[::9]
-            if raw.strip(b"\0"):
-                yield from (start + place for place, fill in enumerate(raw) if fill)

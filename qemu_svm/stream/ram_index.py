@@ -27,6 +27,7 @@ from qemu_svm.stream.xbzrle import apply_delta
 
 if TYPE_CHECKING:
     from qemu_svm.stream.multifd import Channel, Content, Packet
+    from qemu_svm.stream.postcopy import Discards, Extra
 
 _BATCH = 1024  # records of the walk that are kept before they are forgotten
 
@@ -40,6 +41,7 @@ class Ram:
     :param sources: the stream, then the channels.
     :param flushes: number of MULTIFD_FLUSH records.
     :param problems: what went wrong while reading.
+    :param extras: further connections of postcopy; their inputs follow the channels'.
     """
 
     entries: tuple[BlockEntry, ...]
@@ -49,6 +51,12 @@ class Ram:
     channels: tuple[Channel, ...]
     flushes: int
     problems: tuple[StreamError, ...]
+    extras: tuple[Extra, ...] = ()
+
+    @property
+    def resumed(self) -> bool:
+        """Whether a further connection brought the end that the stream itself lacks."""
+        return bool(self.extras) and any(extra.ended for extra in self.extras)
 
     @property
     def blocks(self) -> tuple[RamBlock, ...]:
@@ -164,11 +172,12 @@ class Ram:
 def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner = scan) -> Ram:
     """Read all RAM records of a stream.
 
-    :param channels: the multifd channels, in any order.
+    :param channels: the multifd channels, in any order; further connections of
+        postcopy in the order in which they were made.
     :param scan: how common records are read.
     :raises StreamError: a channel does not start like one.
     """
-    read = _channels(stream, channels)
+    read, others = _channels(stream, channels)
     walker = Walker(stream.source, stream.limits, stream.description)
     state = walker.ram
     state.page_size = stream.page_size
@@ -177,39 +186,90 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
     merge = _Merge(state, runs, read)
     state.mark = merge.mark
     problems = [channel.problem for channel in read if channel.problem is not None]
+    discards = None
+    if others or _is_postcopy(stream):
+        from qemu_svm.stream.postcopy import Discards
+
+        discards = Discards(stream.source)
     try:
-        _walk(walker)
+        _walk(walker, discards)
         merge.rest()
     except StreamError as error:
         problems.append(error)
+    extras = _further(walker, others, 1 + len(read))
+    problems += [extra.problem for extra in extras if extra.problem is not None]
+    missing = discards.missing(state, stream.source.size()) if discards is not None else None
+    if missing is not None:
+        problems.append(missing)
     return Ram(
         state.entries,
         runs,
         stream.page_size,
-        (stream.source, *(channel.source for channel in read)),
+        (stream.source, *(channel.source for channel in read), *others),
         tuple(read),
         merge.flushes,
         tuple(problems),
+        tuple(extras),
     )
 
 
-def _channels(stream: Stream, sources: Sequence[Source]) -> list[Channel]:
+def _channels(stream: Stream, sources: Sequence[Source]) -> tuple[list[Channel], list[Source]]:
+    # The multifd channels by their numbers, and other connections as they were given.
+    if not sources:
+        return [], []
+    from qemu_svm.stream.multifd import is_channel, read_channel
+
+    others = [source for source in sources if not is_channel(source)]
+    for source in others:
+        if not source.size() and not _is_postcopy(stream):
+            raise Malformed(f"'{source.path}' is empty", offset=0, expected="a multifd channel")
+    read = [
+        read_channel(source, stream.page_size, stream.limits)
+        for source in sources
+        if source not in others
+    ]
+    return sorted(read, key=lambda channel: channel.number), others
+
+
+def _further(walker: Walker, sources: Sequence[Source], number: int) -> list[Extra]:
     if not sources:
         return []
-    from qemu_svm.stream.multifd import read_channel
+    from qemu_svm.stream.postcopy import read_extra
 
-    read = [read_channel(source, stream.page_size, stream.limits) for source in sources]
-    return sorted(read, key=lambda channel: channel.number)
+    return [read_extra(walker, source, at) for at, source in enumerate(sources, number)]
+
+
+def is_complete(stream: Stream, ram: Ram) -> bool:
+    """Whether stream and channels were read to their ends without damage."""
+    return (stream.complete or ram.resumed) and not all_problems(stream, ram)
 
 
 def all_problems(stream: Stream, ram: Ram) -> tuple[StreamError, ...]:
     """What is wrong with the stream or its RAM; what both met, once."""
-    seen = {(problem.offset, problem.what) for problem in stream.problems}
-    more = (problem for problem in ram.problems if (problem.offset, problem.what) not in seen)
-    return (*stream.problems, *more)
+    ours = stream.problems
+    more = ram.problems
+    if ram.resumed:
+        # That the first connection broke off is what the others are there for.
+        ours, more = (
+            tuple(problem for problem in part if not _broken_off(stream, problem))
+            for part in (ours, more)
+        )
+    seen = {(problem.offset, problem.what) for problem in ours}
+    return (*ours, *(one for one in more if (one.offset, one.what) not in seen))
 
 
-def _walk(walker: Walker) -> None:
+def _is_postcopy(stream: Stream) -> bool:
+    return any(
+        record.kind is Kind.COMMAND and (record.name or "").startswith("POSTCOPY")
+        for record in stream.records
+    )
+
+
+def _broken_off(stream: Stream, problem: StreamError) -> bool:
+    return isinstance(problem, Truncated) and problem.offset == stream.source.size()
+
+
+def _walk(walker: Walker, discards: Discards | None) -> None:
     # Record by record up to the end of RAM.
     walker.header()
     empty = b""
@@ -223,6 +283,8 @@ def _walk(walker: Walker) -> None:
         if len(walker.records) > _BATCH:
             del walker.records[:-1]
         record = walker.records[-1]
+        if discards is not None and record.kind is Kind.COMMAND:
+            discards.note(record, walker.ram)
         if record.name == "ram" and record.section_id is not None:
             if record.kind is Kind.END:
                 return

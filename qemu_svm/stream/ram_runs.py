@@ -165,6 +165,11 @@ class RamRuns:
         self._sweep_block.append(block)
         self._sweep_first.append(len(self._data))
 
+    def seal(self) -> int:
+        """Let nothing lengthen the runs there are; returns how many there are."""
+        self._where_next = -1
+        return len(self)
+
     def drop_last(self) -> None:
         """Forget the last page: the input ends inside it."""
         if self._count and self._count[-1]:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
-import subprocess
-import threading
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
@@ -20,7 +13,6 @@ import zstandard
 from qemu_svm.errors import Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import read_stream
-from qemu_svm.stream.ram_extract import extract
 from qemu_svm.stream.ram_index import Ram, read_ram
 from tests import builders
 from tests.builders import PAGE, word, zero
@@ -186,114 +178,3 @@ def test_the_verb_asks_for_channels(svmstream: Run, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["channels"] == [
         {"number": 0, "methods": ["none"], "packets": 1, "epochs": 2}
     ]
-
-
-# A real QEMU: what is extracted is what the guest has.
-
-
-class Monitor:
-    def __init__(self, path: Path) -> None:
-        for _ in range(200):
-            self.socket = socket.socket(socket.AF_UNIX)
-            with contextlib.suppress(OSError):
-                self.socket.connect(str(path))
-                break
-            self.socket.close()
-            time.sleep(0.05)
-        self.file = self.socket.makefile("rw")
-        self.run("qmp_capabilities")
-
-    def run(self, command: str, **arguments: Any) -> Any:
-        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        self.file.flush()
-        while True:
-            answer = json.loads(self.file.readline())
-            if "return" in answer:
-                return answer["return"]
-            assert "error" not in answer, answer
-
-
-def listen(path: Path, connections: int) -> tuple[list[bytearray], threading.Thread]:
-    """Take down what comes over a unix socket, each connection for itself."""
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path))
-    server.listen(connections)
-    got: list[bytearray] = []
-
-    def receive(peer: socket.socket, into: bytearray) -> None:
-        while data := peer.recv(1 << 16):
-            into += data
-        peer.close()
-
-    def accept() -> None:
-        threads = []
-        for _ in range(connections):
-            got.append(bytearray())
-            threads.append(threading.Thread(target=receive, args=(server.accept()[0], got[-1])))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-        server.close()
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    return got, thread
-
-
-@pytest.mark.parametrize("mode", ["plain", "compress", "none", "zlib", "zstd"])
-def test_a_real_guest(mode: str, tmp_path: Path) -> None:
-    pattern = b"".join(
-        (os.urandom(PAGE), bytes(PAGE), b"words " * 700)[n % 3][:PAGE].ljust(PAGE, b"\0")
-        for n in range(700)
-    )
-    (tmp_path / "pattern").write_bytes(pattern)
-    process = subprocess.Popen(
-        ["qemu-system-x86_64", "-accel", "tcg", "-M", "pc", "-m", "16", "-nodefaults", "-S"]
-        + ["-display", "none", "-qmp", f"unix:{tmp_path}/qmp,server=on,wait=off"]
-        + ["-device", f"loader,file={tmp_path}/pattern,addr=0x200000,force-raw=on"],
-    )  # fmt: skip
-    try:
-        monitor = Monitor(tmp_path / "qmp")
-        monitor.run("pmemsave", val=0x100000, size=15 << 20, filename=f"{tmp_path}/truth")
-        if mode == "compress":
-            monitor.run("migrate-set-capabilities",
-                        capabilities=[{"capability": "compress", "state": True}])  # fmt: skip
-        channels: list[bytearray] = []
-        thread = None
-        uri = f"exec:cat>{tmp_path}/main"
-        if mode not in ("plain", "compress"):
-            monitor.run("migrate-set-capabilities",
-                        capabilities=[{"capability": "multifd", "state": True}])  # fmt: skip
-            monitor.run("migrate-set-parameters", **{
-                "multifd-channels": 2, "multifd-compression": mode})  # fmt: skip
-            channels, thread = listen(tmp_path / "sock", 3)
-            uri = f"unix:{tmp_path}/sock"
-        monitor.run("migrate", uri=uri)
-        while (status := monitor.run("query-migrate")["status"]) != "completed":
-            assert status != "failed"
-            time.sleep(0.02)
-        monitor.run("quit")
-        process.wait(30)
-        monitor.file.close()
-        monitor.socket.close()
-        if thread is not None:
-            thread.join(30)
-    finally:
-        process.kill()
-        process.wait()
-    if channels:
-        main = next(bytes(data) for data in channels if data.startswith(b"QEVM"))
-        others = [bytes(data) for data in channels if not data.startswith(b"QEVM")]
-    else:
-        main, others = (tmp_path / "main").read_bytes(), []
-    ram = merged(main, *others)
-    assert ram.problems == ()
-    counts = ram.counts()
-    assert bool(counts.compressed) == (mode == "compress")
-    truth = (tmp_path / "truth").read_bytes()
-    block = ram.block("pc.ram")
-    with (tmp_path / "out").open("w+b") as file:
-        extract(ram, {block: file.fileno()})
-        file.seek(1 << 20)
-        assert file.read() == truth
-    assert ram.read(block, 0x200000, len(pattern)) == pattern

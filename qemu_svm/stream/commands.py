@@ -1,0 +1,75 @@
+"""What a COMMAND record says, as values.
+
+Commands travel between sections; the payload of each is fixed but for those that
+name a RAM block.  PACKAGED announces that many bytes of records behind it.
+
+Source: QEMU ``migration/savevm.c`` (``loadvm_process_command`` and
+neighbours), 5.2 to 10.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from qemu_svm.stream.constants import Command
+from qemu_svm.stream.text import name_text
+from qemu_svm.stream.values import Value
+
+_NUMBERS: Mapping[str, tuple[tuple[str, int], ...]] = {
+    Command.PING.name: (("value", 4),),
+    Command.POSTCOPY_ADVISE.name: (("page_sizes", 8), ("target_page_size", 8)),
+    Command.PACKAGED.name: (("bytes", 4),),
+}
+
+
+def command_values(name: str, payload: bytes, offset: int) -> Value:
+    """The payload of a command as a tree; what is not understood stays bytes.
+
+    :param name: of the command, as :func:`~qemu_svm.stream.records.command_name` has it.
+    :param offset: of the payload in the stream.
+    """
+    children = tuple(_fields(name, payload, offset))
+    value = None if children or not payload else payload
+    return Value(name, "command", offset, len(payload), value, children)
+
+
+def discarded(payload: bytes) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The block of a POSTCOPY_RAM_DISCARD, and ``(start, length)`` of its ranges in bytes."""
+    tree = command_values(Command.POSTCOPY_RAM_DISCARD.name, payload, 0)
+    name = tree.child("block")
+    ranges = (child for child in tree.children if child.name.startswith("["))
+    return (
+        name.value if name is not None and isinstance(name.value, str) else "",
+        tuple((one.number("start"), one.number("length")) for one in ranges),
+    )
+
+
+def _fields(name: str, payload: bytes, offset: int) -> Iterator[Value]:
+    layout = _NUMBERS.get(name, ())
+    if layout and len(payload) == sum(size for _, size in layout):
+        at = 0
+        for field, size in layout:
+            yield _number(field, payload, offset, at, size)
+            at += size
+    elif name == Command.RECV_BITMAP.name and payload:
+        yield from _block(payload, offset, 0)
+    elif name == Command.POSTCOPY_RAM_DISCARD.name and len(payload) > 2:
+        yield _number("version", payload, offset, 0, 1)
+        yield from _block(payload, offset, 1)
+        start = 3 + payload[1]  # a zero byte ends the name
+        for index, at in enumerate(range(start, len(payload) - 15, 16)):
+            members = (
+                _number("start", payload, offset, at, 8),
+                _number("length", payload, offset, at + 8, 8),
+            )
+            yield Value(f"[{index}]", "range", offset + at, 16, None, members)
+
+
+def _number(name: str, payload: bytes, offset: int, at: int, size: int) -> Value:
+    value = int.from_bytes(payload[at : at + size], "big")
+    return Value(name, f"uint{8 * size}", offset + at, size, value)
+
+
+def _block(payload: bytes, offset: int, at: int) -> Iterator[Value]:
+    text = payload[at + 1 : at + 1 + payload[at]]
+    yield Value("block", "counted string", offset + at, 1 + len(text), name_text(text))

@@ -1,0 +1,46 @@
+"""Bytes that are no stream, but that somebody may well have at hand instead."""
+
+from __future__ import annotations
+
+from qemu_svm.stream.constants import Command, RamFlag, RecordType
+
+_MAGICS = (
+    (b"LibvirtQemud", "a libvirt save image"),
+    (b"QFI\xfb", "a qcow2 image"),
+    (b"\x7fELF", "an ELF file"),
+    (b"MVEQ", "a stream with its bytes swapped"),
+    (b"QCPR", "a CPR state file, not a migration stream"),
+    (b"\x11\x22\x33\x44", "an extra multifd channel, not the main one"),
+    (b"\x89LZO", "lzop-compressed data"),
+)
+RESUMED = bytes((RecordType.COMMAND, 0, Command.RECV_BITMAP))
+"""How the second connection of a resumed postcopy migration starts."""
+
+# The return path: 16-bit type and length, and what has a fixed length.
+_RETURN_PATH = {1: 4, 2: 4, 4: 12, 6: 4, 7: 0}
+_NAMED = (3, 5)  # pages asked for, or a bitmap received, by the name of a block
+
+
+def seen_elsewhere(head: bytes) -> str | None:
+    """Say what starts with ``head``, the first 16 bytes or more; None if it is not known."""
+    for magic, what in _MAGICS:
+        if head.startswith(magic):
+            return what
+    if len(head) < 4:
+        return None
+    kind, length = int.from_bytes(head[:2], "big"), int.from_bytes(head[2:4], "big")
+    if _RETURN_PATH.get(kind) == length or (kind in _NAMED and 0 < length < 300):
+        return "the return path of a migration: what the destination answered"
+    if head.startswith(RESUMED):
+        return (
+            "the second connection of a postcopy migration that was resumed; it goes on where "
+            "the first one broke: 'ram FIRST --channel SECOND' reads both"
+        )
+    word, name = int.from_bytes(head[:8], "big"), head[9 : 9 + head[8]] if len(head) > 8 else b""
+    named = word & 0xFFF in (RamFlag.PAGE, RamFlag.ZERO) and name.isascii() and name[:1].isalnum()
+    if word == RamFlag.EOS or (word < 1 << 48 and named):
+        return (
+            "RAM records with no stream around them, as the second connection of "
+            "postcopy-preempt has: 'ram MAIN --channel THIS' reads both"
+        )
+    return None
