@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from qemu_svm.errors import CommandRefused, EnvironmentFault, QmpError, Refused, StreamError
-from qemu_svm.qmp import features
+from qemu_svm.qmp import features, hold
 from qemu_svm.qmp.answers import Event, Migration, Status, Version
 from qemu_svm.qmp.client import Client
 from qemu_svm.qmp.features import Options
@@ -113,6 +113,7 @@ class _Capture:
         self._session: Session | None = None
         self._routed: set[str] = set()
         self._stopped: float | None = None
+        self._hold: hold.Hold | None = None
 
     async def run(self) -> None:
         client, options = self._client, self._options
@@ -120,10 +121,19 @@ class _Capture:
         known: frozenset[str] = frozenset()
         if options.multifd:
             known = features.compressions(await client.execute("query-qmp-schema"))
+        capabilities = await client.capabilities()
+        held = self._can_hold(before) and hold.CAPABILITY in capabilities
         todo = features.plan(
-            options, client.version, await client.capabilities(), await client.parameters(), known
+            options,
+            client.version,
+            capabilities,
+            await client.parameters(),
+            known,
+            asked=[hold.CAPABILITY] if held else [],
         )
-        receiver = Receiver(self._route)
+        receiver = Receiver(self._route, hold.OPENING if held else b"")
+        if held:
+            self._hold = hold.Hold(client, receiver, self._output.temporary)
         try:
             async with Session(client, before) as self._session:
                 await self._session.change(todo.capabilities, todo.parameters)
@@ -132,6 +142,17 @@ class _Capture:
                     self._stopped = _between(events.pending())
         finally:
             await receiver.close()
+
+    def _can_hold(self, before: Status) -> bool:
+        options, newer = self._options, self._client.version >= hold.SINCE
+        if options.background_snapshot and not before.running and not newer:
+            raise Refused(
+                f"QEMU {self._client.version} lets a stopped guest run after a background snapshot",
+                hint="capture it without --background-snapshot",
+            )
+        plain = not (options.background_snapshot or options.mapped_ram or options.multifd)
+        handed = self._client.can_pass and self._qemu_directory is None
+        return newer and plain and handed and not before.running
 
     async def _save(self, session: Session, receiver: Receiver) -> None:
         if not self._options.live:
@@ -217,6 +238,11 @@ class _Capture:
                 raise receiver.error
             if migration.status == "completed":
                 return
+            if self._hold is not None:
+                over = await self._hold.over(migration)
+                if over is not None:
+                    self._migration = over
+                    return
             if migration.status == "cancelled":
                 raise Refused("the migration was cancelled by somebody else")
             if migration.status == "failed":

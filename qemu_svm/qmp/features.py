@@ -6,7 +6,7 @@ Source: QEMU ``qapi/migration.json`` (``since`` of each member),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -98,12 +98,15 @@ def plan(
     capabilities: Mapping[str, bool],
     parameters: Mapping[str, Any],
     compressions: frozenset[str],
+    *,
+    asked: Iterable[str] = (),
 ) -> Plan:
     """Work out what has to be changed for a capture.
 
     :param capabilities: what this QEMU has, and what is on.
     :param parameters: as they are.
     :param compressions: those that this QEMU was built with.
+    :param asked: capabilities that are needed besides.
     :raises Refused: this QEMU does not have what is asked for.
     """
     words = options.contradiction()
@@ -127,7 +130,7 @@ def plan(
             f"this one has {', '.join(sorted(compressions)) or 'none'}",
         )
     off = _OFF + (_OFF_FOR_SNAPSHOT if options.background_snapshot else ())
-    states = dict.fromkeys(off, False) | wanted
+    states = dict.fromkeys(off, False) | wanted | dict.fromkeys(asked, True)
     values: dict[str, object] = {"max-bandwidth": options.bandwidth or UNLIMITED}
     if options.downtime is not None:
         values["downtime-limit"] = options.downtime

@@ -24,6 +24,7 @@ from qemu_svm.limits import KIB, MIB
 
 _BUFFER = MIB
 _HEAD = 64  # as long as the first packet of a multifd channel
+_LONG_HEAD = 4 * KIB  # header, machine type and capabilities are shorter
 _BACKLOG = 256
 
 Route = Callable[[bytes], int]
@@ -33,14 +34,19 @@ Route = Callable[[bytes], int]
 class Receiver:
     """Connections that are written to files.
 
+    :attr:`ended` is set when all have ended, or one failed; :attr:`received`
+    counts bytes.
+
     :param route: called in a thread, once for each connection.
-    :param loop: the loop whose :attr:`ended` is set.
+    :param without: bytes that are left out, once, near the start of a connection.
     """
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, without: bytes = b"") -> None:
+        self.received = 0
         self.ended = asyncio.Event()
         self.error: OSError | None = None
         self._route = route
+        self._without = without
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -59,6 +65,12 @@ class Receiver:
             self._threads.append(thread)
             self._open += 1
         thread.start()
+
+    def answer(self, data: bytes) -> None:
+        """Send something back over every connection."""
+        for one in list(self._sockets):
+            with contextlib.suppress(OSError):
+                one.sendall(data)
 
     async def drain(self) -> None:
         """Wait until every connection has ended and everything is written."""
@@ -96,13 +108,12 @@ class Receiver:
 
     def _copy(self, connection: socket.socket) -> None:
         buffer = memoryview(bytearray(_BUFFER))
-        size = 0
-        while size < _HEAD and (got := connection.recv_into(buffer[size:])):
-            size += got
+        size = self._head(connection, buffer)
         if not size:
             return
         target = self._route(bytes(buffer[:_HEAD]))
         while size:
+            self.received += size
             at = 0
             while at < size:
                 at += os.write(target, buffer[at:size])
@@ -110,6 +121,18 @@ class Receiver:
                 size = connection.recv_into(buffer)
             except ConnectionResetError:
                 return  # as good as an end: whether all came is the migration's to say
+
+    def _head(self, connection: socket.socket, buffer: memoryview) -> int:
+        # As much as tells what it is; with what is to be left out, if it is there.
+        size, enough = 0, _LONG_HEAD if self._without else _HEAD
+        while size < enough and (got := connection.recv_into(buffer[size:])):
+            size += got
+            at = bytes(buffer[:enough]).find(self._without) if self._without else -1
+            if at >= 0:
+                rest = bytes(buffer[at + len(self._without) : size])
+                buffer[at : at + len(rest)] = rest
+                return at + len(rest)
+        return size
 
     def _tell(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -126,6 +126,8 @@ def test_a_paused_guest_stays_stopped(tmp_path: Path) -> None:
     with running(tmp_path) as vm:
         with sync.connect(vm.address) as qmp:
             qmp.execute("stop")
+        with pytest.raises(Refused, match="lets a stopped guest run"):
+            take(vm, tmp_path / "no", Options(background_snapshot=True))
         done = take(vm, tmp_path / "dump.bin")
         assert not done.after.running
         first = counters(done)

@@ -69,6 +69,35 @@ def test_there_and_back(kind: str, newer: Vm, binary: Path, tmp_path: Path, svms
     assert (back.returncode, back.stderr) == (0, b"")
 
 
+def test_a_stopped_guest_stays_exactly_as_it_was(
+    newer: Vm, binary: Path, tmp_path: Path, svmstream: Run
+) -> None:
+    with sync.connect(newer.address) as qmp:
+        qmp.execute("stop")
+    try:
+        before = settings(newer)
+        assert before[2].state == "paused"
+        first = take(newer, tmp_path / "one")
+        assert settings(newer) == before
+        assert first.before == first.after
+        assert first.migration.status == "completed"
+        second = take(newer, tmp_path / "two")
+        assert settings(newer) == before
+    finally:
+        with sync.connect(newer.address) as qmp:
+            qmp.execute("cont")
+    assert counters(first) == counters(second)
+    with open_source(first.files[0]) as source:
+        names = [record.name for record in read_stream(source).records]
+    assert not {"OPEN_RETURN_PATH", "PING"} & set(names)
+    done = svmstream("diff", "--ram", first.files[0], second.files[0])
+    assert done.returncode == 0, done.stdout
+    # From a pipe, which has no way back.
+    words = ["--qemu", binary, "--", *newer.arguments]
+    back = svmstream("restore", "--check", "--qemu-file", first.files[0], first.files[0], *words)
+    assert (back.returncode, back.stderr) == (0, b"")
+
+
 def test_a_packed_mapped_ram_stream(
     newer: Vm, binary: Path, tmp_path: Path, svmstream: Run
 ) -> None:
