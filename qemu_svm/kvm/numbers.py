@@ -13,7 +13,7 @@ headers of Linux 6.1, those added later are from 6.12's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from functools import cache
 
 KVM_TYPE = 0xAE
@@ -21,7 +21,7 @@ _MASK = 0xFFFF_FFFF
 _PREFIX = "KVM_"
 
 
-class Level(StrEnum):
+class Level(str, Enum):
     """What kind of file descriptor an ioctl is for."""
 
     SYSTEM = "system"
@@ -30,7 +30,7 @@ class Level(StrEnum):
     DEVICE = "device"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ioctl:
     """One ioctl.  ``levels`` are the descriptors that take it."""
 

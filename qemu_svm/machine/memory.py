@@ -8,6 +8,7 @@ Source: QEMU ``hw/i386/pc_piix.c``, ``pc_q35.c``, ``microvm.c`` (7.2).
 from __future__ import annotations
 
 from qemu_svm.machine.model import Machine
+from qemu_svm.stream import RamBlock
 
 _GIB = 1 << 30
 _HIGH = 4 * _GIB
@@ -18,13 +19,17 @@ def ram_ranges(machine: Machine) -> list[tuple[int, int]]:
     """Ranges ``(start, end)`` of the main RAM in guest-physical addresses."""
     if not machine.blocks:
         return []
-    named = [block for block in machine.blocks if block.name in _MAIN]
-    main = named[0] if named else max(machine.blocks, key=lambda block: block.used_length)
-    size = main.used_length
+    size = main_block(machine).used_length
     low = _low_end(machine.name or "", size)
     if size <= low:
         return [(0, size)]
     return [(0, low), (_HIGH, _HIGH + size - low)]
+
+
+def main_block(machine: Machine) -> RamBlock:
+    """The block of the main RAM: by its name, else the largest; there must be one."""
+    named = [block for block in machine.blocks if block.name in _MAIN]
+    return named[0] if named else max(machine.blocks, key=lambda block: block.used_length)
 
 
 def _low_end(name: str, size: int) -> int:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from qemu_svm.errors import PlanError
-from qemu_svm.nested import layout
-from qemu_svm.restore import nested, smm, x86
-from qemu_svm.restore.area import Area, Content, Writer
+from qemu_svm.restore import carried, nested, smm, x86
+from qemu_svm.restore.area import Area, Content
 from qemu_svm.restore.checks import Argument
-from qemu_svm.restore.cpuid import FEATURES, Cpuid
 from qemu_svm.restore.kernels import Kernel
 from qemu_svm.restore.plan import WITHOUT_EFFECT, Step
 from qemu_svm.restore.run import Outcome, vcpu_run
 from qemu_svm.restore.saved import Saved, areas
 from qemu_svm.restore.vcpu import Host, Vcpu
 from qemu_svm.x86.segments import Segment
-
-_SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldtr", "gdtr", "idtr")
-_L1_SREGS = ("es", "cs", "ss", "ds", "gdtr", "idtr", "cr0", "cr3", "cr4", "efer")
-_L1_REGS = ("rip", "rsp", "rax", "rflags")
-_ALIASES = {"gdt": "gdtr", "idt": "idtr", "ldt": "ldtr"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,71 +151,20 @@ def _vmrun(vcpu: Vcpu, race: dict[str, int]) -> tuple[str | None, Outcome | None
 
 
 def _cpuid(vcpu: Vcpu, _saved: Saved, step: Step) -> str | None:
-    cpuid = vcpu.host.cpuid
-    if "nosvm" in step.flags:
-        cpuid = cpuid.without("svm")
-    for key, value in step.settings:
-        if isinstance(value, int):
-            cpuid = Cpuid(cpuid.features, value)
-        elif value not in FEATURES:
-            raise PlanError(f"'{value}' is no CPUID feature known here", near=sorted(FEATURES))
-        elif key == "no":
-            cpuid = cpuid.without(value)
-        else:
-            cpuid = Cpuid(cpuid.features | {value}, cpuid.maxphyaddr)
-    return x86.kvm_set_cpuid(vcpu, cpuid)
+    return x86.kvm_set_cpuid(vcpu, carried.cpuid(vcpu.host.cpuid, step))
 
 
 def _sregs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
-    sregs = saved.sregs.copy()
-    if "l1" in step.flags:
-        sregs.copy_from(saved.l1(), _L1_SREGS)
-    for key, value in step.settings:
-        register, _, part = key.partition(".")
-        register = _ALIASES.get(register, register)
-        if part and register in _SEGMENTS:
-            sregs.set(register, _changed(sregs.segment(register), part, value), Writer(0, "plan"))
-        elif key in sregs or key in ("cr8", "apic_base") or key.startswith("pdptr"):
-            sregs.set(key, int(value), Writer(0, "plan"))
-        else:
-            raise PlanError(f"'{step.name}' has no register '{key}'", near=tuple(sregs))
-    return x86.set_sregs(vcpu, sregs, second=step.name == "sregs2")
-
-
-_PARTS = {"type": (0, 0xF), "s": (4, 1), "dpl": (5, 3), "present": (7, 1), "avl": (8, 1)} | {
-    "l": (9, 1),
-    "db": (10, 1),
-    "g": (11, 1),
-}
-
-
-def _changed(segment: Segment, part: str, value: int | str) -> Segment:
-    number = int(value)
-    if part in ("selector", "base", "limit", "attrib"):
-        return replace(segment, **{part: number})
-    if part not in _PARTS:
-        raise PlanError(f"a segment has no part '{part}'", near=tuple(_PARTS))
-    shift, mask = _PARTS[part]
-    attrib = segment.attrib & ~(mask << shift) | (number & mask) << shift
-    return replace(segment, attrib=attrib)
+    return x86.set_sregs(vcpu, carried.sregs(saved, step), second=step.name == "sregs2")
 
 
 def _regs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
-    regs = dict(saved.regs)
-    if "l1" in step.flags:
-        l1 = saved.l1()
-        regs |= {name: l1.get(name) for name in _L1_REGS}
-    for key, value in step.settings:
-        if key not in regs:
-            raise PlanError(f"'regs' has no register '{key}'", near=tuple(regs))
-        regs[key] = int(value)
-    x86.set_regs(vcpu, regs)
+    x86.set_regs(vcpu, carried.regs(saved, step))
     return None
 
 
 def _msrs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
-    msrs = {key: int(value) for key, value in step.settings} or dict(saved.msrs)
-    for name, value in msrs.items():
+    for name, value in carried.msrs(saved, step).items():
         failed = x86.set_msr(vcpu, name, value)
         if failed is not None:
             return failed
@@ -231,57 +172,30 @@ def _msrs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
 
 
 def _events(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
-    events = {"smm": saved.smm} | {key: int(value) for key, value in step.settings}
-    return x86.set_vcpu_events(vcpu, events)
+    return x86.set_vcpu_events(vcpu, carried.events(saved, step))
 
 
 def _debugregs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
-    values = dict(saved.debugregs) | {key: int(value) for key, value in step.settings}
-    return x86.set_debugregs(vcpu, values)
+    return x86.set_debugregs(vcpu, carried.debugregs(saved, step))
 
 
 def _mpstate(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
-    values = dict(step.settings)
-    return x86.set_mp_state(vcpu, int(values.get("state", saved.mp_state)))
+    return x86.set_mp_state(vcpu, carried.mp_state(saved, step))
 
 
 def argument(saved: Saved, step: Step, vcpu: Vcpu) -> Argument:
     """Build the argument of KVM_SET_NESTED_STATE for a step."""
-    blob = saved.blob
-    header = {
-        "flags": blob.flags,
-        "format": blob.format,
-        "size": blob.size,
-        "vmcb_pa": blob.vmcb_pa,
-        "gpat": blob.gpat,
-    }
-    vmcb = bytearray(blob.vmcb)
-    for key, value in step.settings:
-        if key.startswith("@"):
-            _damage(vmcb, key[1:], int(value))
-        else:
-            header[key] = int(value)
-    control, save = areas(bytes(vmcb), vcpu.writer("KVM_SET_NESTED_STATE"))
+    given = carried.nested(saved, step)
+    control, save = areas(given.vmcb, vcpu.writer("KVM_SET_NESTED_STATE"))
     return Argument(
-        flags=header["flags"],
-        format=header["format"],
-        size=header["size"],
-        vmcb_pa=header["vmcb_pa"],
-        gpat=header["gpat"],
+        flags=given.flags,
+        format=given.format,
+        size=given.size,
+        vmcb_pa=given.vmcb_pa,
+        gpat=given.gpat,
         ctl=nested.nested_copy_vmcb_control_to_cache(vcpu, control),
         save=save,
     )
-
-
-def _damage(vmcb: bytearray, place: str, value: int) -> None:
-    offset_text, _, size_text = place.partition("/")
-    try:
-        offset, size = int(offset_text, 0), int(size_text or "8", 0)
-    except ValueError:
-        raise PlanError(f"'@{place}' is not an offset such as @0x550 or @0x5c/1") from None
-    if size not in (1, 2, 4, 8) or not 0 <= offset <= layout.VMCB_SIZE - size:
-        raise PlanError(f"'@{place}' is outside the VMCB, or its size is not 1, 2, 4 or 8")
-    vmcb[offset : offset + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
 
 def _nested(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
@@ -293,8 +207,7 @@ def _nested(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
 
 
 def _get(vcpu: Vcpu, _saved: Saved, step: Step) -> str | None:
-    values = dict(step.settings)
-    return nested.kvm_get_nested_state(vcpu, int(values.get("size", layout.VMCB_SIZE + 128)))
+    return nested.kvm_get_nested_state(vcpu, carried.get_size(step))
 
 
 _IOCTLS: dict[str, Callable[[Vcpu, Saved, Step], str | None]] = {

@@ -130,7 +130,7 @@ def set_debugregs(vcpu: Vcpu, values: Mapping[str, int]) -> str | None:
 
 def set_vcpu_events(vcpu: Vcpu, events: Mapping[str, int]) -> str | None:
     """KVM_SET_VCPU_EVENTS: exceptions, NMI, interrupt shadow, SMM."""
-    flags = events.get("flags", _EVENT_FLAGS["nmi_pending"] | 4 | 8)
+    flags = events["flags"]
     if flags & ~0x1F:
         # Bit 5 (triple fault) needs a capability that nobody enabled here.
         return "U-04"

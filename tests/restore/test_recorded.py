@@ -11,6 +11,8 @@ import pytest
 
 from qemu_svm.restore import plan as plans
 from qemu_svm.restore.kernels import KERNELS
+from qemu_svm.restore.observed import comparable, flat
+from qemu_svm.restore.observed import differences as differing
 from qemu_svm.restore.simulate import Result, simulate
 from qemu_svm.restore.vcpu import Host
 from tests.restore.recorded import (
@@ -18,8 +20,6 @@ from tests.restore.recorded import (
     RECORDED,
     Recording,
     backed,
-    comparable,
-    flat,
     guests,
     recordings,
 )
@@ -80,18 +80,15 @@ def disagreement(recording: Recording) -> str | None:
 
 def differences(result: Result, truth: dict[str, Any], *, ran: bool) -> list[str]:
     found = flat(result.state, split="vmcb02" in result.state.areas)
-    wrong = []
-    for name, value in truth.items():
-        if ran and (name in CHANGED_BY_CODE or name.startswith("regs.r") or name == "shadow"):
-            continue
-        if name not in found and name.startswith("ctl."):
-            ours: Any = 0  # this kernel does not cache the field, and gives back zero
-        else:
-            ours = found.get(name)
-        theirs = comparable(name, value)
-        if ours != theirs:
-            wrong.append(f"{name}: {theirs} model {ours}")
-    return wrong
+    seen = {
+        name: value
+        for name, value in truth.items()
+        if not ran or not (name in CHANGED_BY_CODE or name.startswith("regs.r") or name == "shadow")
+    }
+    return [
+        f"{name}: {comparable(name, seen[name])} model {found.get(name)}"
+        for name in differing(found, seen)
+    ]
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name.split(".jsonl")[0])

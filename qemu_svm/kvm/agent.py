@@ -1,0 +1,234 @@
+"""Performs sequences of ioctls on this machine's KVM and tells what came out.
+
+``python3 -m qemu_svm.kvm.agent probe`` says what this KVM is;
+``… agent perform JOBS RESULTS`` performs jobs.  Both files are JSON lines, bytes
+are hexadecimal.  The first line of JOBS describes the guest's memory, each other
+line is a job::
+
+    {"memory": [{"address": 0, "size": 33554432, "file": "/share/ram",
+                 "extents": [[0, 4096], …]}]}
+    {"id": "7", "irqchip": true, "timeout": 10, "patches": [[1048576, "0fa2"]],
+     "msrs": [3221225600], "read": [[1081344, 4096]],
+     "steps": [[{"ioctl": "SET_SREGS", "data": "…"}], [{"run": 1.0, "stop_port": 234}]]}
+
+``extents`` are read into memory of the agent's own; without them the file is
+mapped privately.  Each job runs in a forked child with a fresh VM, so that a hang
+or a crash costs one job and no job sees another's memory.  After each step of a
+job a line ``{"id", "step", "errno", "done", "state": {"SREGS": "…"}}`` is
+written, with what changed since the last one, and at the end
+``{"id", "end": "done" | "timeout" | "signal N" | "stuck"}``.  Nothing here
+interprets the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import sys
+from typing import Any
+
+from qemu_svm.errors import EnvironmentFault
+from qemu_svm.kvm import layouts
+from qemu_svm.kvm.device import CAP_NESTED_STATE, CAP_SREGS2, KVM_PATH, KvmRefused, System, Vcpu, Vm
+from qemu_svm.kvm.run import RUN_BYTES, run
+
+_WATCHED = ("SREGS", "REGS", "DEBUGREGS", "VCPU_EVENTS")
+_GRACE = 5.0  # seconds that a killed child gets to die
+_STUCK = 3  # exit status: a child cannot be killed, the kernel is broken
+_ENVIRONMENT = 4
+_PR_SET_PDEATHSIG = 1
+
+Json = dict[str, Any]
+
+
+def probe(path: str = KVM_PATH) -> Json:
+    """What this KVM is: kernel, capabilities, CPUID (hexadecimal)."""
+    system = os.uname()
+    with System(path) as kvm:
+        return {
+            "release": system.release,
+            "version": system.version,
+            "nested_state": kvm.check_extension(CAP_NESTED_STATE),
+            "sregs2": kvm.check_extension(CAP_SREGS2),
+            "cpuid": kvm.supported_cpuid().hex(),
+        }
+
+
+def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
+    """Perform the jobs of a file; returns the exit status."""
+    out = os.open(results, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        with open(jobs, encoding="ascii") as lines:
+            memory = _memory(json.loads(next(lines))["memory"])
+            for line in lines:
+                job = json.loads(line)
+                end = _in_child(job, memory, out, path)
+                _write(out, {"id": job["id"], "end": end})
+                if end == "stuck":
+                    return _STUCK
+    finally:
+        os.close(out)
+    return 0
+
+
+def _memory(regions: list[Json]) -> list[tuple[int, mmap.mmap]]:
+    # Private mappings, filled once; each child gets its own copy on write.
+    found = []
+    for region in regions:
+        fd = os.open(region["file"], os.O_RDONLY)
+        try:
+            if "extents" in region:
+                memory = mmap.mmap(-1, region["size"], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                for start, size in region["extents"]:
+                    os.preadv(fd, [memoryview(memory)[start : start + size]], start)
+            else:
+                memory = mmap.mmap(
+                    fd, region["size"], mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+                )
+        finally:
+            os.close(fd)
+        found.append((region["address"], memory))
+    return found
+
+
+def _write(out: int, line: Json) -> None:
+    os.write(out, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+
+def _in_child(job: Json, memory: list[tuple[int, mmap.mmap]], out: int, path: str) -> str:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            _die_with_parent()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            _sequence(job, memory, out, path)
+            status = 0
+        except KeyboardInterrupt:
+            status = 130
+        except BaseException as error:  # noqa: BLE001  (a child must not return)
+            _write(out, {"id": job["id"], "error": f"{type(error).__name__}: {error}"})
+        finally:
+            os._exit(status)
+    try:
+        return _wait(child, job["timeout"])
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+
+
+def _die_with_parent() -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _wait(child: int, timeout: float) -> str:
+    for limit, word in ((timeout, "timeout"), (_GRACE, "stuck")):
+        signal.sigtimedwait([signal.SIGCHLD], limit)
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if word == "stuck":
+                return "timeout"
+            if os.WIFSIGNALED(status):
+                return f"signal {os.WTERMSIG(status)}"
+            return "done" if status == 0 else "failed"
+        os.kill(child, signal.SIGKILL)
+    return "stuck"
+
+
+def _sequence(job: Json, memory: list[tuple[int, mmap.mmap]], out: int, path: str) -> None:
+    for address, data in job.get("patches", ()):
+        patch(memory, address, bytes.fromhex(data))
+    with System(path) as system, system.create_vm() as vm:
+        if job.get("irqchip"):
+            vm.create_irqchip()
+        for slot, (address, region) in enumerate(memory):
+            vm.add_memory(slot, address, region)
+        with vm.create_vcpu(job.get("vcpu", 0)) as vcpu:
+            seen: dict[str, str] = {}
+            for number, step in enumerate(job["steps"], 1):
+                line = {"id": job["id"], "step": number, **_step(vm, vcpu, step)}
+                state = _state(vcpu, job.get("msrs", ()))
+                line["state"] = {k: v for k, v in state.items() if seen.get(k) != v}
+                seen = state
+                if "run" in line and job.get("read"):
+                    line["memory"] = [read(memory, *place).hex() for place in job["read"]]
+                _write(out, line)
+
+
+def _step(vm: Vm, vcpu: Vcpu, step: list[Json]) -> Json:
+    # The operations of a step, up to the first that fails.
+    told: Json = {"errno": 0}
+    for operation in step:
+        if "run" in operation:
+            found = run(vcpu, operation["run"], stop_port=operation.get("stop_port"))
+            told["run"] = vcpu.run_page[:RUN_BYTES].hex()
+            told["errno"] = found.errno
+            continue
+        buffer = bytearray.fromhex(operation["data"])
+        try:
+            target = vm if operation.get("vm") else vcpu
+            told["done"] = target.ioctl(operation["ioctl"], operation.get("value", buffer))
+        except KvmRefused as refused:
+            told["errno"] = refused.errno
+        if operation.get("back"):
+            told["back"] = buffer[: operation["back"]].hex()
+        if told["errno"]:
+            break
+    return told
+
+
+def _state(vcpu: Vcpu, msrs: list[int]) -> dict[str, str]:
+    state = {name: _got(vcpu, name) for name in (*_WATCHED, "NESTED_STATE")}
+    if msrs:
+        found = vcpu.get_msrs(msrs)
+        state["MSRS"] = layouts.pack_msrs(list(found.items())).hex()
+    return state
+
+
+def _got(vcpu: Vcpu, name: str) -> str:
+    try:
+        found = vcpu.get_nested_state() if name == "NESTED_STATE" else vcpu.get_bytes(name)
+    except KvmRefused as refused:
+        return f"errno {refused.errno}"
+    return found.hex()
+
+
+def patch(memory: list[tuple[int, mmap.mmap]], address: int, data: bytes) -> None:
+    """Write into the guest's memory; bytes outside of it are dropped."""
+    for start, region in memory:
+        low, high = max(address, start), min(address + len(data), start + len(region))
+        if low < high:
+            region[low - start : high - start] = data[low - address : high - address]
+
+
+def read(memory: list[tuple[int, mmap.mmap]], address: int, size: int) -> bytes:
+    """Read the guest's memory; empty where it has none."""
+    for start, region in memory:
+        if start <= address and address + size <= start + len(region):
+            return region[address - start : address - start + size]
+    return b""
+
+
+def main(arguments: list[str]) -> int:
+    """The agent's command line."""
+    if arguments[:1] == ["probe"]:
+        try:
+            print(json.dumps(probe(*arguments[1:])))  # noqa: T201
+        except EnvironmentFault as fault:
+            print(fault, file=sys.stderr)  # noqa: T201
+            return _ENVIRONMENT
+        return 0
+    if arguments[:1] == ["perform"] and len(arguments) in (3, 4):
+        return perform(*arguments[1:])
+    print("usage: agent probe [KVM] | agent perform JOBS RESULTS [KVM]", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

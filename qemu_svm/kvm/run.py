@@ -1,0 +1,155 @@
+"""KVM_RUN: how it ended, and how to get a guest back that never ends.
+
+A signal makes KVM_RUN return EINTR.  One that arrives just before the ioctl
+would be lost, so the timer goes on firing, and its handler also sets
+``immediate_exit``, which KVM_RUN looks at when it starts.
+
+Source: Linux ``include/uapi/linux/kvm.h`` (``struct kvm_run``), 6.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+
+from qemu_svm.kvm import layouts
+from qemu_svm.kvm.device import KvmRefused, Vcpu
+
+RUN_BYTES = 256
+"""Bytes of ``kvm_run`` that tell how it ended."""
+_UNION = 32
+_IMMEDIATE_EXIT = 1
+_AGAIN = 0.02  # seconds between two alarms once the time is over
+
+IO, HLT, MMIO, SHUTDOWN, FAIL_ENTRY, INTR, INTERNAL_ERROR = 2, 5, 6, 8, 9, 10, 17
+REASONS = {
+    0: "UNKNOWN",
+    1: "EXCEPTION",
+    2: "IO",
+    3: "HYPERCALL",
+    4: "DEBUG",
+    5: "HLT",
+    6: "MMIO",
+    7: "IRQ_WINDOW_OPEN",
+    8: "SHUTDOWN",
+    9: "FAIL_ENTRY",
+    10: "INTR",
+    11: "SET_TPR",
+    12: "TPR_ACCESS",
+    16: "NMI",
+    17: "INTERNAL_ERROR",
+    22: "WATCHDOG",
+    24: "SYSTEM_EVENT",
+    26: "IOAPIC_EOI",
+    27: "HYPERV",
+    29: "X86_RDMSR",
+    30: "X86_WRMSR",
+    31: "DIRTY_RING_FULL",
+    33: "X86_BUS_LOCK",
+    34: "XEN",
+    37: "NOTIFY",
+    39: "MEMORY_FAULT",
+}
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How KVM_RUN ended.
+
+    :param errno: of the ioctl; 0 if it succeeded.
+    :param reason: number of the exit; meaningless if there was an errno.
+    :param detail: what the exit says about itself.
+    """
+
+    errno: int
+    reason: int
+    detail: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the errno or of the reason."""
+        if self.errno:
+            return errno.errorcode.get(self.errno, f"errno {self.errno}")
+        return REASONS.get(self.reason, f"exit {self.reason}")
+
+
+def decode(page: bytes, error: int = 0) -> Exit:
+    """Read ``kvm_run``; ``page`` has :data:`RUN_BYTES` bytes at least."""
+    reason = layouts.RUN.unpack(page)["exit_reason"]
+    detail: dict[str, int] = {}
+    if error == 0 and reason == IO:
+        detail = _named("<BBHIQ", page, ("out", "size", "port", "count", "data_offset"))
+    elif error == 0 and reason == MMIO:
+        detail = _named("<QQIB", page, ("address", "data", "length", "write"))
+    elif error == 0 and reason == INTERNAL_ERROR:
+        detail = _named("<II", page, ("suberror", "ndata"))
+    elif error == 0 and reason == FAIL_ENTRY:
+        detail = _named("<QI", page, ("hardware_reason", "cpu"))
+    return Exit(error, reason, detail)
+
+
+def _named(format_: str, page: bytes, names: tuple[str, ...]) -> dict[str, int]:
+    return dict(zip(names, struct.unpack_from(format_, page, _UNION)))
+
+
+@contextlib.contextmanager
+def alarm(vcpu: Vcpu, seconds: float) -> Iterator[list[bool]]:
+    """Make KVM_RUN of this thread end after ``seconds``.
+
+    The list holds True once the time is over.  Main thread only, as all of
+    Python's signals.
+    """
+    rung = [False]
+
+    def handler(_signal: int, _frame: FrameType | None) -> None:
+        rung[0] = True
+        vcpu.run_page[_IMMEDIATE_EXIT] = 1
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+    try:
+        yield rung
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        vcpu.run_page[_IMMEDIATE_EXIT] = 0
+
+
+def run(vcpu: Vcpu, seconds: float, *, stop_port: int | None = None) -> Exit:
+    """Run until something happens that user space must see.
+
+    Port and memory accesses are answered with zeros and the run goes on, but
+    for an OUT to ``stop_port``.
+
+    :param seconds: after which it ends with EINTR.
+    """
+    with alarm(vcpu, seconds) as rung:
+        while True:
+            error = 0
+            try:
+                vcpu.ioctl("RUN")
+            except KvmRefused as refused:
+                error = refused.errno
+            found = decode(vcpu.run_page[:RUN_BYTES], error)
+            if error in (errno.EINTR, errno.EAGAIN) and not rung[0]:
+                continue
+            if error or found.reason not in (IO, MMIO) or rung[0]:
+                return found
+            if found.reason == IO and found.detail["port"] == stop_port:
+                return found
+            _answer(vcpu, found)
+
+
+def _answer(vcpu: Vcpu, found: Exit) -> None:
+    detail = found.detail
+    if found.reason == IO and not detail["out"]:
+        size = detail["size"] * detail["count"]
+        start = detail["data_offset"]
+        vcpu.run_page[start : start + size] = bytes(size)
+    elif found.reason == MMIO and not detail["write"]:
+        vcpu.run_page[_UNION + 8 : _UNION + 16] = bytes(8)

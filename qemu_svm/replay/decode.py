@@ -1,0 +1,100 @@
+"""What a real KVM shows of a vCPU, as the flat state of :mod:`qemu_svm.restore.observed`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qemu_svm.kvm import layouts
+from qemu_svm.nested import bits
+from qemu_svm.replay.encode import MSRS, segment_attrib
+from qemu_svm.restore.area import RESET
+from qemu_svm.restore.observed import (
+    ARCH_MSRS,
+    CONTROL_REGISTERS,
+    L1_REGISTERS,
+    L1_SEGMENTS,
+    TABLES,
+    VMCB01_MSRS,
+    Observed,
+)
+from qemu_svm.restore.saved import areas
+
+WATCHED_MSRS = {MSRS[name]: name for name in (*VMCB01_MSRS, *ARCH_MSRS)}
+_NOT_STATE = frozenset({"flags"})
+
+
+def observed(raw: Mapping[str, str]) -> Observed:
+    """Decode what the agent read: hexadecimal bytes by the name of the ioctl."""
+    found: Observed = {}
+    for name, decode in (
+        ("NESTED_STATE", _nested),
+        ("SREGS", _sregs),
+        ("REGS", _regs),
+        ("DEBUGREGS", _debugregs),
+        ("MSRS", _msrs),
+        ("VCPU_EVENTS", _events),
+    ):
+        text = raw.get(name)
+        if text is None:
+            continue
+        if text.startswith("errno"):
+            found[name.lower()] = text
+        else:
+            found |= decode(bytes.fromhex(text))
+    return found
+
+
+def _nested(data: bytes) -> Observed:
+    header = layouts.NESTED_STATE.unpack(data)
+    found = {f"nested.{name}": header[name] for name in ("flags", "size", "vmcb_pa")}
+    if header["flags"] & bits.GUEST_MODE and len(data) >= layouts.NESTED_STATE_SIZE:
+        found |= vmcb(data[layouts.NESTED_STATE.size :])
+    return found
+
+
+def vmcb(page: bytes) -> Observed:
+    """A VMCB page: ``ctl.*`` and ``l1.*``."""
+    control, save = areas(page, RESET)
+    found: dict[str, Any] = {f"ctl.{name}": control.get(name) for name in control}
+    for name in L1_SEGMENTS:
+        segment = save.segment(name)
+        found[f"l1.{name}"] = [segment.selector, segment.base, segment.limit, segment.attrib]
+    for name in TABLES:
+        found[f"l1.{name}"] = [save.segment(name).base, save.segment(name).limit]
+    return found | {f"l1.{name}": save.get(name) for name in L1_REGISTERS}
+
+
+def _sregs(data: bytes) -> Observed:
+    values = layouts.SREGS.unpack(data)
+    found: Observed = {f"sregs.{name}": values[name] for name in CONTROL_REGISTERS}
+    for name in layouts.SEGMENTS:
+        place = {"ldt": "ldtr"}.get(name, name)
+        found[f"sregs.{place}"] = [
+            values[f"{name}.selector"],
+            values[f"{name}.base"],
+            values[f"{name}.limit"],
+            segment_attrib(values, name),
+        ]
+    for name in layouts.TABLES:
+        found[f"sregs.{name}r"] = [values[f"{name}.base"], values[f"{name}.limit"]]
+    return found
+
+
+def _regs(data: bytes) -> Observed:
+    return {f"regs.{name}": value for name, value in layouts.REGS.unpack(data).items()}
+
+
+def _debugregs(data: bytes) -> Observed:
+    values = layouts.DEBUGREGS.unpack(data)
+    return {f"regs.{name}": value for name, value in values.items() if name not in _NOT_STATE}
+
+
+def _msrs(data: bytes) -> Observed:
+    found = layouts.unpack_msrs(data)
+    return {f"msr.{name}": found[index] for index, name in WATCHED_MSRS.items() if index in found}
+
+
+def _events(data: bytes) -> Observed:
+    values = layouts.VCPU_EVENTS.unpack(data)
+    return {"smm": values["smm"], "shadow": values["shadow"]}

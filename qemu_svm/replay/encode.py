@@ -1,0 +1,199 @@
+"""The steps of a plan as operations of the agent: ioctls with concrete bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qemu_svm.errors import PlanError
+from qemu_svm.kvm import layouts
+from qemu_svm.replay.cpuid import Entry, changed
+from qemu_svm.restore import carried
+from qemu_svm.restore.area import Area
+from qemu_svm.restore.cpuid import Cpuid
+from qemu_svm.restore.plan import Step
+from qemu_svm.restore.saved import Saved
+from qemu_svm.x86.segments import Segment
+
+Operation = dict[str, Any]
+
+STOP_PORT = 0xEA
+"""Port of the OUT that stands at L1's RIP: no hardware of a PC listens there."""
+MSRS: Mapping[str, int] = {
+    "tsc": 0x10,
+    "sysenter_cs": 0x174,
+    "sysenter_esp": 0x175,
+    "sysenter_eip": 0x176,
+    "debugctl": 0x1D9,
+    "pat": 0x277,
+    "efer": 0xC000_0080,
+    "star": 0xC000_0081,
+    "lstar": 0xC000_0082,
+    "cstar": 0xC000_0083,
+    "sfmask": 0xC000_0084,
+    "fs_base": 0xC000_0100,
+    "gs_base": 0xC000_0101,
+    "kernel_gs_base": 0xC000_0102,
+    "tsc_aux": 0xC000_0103,
+    "tsc_ratio": 0xC000_0104,
+    "vm_cr": 0xC001_0114,
+    "vm_hsave_pa": 0xC001_0117,
+}
+APIC_BASE = 0xFEE0_0800
+_BSP = 0x100
+_PDPTRS_VALID = 1
+_SEGMENTS = {"cs": "cs", "ds": "ds", "es": "es", "fs": "fs", "gs": "gs", "ss": "ss"} | {
+    "tr": "tr",
+    "ldt": "ldtr",
+}
+_BITS = (("type", 0, 0xF), ("s", 4, 1), ("dpl", 5, 3), ("present", 7, 1), ("avl", 8, 1)) + (
+    ("l", 9, 1),
+    ("db", 10, 1),
+    ("g", 11, 1),
+)
+IMPOSSIBLE = {
+    "vmrun": "it is an instruction of L1, not an ioctl",
+    "smi": "SMM needs code of the guest's firmware",
+    "rsm": "it is an instruction, not an ioctl",
+}
+"""Steps that only the model can do, and why."""
+
+
+class Encoder:
+    """Makes the operations of steps.
+
+    :param cpuid: entries of KVM_GET_SUPPORTED_CPUID.
+    :param host: what they mean; the ``cpuid`` step starts from it.
+    :param seconds: how long ``run`` may take.
+    :raises PlanError: a step or setting that a real KVM cannot be given.
+    """
+
+    def __init__(
+        self, saved: Saved, cpuid: Sequence[Entry], host: Cpuid, *, seconds: float, vcpu: int = 0
+    ) -> None:
+        self._saved = saved
+        self._cpuid = cpuid
+        self._host = host
+        self._seconds = seconds
+        self._apic_base = APIC_BASE | (0 if vcpu else _BSP)
+
+    def operations(self, step: Step) -> list[Operation]:
+        """What the agent does for a step; empty for those without effect."""
+        if step.name in IMPOSSIBLE:
+            raise PlanError(f"'{step.name}' cannot be replayed: {IMPOSSIBLE[step.name]}")
+        make = _STEPS.get(step.name)
+        return make(self, step) if make else []
+
+    def _cpuid_step(self, step: Step) -> list[Operation]:
+        entries = changed(self._cpuid, carried.cpuid(self._host, step))
+        return [_ioctl("SET_CPUID2", layouts.pack_cpuid(entries))]
+
+    def _sregs(self, step: Step) -> list[Operation]:
+        area = carried.sregs(self._saved, step)
+        values = sregs_values(area, self._apic_base)
+        if step.name == "sregs":
+            return [_ioctl("SET_SREGS", layouts.SREGS.pack(values))]
+        pdptrs = [area.get(f"pdptr{number}") for number in range(4)]
+        if "pdptr0" in area:
+            values |= {"flags": _PDPTRS_VALID, "pdptrs": pdptrs}
+        return [_ioctl("SET_SREGS2", layouts.SREGS2.pack(values))]
+
+    def _nested(self, step: Step) -> list[Operation]:
+        given = carried.nested(self._saved, step)
+        header = {
+            "flags": given.flags & 0xFFFF,
+            "format": given.format & 0xFFFF,
+            "size": given.size & 0xFFFF_FFFF,
+            "vmcb_pa": given.vmcb_pa,
+            "gpat": given.gpat,
+        }
+        return [_ioctl("SET_NESTED_STATE", layouts.NESTED_STATE.pack(header) + given.vmcb)]
+
+    def _get(self, step: Step) -> list[Operation]:
+        # The buffer has room for everything: SVM writes it whatever size says.
+        size = carried.get_size(step)
+        header = layouts.NESTED_STATE.pack({"size": size & 0xFFFF_FFFF})
+        room = bytes(layouts.VMCB_SIZE)
+        return [_ioctl("GET_NESTED_STATE", header + room) | {"back": layouts.NESTED_STATE.size}]
+
+    def _regs(self, step: Step) -> list[Operation]:
+        return [_ioctl("SET_REGS", layouts.REGS.pack(carried.regs(self._saved, step)))]
+
+    def _msrs(self, step: Step) -> list[Operation]:
+        values = carried.msrs(self._saved, step)
+        for name in values:
+            if name not in MSRS:
+                raise PlanError(f"'msrs' has no MSR '{name}'", near=tuple(MSRS))
+        pairs = [(MSRS[name], value) for name, value in values.items()]
+        return [_ioctl("SET_MSRS", layouts.pack_msrs(pairs))]
+
+    def _events(self, step: Step) -> list[Operation]:
+        values = _fitting(layouts.VCPU_EVENTS, carried.events(self._saved, step))
+        return [_ioctl("SET_VCPU_EVENTS", layouts.VCPU_EVENTS.pack(values))]
+
+    def _debugregs(self, step: Step) -> list[Operation]:
+        values = carried.debugregs(self._saved, step)
+        return [_ioctl("SET_DEBUGREGS", layouts.DEBUGREGS.pack(values))]
+
+    def _mpstate(self, step: Step) -> list[Operation]:
+        state = carried.mp_state(self._saved, step) & 0xFFFF_FFFF
+        return [_ioctl("SET_MP_STATE", layouts.MP_STATE.pack({"mp_state": state}))]
+
+    def _run(self, _step: Step) -> list[Operation]:
+        return [{"run": self._seconds, "stop_port": STOP_PORT}]
+
+
+_STEPS: Mapping[str, Callable[[Encoder, Step], list[Operation]]] = {
+    "cpuid": Encoder._cpuid_step,  # noqa: SLF001
+    "sregs": Encoder._sregs,  # noqa: SLF001
+    "sregs2": Encoder._sregs,  # noqa: SLF001
+    "nested": Encoder._nested,  # noqa: SLF001
+    "get": Encoder._get,  # noqa: SLF001
+    "regs": Encoder._regs,  # noqa: SLF001
+    "msrs": Encoder._msrs,  # noqa: SLF001
+    "events": Encoder._events,  # noqa: SLF001
+    "debugregs": Encoder._debugregs,  # noqa: SLF001
+    "mpstate": Encoder._mpstate,  # noqa: SLF001
+    "run": Encoder._run,  # noqa: SLF001
+}
+
+
+def _ioctl(name: str, data: bytes) -> Operation:
+    return {"ioctl": name, "data": data.hex()}
+
+
+def _fitting(layout: layouts.Layout, values: Mapping[str, int]) -> dict[str, int]:
+    # What a C program would store: the low bytes.
+    sizes = {field.name: field.size for field in layout.fields}
+    return {name: value & (1 << 8 * sizes[name]) - 1 for name, value in values.items()}
+
+
+def sregs_values(area: Area, apic_base: int) -> dict[str, int | list[int]]:
+    """``kvm_sregs`` by field names."""
+    values: dict[str, int] = {"apic_base": apic_base}
+    for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"):
+        if name in area:
+            values[name] = area.get(name)
+    for name, ours in _SEGMENTS.items():
+        for part, value in segment_values(area.segment(ours)).items():
+            values[f"{name}.{part}"] = value
+    for name in layouts.TABLES:
+        table = area.segment(f"{name}r")
+        values |= {f"{name}.base": table.base, f"{name}.limit": table.limit}
+    return dict(_fitting(layouts.SREGS, values))
+
+
+def segment_values(segment: Segment) -> dict[str, int]:
+    """``kvm_segment`` by field names; one that is not present is unusable, as in QEMU."""
+    values = {name: segment.attrib >> shift & mask for name, shift, mask in _BITS}
+    return values | {
+        "base": segment.base,
+        "limit": segment.limit,
+        "selector": segment.selector,
+        "unusable": int(not segment.present),
+    }
+
+
+def segment_attrib(values: Mapping[str, int], name: str) -> int:
+    """Attributes in VMCB form out of ``kvm_sregs``' fields."""
+    return sum((values[f"{name}.{part}"] & mask) << shift for part, shift, mask in _BITS)

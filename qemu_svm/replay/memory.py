@@ -1,0 +1,153 @@
+"""The stream's RAM for a fresh VM, and the two places where it is changed.
+
+KVM gives no exit when L2 leaves to L1, so the first instruction that L1 would
+execute is replaced by an OUT to a port of its own (:data:`STOP`): user space gets
+the vCPU back when L1 has control and has done nothing yet.  That needs no
+single-stepping and no breakpoint (which an emulated host does not honour), and
+works on every kernel.  The VM has a private copy; the file stays as it is.
+
+For conformance runs L2's next instruction is replaced as well, by one that L1
+intercepts, so that a sequence does not wait for L2's own code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qemu_svm.errors import Malformed
+from qemu_svm.machine import Machine
+from qemu_svm.machine.memory import main_block, ram_ranges
+from qemu_svm.nested import bits
+from qemu_svm.replay.encode import STOP_PORT
+from qemu_svm.restore import carried
+from qemu_svm.restore.area import RESET, Area
+from qemu_svm.restore.plan import Step
+from qemu_svm.restore.saved import Saved, areas
+from qemu_svm.x86.paging import Paging, Read, through
+
+STOP = bytes((0xE6, STOP_PORT, 0xF4))  # out %al, $port; hlt
+_NESTED_PAGING = 1
+_EXITS = (("CPUID", b"\x0f\xa2"), ("VMMCALL", b"\x0f\x01\xd9"), ("HLT", b"\xf4"))
+"""Instructions by the intercept that makes them leave to L1."""
+
+Patch = tuple[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """RAM in a sparse file: ``(address, size, offset in the file)`` of each range."""
+
+    path: str
+    ranges: tuple[tuple[int, int, int], ...]
+    fd: int
+
+    def read(self, address: int, size: int) -> bytes:
+        """Guest-physical memory; fewer bytes where there is none."""
+        for start, length, offset in self.ranges:
+            if start <= address < start + length:
+                return os.pread(self.fd, min(size, start + length - address),
+                                offset + address - start)  # fmt: skip
+        return b""
+
+    def backed(self, address: int, size: int) -> bool:
+        """Whether all of it is memory."""
+        return any(a <= address and address + size <= a + n for a, n, _ in self.ranges)
+
+    def extents(self, offset: int, size: int) -> list[tuple[int, int]]:
+        """Where the file holds data in a part of it: ``(offset, size)``."""
+        found = []
+        place, end = offset, offset + size
+        while place < end:
+            try:
+                start = os.lseek(self.fd, place, os.SEEK_DATA)
+            except OSError:
+                break
+            stop = min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
+            if start < stop:
+                found.append((start, stop - start))
+            place = max(stop, start + 1)
+        return found
+
+
+def extract_ram(machine: Machine, path: str, progress: Callable[[int], None] | None = None) -> Ram:
+    """Write the stream's main RAM to a new file.
+
+    :raises StreamError: the RAM cannot be read, or there is none.
+    :raises OSError: the file cannot be written.
+    """
+    from qemu_svm.stream.ram_extract import extract
+    from qemu_svm.stream.ram_index import read_ram
+
+    ranges = ram_ranges(machine)
+    if not ranges:
+        raise Malformed(
+            "the stream has no RAM, so nothing of the guest can run",
+            offset=0,
+            hint="a stream saved with shared memory left out cannot be replayed",
+        )
+    ram = read_ram(machine.stream)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        files = {ram.block(main_block(machine).name): fd}
+        if progress is None:
+            extract(ram, files)
+        else:
+            extract(ram, files, progress=progress)
+    except BaseException:
+        os.close(fd)
+        raise
+    placed, offset = [], 0
+    for start, end in ranges:
+        placed.append((start, end - start, offset))
+        offset += end - start
+    return Ram(path, tuple(placed), fd)
+
+
+def paging(area: Area) -> Paging:
+    """How an area's control registers translate."""
+    return Paging(area.get("cr0"), area.get("cr3"), area.get("cr4"), area.get("efer"))
+
+
+def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -> list[Patch]:
+    """What to change in memory so that a replay of ``steps`` ends at L1.
+
+    :param shorten: replace L2's next instruction as well.
+    """
+    changed: dict[int, bytes] = {}
+    for step in steps:
+        if step.name == "nested":
+            given = carried.nested(saved, step)
+            _, save = areas(given.vmcb, RESET)
+            place = paging(save).walk(read, _linear(save, save.get("rip")))
+            if place is not None:
+                changed.setdefault(place, STOP)
+    if shorten and saved.guest_mode:
+        short = _shortening(read, saved)
+        if short is not None:
+            changed.setdefault(*short)
+    return list(changed.items())
+
+
+def _shortening(read: Read, saved: Saved) -> Patch | None:
+    control, l1 = areas(saved.blob.vmcb, RESET)
+    intercepts = control.get("intercepts")
+    code = next((c for name, c in _EXITS if intercepts & bits.INTERCEPTS.mask(name)), None)
+    if code is None:
+        return None
+    address = _linear(saved.sregs, saved.regs["rip"])
+    if not control.get("nested_ctl") & _NESTED_PAGING:
+        place = paging(saved.sregs).walk(read, address)
+        return None if place is None else (place, code)
+    tables = Paging(l1.get("cr0"), control.get("nested_cr3"), l1.get("cr4"), l1.get("efer"))
+    inner = through(read, lambda one: tables.walk(read, one))
+    place = paging(saved.sregs).walk(inner, address)
+    place = None if place is None else tables.walk(read, place)
+    return None if place is None else (place, code)
+
+
+def _linear(area: Area, rip: int) -> int:
+    code = area.segment("cs")
+    long_mode = code.attrib & 0x200 and area.get("efer") & 0x400
+    return rip if long_mode else (code.base + rip) & 0xFFFF_FFFF
