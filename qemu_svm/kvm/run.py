@@ -10,6 +10,7 @@ Source: Linux ``include/uapi/linux/kvm.h`` (``struct kvm_run``), 6.1.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import signal
 import struct
@@ -18,10 +19,11 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from qemu_svm.kvm import layouts
-from qemu_svm.kvm.device import KvmRefused, Vcpu
+from qemu_svm.kvm.device import Vcpu
 
 RUN_BYTES = 256
 """Bytes of ``kvm_run`` that tell how it ended."""
+_RUN = 0xAE80
 _UNION = 32
 _IMMEDIATE_EXIT = 1
 _AGAIN = 0.02  # seconds between two alarms once the time is over
@@ -130,11 +132,7 @@ def run(vcpu: Vcpu, seconds: float, *, stop_port: int | None = None) -> Exit:
     """
     with alarm(vcpu, seconds) as rung:
         while True:
-            error = 0
-            try:
-                vcpu.ioctl("RUN")
-            except KvmRefused as refused:
-                error = refused.errno
+            error = _enter(vcpu)
             found = decode(vcpu.run_page[:RUN_BYTES], error)
             if error in (errno.EINTR, errno.EAGAIN) and not rung[0]:
                 continue
@@ -143,6 +141,14 @@ def run(vcpu: Vcpu, seconds: float, *, stop_port: int | None = None) -> Exit:
             if found.reason == IO and found.detail["port"] == stop_port:
                 return found
             _answer(vcpu, found)
+
+
+def _enter(vcpu: Vcpu) -> int:
+    # The errno of one KVM_RUN.  Not by fcntl.ioctl: since Python 3.14 that calls
+    # again after EINTR, and would never come back.
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = libc.ioctl(vcpu.fd, ctypes.c_ulong(_RUN), ctypes.c_ulong(0))
+    return ctypes.get_errno() if failed else 0
 
 
 def _answer(vcpu: Vcpu, found: Exit) -> None:

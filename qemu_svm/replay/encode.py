@@ -65,16 +65,25 @@ class Encoder:
     :param cpuid: entries of KVM_GET_SUPPORTED_CPUID.
     :param host: what they mean; the ``cpuid`` step starts from it.
     :param seconds: how long ``run`` may take.
+    :param emulated: the host is emulated; see :func:`qemu_svm.kvm.agent.perform`.
     :raises PlanError: a step or setting that a real KVM cannot be given.
     """
 
     def __init__(
-        self, saved: Saved, cpuid: Sequence[Entry], host: Cpuid, *, seconds: float, vcpu: int = 0
+        self,
+        saved: Saved,
+        cpuid: Sequence[Entry],
+        host: Cpuid,
+        *,
+        seconds: float,
+        vcpu: int = 0,
+        emulated: bool = False,
     ) -> None:
         self._saved = saved
         self._cpuid = cpuid
         self._host = host
         self._seconds = seconds
+        self._emulated = emulated
         self._apic_base = APIC_BASE | (0 if vcpu else _BSP)
 
     def operations(self, step: Step) -> list[Operation]:
@@ -140,7 +149,7 @@ class Encoder:
         return [_ioctl("SET_MP_STATE", layouts.MP_STATE.pack({"mp_state": state}))]
 
     def _run(self, _step: Step) -> list[Operation]:
-        return [{"run": self._seconds, "stop_port": STOP_PORT}]
+        return [{"run": self._seconds, "stop_port": STOP_PORT, "emulated": self._emulated}]
 
 
 _STEPS: Mapping[str, Callable[[Encoder, Step], list[Operation]]] = {

@@ -29,8 +29,10 @@ from qemu_svm.x86.paging import Paging, Read, through
 
 STOP = bytes((0xE6, STOP_PORT, 0xF4))  # out %al, $port; hlt
 _NESTED_PAGING = 1
-_EXITS = (("CPUID", b"\x0f\xa2"), ("VMMCALL", b"\x0f\x01\xd9"), ("HLT", b"\xf4"))
-"""Instructions by the intercept that makes them leave to L1."""
+_HLT = b"\xf4"
+_EXITS = (("CPUID", b"\x0f\xa2" + _HLT), ("VMMCALL", b"\x0f\x01\xd9" + _HLT), ("HLT", _HLT))
+"""Instructions by the intercept that makes them leave to L1.  The HLT behind them ends
+a run in which they did not, because L2's code runs in L1's context."""
 
 Patch = tuple[int, bytes]
 

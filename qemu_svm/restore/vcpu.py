@@ -53,7 +53,7 @@ def _reset_save() -> dict[str, Content]:
         **segments,
         **numbers,
         "cs": Segment(0xF000, 0xFFFF0000, 0xFFFF, 0x9B),
-        "tr": Segment(0, 0, 0xFFFF, 0x8B),
+        "tr": Segment(0, 0, 0xFFFF, 0x83),
         "ldtr": Segment(0, 0, 0xFFFF, 0x82),
         "gdtr": Segment(0, 0, 0xFFFF, 0),
         "idtr": Segment(0, 0, 0xFFFF, 0),

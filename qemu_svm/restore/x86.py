@@ -17,10 +17,7 @@ from qemu_svm.restore.nested import nested_npt_enabled
 from qemu_svm.restore.vcpu import GPRS, Vcpu
 from qemu_svm.x86.registers import EFER
 
-_SHARED_MSRS = (
-    *("star", "lstar", "cstar", "sfmask", "kernel_gs_base"),
-    *("sysenter_cs", "sysenter_esp", "sysenter_eip"),
-)
+_SHARED_MSRS = (*("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs"),)
 _CANONICAL = frozenset({"lstar", "cstar", "kernel_gs_base"})
 _HIGH = 0xFFFF_FFFF_0000_0000
 _EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
@@ -96,6 +93,8 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
         svm.svm_set_efer(vcpu, value & ~lma | vcpu.arch.get("efer") & lma, writer)
     elif _impossible(name, value):
         return "U-02"
+    elif name in ("sysenter_esp", "sysenter_eip"):
+        vcpu.vmcb01.set(name, value & (1 << vcpu.kernel.sysenter_bits) - 1, writer)
     elif name in _SHARED_MSRS:
         vcpu.vmcb01.set(name, value, writer)
     elif name == "pat":

@@ -1,0 +1,176 @@
+"""A plan on the model and on a real KVM, side by side.
+
+Every step must give the same errno and the same state.  A KVM_RUN hands over to
+the guest's code, which the model does not execute: what code can change is left
+out after it, and where the code alone decided how the run ended (it faulted, it
+halted, it never left), the rest of the plan is open, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qemu_svm.replay.replay import Replayed, Seen
+from qemu_svm.restore.area import Area
+from qemu_svm.restore.observed import Observed, comparable, differences, flat
+from qemu_svm.restore.plan import Step
+from qemu_svm.restore.simulate import Result, Simulation
+
+KERNEL_DECIDES = frozenset({"INTERNAL_ERROR", "EFAULT", "hang"})
+"""Ends of KVM_RUN that the model predicts only where KVM alone brings them about."""
+_NEVER_CODE = frozenset({"EFAULT"})
+_BY_CODE = frozenset(
+    {"sregs.cr2", "regs.rbx", "regs.rcx", "regs.rdx", "regs.rsi", "regs.rdi", "regs.rbp"}
+    | {f"regs.r{number}" for number in range(8, 16)}
+    | {f"regs.dr{number}" for number in (0, 1, 2, 3, 6)}
+    | {f"sregs.{name}" for name in ("fs", "gs", "tr", "ldtr")}
+)
+"""What L2's code may change for L1 as well: #VMEXIT does not load it."""
+_EVENTS = ("exc_", "int_", "nmi_", "triple_", "smm_pending")
+_LOW = 0xFFFF_FFFF
+_VALID = 1 << 31
+_32_BITS = frozenset({"msr.sysenter_cs"})
+"""Registers of which the processor keeps 32 bits, whatever KVM gave it."""
+_ENTRY = ("rip", "cr0", "cr3", "cr4", "efer", "cs", "ss", "ds")
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One thing that differs: an ``errno``, how a ``run`` ended, or a part of the state."""
+
+    name: str
+    model: Any
+    kernel: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One step; ``open`` says why nothing after it can be compared."""
+
+    number: int
+    mismatches: tuple[Mismatch, ...]
+    open: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All steps that could be compared, and how the replay as a whole ended."""
+
+    steps: tuple[Compared, ...]
+    ending: Mismatch | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return self.ending is None and not any(step.mismatches for step in self.steps)
+
+    def first(self) -> tuple[int, Mismatch] | None:
+        """Number of the step and the first thing that differs."""
+        for step in self.steps:
+            if step.mismatches:
+                return step.number, step.mismatches[0]
+        return None if self.ending is None else (len(self.steps) + 1, self.ending)
+
+
+def compare(simulation: Simulation, replayed: Replayed, *, shortened: bool) -> Comparison:
+    """Hold a replay against the model.
+
+    :param shortened: L2 left at its first instruction, so its code changed nothing.
+    """
+    steps: list[Compared] = []
+    for result, seen in zip(simulation.results, replayed.steps, strict=False):
+        compared = _step(simulation, result, seen, shortened=shortened)
+        steps.append(compared)
+        if compared.open is not None or compared.mismatches:
+            return Comparison(tuple(steps))
+    return Comparison(tuple(steps), _ending(simulation, replayed))
+
+
+def _step(simulation: Simulation, result: Result, seen: Seen, *, shortened: bool) -> Compared:
+    number = result.number
+    model = flat(result.state, split=simulation.kernel.split)
+    if seen.run is None:
+        wrong = [] if result.errno == seen.errno else [Mismatch("errno", result.errno, seen.errno)]
+        return Compared(number, (*wrong, *_state(model, seen.state)))
+    assert result.outcome is not None
+    ours, theirs = result.outcome.result, seen.run.result
+    if theirs == "skipped":
+        return Compared(number, (), "an emulated host does not survive this KVM_RUN")
+    agrees = judged(ours, theirs)
+    if agrees is None and shortened and ours == "exit" and _undisturbed(simulation, result):
+        agrees = False
+    if agrees is False:
+        return Compared(number, (Mismatch("run", ours, theirs),))
+    if agrees is None or ours != "exit":
+        return Compared(number, (), f"the guest's code decided how KVM_RUN ended ({theirs})")
+    exact = (
+        shortened
+        and result.outcome.entry is not None
+        and (result.outcome.entry.get("rip") == simulation.saved.regs["rip"])
+    )
+    kept = {k: v for k, v in seen.state.items() if exact or k not in _BY_CODE}
+    for name in _32_BITS:
+        model[name] &= _LOW
+    return Compared(number, tuple(_state(model, kept)))
+
+
+def judged(outcome: str, found: str) -> bool | None:
+    """Whether the end of KVM_RUN agrees; None if the guest's code decided it.
+
+    :param outcome: the model's.
+    :param found: the real one, by the names of :class:`qemu_svm.replay.replay.Ran`.
+    """
+    if outcome in KERNEL_DECIDES:
+        return outcome == found
+    if outcome == "exit" and found == "exit":
+        return True
+    if outcome == "exit" and found in ("INTERNAL_ERROR", "EFAULT"):
+        return False
+    return False if found in _NEVER_CODE else None
+
+
+def _undisturbed(simulation: Simulation, result: Result) -> bool:
+    # L2 was entered with what it was saved with, so its first instruction runs.
+    outcome = result.outcome
+    assert outcome is not None
+    saved = simulation.saved
+    if any(_injects(step.step) for step in simulation.results[: result.number]):
+        return False
+    if result.state.areas["ctl_cache"].get("event_inj") & _VALID:
+        return False
+    if outcome.entry is None or outcome.l1 is None or outcome.level != "L2":
+        return False
+    wanted, l1 = saved.sregs.copy(), saved.l1()
+    return (
+        _same(outcome.entry, wanted, _ENTRY[1:])
+        and outcome.entry.get("rip") == saved.regs["rip"]
+        and _same(outcome.l1, l1, ("rip", "cr0", "cr3", "cr4", "efer", "cs"))
+    )
+
+
+def _injects(step: Step) -> bool:
+    return step.name == "events" and any(name.startswith(_EVENTS) for name, _ in step.settings)
+
+
+def _same(one: Area, two: Area, names: tuple[str, ...]) -> bool:
+    return all(name in one and name in two and one.content(name) == two.content(name)
+               for name in names)  # fmt: skip
+
+
+def _state(model: Observed, kernel: Observed) -> Iterator[Mismatch]:
+    for name in differences(model, kernel):
+        yield Mismatch(name, model.get(name), comparable(name, kernel[name]))
+
+
+def _ending(simulation: Simulation, replayed: Replayed) -> Mismatch | None:
+    # The agent's child, or the host, may have died in the step after the last one.
+    if replayed.end == "done":
+        return None
+    died, results = len(replayed.steps), simulation.results
+    if 0 < died < len(results) and results[died].outcome is not None:
+        broken = results[died - 1].state.mmu_broken
+        if broken == "uninitialised":
+            return None  # the model says so: the host crashes where KVM must emulate
+    return Mismatch("end", "done", replayed.host or replayed.error or replayed.end)

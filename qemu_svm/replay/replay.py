@@ -1,0 +1,180 @@
+"""One plan on a real KVM: the job, and what came out of it, step by step."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qemu_svm.kvm.run import INTR, IO, Exit, decode
+from qemu_svm.nested import bits, layout
+from qemu_svm.replay.decode import WATCHED_MSRS, observed
+from qemu_svm.replay.encode import STOP_PORT, Encoder
+from qemu_svm.replay.memory import Ram, patches
+from qemu_svm.replay.target import Performed, Probe
+from qemu_svm.restore import carried
+from qemu_svm.restore.kernels import Kernel, profile_of
+from qemu_svm.restore.observed import Observed
+from qemu_svm.restore.plan import Step
+from qemu_svm.restore.saved import Saved
+from qemu_svm.restore.vcpu import Host
+
+Json = dict[str, Any]
+
+_MARGIN = 10.0  # seconds that a job may take beyond its runs
+_VERSION = re.compile(r"\b(\d+\.\d+\.\d+)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a plan is performed.
+
+    :param seconds: after which KVM_RUN is ended.
+    :param emulated: the host's processor is QEMU's TCG, which some entries would hang.
+    :param irqchip: with KVM's own interrupt controllers.
+    :param maxphyaddr: the guest's address width; None for the host's.
+    :param shorten: let L2 leave at its next instruction.
+    """
+
+    seconds: float = 10.0
+    emulated: bool = False
+    irqchip: bool = True
+    maxphyaddr: int | None = 40
+    shorten: bool = False
+    vcpu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How KVM_RUN ended.
+
+    :param result: ``exit`` if L1 has control again; ``hang`` if the time was over;
+        ``skipped`` if the emulated host would not have survived it;
+        else the name of the errno or of KVM's exit reason.
+    :param vmcb12: the page in memory afterwards; empty if it is not memory.
+    """
+
+    result: str
+    found: Exit
+    vmcb12: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One step on the real KVM; ``errno`` as the model names it."""
+
+    number: int
+    step: Step
+    errno: str | None
+    state: Observed
+    run: Ran | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a KVM did with a plan.
+
+    :param steps: those that were finished.
+    :param end: as in :class:`Performed`.
+    :param host: the host kernel's last words, if it complained.
+    """
+
+    steps: tuple[Seen, ...]
+    end: str
+    host: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A plan with the guest it is for."""
+
+    name: str
+    saved: Saved
+    steps: tuple[Step, ...]
+    options: Options = field(default_factory=Options)
+
+
+def kernel_of(probe: Probe) -> str:
+    """Version of the kernel: what the distribution calls it, if it says so."""
+    found = _VERSION.search(probe.version) or _VERSION.search(probe.release)
+    return found[1] if found else probe.release
+
+
+def profile(probe: Probe) -> Kernel:
+    """The model's profile for a kernel."""
+    return profile_of(kernel_of(probe))
+
+
+def host_of(probe: Probe, options: Options) -> Host:
+    """The model's host for a KVM and options."""
+    cpuid = probe.features
+    if options.maxphyaddr is not None:
+        cpuid = type(cpuid)(cpuid.features, options.maxphyaddr)
+    return Host(npt=cpuid.has("npt"), irqchip=options.irqchip, cpuid=cpuid)
+
+
+def job(sequence: Trial, ram: Ram, probe: Probe) -> Json:
+    """What the agent is given.
+
+    :raises PlanError: a step that cannot be replayed.
+    """
+    saved, steps, options = sequence.saved, sequence.steps, sequence.options
+    encoder = Encoder(
+        saved, probe.cpuid, host_of(probe, options).cpuid, seconds=options.seconds,
+        vcpu=options.vcpu, emulated=options.emulated,
+    )  # fmt: skip
+    runs = sum(step.name == "run" for step in steps)
+    changes = patches(ram.read, saved, steps, shorten=options.shorten)
+    return {
+        "id": sequence.name,
+        "irqchip": options.irqchip,
+        "vcpu": options.vcpu,
+        "timeout": _MARGIN + runs * options.seconds,
+        "patches": [[address, data.hex()] for address, data in changes],
+        "msrs": list(WATCHED_MSRS),
+        "read": [[_vmcb12(saved, steps), layout.VMCB_SIZE]],
+        "steps": [encoder.operations(step) for step in steps],
+    }
+
+
+def _vmcb12(saved: Saved, steps: Sequence[Step]) -> int:
+    places = [carried.nested(saved, step).vmcb_pa for step in steps if step.name == "nested"]
+    return places[-1] if places else saved.blob.vmcb_pa
+
+
+def result(sequence: Trial, performed: Performed) -> Replayed:
+    """Read what the agent wrote about a job."""
+    seen = []
+    raw: dict[str, str] = {}
+    for line, step in zip(performed.steps, sequence.steps, strict=False):
+        raw |= line["state"]
+        state = observed(raw)
+        ran = _ran(line, state) if "run" in line or "skipped" in line else None
+        number = _errno(sequence.saved, step, line) if ran is None else 0
+        name = errno.errorcode.get(number, str(number)) if number else None
+        seen.append(Seen(line["step"], step, name, state, ran))
+    return Replayed(tuple(seen), performed.end, performed.host, performed.error)
+
+
+def _errno(saved: Saved, step: Step, line: Mapping[str, Any]) -> int:
+    number = int(line["errno"])
+    if step.name == "msrs" and not number and line["done"] < len(carried.msrs(saved, step)):
+        return errno.EINVAL  # it stopped at an MSR
+    return number
+
+
+def _ran(line: Mapping[str, Any], state: Observed) -> Ran:
+    if "skipped" in line:
+        return Ran("skipped", Exit(0, 0))
+    found = decode(bytes.fromhex(line["run"]), line["errno"])
+    name = found.name
+    stopped = not found.errno and found.reason == IO and found.detail["port"] == STOP_PORT
+    if stopped and not state.get("nested.flags", 0) & bits.GUEST_MODE:
+        name = "exit"
+    elif found.errno == errno.EINTR or (not found.errno and found.reason == INTR):
+        name = "hang"
+    pages = line.get("memory") or [""]
+    return Ran(name, found, bytes.fromhex(pages[0]))
