@@ -41,6 +41,7 @@ _VERBS = {
     "roundtrip": "Through a second QEMU and back: what was lost or changed.",
     "show": "One section, vCPU or field in full, with offset and raw bytes.",
     "watch": "A migration in progress, live, whoever started it.",
+    "replay": "Restore a stream into a real KVM, step by step, beside the model.",
     "lab": "An AMD host in a box: real kernels and QEMUs, emulated.",
     "doctor": "What this host, a QEMU, a VM can do, and what is missing.",
 }

@@ -208,9 +208,14 @@ def _regs(random: Random, saved: Saved) -> str:
     return f"{name}={_hex(random.choice((*_EDGES, random.getrandbits(64))))}"
 
 
+_MSRS = (
+    *("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs", "sysenter_esp"),
+    *("sysenter_eip", "pat", "vm_hsave_pa"),
+)
+
+
 def _msr(random: Random, saved: Saved) -> str:
-    name = random.choice(("efer", "efer", "star", "lstar", "cstar", "sfmask", "kernel_gs_base",
-                          "sysenter_cs", "sysenter_esp", "sysenter_eip", "pat", "vm_hsave_pa"))  # fmt: skip
+    name = random.choice(("efer", "efer", *_MSRS))
     if name == "efer":
         return f"efer={_hex(_near(random, saved.sregs.get('efer'), _EFER_BITS))}"
     if name == "pat":

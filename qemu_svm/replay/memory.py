@@ -29,6 +29,7 @@ from qemu_svm.x86.paging import Paging, Read, through
 
 STOP = bytes((0xE6, STOP_PORT, 0xF4))  # out %al, $port; hlt
 _NESTED_PAGING = 1
+_RESET_RIP, _RESET_BASE = 0xFFF0, 0xFFFF_0000
 _HLT = b"\xf4"
 _EXITS = (("CPUID", b"\x0f\xa2" + _HLT), ("VMMCALL", b"\x0f\x01\xd9" + _HLT), ("HLT", _HLT))
 """Instructions by the intercept that makes them leave to L1.  The HLT behind them ends
@@ -115,7 +116,8 @@ def paging(area: Area) -> Paging:
 def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -> list[Patch]:
     """What to change in memory so that a replay of ``steps`` ends at L1.
 
-    :param shorten: replace L2's next instruction as well.
+    :param shorten: replace L2's next instruction as well, and put a HLT where a
+        vCPU ends up whose registers were not all loaded.
     """
     changed: dict[int, bytes] = {}
     for step in steps:
@@ -125,10 +127,13 @@ def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -
             place = paging(save).walk(read, _linear(save, save.get("rip")))
             if place is not None:
                 changed.setdefault(place, STOP)
-    if shorten and saved.guest_mode:
-        short = _shortening(read, saved)
+    if shorten:
+        short = _shortening(read, saved) if saved.guest_mode else None
         if short is not None:
             changed.setdefault(*short)
+        for rip in (_RESET_RIP, saved.regs["rip"], saved.l1().get("rip")):
+            for place in (rip, _RESET_BASE + rip & 0xFFFF_FFFF):
+                changed.setdefault(place, _HLT)
     return list(changed.items())
 
 

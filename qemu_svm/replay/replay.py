@@ -23,7 +23,7 @@ from qemu_svm.restore.vcpu import Host
 
 Json = dict[str, Any]
 
-_MARGIN = 10.0  # seconds that a job may take beyond its runs
+_MARGIN = 30.0  # seconds that a job may take beyond its runs
 _VERSION = re.compile(r"\b(\d+\.\d+\.\d+)\b")
 
 
@@ -85,6 +85,14 @@ class Replayed:
     end: str
     host: str | None = None
     error: str | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether every step was accepted, and L1 got control back wherever it ran."""
+        return self.end == "done" and all(
+            seen.errno is None and (seen.run is None or seen.run.result == "exit")
+            for seen in self.steps
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ class Kernel:
     :param has_sregs2: KVM_SET_SREGS2 exists.
     :param reset_rdx: RDX of a fresh vCPU.
     :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear.
-    :param sysenter_bits: of the SYSENTER addresses that a guest with an AMD CPUID has.
+    :param sysenter: bits of the SYSENTER addresses: ``64``, ``32``, or ``cpuid`` if
+        they are cut to 32 by a CPUID that is AMD's.
     :param control_fields: control fields that are cached and given back.
     :param control_masks: what is kept of some of them.
     :param sanitises: intercepts that L1's CPUID must allow.
@@ -127,7 +128,7 @@ class Kernel:
     has_sregs2: bool = True
     reset_rdx: int = 0x600
     gif_blocks_init: bool = True
-    sysenter_bits: int = 32
+    sysenter: str = "32"
     control_fields: frozenset[str] = frozenset()
     control_masks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     sanitises: tuple[tuple[str, str], ...] = ()
@@ -192,7 +193,7 @@ V5_8 = Kernel(
     l1_dr7=0,
     has_sregs2=False,
     reset_rdx=0,
-    sysenter_bits=64,
+    sysenter="64",
     control_fields=_CONTROL_5_8,
     control_masks=_BITMAPS,
 )
@@ -317,6 +318,7 @@ V6_12 = replace(
     read=("6.12.117",),
     set_nested_state=_ordered(V6_1.set_nested_state, "C-07"),
     late_cpuid="hang",
+    sysenter="cpuid",
 )
 
 V6_12_117 = replace(

@@ -6,18 +6,19 @@ EINVAL), or None.  Read in 5.10.262, 6.1.192, 6.12.117, 7.2.12.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from qemu_svm.restore import svm
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.checks import SET_SREGS, pat_valid
-from qemu_svm.restore.cpuid import Cpuid, efer_reserved
+from qemu_svm.restore.cpuid import NONE, Cpuid, efer_reserved
 from qemu_svm.restore.leave import svm_leave_nested
 from qemu_svm.restore.nested import nested_npt_enabled
 from qemu_svm.restore.vcpu import GPRS, Vcpu
 from qemu_svm.x86.registers import EFER
 
 _SHARED_MSRS = (*("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs"),)
+_SYSENTER_ADDRESSES = ("sysenter_esp", "sysenter_eip")
 _CANONICAL = frozenset({"lstar", "cstar", "kernel_gs_base"})
 _HIGH = 0xFFFF_FFFF_0000_0000
 _EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
@@ -33,6 +34,7 @@ def kvm_set_cpuid(vcpu: Vcpu, cpuid: Cpuid) -> str | None:
     if vcpu.has_run and kernel.split and not same:
         return "U-01"
     vcpu.cpuid = cpuid
+    _cut_sysenter(vcpu, _SYSENTER_ADDRESSES)
     if vcpu.mmu_broken == "uninitialised":
         vcpu.mmu_broken = ""
     if vcpu.guest_mode and nested_npt_enabled(vcpu) and kernel.late_cpuid in ("efault", "hang"):
@@ -93,8 +95,9 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
         svm.svm_set_efer(vcpu, value & ~lma | vcpu.arch.get("efer") & lma, writer)
     elif _impossible(name, value):
         return "U-02"
-    elif name in ("sysenter_esp", "sysenter_eip"):
-        vcpu.vmcb01.set(name, value & (1 << vcpu.kernel.sysenter_bits) - 1, writer)
+    elif name in _SYSENTER_ADDRESSES:
+        vcpu.vmcb01.set(name, value, writer)
+        _cut_sysenter(vcpu, (name,))
     elif name in _SHARED_MSRS:
         vcpu.vmcb01.set(name, value, writer)
     elif name == "pat":
@@ -107,6 +110,15 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
     else:
         vcpu.arch.set(name, value, writer)
     return None
+
+
+def _cut_sysenter(vcpu: Vcpu, names: Iterable[str]) -> None:
+    # The upper halves are kept for guests with an Intel CPUID only (svm_set_msr).
+    kind = vcpu.kernel.sysenter
+    if kind == "32" or (kind == "cpuid" and vcpu.cpuid != NONE):
+        for name in names:
+            value = vcpu.vmcb01.get(name) & ~_HIGH
+            vcpu.vmcb01.set(name, value, vcpu.vmcb01.writer(name))
 
 
 def _impossible(name: str, value: int) -> bool:
