@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import lzma
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from qemu_svm.errors import LabError
@@ -20,7 +21,7 @@ WANTED = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm_amd")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
-def in_order(built: Built) -> list[tuple[str, bytes]]:
+def in_order(built: Built, wanted: Sequence[str] = WANTED) -> list[tuple[str, bytes]]:
     """Return name and content of the modules to load, each after what it depends on.
 
     :raises LabError: a module is neither there nor built in.
@@ -44,7 +45,7 @@ def in_order(built: Built) -> list[tuple[str, bytes]]:
                 visit(_name(dependency))
         found[name] = (files[name].name.partition(".")[0] + ".ko", content)
 
-    for name in WANTED:
+    for name in wanted:
         visit(name)
     return list(found.values())
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qemu_svm.errors import LabError, QmpError, Refused
+from qemu_svm.lab import linux
 from qemu_svm.lab.console import headline
-from qemu_svm.lab.guests import GUESTS, Guest, assemble, values
+from qemu_svm.lab.guests import GUESTS, LINUX, Guest, assemble, values
 from qemu_svm.lab.session import Session
 from qemu_svm.lab.vm import Settings, Vm, running
 from qemu_svm.machine import Machine
@@ -24,6 +25,7 @@ from qemu_svm.source import Source
 _MOVE_SECONDS = 20.0
 _POLL_SECONDS = 0.1
 _OOPS_SECONDS = 2.0
+_GOOD = "L2 counts and L1 gets its exits"
 _MIB = 1 << 20
 _CHUNK = 1 << 20
 
@@ -151,10 +153,15 @@ def _watch(vm: Vm) -> Outcome:
     stop = vm.counts().stop
     if stop is not None:
         return Outcome(Verdict.WRONG_EXIT, f"L1 got #VMEXIT {stop:#x}", guest.name, moved)
-    return Outcome(Verdict.GOES_ON, "L2 counts and L1 gets its exits", guest.name, moved)
+    return Outcome(Verdict.GOES_ON, _GOOD, guest.name, moved)
 
 
 def _watch_registers(vm: Vm) -> Outcome:
+    if linux.is_running(vm):
+        name = LINUX.name
+        if linux.moves(vm, _MOVE_SECONDS):
+            return Outcome(Verdict.GOES_ON, _GOOD, name, ("exits", "l2"))
+        return _halted(vm, f"L2 does not count in {_MOVE_SECONDS:g} s", name, ())
     before = vm.monitor("info registers -a")
     if _until(vm, lambda: vm.monitor("info registers -a") != before):
         return Outcome(Verdict.GOES_ON, "not a guest of this project; its registers move")

@@ -230,20 +230,22 @@ def running(
     settings: Settings,
     *,
     image: bytes | None = None,
+    waits: bool = True,
     trace: str | None = None,
 ) -> Iterator[Vm]:
     """Start a virtual machine in a box and end it with the context.
 
-    :param image: what ``-kernel`` gets; without one, QEMU waits for a stream.
+    :param image: what ``-kernel`` gets.
+    :param waits: without an image, QEMU waits for a stream.
     :param trace: name of a file in the share for the log of ``kvm_vcpu_ioctl``.
     :raises Refused: QEMU does not start.
     """
     name = f"vm-{secrets.token_hex(4)}"
     argv = [*settings.arguments(), "-qmp", f"unix:/run/{name}.qmp,server=on,wait=off"]
     with ExitStack() as stack:
-        if image is None:
+        if image is None and waits:
             argv += ["-incoming", "defer"]
-        else:
+        elif image is not None:
             file = box.share / f"{name}.image"
             file.write_bytes(image)
             stack.callback(file.unlink)

@@ -35,12 +35,13 @@ class Made:
 
 def capture_document(path: str, taken: Capture, made: Made) -> dict[str, Any]:
     """The record of a capture."""
-    data = taken.path.read_bytes()
+    with taken.path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
     return {
         "schema_version": SCHEMA_VERSION,
         "file": path,
-        "size": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "size": taken.path.stat().st_size,
+        "sha256": digest.hexdigest(),
         "guest": {"name": made.guest.name, "about": made.guest.about},
         "vcpus": [
             {"index": index, **asdict(state), "flags": None if flags is None else f"{flags:#x}"}

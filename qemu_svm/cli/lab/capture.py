@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,16 @@ from qemu_svm.cli.lab.target import RULE, session
 from qemu_svm.errors import EnvironmentFault
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from qemu_svm.lab.capture import Capture
     from qemu_svm.lab.guests import Guest
+    from qemu_svm.lab.session import Session
+    from qemu_svm.lab.vm import Settings, Vm
 
 _RECORD = ".json"
 _LEVEL = 19
+_QUICK, _LARGE = 6, 16 << 20
 
 
 @click.command(
@@ -53,11 +59,9 @@ _LEVEL = 19
 )
 @click.option(
     "--guest-memory",
-    default=32,
-    show_default=True,
     type=click.IntRange(16),
     metavar="MIB",
-    help="L1's memory.",
+    help="L1's memory; by default 32, and 512 for linux.",
 )
 @click.option(
     "-o",
@@ -84,7 +88,7 @@ def command(
     listing: bool,
     machine: str,
     guest_cpu: str,
-    guest_memory: int,
+    guest_memory: int | None,
     output: str | None,
     force: bool,
     count: int,
@@ -97,33 +101,31 @@ def command(
     The guest is saved again until the stream shows the state and the values
     that the guest is made for; a stream that does not is never written.
     """
-    from qemu_svm.lab.guests import GUESTS, find
+    from qemu_svm.lab.guests import GUESTS, LINUX, find
 
     if listing:
-        return _list(list(GUESTS.values()), as_json=as_json)
+        return _list([*GUESTS.values(), LINUX], as_json=as_json)
     if output is None:
         raise click.UsageError("Missing option '-o'.")
-    from qemu_svm.lab.capture import capture
-    from qemu_svm.lab.guests import assemble
-    from qemu_svm.lab.vm import Settings, running
+    from qemu_svm.lab.vm import Settings
     from qemu_svm.render.lab_document import Made, capture_document
 
     guest = find(guest_name)
-    settings = Settings(machine, guest_cpu, len(guest.vcpus), guest_memory)
+    settings = Settings(machine, guest_cpu, len(guest.vcpus), guest_memory or guest.memory)
     files = [_numbered(output, number, count) for number in range(1, count + 1)]
     logs = [] if trace_ioctls is None else [trace_ioctls]
     _refuse([*files, *(file + _RECORD for file in files), *logs], force=force)
-    image = assemble(guest)
     recipe = shlex.join(["svmstream", *sys.argv[1:]])
     documents = []
     with session(name, options) as box:
         made = Made(recipe, dict(box.versions), guest, settings, box_arguments(options))
         log = None if trace_ioctls is None else "ioctls.log"
-        with running(box, settings, image=image.data, trace=log) as vm:
+        start, capture = _ways(guest, settings, log)
+        with start(box) as vm:
             for number, file in enumerate(files):
                 if number:
                     vm.qmp.execute("cont")
-                taken = capture(vm, guest, image)
+                taken = capture(vm)
                 document = capture_document(file, taken, made)
                 _keep(taken.path, file, document, force=force)
                 documents.append(document)
@@ -137,6 +139,22 @@ def command(
     for document in documents:
         streams.print_lines(capture_report(document))
     return 0
+
+
+def _ways(
+    guest: Guest, settings: Settings, log: str | None
+) -> tuple[Callable[[Session], AbstractContextManager[Vm]], Callable[[Vm], Capture]]:
+    # How a guest is started, and how it is saved in its state.
+    from qemu_svm.lab import capture, linux, vm
+    from qemu_svm.lab.guests import LINUX, assemble
+
+    if guest is LINUX:
+        return lambda box: linux.started(box, settings, trace=log), linux.capture
+    image = assemble(guest)
+    return (
+        lambda box: vm.running(box, settings, image=image.data, trace=log),
+        lambda running: capture.capture(running, guest, image),
+    )
 
 
 def _list(guests: Sequence[Guest], *, as_json: bool) -> int:
@@ -179,7 +197,8 @@ def _keep(source: Path, path: str, record: dict[str, Any] | None, *, force: bool
                 if path.endswith(".zst"):
                     import zstandard
 
-                    zstandard.ZstdCompressor(_LEVEL).copy_stream(stream, file)
+                    level = _LEVEL if os.fstat(stream.fileno()).st_size < _LARGE else _QUICK
+                    zstandard.ZstdCompressor(level).copy_stream(stream, file)
                 else:
                     shutil.copyfileobj(stream, file)
             if record is not None:

@@ -7,7 +7,7 @@ capture must show is in :mod:`~qemu_svm.lab.guests.expect`.
 """
 
 from qemu_svm.lab.guests.build import Image, assemble
-from qemu_svm.lab.guests.catalogue import GUESTS, Guest, State, find
+from qemu_svm.lab.guests.catalogue import GUESTS, LINUX, Guest, State, find
 from qemu_svm.lab.guests.expect import differences
 
-__all__ = ["GUESTS", "Guest", "Image", "State", "assemble", "differences", "find"]
+__all__ = ["GUESTS", "LINUX", "Guest", "Image", "State", "assemble", "differences", "find"]

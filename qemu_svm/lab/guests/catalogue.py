@@ -37,6 +37,7 @@ class Guest:
     :param vcpus: the state of each virtual processor when captured.
     :param counters: what moves while it runs, by the names of :class:`qemu_svm.lab.vm.Counts`.
     :param l1_rsp: L1's stack on the processor that runs L2.
+    :param memory: MiB that L1 gets.
     :param steady: it is in that state nearly always; otherwise a capture may need many tries.
     """
 
@@ -50,6 +51,7 @@ class Guest:
     counters: tuple[str, ...] = ("exits", "l2")
     l1_rsp: int = L1["rsp"]
     steady: bool = True
+    memory: int = 32
 
     def constant(self, name: str) -> int:
         """One of ``values.CONSTANTS`` as this guest has it."""
@@ -128,12 +130,21 @@ _ALL = (
 GUESTS: Mapping[str, Guest] = MappingProxyType({guest.name: guest for guest in _ALL})
 """All guests by name."""
 
+LINUX = Guest(
+    "linux",
+    "Linux 6.1 with KVM and a QEMU as L1, an L2 in real mode (takes minutes)",
+    source="linux.s",
+    memory=512,
+)
+"""Not one of the others: :mod:`qemu_svm.lab.linux` starts it, and L2 counts in a register."""
+
 
 def find(name: str) -> Guest:
     """Return a guest by name.
 
     :raises PathError: there is none of that name.
     """
-    if name in GUESTS:
-        return GUESTS[name]
-    raise PathError(f"there is no guest '{name}'", near=difflib.get_close_matches(name, GUESTS))
+    known = {**GUESTS, LINUX.name: LINUX}
+    if name in known:
+        return known[name]
+    raise PathError(f"there is no guest '{name}'", near=difflib.get_close_matches(name, known))

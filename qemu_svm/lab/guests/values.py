@@ -215,6 +215,11 @@ def l2(mode: Mode, *, nested_paging: bool) -> dict[str, int]:
     return values
 
 
+def l2_rbx() -> int:
+    """L2's RBX, the same in every mode: whoever has it is L2."""
+    return _L2["rbx"]
+
+
 def pdptes(*, nested_paging: bool) -> tuple[int, int, int, int]:
     """L2's page directory pointers in PAE mode."""
     directory = physical(nested_paging=nested_paging) + ADDRESSES["L2_PD"]

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from qemu_svm.errors import LabError, PathError
-from qemu_svm.lab.guests import GUESTS, Guest, assemble, find, values
+from qemu_svm.lab.guests import GUESTS, LINUX, Guest, assemble, find, values
 
 LIMIT = 1280
 """Bytes of the largest image; more than half of each are the values."""
@@ -64,6 +64,14 @@ def test_addresses_do_not_overlap() -> None:
             if address in mine and name.startswith("L2_") == (world == "L2")
         ]
         assert len(mine) == len(names)
+
+
+def test_the_firmware_of_linux_l2_ends_at_the_reset_vector() -> None:
+    rom = assemble(LINUX).data
+    assert len(rom) == 0x10000
+    # A far jump to F000:0000, where L2 begins.
+    assert rom[0xFFF0:0xFFF5] == bytes([0xEA, 0x00, 0x00, 0x00, 0xF0])
+    assert find("linux") is LINUX
 
 
 def test_an_unknown_guest_is_told_with_those_like_it() -> None:

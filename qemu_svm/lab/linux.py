@@ -1,0 +1,159 @@
+"""A Linux with KVM as L1: the VMCB of a capture is then one that a real hypervisor wrote.
+
+L1 is the kernel of the suite with Linux 6.1, with the QEMU of the box in its
+initrd; L2 is a virtual machine of that QEMU, whose firmware counts.  It takes
+minutes, because every exit of L2 is handled by a KVM under a KVM under an
+emulator.  Where L1 keeps L2's memory is unknown, so L2 counts in a register.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+from qemu_svm.errors import LabError
+from qemu_svm.lab import boot, build, suites
+from qemu_svm.lab.capture import STEADY_TRIES, Capture
+from qemu_svm.lab.guests import LINUX, assemble, values
+from qemu_svm.lab.modules import in_order
+from qemu_svm.lab.session import Session
+from qemu_svm.lab.vm import Settings, Vm, running
+from qemu_svm.machine import Machine, read_machine
+from qemu_svm.source import open_source
+from qemu_svm.stream import read_stream
+
+KERNEL = "6.1"
+"""Release line of L1's kernel."""
+
+_TURNS = 64  # of L2 between two exits that only L1 can handle
+_ALIVE_SECONDS = 400.0
+_PACK_SECONDS = 120.0
+_SAMPLE_SECONDS = 0.2
+_SAMPLES = 10
+_KERNEL_HALF = 1 << 63
+_SVME = 1 << 12
+_NP_ENABLE = 1
+
+_COMMAND_LINE = "console=ttyS0 panic=-1 loglevel=4 nokaslr mitigations=off"
+
+
+@contextmanager
+def started(box: Session, settings: Settings, *, trace: str | None = None) -> Iterator[Vm]:
+    """Start it in a box; :func:`capture` waits for L1 to have booted.
+
+    :raises LabError: the box cannot make what it needs.
+    """
+    folder = box.share / "linux"
+    try:
+        kernel = _collect(folder)
+        pack = str(files("qemu_svm.lab") / "guests" / "linux.pack")
+        done = box.run(
+            ["busybox", "sh", "-s", "/share/linux"],
+            stdin=Path(pack).read_bytes(),
+            timeout=_PACK_SECONDS,
+        )
+        if done.returncode:
+            raise LabError(f"the initrd of L1 cannot be made: {done.stderr.decode()[-200:]}")
+        arguments = ("-kernel", "/share/l1-kernel", "-initrd", "/share/linux.initrd")
+        shutil.copyfile(kernel, box.share / "l1-kernel")
+        console = ("-append", _COMMAND_LINE, "-serial", "file:/share/l1-console")
+        wanted = replace(settings, devices=(*settings.devices, *arguments, *console))
+        with running(box, wanted, waits=False, trace=trace) as vm:
+            yield vm
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in ("linux.initrd", "l1-kernel"):
+            (box.share / name).unlink(missing_ok=True)
+
+
+def _collect(folder: Path) -> Path:
+    # What L1's initrd holds beside QEMU; the box adds that.
+    (folder / "modules").mkdir(parents=True)
+    with build.using(suites.of_kernel(KERNEL)) as built:
+        modules = in_order(built, ("kvm_amd",))
+        for name, content in modules:
+            (folder / "modules" / name).write_bytes(content)
+        (folder / "modules" / "order").write_text("".join(f"{name}\n" for name, _ in modules))
+        (folder / "l2.rom").write_bytes(assemble(LINUX).data)
+        init = folder / "init"
+        init.write_bytes((files("qemu_svm.lab") / "guests" / "linux.init").read_bytes())
+        init.chmod(0o755)
+        return boot.kernel(built)
+
+
+def l2_count(vm: Vm) -> int | None:
+    """What L2 has counted; None if the vCPU is not in this L2 right now."""
+    text = vm.monitor("info registers")
+    found = {name: int(value, 16) for name, value in re.findall(r"\b[ER](BX|SI)=([0-9a-f]+)", text)}
+    return found.get("SI") if found.get("BX") == values.l2_rbx() else None
+
+
+def is_running(vm: Vm) -> bool:
+    """Whether this L2 is met on the vCPU, looked at for a moment."""
+    for _ in range(_SAMPLES):
+        if l2_count(vm) is not None:
+            return True
+        time.sleep(_SAMPLE_SECONDS)
+    return False
+
+
+def moves(vm: Vm, seconds: float) -> bool:
+    """Whether L2 counts on past its next exits within so many seconds."""
+    first: int | None = None
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and vm.qmp.status().running:
+        count = l2_count(vm)
+        if first is None:
+            first = count
+        elif count is not None and count - first > 2 * _TURNS:
+            return True
+        time.sleep(_SAMPLE_SECONDS)
+    return False
+
+
+def capture(vm: Vm) -> Capture:
+    """Save it while its L2 runs; see :func:`qemu_svm.lab.capture.capture`.
+
+    :raises LabError: L2 does not come to life, or is never met.
+    """
+    if not moves(vm, _ALIVE_SECONDS):  # L1 boots meanwhile
+        console = vm.box.share / "l1-console"
+        said = console.read_text(errors="replace").splitlines() if console.exists() else []
+        raise LabError(f"L1's L2 does not run: {said[-1] if said else 'L1 said nothing'}")
+    wrong: list[str] = []
+    for number in range(1, STEADY_TRIES + 1):
+        path = vm.save()
+        with open_source(str(path)) as source:
+            machine = read_machine(read_stream(source))
+            wrong = list(differences(machine))
+            nested = machine.vcpus[0].nested if machine.vcpus else None
+        if not wrong:
+            return Capture(path, number, (None if nested is None else nested.flags,))
+        path.unlink()
+        vm.qmp.execute("cont")
+    raise LabError(f"L2 was never met in {STEADY_TRIES} saves: {'; '.join(wrong)}")
+
+
+def differences(machine: Machine) -> Iterator[str]:
+    """Tell what in a stream is not as this guest shows it."""
+    yield from (str(problem) for problem in (*machine.stream.problems, *machine.problems))
+    if len(machine.vcpus) != 1:
+        yield f"vCPUs: expected 1, found {len(machine.vcpus)}"
+        return
+    vcpu = machine.vcpus[0]
+    if not vcpu.guest_mode or vcpu.nested is None:
+        yield "vcpu0.guest_mode: expected 1, found 0"
+        return
+    if vcpu.get("rbx") != values.l2_rbx():
+        yield f"vcpu0.rbx: expected {values.l2_rbx():#x}, found {vcpu.get('rbx'):#x}"
+    save, control = vcpu.nested.save(), vcpu.nested.control()
+    if save.rip < _KERNEL_HALF or not save.efer & _SVME:
+        yield "vcpu0.nested.l1_save: expected a kernel with EFER.SVME"
+    if not control.nested_ctl & _NP_ENABLE:
+        yield "vcpu0.nested.control.nested_ctl: expected NP_ENABLE"
