@@ -45,6 +45,14 @@ matrix: $(STAMP)  ## save on each kernel and QEMU, restore on each other one (an
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
 	$(BIN)/svmstream lab matrix --all-pairings
 
+.PHONY: conform
+conform: $(STAMP)  ## 5000 random restore sequences on each kernel, model against kernel (hours)
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86
+	for kernel in 5.10 6.1 6.12 7.2; do \
+		nice $(BIN)/svmstream lab conform --kernel $$kernel --sequences 5000 --seed 1 \
+			streams/*-nested*.mig.zst streams/guests/*.mig.zst || exit; \
+	done
+
 .PHONY: coverage
 coverage: $(STAMP)  ## the tests with branch coverage
 	$(BIN)/pytest -n 2 --cov --cov-report=term

@@ -169,6 +169,8 @@ def _sequence(job: Json, memory: list[tuple[int, mmap.mmap]], out: int, path: st
         with vm.create_vcpu(job.get("vcpu", 0)) as vcpu:
             seen: dict[str, str] = {}
             for number, step in enumerate(job["steps"], 1):
+                if any("run" in operation for operation in step):
+                    os.fsync(out)  # the kernel may not survive it
                 line = {"id": job["id"], "step": number, **_step(vm, vcpu, step)}
                 state = _state(vcpu, job.get("msrs", ()))
                 line["state"] = {k: v for k, v in state.items() if seen.get(k) != v}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.nested.exit_codes import exit_name
-from qemu_svm.render.document import SCHEMA_VERSION, hex_text
+from qemu_svm.render.document import SCHEMA_VERSION
+from qemu_svm.render.numbers import hex_text
 from qemu_svm.render.simulate_document import snapshot
 from qemu_svm.replay.compare import Comparison, Mismatch
 from qemu_svm.replay.replay import Ran, Replayed, Seen, kernel_of

@@ -33,7 +33,8 @@ _LOW = 0xFFFF_FFFF
 _VALID = 1 << 31
 _32_BITS = frozenset({"msr.sysenter_cs"})
 """Registers of which the processor keeps 32 bits, whatever KVM gave it."""
-_ENTRY = ("rip", "cr0", "cr3", "cr4", "efer", "cs", "ss", "ds")
+_DECISIVE = ("cr0", "cr3", "cr4", "efer", "cs", "ss", "ds", "es")
+"""Registers with which an instruction runs or faults, besides RIP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +145,9 @@ def _undisturbed(simulation: Simulation, result: Result) -> bool:
         return False
     wanted, l1 = saved.sregs.copy(), saved.l1()
     return (
-        _same(outcome.entry, wanted, _ENTRY[1:])
+        _same(outcome.entry, wanted, _DECISIVE)
         and outcome.entry.get("rip") == saved.regs["rip"]
-        and _same(outcome.l1, l1, ("rip", "cr0", "cr3", "cr4", "efer", "cs"))
+        and _same(outcome.l1, l1, ("rip", *_DECISIVE))
     )
 
 

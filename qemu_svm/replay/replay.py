@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qemu_svm.errors import EnvironmentFault
 from qemu_svm.kvm.run import INTR, IO, Exit, decode
 from qemu_svm.nested import bits, layout
 from qemu_svm.replay.decode import WATCHED_MSRS, observed
 from qemu_svm.replay.encode import STOP_PORT, Encoder
 from qemu_svm.replay.memory import Ram, patches
 from qemu_svm.replay.target import Performed, Probe
-from qemu_svm.restore import carried
-from qemu_svm.restore.kernels import Kernel, profile_of
+from qemu_svm.restore import carried, releases
+from qemu_svm.restore.kernels import Kernel
 from qemu_svm.restore.observed import Observed
 from qemu_svm.restore.plan import Step
 from qemu_svm.restore.saved import Saved
@@ -24,7 +24,6 @@ from qemu_svm.restore.vcpu import Host
 Json = dict[str, Any]
 
 _MARGIN = 30.0  # seconds that a job may take beyond its runs
-_VERSION = re.compile(r"\b(\d+\.\d+\.\d+)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +105,21 @@ class Trial:
 
 
 def kernel_of(probe: Probe) -> str:
-    """Version of the kernel: what the distribution calls it, if it says so."""
-    found = _VERSION.search(probe.version) or _VERSION.search(probe.release)
-    return found[1] if found else probe.release
+    """Version of the kernel with its stable update, if it can be told."""
+    found = releases.release(probe.release, probe.version)
+    return probe.release if found is None else str(found)
 
 
 def profile(probe: Probe) -> Kernel:
-    """The model's profile for a kernel."""
-    return profile_of(kernel_of(probe))
+    """The model's profile for a kernel.
+
+    :raises EnvironmentFault: it is too old to have one.
+    """
+    found = releases.release(probe.release, probe.version)
+    kernel = None if found is None else releases.profile(found)
+    if kernel is None:
+        raise EnvironmentFault(f"there is no profile for Linux {probe.release}: 5.8 is the oldest")
+    return kernel
 
 
 def host_of(probe: Probe, options: Options) -> Host:

@@ -93,8 +93,8 @@ class Kernel:
     :param has_sregs2: KVM_SET_SREGS2 exists.
     :param reset_rdx: RDX of a fresh vCPU.
     :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear.
-    :param sysenter: bits of the SYSENTER addresses: ``64``, ``32``, or ``cpuid`` if
-        they are cut to 32 by a CPUID that is AMD's.
+    :param sysenter: the SYSENTER addresses have 32 bits ``always``, or once there is
+        a CPUID (that is AMD's: ``cpuid``).
     :param control_fields: control fields that are cached and given back.
     :param control_masks: what is kept of some of them.
     :param sanitises: intercepts that L1's CPUID must allow.
@@ -128,7 +128,7 @@ class Kernel:
     has_sregs2: bool = True
     reset_rdx: int = 0x600
     gif_blocks_init: bool = True
-    sysenter: str = "32"
+    sysenter: str = "always"
     control_fields: frozenset[str] = frozenset()
     control_masks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     sanitises: tuple[tuple[str, str], ...] = ()
@@ -193,7 +193,6 @@ V5_8 = Kernel(
     l1_dr7=0,
     has_sregs2=False,
     reset_rdx=0,
-    sysenter="64",
     control_fields=_CONTROL_5_8,
     control_masks=_BITMAPS,
 )
@@ -412,24 +411,3 @@ def measured_on(release: str) -> Kernel | None:
 
 RELEASED = tuple(name for name in KERNELS if name not in ("v3", "review"))
 """Names of those that are kernels, not proposals."""
-
-
-def profile_of(version: str) -> Kernel:
-    """The released profile that stands for a kernel: the last one not newer than it.
-
-    :param version: such as ``6.1.176``; what follows the numbers does not matter.
-    :raises ValueError: there is no number, or the kernel is older than all profiles.
-    """
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
-    if found is None:
-        raise ValueError(f"'{version}' is no kernel version")
-    wanted = tuple(int(part or 0) for part in found.groups())
-    older = [name for name in RELEASED if _numbers(name) <= wanted]
-    if not older:
-        raise ValueError(f"Linux {version} cannot restore nested SVM: 5.8 was the first that can")
-    return KERNELS[max(older, key=_numbers)]
-
-
-def _numbers(name: str) -> tuple[int, int, int]:
-    major, minor, stable = (*map(int, name.split(".")), 0)[:3]
-    return major, minor, stable

@@ -114,8 +114,7 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
 
 def _cut_sysenter(vcpu: Vcpu, names: Iterable[str]) -> None:
     # The upper halves are kept for guests with an Intel CPUID only (svm_set_msr).
-    kind = vcpu.kernel.sysenter
-    if kind == "32" or (kind == "cpuid" and vcpu.cpuid != NONE):
+    if vcpu.kernel.sysenter == "always" or vcpu.cpuid != NONE:
         for name in names:
             value = vcpu.vmcb01.get(name) & ~_HIGH
             vcpu.vmcb01.set(name, value, vcpu.vmcb01.writer(name))

@@ -15,6 +15,7 @@ _VERBS = {
     "restore": "Restore a stream into a real KVM, and see whether L2 goes on.",
     "matrix": "Save on each kernel and QEMU, restore on each other one.",
     "witness": "Restore a stream, and see which VMCBs the processor is given.",
+    "conform": "Random restore sequences: the model must do what the kernel does.",
     "shell": "A shell in a box.",
     "down": "End a box that stays.",
     "clean": "Remove suites from the cache.",
