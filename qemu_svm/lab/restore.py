@@ -7,6 +7,7 @@ guest stands still, or the host's kernel crashes.
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
 from collections.abc import Callable
@@ -125,13 +126,15 @@ def _crashed(box: Session) -> Outcome | None:
 
 def recognise(vm: Vm) -> Guest | None:
     """Which of our guests this is, by the image in its memory."""
-    size = max(len(assemble(guest).data) for guest in GUESTS.values())
-    words = vm.words(values.IMAGE, size // 4 + 1)
+    known = _images()
+    words = vm.words(values.IMAGE, max(map(len, known.values())) // 4 + 1)
     memory = b"".join(word.to_bytes(4, "little") for word in words)
-    for guest in GUESTS.values():
-        if memory.startswith(assemble(guest).data):
-            return guest
-    return None
+    return next((GUESTS[name] for name, data in known.items() if memory.startswith(data)), None)
+
+
+@functools.cache
+def _images() -> dict[str, bytes]:
+    return {name: assemble(guest).data for name, guest in GUESTS.items()}
 
 
 def _watch(vm: Vm) -> Outcome:
