@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,16 +108,27 @@ class Figures:
     memory: float
 
 
+# A process of its own starts each command: what a child has used before it becomes
+# another program would count as that program's memory, and this one is small.
+LAUNCH = """
+import os, sys, time
+start = time.perf_counter()
+null = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=null)
+_, status, used = os.wait4(pid, 0)
+print(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def run(command: Sequence[str]) -> Figures:
     """Run a command once."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{command[0]} failed with status {process.returncode}")
-    return Figures(1e3 * wall, 1e3 * (usage.ru_utime + usage.ru_stime), usage.ru_maxrss / 1024)
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCH, *command]
+    done = subprocess.run(launcher, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}")
+    wall, cpu, memory = done.stdout.split()
+    return Figures(1e3 * float(wall), 1e3 * float(cpu), int(memory) / 1024)
 
 
 def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Figures]:
@@ -144,18 +156,21 @@ def script(*options: str) -> list[str]:
 
 
 def table(title: str, figures: Mapping[str, Figures], than: Sequence[str]) -> None:
-    """Print figures, and how many times as fast as others each one is."""
+    """Print figures, and what part of others' time each one takes: wall / CPU."""
     others = [name for name in than if name in figures]
     print(f"\n{title}\n  {'':22}{'wall ms':>9}{'CPU ms':>9}{'MiB':>6}", end="")
-    print("".join(f"{'of ' + name:>16}" for name in others))
+    print("".join(f"{name:>16}" for name in others))
     for name, one in figures.items():
         print(f"  {name:22}{one.wall:9.0f}{one.cpu:9.0f}{one.memory:6.0f}", end="")
-        print("".join(f"{one.wall / figures[other].wall:16.3f}" for other in others))
+        for other in (figures[other] for other in others):
+            ratios = f"{one.wall / other.wall:.2f} / {one.cpu / max(other.cpu, 1):.2f}"
+            print(f"{ratios:>16}", end="")
+        print()
     sys.stdout.flush()
 
 
 def beside(name: str, path: Path, rounds: int) -> None:
-    """One stream, beside ``cat`` and the script; then its RAM into files."""
+    """One stream, beside ``cat`` and the script."""
     ram = ["ram", "--json", str(path)]
     commands = {
         "cat": ["cat", str(path)],
@@ -166,15 +181,23 @@ def beside(name: str, path: Path, rounds: int) -> None:
     }
     figures = take_turns({key: value for key, value in commands.items() if value}, rounds)
     table(f"{name}: {path.stat().st_size / MIB:.0f} MiB", figures, ("cat", "script"))
-    # The script writes into the working directory.
-    inside = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+
+
+def into_files(name: str, path: Path, rounds: int) -> None:
+    """The RAM of one stream into files, beside the script and ``cp``."""
+    # The script writes into the working directory; each begins with no file there.
+    folder = path.parent / "files"
+    inside = "import os, shutil, sys; shutil.rmtree(sys.argv[1], True); os.mkdir(sys.argv[1])\n"
+    inside += "os.chdir(sys.argv[1]); os.execvp(sys.argv[2], sys.argv[2:])"
+    begin = [sys.executable, "-I", "-S", "-c", inside, str(folder)]
     peer = script("-x", "-f", str(path))
     commands = {
-        "ram --extract": [*PROGRAM, *ram, "-f", "--extract", str(path.parent / "ours")],
-        "script -x": [sys.executable, "-c", inside, str(path.parent), *peer] if peer else [],
+        "cp": [*begin, "cp", "--reflink=never", str(path), "copy"],
+        "ram --extract": [*begin, *PROGRAM, "ram", "--json", "--extract", "out", str(path)],
+        "script -x": [*begin, *peer] if peer else [],
     }
     figures = take_turns({key: value for key, value in commands.items() if value}, rounds)
-    table(f"{name}, into files", figures, ("script -x",))
+    table(f"{name}, into files", figures, ("cp", "script -x"))
 
 
 def by_record(name: str, path: Path) -> None:
@@ -195,28 +218,45 @@ def by_record(name: str, path: Path) -> None:
     print(f"{name}, a record: {', '.join(words)}")
 
 
-def room(folder: Path, wanted: int) -> bool:
-    """Whether ``wanted`` bytes and a little more fit; says so if not."""
+@contextmanager
+def streams(folder: Path, shape: Shape, *sizes: int) -> Iterator[list[Path]]:
+    """Streams of guests of these sizes for a while; none where there is no room."""
+    wanted = 3 * sum(sizes)
     free = shutil.disk_usage(folder).free
-    if free > wanted + 512 * MIB:
-        return True
-    print(f"\nleft out: {wanted / MIB:.0f} MiB in {folder}, {free / MIB:.0f} are free")
-    return False
+    if free < wanted + 512 * MIB:
+        print(f"\nleft out: {wanted / MIB:.0f} MiB in {folder}, of which {free / MIB:.0f} are free")
+        yield []
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as inner:
+        paths = [Path(inner) / f"{size // MIB}" for size in sizes]
+        for path, size in zip(paths, sizes, strict=True):
+            make(path, size, shape)
+        yield paths
 
 
-def growth(
-    folder: Path, sizes: Sequence[int], shape: Shape, verbs: Sequence[str], rounds: int
-) -> None:
+def every_figure(folder: Path, size: int, shape: Shape, rounds: int) -> None:
+    """All about one shape."""
+    title = shape.__name__.replace("_", " ")
+    with streams(folder, shape, size) as paths:
+        for path in paths:
+            beside(f"{title}, guest of {path.name} MiB", path, rounds)
+            by_record(title, path)
+    # A file with a hole for every other page is a burden to most file systems,
+    # to remove it above all; so that one is smaller.
+    with streams(folder, shape, size // 8 if shape is alternating else size) as paths:
+        for path in paths:
+            into_files(f"{title}, guest of {path.name} MiB", path, rounds)
+
+
+def growth(folder: Path, sizes: Sequence[int], shape: Shape, verb: str, rounds: int) -> None:
     """The same verb for guests of different sizes."""
-    commands = {}
-    for size in sizes:
-        path = folder / f"{size // MIB} MiB"
-        make(path, size, shape)
-        for verb in verbs:
-            commands[f"{verb}, {size // MIB} MiB"] = [*PROGRAM, verb, "--json", str(path)]
-    name = shape.__name__.replace("_", " ")
-    first = next(iter(commands))
-    table(f"growth, {name}", take_turns(commands, rounds), (first,))
+    with streams(folder, shape, *sizes) as paths:
+        commands = {
+            f"{verb}, {path.name} MiB": [*PROGRAM, verb, "--json", str(path)] for path in paths
+        }
+        if commands:
+            name = shape.__name__.replace("_", " ")
+            table(f"growth, {name}", take_turns(commands, rounds), (next(iter(commands)),))
 
 
 def main() -> None:
@@ -227,23 +267,11 @@ def main() -> None:
     given = parser.parse_args()
     size = given.mib * MIB
     with tempfile.TemporaryDirectory(prefix="svmstream-bench-", dir=spool_directory()) as name:
-        folder = Path(name)
         for shape in SHAPES:
-            if not room(folder, 3 * size):
-                continue
-            with tempfile.TemporaryDirectory(dir=folder) as inner:
-                path = Path(inner) / "stream.bin"
-                make(path, size, shape)
-                title = shape.__name__.replace("_", " ")
-                beside(f"{title}, guest of {given.mib} MiB", path, given.rounds)
-                by_record(title, path)
+            every_figure(Path(name), size, shape, given.rounds)
         for shape in SHAPES:
-            if room(folder, 3 * size // 2):
-                with tempfile.TemporaryDirectory(dir=folder) as inner:
-                    growth(Path(inner), (size // 2, size), shape, ("ram",), given.rounds)
-        if room(folder, 4 * size):
-            with tempfile.TemporaryDirectory(dir=folder) as inner:
-                growth(Path(inner), (size // 32, 4 * size), mixed, ("inspect",), given.rounds)
+            growth(Path(name), (size // 2, size), shape, "ram", given.rounds)
+        growth(Path(name), (size // 32, 4 * size), mixed, "inspect", given.rounds)
 
 
 if __name__ == "__main__":
