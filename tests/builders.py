@@ -7,10 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qemu_svm.source import BytesSource
 from qemu_svm.stream import structs
 from qemu_svm.stream.constants import RecordType
 
 PAGE = 4096
+
+
+class Counting(BytesSource):
+    """A stream that counts what is read of it: ``calls`` and ``bytes``."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.calls = self.bytes = 0
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        found = super().read_at(offset, size)
+        self.calls += 1
+        self.bytes += len(found)
+        return found
 
 
 def counted(name: str) -> bytes:

@@ -23,7 +23,7 @@ from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.nonvmstate import format_of
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, Kind, RamBlock, RamPages, Record
-from qemu_svm.stream.resync import find_header, next_boundary
+from qemu_svm.stream.resync import FOOTER_SIZE, find_header, footer_bytes, next_boundary
 from qemu_svm.stream.tail import Tail, find_chain, find_description
 from qemu_svm.stream.values import Value
 from qemu_svm.stream.vmdesc import Description, Device
@@ -230,7 +230,7 @@ def _from_both_ends(
     walker = Walker(source, limits, description)
     walker.header()
     refused = _front(walker)
-    chain = find_chain(source, description, tail.offset - 1, footers=walker.footers is not False)
+    chain = _chain(walker, description, tail.offset - 1)
     if chain is None or chain[0] < walker.reader.offset:
         return None
     if not _between(walker, chain[0], walk, refused):
@@ -247,6 +247,17 @@ def _from_both_ends(
     described = [(device.name, device.instance_id) for device in description.devices]
     found = [(r.name, r.instance_id) for r in walker.records if r.kind is Kind.FULL]
     return walker if found == described else None
+
+
+def _chain(walker: Walker, description: Description, end: int) -> tuple[int, int] | None:
+    # Where the device sections start that end at ``end``, and how many come before.
+    source = walker.source
+    if description.devices:
+        return find_chain(source, description, end, footers=walker.footers is not False)
+    # There are none: a section in parts, such as RAM, has to end there.
+    parts = [record.section_id or 0 for record in walker.records if record.kind is Kind.START]
+    last = source.read_at(max(0, end - FOOTER_SIZE), FOOTER_SIZE)
+    return (end, 0) if any(last == footer_bytes(number) for number in parts) else None
 
 
 def _front(walker: Walker) -> bool:

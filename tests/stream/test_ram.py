@@ -185,6 +185,24 @@ def test_too_large_a_guest_is_refused_page_by_page() -> None:
         coverage(ram)
 
 
+@pytest.mark.parametrize("kinds", ["p", "z", "pz", "d", "pzd", "<z", "<p"])
+def test_what_is_read_grows_with_the_input_and_no_faster(kinds: str) -> None:
+    # "<": pages come from the last to the first, each a sweep of its own.
+    make = {"p": lambda at: page(at, b"x"), "z": zero, "d": lambda at: delta(at, b"\0\1x")}
+    order = -1 if kinds[0] == "<" else 1
+    kinds = kinds.lstrip("<")
+    for pages in (1000, 2000):
+        body = [make[kinds[n % len(kinds)]](n * PAGE) for n in range(pages)][::order]
+        data = ram_part(zero(0, "m"), *body, blocks={"m": pages * PAGE})
+        source = builders.Counting(data)
+        stream = read_stream(source)
+        source.calls = source.bytes = 0
+        ram = read_ram(stream)
+        assert ram.runs.records == pages + 1
+        assert source.bytes <= len(data) + (512 << 10)  # one look further at each end
+        assert source.calls <= 8 + len(data) // (1 << 20)
+
+
 def test_very_many_empty_parts() -> None:
     data = builders.stream([], [b""] * 3000 + [zero(0, "pc.ram")] + [b""] * 3000, BLOCKS)
     ram = ram_of(data)

@@ -11,29 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qemu_svm.errors import StreamError, Truncated
-from qemu_svm.source import BytesSource
 from qemu_svm.stream import read_stream
 from qemu_svm.stream.ram_extract import extract
 from qemu_svm.stream.ram_index import Ram, read_ram
 from qemu_svm.stream.ram_runs import INPUT_SHIFT, PageKind
 from tests import builders
-from tests.builders import PAGE, page, word, zero
+from tests.builders import PAGE, Counting, page, word, zero
 
 PAGES = 700
-
-
-class Counting(BytesSource):
-    """Counts what is read of it."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.calls = self.bytes = 0
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        found = super().read_at(offset, size)
-        self.calls += 1
-        self.bytes += len(found)
-        return found
 
 
 def ram_of(*records: bytes) -> tuple[Ram, Counting]:

@@ -111,6 +111,35 @@ def test_pages_cover_the_guest(machine: Machine) -> None:
 # Streams made here.
 
 
+@pytest.mark.parametrize("sections", [TWO, []])
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_is_read_does_not_grow_with_the_guest(sections: list[Section], empty: bool) -> None:
+    looks = []
+    for pages in (1200, 4000):
+        rest = [zero(n * PAGE) if empty else page(n * PAGE, b"x") for n in range(1, pages)]
+        part = zero(0, "pc.ram") + b"".join(rest)
+        data = builders.stream(sections, [part], {"pc.ram": pages * PAGE})
+        source = builders.Counting(data)
+        stream = read_stream(source, Limits(ram_walk_bytes=0))
+        assert stream.complete
+        assert stream.problems == ()
+        assert [r.kind for r in stream.records].count(Kind.SKIPPED) == 1
+        looks.append((source.calls, source.bytes))
+    assert looks[0][0] == looks[1][0]
+    assert looks[1][1] - looks[0][1] < 256 << 10  # looks of a fixed size, cut at the end
+
+
+def test_without_devices_ram_has_to_end_before_the_eof() -> None:
+    # A section that nothing describes stands there: read front to back.
+    data = builders.stream([], [page(0, b"x", "pc.ram")], BLOCKS)
+    at = data.rindex(builders.description([])) - 1
+    extra = builders.named(RecordType.FULL, 9, "unknown", 0, 1, b"payload")
+    stream = read_stream(BytesSource(data[:at] + extra + data[at:]), Limits(ram_walk_bytes=0))
+    assert stream.complete
+    assert [r.name for r in stream.sections()] == ["unknown"]
+    assert not [r for r in stream.records if r.kind is Kind.SKIPPED]
+
+
 @pytest.mark.parametrize("footers", [True, False])
 @pytest.mark.parametrize("walk", Walk)
 def test_made_stream(footers: bool, walk: Walk) -> None:
