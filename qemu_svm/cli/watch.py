@@ -94,11 +94,9 @@ def _changes(say: Callable[[Sample, Sample | None], None]) -> Callable[[Sample],
 
 
 def _status(last: Sample) -> int:
-    from qemu_svm.qmp.watch import COMPLETED
-
-    if last.migration.status == COMPLETED:
+    if last.migration.status == "completed":
         return 0
-    if last.ended:
+    if last.migration.ended:
         return EXIT_REFUSED
     complain("there is no migration to watch, and there was none", "--wait waits for one")
     return EXIT_FINDINGS

@@ -14,12 +14,12 @@ from typing import Any
 
 from qemu_svm.errors import QmpError
 
-ACTIVE = frozenset(
-    {"setup", "cancelling", "active", "postcopy-active", "postcopy-device", "postcopy-paused"}
-    | {"postcopy-recover", "postcopy-recover-setup", "colo", "pre-switchover", "device"}
-    | {"wait-unplug"}
-)
-"""States of a migration that is not over."""
+ENDED = frozenset({"completed", "failed", "cancelled"})
+"""States of a migration that is over.
+
+Every other state but ``none`` is one under way, also one that a newer QEMU
+brings: 11.1 added ``failing``.
+"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -72,7 +72,12 @@ class Migration:
     @property
     def active(self) -> bool:
         """Whether a migration is under way."""
-        return self.status in ACTIVE
+        return self.status not in (None, "none") and not self.ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last migration is over, one way or the other."""
+        return self.status in ENDED
 
 
 @dataclass(frozen=True, slots=True)

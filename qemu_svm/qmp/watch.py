@@ -14,6 +14,7 @@ Source: QEMU ``qapi/migration.json``, ``migration/migration.c``
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
@@ -28,12 +29,9 @@ from qemu_svm.qmp.client import Client, Events
 EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
 """Events at which QEMU is asked at once."""
 
-COMPLETED = "completed"
-ENDED = frozenset({COMPLETED, "failed", "cancelled"})
-"""States of a migration that is over."""
-
 _WINDOW_SECONDS = 5.0
 _NOISE = 0.1
+_LAST_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +83,6 @@ class Sample:
     parameters: Mapping[str, Any]
     rates: Rates = Rates()
     eta: float | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the migration is over, one way or the other."""
-        return self.migration.status in ENDED
 
     def same(self, other: Sample) -> bool:
         """Whether nothing has changed between the two."""
@@ -150,22 +143,18 @@ async def watch(
         waiting = wait and not past.migration.active
         yield last
         while waiting or last.migration.active:
-            told = None
+            event = None
             try:
                 event = await _next(client, events, interval)
-                if event is not None and event.name == "MIGRATION":
-                    told = answers.string(event.data, "status")
                 sample = await _ask(client, "poll" if event is None else event.name)
             except QmpError as error:
                 if client.connected:
                     raise
-                if told in ENDED:
-                    # QEMU said that it is over, and left before it could be asked.
-                    yield _told(last, told)
-                    return
-                raise _lost(client, last) from error
+                yield await _last_words(client, events, event, last, error)
+                return
             last = pace.rate(sample)
-            waiting = waiting and told is None and _which(last) == _which(past)
+            began = _status(event) is not None or _which(last) != _which(past)
+            waiting = waiting and not began
             yield last
 
 
@@ -207,21 +196,33 @@ async def _next(client: Client, events: Events, interval: float) -> Event | None
         raise
 
 
-def _told(last: Sample, status: str) -> Sample:
+def _status(event: Event | None) -> str | None:
+    # The state of the migration that an event tells.
+    if event is None or event.name != "MIGRATION":
+        return None
+    return answers.string(event.data, "status")
+
+
+async def _last_words(
+    client: Client, events: Events, event: Event | None, last: Sample, error: QmpError
+) -> Sample:
+    # QEMU may have said that it is over before it left; what it said is still there.
+    told = _status(event)
+    with contextlib.suppress(QmpError):
+        while told not in answers.ENDED:
+            told = _status(await events.next(_LAST_SECONDS)) or told
+    if told not in answers.ENDED:
+        status = last.migration.status
+        raise QmpError(
+            f"{client.address}: the connection was lost"
+            + (f"; the migration was last seen {status}" if status else ""),
+            hint="QEMU has ended, or hung up; what became of the migration is not known",
+        ) from error
     return replace(
         last,
         time=time.time(),
         cause="MIGRATION",
-        migration=replace(last.migration, status=status),
-        answer={**last.answer, "status": status},
+        migration=replace(last.migration, status=told),
+        answer={**last.answer, "status": told},
         eta=None,
-    )
-
-
-def _lost(client: Client, last: Sample) -> QmpError:
-    status = last.migration.status
-    return QmpError(
-        f"{client.address}: the connection was lost"
-        + (f"; the migration was last seen {status}" if status else ""),
-        hint="QEMU has ended, or hung up; what became of the migration is not known",
     )

@@ -32,7 +32,7 @@ def document(sample: Sample, before: Sample | None = None) -> dict[str, Any]:
         "vm": {"state": sample.vm.state, "running": sample.vm.running},
         "status": found.status,
         "active": found.active,
-        "ended": sample.ended,
+        "ended": found.ended,
         "error": found.error,
         "blockers": list(found.blockers),
         "ram": {

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.text import Text
 
-from qemu_svm.qmp.watch import COMPLETED, Sample
+from qemu_svm.qmp.watch import Sample
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import FAINT, HEADING, entry, size_words
 
-_STATE_STYLES = {COMPLETED: "bold green", "failed": "bold red", "cancelled": "yellow"}
+_STATE_STYLES = {"completed": "bold green", "failed": "bold red", "cancelled": "yellow"}
 _BAR = 40
 
 _PAGES = (
@@ -110,7 +110,7 @@ def _state(sample: Sample) -> Text:
 def _percent(sample: Sample) -> float:
     # Of RAM that needs not be sent, as things stand; it falls when the guest writes.
     found = sample.migration
-    if found.status == COMPLETED:
+    if found.status == "completed":
         return 100.0
     return 100.0 * (1 - (found.remaining or 0) / (found.total or 1))
 

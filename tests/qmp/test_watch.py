@@ -13,7 +13,7 @@ import pytest
 
 from qemu_svm.errors import QmpError
 from qemu_svm.qmp import Client, Migration, Status
-from qemu_svm.qmp.watch import ENDED, Pace, Rates, Sample, watch
+from qemu_svm.qmp.watch import Pace, Rates, Sample, watch
 from tests.qmp.vm import Proxy, Vm, running
 
 SINK = "exec:cat >/dev/null"
@@ -39,9 +39,11 @@ async def migrate(driver: Client, uri: str = SINK, **parameters: object) -> None
     await driver.execute("migrate", {"uri": uri})
 
 
-async def seen(ours: Client, into: list[Sample] | None = None, **options: Any) -> list[Sample]:
+async def seen(
+    ours: Client, into: list[Sample] | None = None, *, interval: float = 0.05, **options: Any
+) -> list[Sample]:
     samples = [] if into is None else into
-    async for sample in watch(ours, interval=0.05, **options):
+    async for sample in watch(ours, interval=interval, **options):
         samples.append(sample)
     return samples
 
@@ -52,7 +54,7 @@ def test_every_way_to_end(tmp_path: Path) -> None:
             # None yet.
             (only,) = await seen(ours)
             assert only.migration.status is None
-            assert not only.ended
+            assert not only.migration.ended
             # Failed, with QEMU's reason.
             await migrate(driver, "exec:exit 1")
             last = (await seen(ours))[-1]
@@ -67,6 +69,7 @@ def test_every_way_to_end(tmp_path: Path) -> None:
             await migrate(driver, **{"max-bandwidth": ENDLESS})
             while samples[-1].migration.status != "active":
                 await asyncio.sleep(0.01)
+                assert not waiting.done()
             await driver.execute("migrate_cancel")
             await waiting
             assert samples[0].migration.status == "failed"
@@ -78,7 +81,7 @@ def test_every_way_to_end(tmp_path: Path) -> None:
             assert samples[-1].vm.state == "postmigrate"
             sent = [one.migration.transferred or 0 for one in samples]
             assert sent == sorted(sent)
-            assert [one.ended for one in samples] == [False] * (len(samples) - 1) + [True]
+            assert [one.migration.ended for one in samples] == [False] * (len(samples) - 1) + [True]
 
     with running(tmp_path, *two_sockets(tmp_path), memory=64) as vm:
         asyncio.run(scenario(vm))
@@ -118,11 +121,11 @@ def test_events_are_followed_at_once(tmp_path: Path) -> None:
             await driver.set_capabilities({"events": True})
             await migrate(driver, **{"max-bandwidth": 1 << 30})
             # A minute between two questions: only events can make it end in time.
-            return [sample async for sample in watch(ours, interval=60)]
+            return await seen(ours, interval=60)
 
     with running(tmp_path, *two_sockets(tmp_path)) as vm:
         samples = asyncio.run(asyncio.wait_for(scenario(vm), 20))
-    assert samples[-1].migration.status in ENDED
+    assert samples[-1].migration.ended
 
 
 def test_a_lost_line(tmp_path: Path) -> None:
@@ -157,6 +160,30 @@ def test_a_killed_qemu(tmp_path: Path) -> None:
 
     with running(tmp_path) as vm:
         asyncio.run(scenario(vm))
+
+
+def test_a_qemu_that_leaves_when_it_is_done(tmp_path: Path) -> None:
+    async def scenario(vm: Vm) -> list[Sample]:
+        async with two(vm, tmp_path) as (driver, ours):
+            await driver.set_capabilities({"events": True})
+            samples: list[Sample] = []
+            # Only events make it ask, so that QEMU is gone before the next question.
+            watching = asyncio.ensure_future(seen(ours, samples, interval=60, wait=True))
+            await migrate(driver, **{"max-bandwidth": ENDLESS})
+            while not any(one.migration.active for one in samples):
+                await asyncio.sleep(0.01)
+                assert not watching.done()
+            async with driver.events("MIGRATION") as events:
+                await driver.set_parameters({"max-bandwidth": 1 << 30})
+                while (await events.next(30)).data["status"] != "completed":
+                    pass
+                vm.kill()
+            await watching
+            return samples
+
+    with running(tmp_path, *two_sockets(tmp_path)) as vm:
+        samples = asyncio.run(scenario(vm))
+    assert samples[-1].migration.status == "completed"
 
 
 def test_the_destination(tmp_path: Path) -> None:
