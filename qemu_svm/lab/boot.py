@@ -22,7 +22,7 @@ from qemu_svm.lab.cache import Built
 from qemu_svm.lab.kernel_image import unpacked
 from qemu_svm.lab.modules import in_order
 
-_AGENT = ("agent.py", "frames.py")
+_AGENT = ("agent.py", "channels.py", "frames.py")
 #: The agent's files keep their place in the package, without the rest of it.
 _AGENT_PLACE = "agent/qemu_svm/lab/inside"
 

@@ -124,6 +124,7 @@ class Box(Session):
         self.versions = {
             "kernel": kernel.manifest.kernel,
             "qemu": user.manifest.qemu,
+            "seabios": user.manifest.packages["seabios"],
             "emulator": _version(player),
         }
 

@@ -103,6 +103,12 @@ class Channel:
         self._room = frames.WINDOW
         self._more = asyncio.Event()
         self._dead = False
+        opening = frames.document(0, frames.OPEN, wish)
+        if len(opening) > frames.CHUNK:
+            raise LabError(
+                f"a command of {len(opening)} bytes; {frames.CHUNK} are possible",
+                hint="pass it in a file of the share, or by standard input",
+            )
         self._number = link.attach(self._on_frame)
         link.send(frames.document(self._number, frames.OPEN, wish))
 

@@ -34,7 +34,8 @@ class Session:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._servers: list[asyncio.Server] = []
-        #: Exact versions: of the packages ``kernel`` and ``qemu``, of the ``emulator``.
+        #: Exact versions: of the packages of ``kernel``, ``qemu`` and ``seabios`` inside,
+        #: and of the ``emulator``.
         self.versions: dict[str, str] = {}
 
     def __enter__(self) -> Self:

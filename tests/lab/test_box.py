@@ -44,9 +44,19 @@ def test_a_command_that_a_signal_ended(box: Box) -> None:
     assert box.run(["sh", "-c", "kill -TERM $$"], timeout=30).returncode == -15
 
 
-def test_a_command_that_is_not_there(box: Box) -> None:
-    with pytest.raises(LabError, match="No such file or directory"):
-        box.run(["no-such-command"], timeout=30)
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["no-such-command"], "No such file or directory"),
+        (["/etc"], "Permission denied"),
+        (["echo", "a\0b"], "embedded null byte"),
+        (["echo", "x" * 70000], "65536 are possible"),
+    ],
+)
+def test_a_command_that_cannot_be_started(box: Box, argv: list[str], why: str) -> None:
+    with pytest.raises(LabError, match=why):
+        box.run(argv, timeout=30)
+    assert box.run(["true"], timeout=30).returncode == 0
 
 
 def test_commands_run_at_the_same_time(box: Box) -> None:

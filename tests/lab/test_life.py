@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -96,56 +95,6 @@ def test_a_host_without_qemu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LabError, match=r"no qemu-system-x86_64.*--emulator"), Box(kernel="6.1"):
         pass
-
-
-def test_boxes_that_stay(here: Place) -> None:
-    up = here.run("lab", "up", "--json", "--memory", "1024")
-    assert up.returncode == 0, up.stderr
-    box = json.loads(up.stdout)["box"]
-    assert box["options"] == {"memory": 1024}
-
-    # Several processes use it at the same time.
-    (Path(box["share"]) / "go").touch()
-    script = "while [ ! -e /tmp/other ]; do sleep 0.1; done; echo met"
-    waiting = here.start("lab", "run", "sh", "-c", script)
-    assert (
-        here.run("lab", "run", "--name", "box", "touch", "/tmp/other", "/share/seen").returncode
-        == 0
-    )
-    assert waiting.communicate(timeout=60)[0] == b"met\n"
-    assert (Path(box["share"]) / "seen").exists()
-
-    # What a process started there ends with it.
-    process = here.start("lab", "run", "sh", "-c", "echo here; exec sleep 1234")
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"here\n"
-    process.kill()
-    process.wait()
-    until(lambda: b"sleep 1234" not in here.run("lab", "run", "ps").stdout)
-
-    listed = json.loads(here.run("lab", "list", "--json").stdout)
-    assert listed["boxes"] == [box]
-    assert {suite["suite"] for suite in listed["suites"] if suite["built"]} >= {"bookworm"}
-
-    again = here.run("lab", "up")
-    assert (again.returncode, b"is up already" in again.stderr) == (4, True)
-    assert here.run("lab", "down").returncode == 0
-    here.wait_until_nothing_is_left()
-    assert here.run("lab", "down").returncode == 4
-
-
-def test_a_keeper_that_is_killed_leaves_nothing(here: Place) -> None:
-    up = here.run("lab", "up", "--json", "--name", "mine")
-    assert up.returncode == 0, up.stderr
-    os.kill(json.loads(up.stdout)["box"]["pid"], signal.SIGKILL)
-    until(lambda: json.loads(here.run("lab", "list", "--json").stdout)["boxes"] == [])
-    here.wait_until_nothing_is_left()
-
-
-def test_a_name_is_not_a_path(here: Place) -> None:
-    result = here.run("lab", "up", "--name", "../x")
-    assert result.returncode == 4
-    assert b"cannot be called" in result.stderr
 
 
 def test_another_user_land_emulator_and_no_nested_paging() -> None:

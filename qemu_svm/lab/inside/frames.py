@@ -36,7 +36,7 @@ PING = 14
 HELLO = 20  # JSON, channel 0: the box is ready
 ERRORS = 21  # bytes: stderr of a command
 EXIT = 22  # JSON: {"status"}; the channel is gone
-REFUSED = 23  # JSON: {"errno", "error"}; the channel never was
+REFUSED = 23  # JSON: {"error"}; the channel never was
 PONG = 24
 # From the owner of a box to other processes that use it
 GONE = 30  # JSON: {"error"}, channel 0: why the box died
