@@ -127,8 +127,8 @@ def test_a_shell(here: Place, stays: dict[str, Any], leave: bytes | signal.Signa
         os.write(terminal, b"stty size\n")
         _expect(terminal, rb"33 101\r\n.*# ")
         _resize(terminal, 44, 111)
-        os.write(terminal, b"sleep 1000\n")
-        _expect(terminal, rb"sleep 1000\r\n")
+        os.write(terminal, b"sh -c 'echo on$$; exec sleep 1000'\n")
+        _expect(terminal, rb"on\d+\r\n")  # from here on Ctrl-C is for it
         os.write(terminal, b"\x03")
         _expect(terminal, rb"# ")
         os.write(terminal, b"stty size\n")
