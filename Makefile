@@ -35,9 +35,10 @@ lint: $(STAMP)  ## ruff and mypy --strict
 
 .PHONY: test
 test: $(STAMP)  ## install what the tests need and run them all
-	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils "gcc:gcc libc6-dev"
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils "gcc:gcc libc6-dev" gpg:gpg
 	@tools/need-compiled $(VENV)
 	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; the comparison with it will be skipped"
+	$(BIN)/svmstream lab build --kernel 6.1 --kernel 6.12
 	$(BIN)/pytest -n 2
 
 .PHONY: matrix
