@@ -33,12 +33,16 @@ lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: test
-test: $(STAMP)  ## install what the tests need and run them all
-	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils "gcc:gcc libc6-dev" gpg:gpg
+.PHONY: needs
+needs: $(STAMP)
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils as:binutils \
+		"gcc:gcc libc6-dev" gpg:gpg lzop:lzop
 	@tools/need-compiled $(VENV)
 	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; the comparison with it will be skipped"
 	$(BIN)/svmstream lab build --kernel 6.1 --kernel 6.12
+
+.PHONY: test
+test: needs  ## install what the tests need and run them all
 	$(BIN)/pytest -n 2
 
 .PHONY: matrix
@@ -55,7 +59,7 @@ conform: $(STAMP)  ## 5000 random restore sequences on each kernel, model agains
 	done
 
 .PHONY: coverage
-coverage: $(STAMP)  ## the tests with branch coverage
+coverage: needs  ## the tests with branch coverage
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
 .PHONY: bench

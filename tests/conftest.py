@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from qemu_svm.lab import Box
 from qemu_svm.machine import Machine, read_machine
@@ -20,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STREAMS = ROOT / "streams"
 MANIFEST: dict[str, Any] = json.loads((STREAMS / "manifest.json").read_text())
 CAPTURES: list[dict[str, Any]] = MANIFEST["streams"]
+
+# A busy machine is no defect: examples are counted, not timed.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def capture_bytes(name: str) -> bytes:

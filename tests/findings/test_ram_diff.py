@@ -163,7 +163,7 @@ def guests(draw: st.DrawFn) -> tuple[Ram, dict[int, bytes]]:
     return ram_of(*out), held
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(guests(), guests())
 def test_it_says_what_reading_page_by_page_says(
     one: tuple[Ram, dict[int, bytes]], two: tuple[Ram, dict[int, bytes]]

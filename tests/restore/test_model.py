@@ -323,7 +323,7 @@ STEP = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(STEP, min_size=1, max_size=10), st.sampled_from(list(KERNELS)))
 def test_invariants_hold_in_any_order(steps: list[str], kernel: str) -> None:
     from tests.restore.recorded import backed, guests

@@ -56,7 +56,7 @@ CONTENT = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CONTENT, st.booleans(), st.booleans(), st.sampled_from([1 << 30, 65536, 1000, 333]))
 def test_pieces_are_all_of_it_and_small(
     contents: list[bytes], checksum: bool, size: bool, step: int

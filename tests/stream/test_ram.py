@@ -244,7 +244,7 @@ def records(patterns: Sequence[tuple[str, int, int, int, bool]]) -> bytes:
     return b"".join(out)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PATTERNS)
 def test_both_ways_to_read_agree(patterns: list[tuple[str, int, int, int, bool]]) -> None:
     data = builders.stream([], [records(patterns)], {"m": 2000 * PAGE})
@@ -291,7 +291,6 @@ def test_across_windows(kinds: str) -> None:
 
 
 @given(st.integers(0, 5000), st.integers(0, 9000), st.integers(0, 5000), st.binary(max_size=9))
-@settings(deadline=None)
 def test_gallop_counts(first: int, count: int, spoil: int, junk: bytes) -> None:
     made = bytearray(b"".join(zero((first + n) * PAGE) for n in range(count)) + junk)
     expected = count
@@ -415,7 +414,7 @@ def test_damaged_mapped_headers() -> None:
     assert isinstance(ram_of(good[: at + 30]).problems[0], Truncated)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_damage_gives_only_our_errors(data: st.DataObject) -> None:
     good = ram_part(

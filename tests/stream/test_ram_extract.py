@@ -79,7 +79,7 @@ def sent(runs: Sequence[tuple[str, int, int]]) -> list[bytes]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs=SENT, span=SPANS)
 def test_files_hold_what_the_pages_hold(
     target: Path, runs: list[tuple[str, int, int]], span: tuple[int, int] | None

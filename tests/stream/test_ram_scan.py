@@ -66,7 +66,7 @@ def windows(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(len(data) // 2, len(data)))])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     windows(),
     st.sampled_from([0, 0, 0, 1, 9, 17]),
@@ -80,7 +80,7 @@ def test_all_scanners_agree(data: bytes, at: int, top: int, room: int) -> None:
         assert found(scanner, data, at, top, room) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=64), st.integers(0, 64))
 def test_any_bytes(data: bytes, at: int) -> None:
     at = min(at, len(data))
@@ -137,7 +137,6 @@ RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40), st.integers(1,
 
 
 @given(RUNS, st.integers(1, 9))
-@settings(deadline=None)
 def test_both_ways_to_cover_agree(runs: list[tuple[int, int, int]], often: int) -> None:
     where = array("Q", [page << KIND_BITS | kind for page, _, kind in runs])
     count = array("I", [pages for _, pages, _ in runs])

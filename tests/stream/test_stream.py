@@ -522,7 +522,7 @@ def test_a_cut_compressed_file(tmp_path: Path) -> None:
     assert any("cut short" in str(p) for p in stream.problems)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32))
 def test_damage_gives_only_our_errors(seed: int, sample: bytes) -> None:
     rng = random.Random(seed)

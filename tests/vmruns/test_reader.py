@@ -56,7 +56,7 @@ def events(data: bytes) -> tuple[list[Event], StreamError | None]:
 
 
 @given(logs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_round_trip(log: tuple[Writer, list[dict[str, object]]]) -> None:
     writer, wanted = log
     found, error = events(bytes(writer.data))
@@ -69,7 +69,7 @@ def test_round_trip(log: tuple[Writer, list[dict[str, object]]]) -> None:
 
 
 @given(logs(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_cut_is_told_where_it_is(
     log: tuple[Writer, list[dict[str, object]]], data: st.DataObject
 ) -> None:
@@ -87,7 +87,7 @@ def test_any_cut_is_told_where_it_is(
 
 
 @given(logs(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_flipped_bit_is_found(
     log: tuple[Writer, list[dict[str, object]]], data: st.DataObject
 ) -> None:
@@ -102,7 +102,7 @@ def test_any_flipped_bit_is_found(
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise_gives_errors_of_ours(noise: bytes) -> None:
     for start in (b"", structs.MAGIC, header()):
         events(start + noise)
