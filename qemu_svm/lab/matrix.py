@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Self
 
-from qemu_svm.errors import LabError, Refused
+from qemu_svm.errors import EnvironmentFault, Refused
 from qemu_svm.lab.capture import capture
 from qemu_svm.lab.explain import explanations
 from qemu_svm.lab.guests import Guest, assemble
@@ -131,7 +131,7 @@ def _save(box: Session, guest: Guest, machine: str, folder: Path) -> Path | Outc
     try:
         with running(box, settings, image=image.data) as vm:
             taken = capture(vm, guest, image)
-    except (LabError, Refused) as error:
+    except (EnvironmentFault, Refused) as error:
         return Outcome(Verdict.NOT_SAVED, error.what, guest.name)
     return Path(shutil.move(taken.path, folder))
 
@@ -173,7 +173,7 @@ class _Target:
         try:
             name = put(self._box, source)
             outcome = restore(self._box, name, settings_of(machine))
-        except LabError as error:
+        except EnvironmentFault as error:
             # A box that hangs says nothing on its console, and is an answer all the same.
             return Outcome(Verdict.CRASH, error.what)
         (self._box.share / name).unlink()

@@ -8,6 +8,7 @@ guest stands still, or the host's kernel crashes.
 from __future__ import annotations
 
 import functools
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from qemu_svm.source import Source
 _MOVE_SECONDS = 20.0
 _POLL_SECONDS = 0.1
 _OOPS_SECONDS = 2.0
+_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # else it could be options of QEMU
 _GOOD = "L2 counts and L1 gets its exits"
 _MIB = 1 << 20
 _CHUNK = 1 << 20
@@ -70,6 +72,8 @@ def settings_of(machine: Machine, name: str | None = None) -> Settings:
     :param name: machine type if the stream's is not to be used.
     :raises Refused: the stream does not say it.
     """
+    if name is None and machine.name is not None and not _TYPE.fullmatch(machine.name):
+        raise Refused("the stream's machine type is no name", hint="name one with --machine")
     name = name or machine.name
     main = max(machine.blocks, key=lambda block: block.used_length, default=None)
     if name is None or main is None:
@@ -100,6 +104,12 @@ def restore(box: Session, name: str, settings: Settings) -> Outcome:
     :param name: of a file in the box's share.
     :raises LabError: the box died for another reason than the restore.
     """
+    trouble = box.oops()
+    if trouble is not None:
+        raise LabError(
+            f"the kernel in the box has crashed before: {headline(trouble)}",
+            hint="take a fresh box",
+        )
     try:
         with running(box, settings) as vm:
             vm.load(name)

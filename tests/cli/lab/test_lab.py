@@ -104,6 +104,20 @@ def test_usage(args: list[str], words: bytes, svmstream: Run, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--host", "6.1"], b"'6.1' is no host; kernels are 5.10"),
+        (["--guest", "linux"], b"takes too long"),
+        (["--guest", "nestd"], b"no guest 'nestd'"),
+    ],
+)
+def test_usage_of_the_matrix(args: list[str], words: bytes, svmstream: Run) -> None:
+    done = svmstream("lab", "matrix", *args)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
 def test_existing_files_are_kept(svmstream: Run, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("mine")
     done = svmstream("lab", "capture", "-o", tmp_path / "x")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from qemu_svm.errors import Refused
 from qemu_svm.lab import Box
 from qemu_svm.lab.capture import capture
 from qemu_svm.lab.guests import GUESTS, Guest, assemble, differences, find, values
@@ -101,3 +103,12 @@ def test_a_difference_is_told(captured: Captured) -> None:
     found = differences(guest, assemble(guest), machine_of(captured("nested-npt")), KERNEL)
     assert f"vcpu0.cr3: expected {0x51A000:#x}, found {0x11A000:#x}" in found
     assert "vcpu0.nested.control.nested_ctl: expected 0x0, found 0x1" in found
+
+
+def test_a_machine_type_that_is_none_never_reaches_qemu(captured: Captured) -> None:
+    machine = machine_of(captured("nested"))
+    strange = replace(machine, name="pc,dump-guest-core=on")
+    with pytest.raises(Refused, match="no name"):
+        settings_of(strange)
+    assert settings_of(strange, "pc").machine == "pc"
+    assert settings_of(machine).memory == 32
