@@ -9,21 +9,19 @@ else ``/var/tmp``) and removed; what has no room there is left out.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from measure import CACHE, PROGRAM, table, take_turns  # noqa: E402
 
 from qemu_svm.source import open_source  # noqa: E402 - the tests are no installed package
 from qemu_svm.source.spool import spool_directory  # noqa: E402
@@ -32,8 +30,6 @@ from qemu_svm.stream.ram_index import read_ram  # noqa: E402
 from qemu_svm.stream.ram_scan import Scanner, scan_compiled, scan_records, scan_runs  # noqa: E402
 from tests import builders  # noqa: E402
 
-PROGRAM = [sys.executable, str(Path(sys.executable).with_name("svmstream"))]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qemu-svm"
 MIB = 1 << 20
 SAME_PAGE, SAME_ZERO = 0x28, 0x22
 MARK = b"<here the pages come>"
@@ -99,74 +95,10 @@ def make(path: Path, size: int, shape: Shape) -> None:
         file.write(after)
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Of one command: milliseconds of wall and CPU time, and MiB at most."""
-
-    wall: float
-    cpu: float
-    memory: float
-
-
-# A process of its own starts each command: what a child has used before it becomes
-# another program would count as that program's memory, and this one is small.
-LAUNCH = """
-import os, sys, time
-start = time.perf_counter()
-null = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
-pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=null)
-_, status, used = os.wait4(pid, 0)
-print(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-
-
-def run(command: Sequence[str]) -> Figures:
-    """Run a command once."""
-    launcher = [sys.executable, "-I", "-S", "-c", LAUNCH, *command]
-    done = subprocess.run(launcher, stdout=subprocess.PIPE, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}")
-    wall, cpu, memory = done.stdout.split()
-    return Figures(1e3 * float(wall), 1e3 * float(cpu), int(memory) / 1024)
-
-
-def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Figures]:
-    """Run all commands in turns, after one round to warm up."""
-    seen: dict[str, list[Figures]] = {name: [] for name in commands}
-    for number in range(rounds + 1):
-        for name, command in commands.items():
-            figures = run(command)
-            if number:
-                seen[name].append(figures)
-    return {
-        name: Figures(
-            statistics.median(one.wall for one in all_),
-            statistics.median(one.cpu for one in all_),
-            max(one.memory for one in all_),
-        )
-        for name, all_ in seen.items()
-    }
-
-
 def script(*options: str) -> list[str]:
     """QEMU's script, or nothing where it was not fetched."""
     path = CACHE / "analyze-migration.py"
     return [sys.executable, str(path), *options] if path.exists() else []
-
-
-def table(title: str, figures: Mapping[str, Figures], than: Sequence[str]) -> None:
-    """Print figures, and what part of others' time each one takes: wall / CPU."""
-    others = [name for name in than if name in figures]
-    print(f"\n{title}\n  {'':22}{'wall ms':>9}{'CPU ms':>9}{'MiB':>6}", end="")
-    print("".join(f"{name:>16}" for name in others))
-    for name, one in figures.items():
-        print(f"  {name:22}{one.wall:9.0f}{one.cpu:9.0f}{one.memory:6.0f}", end="")
-        for other in (figures[other] for other in others):
-            ratios = f"{one.wall / other.wall:.2f} / {one.cpu / max(other.cpu, 1):.2f}"
-            print(f"{ratios:>16}", end="")
-        print()
-    sys.stdout.flush()
 
 
 def beside(name: str, path: Path, rounds: int) -> None:
@@ -264,12 +196,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=2048, help="size of the guest")
     parser.add_argument("--rounds", type=int, default=5, help="how often each command runs")
+    names = {shape.__name__.replace("_", "-"): shape for shape in SHAPES}
+    parser.add_argument("--shape", action="append", choices=names, help="only this one")
     given = parser.parse_args()
+    shapes = [names[name] for name in given.shape or names]
     size = given.mib * MIB
     with tempfile.TemporaryDirectory(prefix="svmstream-bench-", dir=spool_directory()) as name:
-        for shape in SHAPES:
+        for shape in shapes:
             every_figure(Path(name), size, shape, given.rounds)
-        for shape in SHAPES:
+        for shape in shapes:
             growth(Path(name), (size // 2, size), shape, "ram", given.rounds)
         growth(Path(name), (size // 32, 4 * size), mixed, "inspect", given.rounds)
 
