@@ -9,7 +9,7 @@ The processor's view of a register differs from the guest's in known ways; those
 *explained*, with the reason, and everything else that differs is *wrong*.
 
 Source of the reasons: Linux ``arch/x86/kvm/svm/svm.c`` (``svm_set_cr0``,
-``svm_set_cr4``, ``svm_set_efer``, ``svm_set_segment``), 5.10 to 7.2.
+``svm_set_cr4``, ``svm_set_efer``, ``svm_set_segment``, ``svm_vcpu_run``), 5.10 to 7.2.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def witness(log: Log, saved: Saved, simulation: Simulation, *, npt: bool) -> Wit
         level = "L2" if saved.guest_mode else "L1"
         entered = outcome.level if outcome is not None and outcome.level else level
         model = outcome.entry if outcome is not None else None
-        told = _Told(_stream_l2(saved), model, saved.l1(), "L1", npt)
+        whose = "L1" if saved.guest_mode else ""
+        told = _Told(_stream_l2(saved), model, saved.l1(), whose, npt)
         fields = _compare(_L2, _save(seen.first), told)
         name = "vmcb02" if entered == "L2" else "vmcb01"
         parts.append(_part(name, level, seen.first, fields))
@@ -227,7 +228,7 @@ def _compare(names: tuple[str, ...], given: Area, told: _Told) -> Iterator[Field
         why = explain(name, wanted, value, npt=told.npt)
         if why is None:
             verdict, text = Verdict.WRONG, ""
-            if name in told.other:
+            if told.whose and name in told.other:
                 mixed = explain(name, told.other.content(name), value, npt=told.npt)
                 text = f"{told.whose}'s value" if mixed is not None else ""
         else:
@@ -279,7 +280,7 @@ _HARDWARE: dict[str, Callable[[int, bool], dict[int, str]]] = {
     "cr4": _cr4,
     "efer": _efer,
     "rflags": lambda value, _npt: {value | 2: "bit 1 is always set"},
-    "dr6": lambda value, _npt: {value | 0xFFFF0FF0: "the bits that always read as one"},
+    "dr6": lambda _value, _npt: {0xFFFF0FF0: "KVM keeps DR6 clear to see what a #DB is about"},
     "dr7": lambda value, _npt: {value | 0x400: "bit 10 is always set"},
 }
 """What KVM gives the processor for a guest's value, and why."""

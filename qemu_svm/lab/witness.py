@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from qemu_svm.errors import LabError, QmpError, StreamError
+from qemu_svm.errors import LabError, QmpError, Truncated
 from qemu_svm.findings.witness import Witness, witness
 from qemu_svm.lab import suites, svmtrace
 from qemu_svm.lab.box import Box
@@ -30,20 +29,12 @@ from qemu_svm.restore.saved import from_vcpu, guest_cpuid
 from qemu_svm.restore.simulate import simulate
 from qemu_svm.restore.vcpu import Host
 from qemu_svm.source import Source, open_source
-from qemu_svm.vmruns.log import Log, read_log
-from qemu_svm.vmruns.reader import LogReader
-from qemu_svm.vmruns.roles import Role
+from qemu_svm.vmruns.log import read_log
+from qemu_svm.vmruns.reader import Event, LogReader
+from qemu_svm.vmruns.structs import Kind
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.1
 EMULATOR = svmtrace.EMULATORS[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Part of a log: the records from ``since`` on.  ``path`` is the log's."""
-
-    path: Path
-    since: int
 
 
 class WitnessBox:
@@ -71,25 +62,27 @@ class WitnessBox:
             self.log = Path(folder) / "log"
             made = self._make(emulator_args=svmtrace.arguments(self.log))
             self.box = stack.enter_context(made)
+            self._follower = Follower(stack.enter_context(open_source(str(self.log))))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self._stack.close()
 
-    def restore(self, source: Source, settings: Settings, *, seconds: float) -> Span:
+    def restore(self, source: Source, settings: Settings, *, seconds: float) -> range:
         """Restore a stream by QEMU, and let it run until L1 had control and gave it back.
 
         :param seconds: how long to wait for that.
+        :returns: the numbers of the records that tell of it.
         :raises Refused: QEMU or KVM says no.
         """
-        span = self.now()
+        first = self._follower.skip()
         name = put(self.box, source)
         try:
             with running(self.box, settings) as vm:
                 vm.load(name)
                 end = time.monotonic() + seconds
-                while not self._enough(span) and time.monotonic() < end:
+                while not self._follower.came_back() and time.monotonic() < end:
                     time.sleep(_POLL_SECONDS)
                     if not vm.qmp.status().running:
                         break
@@ -101,19 +94,40 @@ class WitnessBox:
         finally:
             with suppress(OSError):
                 (self.box.share / name).unlink()
-        return span
+        return range(first, self._follower.last + 1)
 
-    def now(self) -> Span:
-        """Everything that comes from now on."""
-        last = 0
-        with open_source(str(self.log)) as source, suppress(StreamError):
-            for event in LogReader(source):
-                last = event.number
-        return Span(self.log, last + 1)
 
-    def _enough(self, span: Span) -> bool:
-        with open_source(str(span.path)) as source, suppress(StreamError):
-            return came_back(read_log(source, since=span.since))
+class Follower:
+    """Reads a log while it grows.  ``last`` is the number of the last record it took."""
+
+    def __init__(self, source: Source) -> None:
+        self._reader = LogReader(source)
+        self._gave_up = False
+        self.last = 0
+
+    def _events(self) -> Iterator[Event]:
+        try:
+            for event in self._reader:
+                self.last = event.number
+                yield event
+        except Truncated:
+            return  # the rest is being written
+
+    def skip(self) -> int:
+        """Take all there is; return the number of the next record."""
+        for _ in self._events():
+            pass
+        self._gave_up = False
+        return self.last + 1
+
+    def came_back(self) -> bool:
+        """Whether, since the last skip, a guest executed VMRUN and another entry followed."""
+        for event in self._events():
+            if event.kind != Kind.VMRUN:
+                continue
+            if self._gave_up and not event.in_guest:
+                return True
+            self._gave_up = self._gave_up or event.in_guest
         return False
 
 
@@ -139,21 +153,9 @@ def hear(
         # QEMU ends the put of a vCPU at the first error; up to 8.x it runs it all the same.
         steps = (*steps[: failed.number], *plans.parse("run"))
         simulation = simulate(kernel, saved, steps, host=host)
-    span = bench.restore(machine.stream.source, settings_of(machine), seconds=seconds)
-    with open_source(str(span.path)) as source:
-        log = read_log(source, since=span.since)
-        return witness(log, saved, simulation, npt=bench.npt)
-
-
-def came_back(log: Log) -> bool:
-    """Whether L2 was entered again after L1 had control."""
-    had_l1 = False
-    for known in log.runs():
-        if known.role is Role.L1:
-            had_l1 = True
-        elif known.role is Role.L2 and had_l1:
-            return True
-    return False
+    part = bench.restore(machine.stream.source, settings_of(machine), seconds=seconds)
+    with open_source(str(bench.log)) as source:
+        return witness(read_log(source, part), saved, simulation, npt=bench.npt)
 
 
 def qemu_for(machine: str | None, kernel: str) -> str:

@@ -17,11 +17,13 @@ from qemu_svm.x86.segments import Segment, attrib_words
 _WIDTH = 80
 _STYLES = {Verdict.RIGHT: "green", Verdict.EXPLAINED: "blue", Verdict.WRONG: "bold red"}
 _TITLES = {
-    ("vmcb02", "L2"): "the first entry: L2 by vmcb02",
-    ("vmcb01", "L2"): "the first entry: by vmcb01, not in guest mode",
-    ("vmcb01", "L1"): "the first entry of L1 after that: vmcb01",
-    ("control", "L2"): "control area of the first entry: what KVM merged for L2",
+    ("vmcb02", "L2", True): "the first entry: L2 by vmcb02",
+    ("vmcb01", "L2", True): "the first entry: by vmcb01, not in guest mode",
+    ("vmcb01", "L1", True): "the first entry: L1 by vmcb01",
+    ("vmcb01", "L1", False): "the first entry of L1 after that: vmcb01",
+    ("control", "L2", False): "control area of the first entry: what KVM merged for L2",
 }
+"""By name, level and whether it is the first."""
 _QUIET = frozenset({"control"})
 
 
@@ -38,15 +40,15 @@ def report(
     yield entry("model", f"profile {found.kernel.name}")
     for refusal in found.refusals:
         yield from _wrapped(f"The model foresees: {refusal}")
-    for part in found.parts:
+    for at, part in enumerate(found.parts):
         yield Text()
-        yield from _part(part, verbose=verbose)
+        yield from _part(part, first=at == 0, verbose=verbose)
     yield Text()
     yield from verdict(found)
 
 
-def _part(part: Part, *, verbose: bool) -> Iterator[Text]:
-    title = _TITLES[part.name, part.level]
+def _part(part: Part, *, first: bool, verbose: bool) -> Iterator[Text]:
+    title = _TITLES[part.name, part.level, first]
     yield Text(f"VMRUN {part.number}, VMCB at {part.address:#x}, {title}", HEADING)
     rows = [_row(field, verbose=verbose) for field in part.fields if verbose or _shown(part, field)]
     header = ("", "the processor got", "stream", "model", "")

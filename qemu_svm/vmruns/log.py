@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from qemu_svm.errors import LimitExceeded, StreamError
@@ -10,6 +10,8 @@ from qemu_svm.source.base import Source
 from qemu_svm.vmruns.reader import Event, Header, LogReader
 from qemu_svm.vmruns.roles import Certainty, Role, Roles, Vmcb
 from qemu_svm.vmruns.runs import Run, runs
+
+WHOLE = range(1 << 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Known:
 class Log:
     """What a log holds.
 
-    :param since: number of the first record that counts; pages are taken from before.
+    :param part: numbers of the records that count; pages are taken from before.
     :param counts: records by kind.
     :param nanoseconds: of its last record, since the emulator started.
     :param end: why it ended; None if that was not written.
@@ -33,7 +35,7 @@ class Log:
     """
 
     source: Source
-    since: int
+    part: range
     header: Header
     roles: Roles
     counts: dict[int, int]
@@ -55,19 +57,27 @@ class Log:
     def events(self) -> Iterator[Event]:
         """Every record, up to the damage if there is any."""
         try:
-            yield from (one for one in LogReader(self.source) if one.number >= self.since)
+            yield from _part(LogReader(self.source), self.part)
         except StreamError:
             return
 
 
-def read_log(source: Source, *, since: int = 0) -> Log:
+def _part(events: Iterable[Event], part: range) -> Iterator[Event]:
+    for event in events:
+        if event.number >= part.stop:
+            return
+        if event.number >= part.start:
+            yield event
+
+
+def read_log(source: Source, part: range = WHOLE) -> Log:
     """Survey a log.
 
-    :param since: number of the first record that counts.
+    :param part: numbers of the records that count.
     :raises StreamError: it does not even start like one.
     """
     reader = LogReader(source)
-    log = Log(source, since, reader.header, Roles(), {}, 0, None, None)
+    log = Log(source, part, reader.header, Roles(), {}, 0, None, None)
     try:
         log.roles.learn(runs(_watched(reader, log), log.counts))
     except LimitExceeded as limit:
@@ -78,9 +88,8 @@ def read_log(source: Source, *, since: int = 0) -> Log:
 
 def _watched(reader: LogReader, log: Log) -> Iterator[Event]:
     try:
-        for event in reader:
+        for event in _part(reader, log.part):
             log.nanoseconds = event.time
-            if event.number >= log.since:
-                yield event
+            yield event
     except StreamError as damage:
         log.damage = damage

@@ -6,11 +6,13 @@ the reading with an error that tells where; everything before it has been given.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from qemu_svm.errors import LimitExceeded, Malformed, Unsupported
+from qemu_svm.errors import LimitExceeded, Malformed, Truncated, Unsupported
 from qemu_svm.source.base import Source
 from qemu_svm.stream.reader import Reader
 from qemu_svm.vmruns import structs
@@ -18,6 +20,14 @@ from qemu_svm.vmruns.structs import Flag, Kind
 
 _HEAD = structs.RECORD.sizeof()
 _PAGE = structs.PAGE.sizeof()
+
+
+def _unpacker(layout: Any) -> struct.Struct:
+    # The same declaration as Python's struct reads it: some twenty times as fast.
+    return struct.Struct("<" + "".join(one.subcon.fmtstr[1:] for one in layout.subcons))
+
+
+_RECORD, _PAGE_HEAD = _unpacker(structs.RECORD), _unpacker(structs.PAGE)
 _RUN = structs.RUN.sizeof()
 _CHECKSUM = structs.CHECKSUM.sizeof()
 PAGE_SIZE = 0x1000
@@ -110,13 +120,18 @@ class LogReader:
         return Header(head.api, head.vcpus, head.pages)
 
     def __iter__(self) -> Iterator[Event]:
-        """Give every record.
+        """Give every record; again, what was written since.
 
         :raises Truncated: the log ends inside a record.
         :raises Malformed: a record is damaged.
         """
         while self._reader.peek(1):
-            event = self._record()
+            start = self._reader.offset
+            try:
+                event = self._record()
+            except Truncated:
+                self._reader.offset = start
+                raise
             if event.kind == Kind.END:
                 self.end = structs.ENDS.get(event.rax, f"reason {event.rax}")
             yield event
@@ -132,38 +147,26 @@ class LogReader:
                 found=str(size),
             )
         data = self._reader.take(max(size, 4), "a record")
-        if zlib.crc32(data[:-_CHECKSUM]) != structs.CHECKSUM.parse(data[-_CHECKSUM:]):
+        if zlib.crc32(data[:-_CHECKSUM]) != int.from_bytes(data[-_CHECKSUM:], "little"):
             raise Malformed("a record's checksum is wrong", offset=start)
-        head = structs.RECORD.parse(data)
-        flags = Flag(head.flags)
+        _, kind, number_of_flags, vcpu, number, time, rip, rax = _RECORD.unpack_from(data)
+        flags = Flag(number_of_flags)
         address = entry = 0
         page = None
         if Flag.PAGE in flags:
             address, entry, page = self._page(data, start, delta=Flag.DELTA in flags)
         elif size != _HEAD + _CHECKSUM:
             raise Malformed("bytes behind a record", offset=start + _HEAD, field="size")
-        return Event(
-            start,
-            head.number,
-            head.kind,
-            flags,
-            head.vcpu,
-            head.time,
-            head.rip,
-            head.rax,
-            address,
-            entry,
-            page,
-        )
+        return Event(start, number, kind, flags, vcpu, time, rip, rax, address, entry, page)
 
     def _page(self, data: bytes, start: int, *, delta: bool) -> tuple[int, int, bytes]:
         end = len(data) - _CHECKSUM
         if end < _HEAD + _PAGE:
             raise Malformed("a record too short for its page", offset=start, field="size")
-        head = structs.PAGE.parse(data[_HEAD:])
-        page = bytearray(self._base(head.address, start) if delta else bytes(PAGE_SIZE))
+        address, entry, runs = _PAGE_HEAD.unpack_from(data, _HEAD)
+        page = bytearray(self._base(address, start) if delta else bytes(PAGE_SIZE))
         at = _HEAD + _PAGE
-        for _ in range(head.runs):
+        for _ in range(runs):
             offset = int.from_bytes(data[at : at + 2], "little")
             length = int.from_bytes(data[at + 2 : at + _RUN], "little")
             at += _RUN
@@ -174,10 +177,10 @@ class LogReader:
         if at != end:
             raise Malformed("bytes behind a page's runs", offset=start + at)
         known = bytes(page)
-        if head.address not in self._pages and len(self._pages) >= self.header.pages:
+        if address not in self._pages and len(self._pages) >= self.header.pages:
             self._pages.clear()
-        self._pages[head.address] = known
-        return head.address, head.entry, known
+        self._pages[address] = known
+        return address, entry, known
 
     def _base(self, address: int, start: int) -> bytes:
         if address not in self._pages:

@@ -108,7 +108,7 @@ CODE = Segment(8, 0, 0xFFFF_FFFF, 0xA9B)
         ("efer", 0x500, 0x1500, True, "SVME"),
         ("efer", 0x500, 0x1D00, False, "NX"),
         ("rflags", 0, 2, True, "bit 1"),
-        ("dr6", 0, 0xFFFF_0FF0, True, "always read as one"),
+        ("dr6", 0xFFFF_0FF1, 0xFFFF_0FF0, True, "keeps DR6 clear"),
         ("cs", CODE, replace(CODE, attrib=0xA9A), True, "accessed"),
         ("cs", CODE, replace(CODE, base=0x1000), True, None),
         ("ds", replace(CODE, attrib=0), replace(CODE, attrib=0, limit=0), True, "not present"),

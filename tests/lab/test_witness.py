@@ -78,10 +78,11 @@ def test_the_other_guest_in_words(command: Any) -> None:
 def test_a_second_restore_is_judged_by_its_own_part_of_the_log(bench: WitnessBox) -> None:
     with open_source(str(CAPTURE)) as source:
         machine = read_machine(read_stream(source))
-        first = bench.now()
-        found = hear(bench, machine, seconds=60)
+        found = [hear(bench, machine, seconds=60) for _ in range(2)]
+    numbers = [one.parts[0].number for one in found]
+    assert numbers[0] < numbers[1]
+    found = found[1]
     assert found.clean
-    assert found.parts[0].number >= first.since
     assert {one.verdict for part in found.parts for one in part.fields} == {
         Verdict.RIGHT,
         Verdict.EXPLAINED,
