@@ -14,7 +14,7 @@ Source of the reasons: Linux ``arch/x86/kvm/svm/svm.c`` (``svm_set_cr0``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -76,7 +76,7 @@ class Part:
 class Witness:
     """The whole testimony.
 
-    :param missing: what could not be seen, in words.
+    :param missing: what failed or could not be seen, in words.
     :param refusals: ioctls that the model lets fail, in words.
     """
 
@@ -116,17 +116,20 @@ _NOT_RESTORED = frozenset({"dr7"})
 """Of L1: a #VMEXIT does not load them from where L1 was kept."""
 
 
-def witness(log: Log, saved: Saved, simulation: Simulation, *, npt: bool) -> Witness:
+def witness(
+    log: Log, saved: Saved, simulation: Simulation, *, npt: bool, failed: Sequence[str] = ()
+) -> Witness:
     """Hold a log of a restore against the stream and the simulation of that restore.
 
     :param log: of an emulator in which nothing but this restore ran a guest.
     :param saved: the vCPU; it must be the stream's only one.
     :param npt: whether L0's KVM uses nested paging.
+    :param failed: ioctls that failed in this restore, in words.
     """
     seen = _Seen(log, saved)
     outcome = next((r.outcome for r in simulation.results if r.outcome is not None), None)
     parts: list[Part] = []
-    missing: list[str] = []
+    missing = list(failed)
     if seen.first is None:
         missing.append("the processor was given no VMCB at all")
     else:
@@ -245,7 +248,7 @@ def explain(name: str, wanted: Content, given: Content, *, npt: bool) -> str | N
     if wanted == given:
         return ""
     if isinstance(wanted, Segment) and isinstance(given, Segment):
-        return _explain_segment(wanted, given)
+        return None if name in _TABLES else _explain_segment(wanted, given)
     if isinstance(wanted, int) and isinstance(given, int):
         hardware = _HARDWARE[name](wanted, npt) if name in _HARDWARE else {}
         if given in hardware:
@@ -286,6 +289,7 @@ _HARDWARE: dict[str, Callable[[int, bool], dict[int, str]]] = {
 """What KVM gives the processor for a guest's value, and why."""
 
 _ACCESSED = 1
+_TABLES = frozenset({"gdtr", "idtr"})
 
 
 def _explain_segment(wanted: Segment, given: Segment) -> str | None:

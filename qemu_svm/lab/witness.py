@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,10 +24,14 @@ from qemu_svm.lab.console import headline
 from qemu_svm.lab.restore import put, settings_of
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine
+from qemu_svm.replay.memory import extract_ram
+from qemu_svm.replay.replay import Options, Replayed, Trial, host_of, job, profile, result
+from qemu_svm.replay.target import InBox
 from qemu_svm.restore import plan as plans
-from qemu_svm.restore.kernels import measured_on
-from qemu_svm.restore.saved import from_vcpu, guest_cpuid
-from qemu_svm.restore.simulate import simulate
+from qemu_svm.restore import releases
+from qemu_svm.restore.plan import Step
+from qemu_svm.restore.saved import Saved, from_vcpu, guest_cpuid
+from qemu_svm.restore.simulate import Simulation, simulate
 from qemu_svm.restore.vcpu import Host
 from qemu_svm.source import Source, open_source
 from qemu_svm.vmruns.log import read_log
@@ -34,6 +39,7 @@ from qemu_svm.vmruns.reader import Event, LogReader
 from qemu_svm.vmruns.structs import Kind
 
 _POLL_SECONDS = 0.1
+_AT_ONCE = 10_000  # records between two looks at the clock
 EMULATOR = svmtrace.EMULATORS[0]
 
 
@@ -60,8 +66,9 @@ class WitnessBox:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="svmtrace-"))
             self.log = Path(folder) / "log"
-            made = self._make(emulator_args=svmtrace.arguments(self.log))
-            self.box = stack.enter_context(made)
+            made = partial(self._make, emulator_args=svmtrace.arguments(self.log))
+            self._kvm = stack.enter_context(InBox(lambda share: made(share=share)))
+            self.box = self._kvm.box
             self._follower = Follower(stack.enter_context(open_source(str(self.log))))
             self._stack = stack.pop_all()
         return self
@@ -96,6 +103,28 @@ class WitnessBox:
                 (self.box.share / name).unlink()
         return range(first, self._follower.last + 1)
 
+    def replay(
+        self, machine: Machine, saved: Saved, steps: tuple[Step, ...], *, seconds: float
+    ) -> tuple[range, Replayed, Simulation]:
+        """Restore a vCPU by ioctls; by :meth:`restore` QEMU does it.
+
+        :param seconds: how long each run may take.
+        :returns: the numbers of the records, what KVM answered, and the same in the model.
+        :raises LabError: the kernel in the box died of it.
+        """
+        first = self._follower.skip()
+        probe = self._kvm.probe()
+        options = Options(seconds=seconds, emulated=True)
+        trial = Trial("witness", saved, steps, options)
+        ram = extract_ram(machine, str(self._kvm.folder / "ram"))
+        (performed,) = self._kvm.perform(ram, [job(trial, ram, probe)])
+        if performed.host is not None:
+            raise LabError(f"the kernel in the box died: {performed.host}")
+        last = self._follower.skip()
+        host = host_of(probe, options)
+        simulation = simulate(profile(probe), saved, steps, host=host, backed=ram.backed)
+        return range(first, last), result(trial, performed), simulation
+
 
 class Follower:
     """Reads a log while it grows.  ``last`` is the number of the last record it took."""
@@ -122,7 +151,7 @@ class Follower:
 
     def came_back(self) -> bool:
         """Whether, since the last skip, a guest executed VMRUN and another entry followed."""
-        for event in self._events():
+        for event in islice(self._events(), _AT_ONCE):
             if event.kind != Kind.VMRUN:
                 continue
             if self._gave_up and not event.in_guest:
@@ -136,26 +165,47 @@ def hear(
 ) -> Witness:
     """Restore a stream under the witness, and hold it against stream and model.
 
-    :param plan: by these ioctls; None lets QEMU do it.
+    :param machine: with one vCPU.
+    :param plan: restore by these ioctls; None lets QEMU do it.
     :raises Refused: QEMU or KVM says no.
     """
-    if plan is not None:
-        raise LabError("a plan")
     saved = from_vcpu(machine.vcpus[0])
-    kernel = measured_on(bench.box.versions["kernel"])
+    failed: tuple[str, ...] = ()
+    if plan is None:
+        simulation = _as_qemu_does(bench, saved)
+        settings = settings_of(machine)
+        part = bench.restore(machine.stream.source, settings, seconds=seconds)
+    else:
+        steps = plans.parse(plan)
+        part, replayed, simulation = bench.replay(machine, saved, steps, seconds=seconds)
+        failed = tuple(_failures(replayed))
+    with open_source(str(bench.log)) as source:
+        log = read_log(source, part)
+        return witness(log, saved, simulation, npt=bench.npt, failed=failed)
+
+
+def _as_qemu_does(bench: WitnessBox, saved: Saved) -> Simulation:
+    version = bench.box.versions["kernel"]
+    release = releases.release(version)
+    kernel = None if release is None else releases.profile(release)
     if kernel is None:
-        raise LabError(f"there is no profile of kernel {bench.box.versions['kernel']}")
-    steps = plans.parse("qemu" if plan is None else plan)
+        raise LabError(f"there is no profile of kernel {version}")
     host = Host(npt=bench.npt, cpuid=guest_cpuid(saved))
+    steps = plans.parse("qemu")
     simulation = simulate(kernel, saved, steps, host=host)
     failed = next((one for one in simulation.results if one.failed), None)
-    if failed is not None:
-        # QEMU ends the put of a vCPU at the first error; up to 8.x it runs it all the same.
-        steps = (*steps[: failed.number], *plans.parse("run"))
-        simulation = simulate(kernel, saved, steps, host=host)
-    part = bench.restore(machine.stream.source, settings_of(machine), seconds=seconds)
-    with open_source(str(bench.log)) as source:
-        return witness(read_log(source, part), saved, simulation, npt=bench.npt)
+    if failed is None:
+        return simulation
+    # QEMU ends the put of a vCPU at the first error; up to 8.x it runs it all the same.
+    return simulate(kernel, saved, (*steps[: failed.number], *plans.parse("run")), host=host)
+
+
+def _failures(replayed: Replayed) -> Iterator[str]:
+    for seen in replayed.steps:
+        if seen.errno is not None:
+            yield f"step {seen.number} ({seen.step.text}) failed with {seen.errno}"
+        elif seen.run is not None and seen.run.result != "exit":
+            yield f"step {seen.number} ({seen.step.text}) ended with {seen.run.result}"
 
 
 def qemu_for(machine: str | None, kernel: str) -> str:

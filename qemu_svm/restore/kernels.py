@@ -13,7 +13,6 @@ of 22 October, v4 and v5 of 3 November).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -396,18 +395,6 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
     }
 )
 """All profiles by name: kernels, oldest first, then the two proposals."""
-
-
-def measured_on(release: str) -> Kernel | None:
-    """The profile for a kernel such as ``6.12.117``; of its line if it was not measured.
-
-    :returns: None if there is no profile of that line.
-    """
-    version = re.match(r"\d+(?:\.\d+)*", release)
-    name = version.group() if version else ""
-    exact = [one for one in KERNELS.values() if name in one.measured]
-    return exact[-1] if exact else KERNELS.get(".".join(name.split(".")[:2]))
-
 
 RELEASED = tuple(name for name in KERNELS if name not in ("v3", "review"))
 """Names of those that are kernels, not proposals."""

@@ -89,6 +89,23 @@ def test_a_second_restore_is_judged_by_its_own_part_of_the_log(bench: WitnessBox
     }
 
 
+def test_l1s_registers_put_before_the_nested_state_are_seen_in_l2(command: Any) -> None:
+    """Accepted by every ioctl, and silently wrong: L2 runs on L1's page tables."""
+    plan = "cpuid,sregs:l1,nested,regs,msrs,run"
+    done = command(CAPTURE, "--plan", plan, "--json")
+    assert done.return_value == 1, done.output
+    found = json.loads(done.output)
+    assert (found["wrong"], found["predicted"], found["missing"]) == (True, True, [])
+    fields = {one["name"]: one for one in found["parts"][0]["fields"]}
+    wrong = {name for name, one in fields.items() if one["verdict"] == "wrong"}
+    assert wrong == {"cr3", "idtr"}
+    cr3 = fields["cr3"]
+    assert (cr3["given"], cr3["stream"], cr3["why"]) == ("0x101000", "0x104000", "L1's value")
+    done = command(CAPTURE, "--plan", plan)
+    assert "WRONG, as the model foresaw" in done.output
+    assert "L2 runs with L1's value of CR3: 0x101000 instead of 0x104000" in done.output
+
+
 def test_an_emulator_without_the_interface() -> None:
     with pytest.raises(LabError, match=r"QEMU 7\.2 cannot show what the processor is given"):
         WitnessBox("6.1", emulator="7.2")
