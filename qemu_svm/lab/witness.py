@@ -7,6 +7,7 @@ the log behind the last record that was there before.
 from __future__ import annotations
 
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -116,8 +117,12 @@ class WitnessBox:
         probe = self._kvm.probe()
         options = Options(seconds=seconds, emulated=True)
         trial = Trial("witness", saved, steps, options)
-        ram = extract_ram(machine, str(self._kvm.folder / "ram"))
-        (performed,) = self._kvm.perform(ram, [job(trial, ram, probe)])
+        memory = self._kvm.folder / f"ram-{secrets.token_hex(4)}"
+        try:
+            ram = extract_ram(machine, str(memory))
+            (performed,) = self._kvm.perform(ram, [job(trial, ram, probe)])
+        finally:
+            memory.unlink(missing_ok=True)
         if performed.host is not None:
             raise LabError(f"the kernel in the box died: {performed.host}")
         last = self._follower.skip()

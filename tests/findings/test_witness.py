@@ -9,6 +9,7 @@ import pytest
 
 from qemu_svm.findings.witness import Verdict, Witness, explain, witness
 from qemu_svm.machine import read_machine
+from qemu_svm.render.witness_text import verdict
 from qemu_svm.restore import plan as plans
 from qemu_svm.restore import releases
 from qemu_svm.restore.area import RESET
@@ -79,6 +80,8 @@ def test_wrong_registers_are_told_with_their_owner() -> None:
     (wrong,) = found.wrong
     assert (wrong.name, wrong.given, wrong.stream) == ("cr3", 0x104000, 0x105000)
     assert wrong.predicted is False
+    words = "\n".join(str(line) for line in verdict(found))
+    assert "L2 runs with a wrong value of CR3: 0x104000 instead of 0x105000" in words
 
 
 def test_nothing_was_seen(tmp_path: Any) -> None:

@@ -101,9 +101,6 @@ def test_l1s_registers_put_before_the_nested_state_are_seen_in_l2(command: Any) 
     assert wrong == {"cr3", "idtr"}
     cr3 = fields["cr3"]
     assert (cr3["given"], cr3["stream"], cr3["why"]) == ("0x101000", "0x104000", "L1's value")
-    done = command(CAPTURE, "--plan", plan)
-    assert "WRONG, as the model foresaw" in done.output
-    assert "L2 runs with L1's value of CR3: 0x101000 instead of 0x104000" in done.output
 
 
 def test_an_emulator_without_the_interface() -> None:
