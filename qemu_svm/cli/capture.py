@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 )
 @qmp_common.qmp_option
 @click.option("-o", "--output", metavar="FILE", required=True,
-              help="Gets its name when complete; channels get FILE.channelN.")  # fmt: skip
+              help="Named when complete; channels get FILE.channelN. - is a pipe.")  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Replace FILE.")
 @common.json_option
 @click.option("--live/--stop", default=True, show_default=True,
@@ -82,6 +83,8 @@ def command(
     words = options.contradiction()
     if words is not None:
         raise click.UsageError(words)
+    if output == "-" and (as_json or sys.stdout.isatty()):
+        raise click.UsageError("-o - writes the stream to standard output: into a pipe, alone")
     from qemu_svm.cli import interrupts
 
     try:
@@ -92,6 +95,8 @@ def command(
     except KeyboardInterrupt:
         complain(f"interrupted; the guest is as it was before, and there is no '{output}'")
         return EXIT_INTERRUPTED
+    if output == "-":
+        return 0
     if as_json:
         from qemu_svm.render.migration_document import captured_document
 

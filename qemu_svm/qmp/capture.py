@@ -21,7 +21,7 @@ from qemu_svm.qmp import features, hold
 from qemu_svm.qmp.answers import Event, Migration, Status, Version
 from qemu_svm.qmp.client import Client
 from qemu_svm.qmp.features import Options
-from qemu_svm.qmp.output import Output
+from qemu_svm.qmp.output import Output, Standard
 from qemu_svm.qmp.receive import Listener, Receiver, pair
 from qemu_svm.qmp.session import Session
 from qemu_svm.stream.multifd import channel_number
@@ -31,6 +31,9 @@ _SHORT_SECONDS = 0.01  # where no connection tells the end: the guest waits for 
 _SETTLE_SECONDS = 10.0
 _FILE_URI = Version(8, 2)
 """First QEMU that writes files itself."""
+
+STANDARD = "-"
+"""Path of standard output."""
 
 Progress = Callable[[Migration], None]
 
@@ -71,7 +74,7 @@ async def capture(
 
     :param client: connected.
     :param path: gets its name when complete and on the disk; multifd channels
-        get it with ``.channel0`` and so on behind it.
+        get it with ``.channel0`` and so on behind it.  ``-`` is standard output.
     :param replace: an existing file may be replaced.
     :param qemu_directory: QEMU writes the file itself, into the directory that
         it sees under this name; for sockets that are forwarded from elsewhere.
@@ -82,12 +85,15 @@ async def capture(
     """
     options = options or Options()
     channels = [_channel(number) for number in range(options.multifd)]
+    if path == STANDARD and (options.multifd or options.mapped_ram or qemu_directory):
+        raise Refused("standard output takes one stream, from front to back")
     try:
-        with Output(path, channels, replace=replace) as output:
+        made = Standard() if path == STANDARD else Output(path, channels, replace=replace)
+        with made as output:
             work = _Capture(client, output, options, qemu_directory, progress)
             await work.run()
             files = output.commit()
-    except FileExistsError:
+    except (FileExistsError, BrokenPipeError):
         raise
     except OSError as error:
         raise EnvironmentFault(f"cannot write '{path}': {error.strerror}") from error
@@ -114,6 +120,7 @@ class _Capture:
         self._routed: set[str] = set()
         self._stopped: float | None = None
         self._hold: hold.Hold | None = None
+        self._sent = 0
 
     async def run(self) -> None:
         client, options = self._client, self._options
@@ -142,6 +149,7 @@ class _Capture:
                     self._stopped = _between(events.pending())
         finally:
             await receiver.close()
+            self._sent = receiver.received
 
     def _can_hold(self, before: Status) -> bool:
         options, newer = self._options, self._client.version >= hold.SINCE
@@ -152,7 +160,8 @@ class _Capture:
             )
         plain = not (options.background_snapshot or options.mapped_ram or options.multifd)
         handed = self._client.can_pass and self._qemu_directory is None
-        return newer and plain and handed and not before.running
+        seen = self._output.path != STANDARD  # its end has to be looked at
+        return newer and plain and handed and seen and not before.running
 
     async def _save(self, session: Session, receiver: Receiver) -> None:
         if not self._options.live:
@@ -168,7 +177,7 @@ class _Capture:
         assert self._session is not None
         return Captured(
             files=files,
-            size=sum(os.path.getsize(name) for name in files),
+            size=sum(map(os.path.getsize, files)) if self._output.path != STANDARD else self._sent,
             seconds=time.monotonic() - self._started,
             version=self._client.version,
             stopped=self._stopped,

@@ -118,3 +118,16 @@ class Output:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Standard(Output):
+    """Standard output in place of a file: one stream, and no name to wait for."""
+
+    def __init__(self) -> None:
+        self.path = "-"
+        self.descriptors = {"": os.dup(1)}
+        self._temporary = {}
+
+    def commit(self) -> tuple[str, ...]:
+        """Nothing is left to do."""
+        return (self.path,)

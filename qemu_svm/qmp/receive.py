@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import select
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Callable
@@ -26,6 +29,7 @@ _BUFFER = MIB
 _HEAD = 64  # as long as the first packet of a multifd channel
 _LONG_HEAD = 4 * KIB  # header, machine type and capabilities are shorter
 _BACKLOG = 256
+_PATIENCE_MS = 100
 
 Route = Callable[[bytes], int]
 """Given the first bytes of a connection, the descriptor to write it to."""
@@ -114,13 +118,27 @@ class Receiver:
         target = self._route(bytes(buffer[:_HEAD]))
         while size:
             self.received += size
-            at = 0
-            while at < size:
-                at += os.write(target, buffer[at:size])
+            self._write(target, buffer[:size])
             try:
                 size = connection.recv_into(buffer)
             except ConnectionResetError:
                 return  # as good as an end: whether all came is the migration's to say
+
+    def _write(self, target: int, data: memoryview) -> None:
+        if stat.S_ISREG(os.fstat(target).st_mode):
+            at = 0
+            while at < len(data):
+                at += os.write(target, data[at:])
+            return
+        # A pipe whose reader is slow must not keep us from ending.
+        ready = select.poll()
+        ready.register(target, select.POLLOUT)
+        at = 0
+        while at < len(data):
+            if ready.poll(_PATIENCE_MS):
+                at += os.write(target, data[at : at + select.PIPE_BUF])
+            elif self._closed:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def _head(self, connection: socket.socket, buffer: memoryview) -> int:
         # As much as tells what it is; with what is to be left out, if it is there.

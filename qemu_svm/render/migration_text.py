@@ -31,7 +31,7 @@ def progress_line(migration: Migration) -> str:
     if migration.dirty_rate and migration.page_size:
         parts.append(f"dirty {size_words(migration.dirty_rate * migration.page_size)}/s")
     if migration.active and migration.expected_downtime:
-        parts.append(f"downtime ~{migration.expected_downtime} ms")
+        parts.append(f"stop ~{migration.expected_downtime} ms")
     return ", ".join(parts)
 
 

@@ -392,6 +392,33 @@ def test_nowhere_to_write(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
         assert b"cannot write" in done.stderr
 
 
+def test_into_a_pipe(vm: Vm, svmstream: Run) -> None:
+    before = settings(vm)
+    done = svmstream("capture", "--qmp", vm.socket, "-o", "-")
+    assert (done.returncode, done.stderr) == (0, b"")
+    read = svmstream("inspect", "-", input=done.stdout)
+    assert read.returncode == 0
+    assert b"complete" in read.stdout
+    assert svmstream("capture", "--qmp", vm.socket, "-o", "-", "--json").returncode == 2
+    assert svmstream("capture", "--qmp", vm.socket, "-o", "-", "--multifd", "2").returncode == 5
+    assert settings(vm) == before
+
+
+def test_a_pipe_that_nobody_reads(vm: Vm) -> None:
+    before = settings(vm)
+    words = [PROGRAM, "capture", "--qmp", vm.socket, "-o", "-"]
+    for number, status in ((signal.SIGINT, 130), (None, 141)):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(4) == b"QEVM"
+            if number is not None:
+                process.send_signal(number)
+            else:
+                process.stdout.close()
+            assert process.wait(30) == status
+        assert settings(vm) == before
+
+
 # A long series.
 
 
