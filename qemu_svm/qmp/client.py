@@ -34,6 +34,7 @@ ANSWER_SECONDS = 30.0
 
 _CLOSE_SECONDS = 2.0
 _RETRY_SECONDS = 0.1
+_GONE_SECONDS = 1.0
 
 
 class Client:
@@ -108,16 +109,20 @@ class Client:
     async def reopen(self, within: float) -> None:
         """Connect anew, and keep trying.
 
-        :param within: seconds after which to give up.
+        :param within: seconds after which to give up; less where nobody listens,
+            for then that QEMU has most probably ended.
         :raises QmpError: the error of the last attempt.
         """
         await self.close()
-        end = time.monotonic() + within
+        start = time.monotonic()
         while True:
             try:
                 return await self.open()
-            except QmpError:
-                if time.monotonic() >= end:
+            except QmpError as error:
+                gone = isinstance(error.__cause__, ConnectError) and isinstance(
+                    error.__cause__.exc, (ConnectionRefusedError, FileNotFoundError)
+                )
+                if time.monotonic() - start >= (min(within, _GONE_SECONDS) if gone else within):
                     raise
             await asyncio.sleep(_RETRY_SECONDS)
 

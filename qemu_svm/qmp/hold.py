@@ -68,7 +68,7 @@ class Hold:
         if received != self._seen:
             self._seen, self._since = received, now
         quiet = now - self._since
-        if migration.remaining or self._given_up or quiet < _QUIET_SECONDS:
+        if migration.remaining != 0 or self._given_up or quiet < _QUIET_SECONDS:
             return None
         if not self._complete():
             if quiet > _PATIENCE_SECONDS:

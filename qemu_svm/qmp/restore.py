@@ -80,7 +80,13 @@ async def restore(
     :raises QmpError: the connection was lost before QEMU had the stream.
     """
     await client.guard("migrate-incoming")
-    numbers = sorted((*channel_head(one, stream.page_size), one) for one in channels)
+    numbers = sorted(
+        ((*channel_head(one, stream.page_size), one) for one in channels),
+        key=lambda channel: channel[0],
+    )
+    if [number for number, _, _ in numbers] != list(range(len(numbers))):
+        found = ", ".join(str(number) for number, _, _ in numbers)
+        raise Refused(f"the channels are {found}: each from 0 up is needed, once")
     wanted = dict.fromkeys((*capabilities, *_needed(stream)), True)
     known = await client.capabilities()
     missing = [name for name in wanted if name not in known]

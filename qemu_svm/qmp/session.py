@@ -105,20 +105,29 @@ class Session:
             raise cancelled
 
     async def _put_back(self) -> None:
+        end = time.monotonic() + RECONNECT_SECONDS
         try:
-            if not self.client.connected:
-                await self.client.reopen(RECONNECT_SECONDS)
-            if self._migrating:
-                await self._end_migration()
-                await self.resume()
-            elif self._stopped:
-                await self.resume()
-            await self.client.set_parameters(self._parameters)
-            await self.client.set_capabilities(self._capabilities)
+            while True:
+                if not self.client.connected:
+                    await self.client.reopen(max(0.0, end - time.monotonic()))
+                try:
+                    return await self._undo()
+                except QmpError:
+                    # Lost once more: all of it can be done again.
+                    if self.client.connected or time.monotonic() > end:
+                        raise
         except SvmStreamError as error:
             raise QmpError(
                 f"the guest could not be put back as it was: {error}", hint=self._left()
             ) from error
+
+    async def _undo(self) -> None:
+        if self._migrating:
+            await self._end_migration()
+        if self._migrating or self._stopped:
+            await self.resume()
+        await self.client.set_parameters(self._parameters)
+        await self.client.set_capabilities(self._capabilities)
 
     async def _end_migration(self) -> Migration:
         end = time.monotonic() + _END_SECONDS

@@ -267,6 +267,12 @@ class Process:
             self.proxy.close()
         return self.process.returncode, said.decode()
 
+    def wait_for_data(self) -> None:
+        """Until something of the stream is in the (hidden) file."""
+        while not any(path.stat().st_size for path in self.output.parent.iterdir()):
+            assert self.process.poll() is None
+            time.sleep(0.005)
+
     @property
     def files(self) -> list[str]:
         return os.listdir(self.output.parent)
@@ -305,8 +311,24 @@ def test_the_line_is_cut_at_random_moments(vm: Vm, tmp_path: Path) -> None:
         status, said = work.end()
         assert status == 4
         assert "lost" in said or "hung up" in said
+        assert "could not be put back" not in said
+        assert said.count("\n") == 1
         assert work.files == []
         assert settings(vm) == before
+
+
+def test_the_line_is_cut_again_while_all_is_put_back(vm: Vm, tmp_path: Path) -> None:
+    before = settings(vm)
+    work = Process(vm, tmp_path, *LIMIT, "--xbzrle")
+    work.wait_for_data()
+    for number in range(1, 4):
+        work.proxy.cut()
+        while work.proxy.connections == number and work.process.poll() is None:
+            time.sleep(0.001)
+    status, said = work.end()
+    assert (status, work.files) == (4, [])
+    assert "could not be put back" not in said
+    assert settings(vm) == before
 
 
 def test_qemu_is_killed_half_way(tmp_path: Path) -> None:
@@ -325,7 +347,7 @@ def test_qemu_is_killed_half_way(tmp_path: Path) -> None:
 
 def test_we_are_killed_half_way(vm: Vm, tmp_path: Path) -> None:
     work = Process(vm, tmp_path, *LIMIT)
-    time.sleep(0.2)
+    work.wait_for_data()
     work.process.kill()
     work.end()
     assert not work.output.exists()

@@ -265,6 +265,21 @@ def test_what_a_stream_needs(tmp_path: Path, svmstream: Run) -> None:
     assert b"no mapped-ram, which the stream needs" in done.stderr
 
 
+def test_channels_that_are_not_all_there(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
+    with sync.connect(vm.address) as qmp:
+        done = qmp.capture(str(tmp_path / "d"), Options(multifd=2))
+    for chosen in ([2], [1, 1]):
+        words = [word for index in chosen for word in ("--channel", done.files[index])]
+        back = svmstream("restore", "--check", done.files[0], *words, *arguments(vm))
+        assert back.returncode == 5
+        assert b"each from 0 up is needed, once" in back.stderr
+    back = svmstream(
+        "restore", "--check", done.files[0], "--channel", done.files[0], *arguments(vm)
+    )
+    assert back.returncode == 3
+    assert b"is not a multifd channel" in back.stderr
+
+
 def test_a_qemu_that_waits_and_ends(dump: Path, tmp_path: Path) -> None:
     async def work(address: str) -> None:
         async with Client.connect(address) as client:
