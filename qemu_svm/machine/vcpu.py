@@ -137,6 +137,11 @@ def _registers(section: Value) -> Iterator[tuple[str, Value]]:
         value = section.child(field)
         if value is not None:
             yield name, value
+    # PAE paging; from KVM_GET_SREGS2, so QEMU 6.2 and Linux 5.14 or later.
+    pdptrs = section.child("cpu/pdptrs")
+    if pdptrs is not None:
+        names = [f"pdptr{number}" for number in range(4)]
+        yield from _elements(pdptrs.child("env.pdptrs"), names)
     efer32 = section.child("cpu/efer32")
     if efer32 is not None and efer32.children:
         yield "efer", efer32.children[0]

@@ -28,7 +28,8 @@ from qemu_svm.x86.registers import NAMED
 from qemu_svm.x86.segments import Segment, attrib_words
 
 _COMPARED = ("rip", "rsp", "rax", "rflags", "cr0", "cr3", "cr4", "efer")
-_MORE = ("cr2", "dr6", "dr7", "pat", "vm_hsave_pa")
+_PDPTRS = tuple(f"pdptr{number}" for number in range(4))
+_MORE = (("cr2", "dr6", "dr7"), ("pat", "vm_hsave_pa"), _PDPTRS)
 _L1_SEGMENTS = (("cs", "cs"), ("ss", "ss"), ("ds", "ds"), ("es", "es"))
 _L1_TABLES = (("gdt", "gdtr"), ("idt", "idtr"))
 _IN_FULL = 4
@@ -125,7 +126,7 @@ def _vcpu(vcpu: Vcpu, *, full: bool) -> Iterable[Text]:
     if nested is not None and not nested.is_svm:
         yield entry("", f"{nested.format_name} nested state is recognised, not decoded")
     yield Text("  L2's registers" if vcpu.guest_mode else "  registers", HEADING)
-    for name in _COMPARED + _MORE:
+    for name in (*_COMPARED, *(name for names in _MORE for name in names)):
         if name in vcpu.registers:
             yield entry(name, _register(name, vcpu.get(name)))
     for name, segment in vcpu.segments.items():
@@ -145,9 +146,10 @@ def _both(vcpu: Vcpu, nested: NestedState) -> Iterable[Text]:
         [[Text(str(row[0]), "cyan"), *row[1:]] for row in rows],
         ("", "L2 (vCPU registers)", "L1 (save area of the nested state)"),
     )
-    for names in _MORE[:3], _MORE[3:]:
+    for names in _MORE:
         more = ", ".join(f"{n} {vcpu.get(n):#x}" for n in names if n in vcpu.registers)
-        yield entry("vCPU also", more)
+        if more:
+            yield entry("vCPU also", more)
 
 
 def _control(nested: NestedState) -> Iterable[Text]:
