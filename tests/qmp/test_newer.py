@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from qemu_svm.qmp.features import Options
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.conftest import STREAMS, Run
-from tests.qmp.test_capture import counters, settings, take
+from tests.qmp.test_capture import LIMIT, Process, counters, settings, take
 from tests.qmp.vm import Vm, running
 
 
@@ -129,3 +132,41 @@ def test_a_postcopy_stream(newer: Vm, binary: Path, svmstream: Run) -> None:
     words = ["--qemu", binary, "--", *newer.arguments, "-m", "16"]
     back = svmstream("restore", "--check", path, *words)
     assert (back.returncode, back.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_signals_at_random_moments(paused: bool, newer: Vm, tmp_path: Path) -> None:
+    dice = random.Random(1)
+    ways = [(), ("--stop",)] if paused else [("--mapped-ram",), ("--mapped-ram", "--multifd", "2")]
+    with sync.connect(newer.address) as qmp:
+        qmp.execute("stop" if paused else "cont")
+    before = settings(newer)
+    try:
+        for turn in range(6):
+            work = Process(newer, tmp_path, *LIMIT, *ways[turn % 2])
+            time.sleep(0.5 * dice.random())
+            work.process.send_signal(dice.choice([signal.SIGINT, signal.SIGTERM]))
+            status, said = work.end()
+            assert (status, said.count("\n")) == (130, 1)
+            assert work.files == []
+            assert settings(newer) == before
+    finally:
+        with sync.connect(newer.address) as qmp:
+            qmp.execute("cont")
+
+
+def test_disks_are_open_afterwards(command: tuple[str, ...], tmp_path: Path) -> None:
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(1 << 20))
+    disk = (
+        *("-blockdev", f"file,node-name=disk,filename={image}"),
+        *("-device", "virtio-blk-pci,drive=disk,share-rw=on"),
+    )
+    with running(tmp_path, *disk, command=command) as vm:
+        for number, wanted in enumerate(("cont", "stop")):
+            with sync.connect(vm.address) as qmp:
+                qmp.execute(wanted)
+                qmp.capture(str(tmp_path / f"{number}.bin"))
+                line = f'qemu-io disk "write -P {number + 1} 0 512"'
+                assert qmp.execute("human-monitor-command", {"command-line": line}) == ""
+            assert image.read_bytes()[:2] == bytes([number + 1] * 2)
