@@ -27,6 +27,7 @@ ARCHIVE = "http://archive.debian.org/debian"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 _ERRORS = 1 << 16
+_SAYS = re.compile(r"(?:E|W|Err|Error|Warning): ")
 _EXPIRED = re.compile(r"Release file .* is (?:expired|not valid).*\(invalid since ([^)]*)\)")
 #: A line of APT::Status-Fd while downloading, with how much of all is done.
 _PERCENT = re.compile(r"dlstatus:\d+:(\d+)\.")
@@ -196,8 +197,8 @@ class Apt:
             return status, errors.read(_ERRORS).decode(errors="replace")
 
     def _explain(self, text: str) -> NoReturn:
-        lines = [line for line in text.splitlines() if line[:2] in ("E:", "W:")]
-        first = lines[0][2:].strip() if lines else (text.strip() or "apt-get failed")
+        lines = [line.partition(": ")[2] for line in text.splitlines() if _SAYS.match(line)]
+        first = lines[0] if lines else text.strip() or "apt-get failed"
         where = f"{self.suite} from {self.mirror}"
         expired = _EXPIRED.search(text)
         if expired:

@@ -26,7 +26,7 @@ from qemu_svm.lab.proxy import Proxy
 from qemu_svm.lab.session import Session
 
 #: Seconds until a box must have answered first; a loaded machine is slow.
-BOOT_LIMIT = 120.0
+BOOT_LIMIT = 240.0
 #: Seconds without a sign of life after which a box counts as hanging.
 SILENCE_LIMIT = 60.0
 _PING_EVERY = 5.0
@@ -144,6 +144,7 @@ class Box(Session):
         end.cancel()
         if not ready.done():
             ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
             raise self._no_boot()
         link = await ready
         self._pulse = asyncio.create_task(self._feel(link))

@@ -167,6 +167,15 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, onerror=writable)
 
 
+def _remove_at_once(path: Path) -> None:
+    # A suite that is half gone must not look built, should this be interrupted.
+    if path.is_dir():
+        hidden = path.with_name(f".{path.name.lstrip('.')}.gone")
+        remove(path.rename(hidden))
+    else:
+        path.unlink()
+
+
 def clean(suites: tuple[Suite, ...] = SUITES, progress: Progress = SILENT) -> list[Path]:
     """Remove built suites (waits for boxes that use them), leftovers and their initrds.
 
@@ -181,9 +190,6 @@ def clean(suites: tuple[Suite, ...] = SUITES, progress: Progress = SILENT) -> li
             found += [path for path in (folder() / suite.name,) if path.exists()]
             found += sorted((folder() / "boot").glob(f"*{suite.name}-*"))
             for path in found:
-                if path.is_dir():
-                    remove(path)
-                else:
-                    path.unlink()
+                _remove_at_once(path)
             gone += found
     return gone

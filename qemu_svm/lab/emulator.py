@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.cache import Built
-from qemu_svm.lab.foreign import on_host
+from qemu_svm.lab.foreign import LIBRARIES, on_host
 
 _FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
 
@@ -35,7 +35,10 @@ def program(emulator: Built | None) -> list[str]:
     :raises LabError: the host has none.
     """
     if emulator is not None:
-        command = on_host(emulator.root, "usr/bin/qemu-system-x86_64")
+        # Without the variable it looks for its accelerator in the host's folder.
+        modules = emulator.root / LIBRARIES / "qemu"
+        command = ["env", f"QEMU_MODULE_DIR={modules}"]
+        command += on_host(emulator.root, "usr/bin/qemu-system-x86_64")
         for place in _FIRMWARE:
             command += ["-L", str(emulator.root / place)]
         return command
@@ -58,6 +61,7 @@ def arguments(
     ]  # fmt: skip
     return [
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", f"{machine.cpu},+svm",
         "-smp", str(machine.smp), "-m", str(machine.memory),
         "-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words),

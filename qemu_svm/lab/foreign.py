@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+#: Where a suite keeps its libraries, inside its root.
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 
 def on_host(root: Path, program: str) -> list[str]:
@@ -15,5 +16,5 @@ def on_host(root: Path, program: str) -> list[str]:
 
     :param program: its path inside the root, ``usr/bin/python3``.
     """
-    loader = root / _LIBRARIES / "ld-linux-x86-64.so.2"
-    return [str(loader), "--library-path", str(root / _LIBRARIES), str(root / program)]
+    loader = root / LIBRARIES / "ld-linux-x86-64.so.2"
+    return [str(loader), "--library-path", str(root / LIBRARIES), str(root / program)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab import Box
+from qemu_svm.lab import Box, build, emulator, suites
 from qemu_svm.lab import box as box_module
 
 from .processes import Place, place, until
@@ -89,6 +90,29 @@ def test_an_emulator_that_does_not_start_is_told(here: Place) -> None:
     assert b"the emulator ended (status 1)" in result.stderr
     assert b"Nonsense" in result.stderr
     here.wait_until_nothing_is_left()
+
+
+def test_a_tmpdir_too_long_for_sockets_is_told(here: Place) -> None:
+    deep = here.path / ("deep" * 20)
+    deep.mkdir()
+    here.environment["TMPDIR"] = str(deep)
+    result = here.run("lab", "run", "true")
+    assert result.returncode == 4
+    assert b"set TMPDIR to a shorter one" in result.stderr
+    assert list(deep.iterdir()) == []
+
+
+@pytest.mark.parametrize("qemu", ["7.2", "10.0"])
+def test_emulators_of_the_cache_find_their_parts(qemu: str) -> None:
+    """Their accelerator is a module of its own, not the one of the host's QEMU."""
+    with build.using(suites.of_qemu(qemu)) as built:
+        done = subprocess.run(
+            [*emulator.program(built), "-accel", "tcg", "-nodefaults", "-display", "none", "-S",
+             "-monitor", "stdio"],
+            input=b"info version\nquit\n", capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert f"QEMU {qemu}".encode() in done.stdout
 
 
 def test_a_host_without_qemu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

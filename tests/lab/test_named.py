@@ -188,6 +188,15 @@ def test_one_that_dies_leaves_nothing(end: str) -> None:
         assert here.run("lab", "down").returncode == 4
 
 
+def test_a_start_that_is_killed_leaves_nothing() -> None:
+    with place() as here:
+        process = here.start("lab", "up")
+        until(lambda: list(here.path.glob("svmbox-*")))
+        process.kill()
+        process.communicate()
+        here.wait_until_nothing_is_left()
+
+
 def test_a_name_is_not_a_path() -> None:
     with place() as here:
         result = here.run("lab", "up", "--name", "../x")
