@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Self
@@ -69,13 +69,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole matrix.
+    """A matrix, or as much of one as there is yet.
 
     :param versions: exact package versions of each host.
     """
 
-    cells: tuple[Cell, ...]
-    versions: Mapping[Host, Mapping[str, str]]
+    cells: list[Cell] = field(default_factory=list)
+    versions: dict[Host, Mapping[str, str]] = field(default_factory=dict)
 
 
 Boot = Callable[[Host], AbstractContextManager[Session]]
@@ -85,35 +85,40 @@ _Saved = dict[tuple[Host, str, str], Path | Outcome]
 
 
 def run(
-    hosts: Sequence[Host], guests: Sequence[Guest], *, boot: Boot, progress: Progress = SILENT
+    hosts: Sequence[Host],
+    guests: Sequence[Guest],
+    *,
+    boot: Boot,
+    progress: Progress = SILENT,
+    into: Result | None = None,
 ) -> Result:
     """Save on every host, restore on every host.
 
     :param boot: makes a box for a host.
+    :param into: filled as it goes on, for who wants what there is after an interruption.
     :param progress: told each step.
     :raises LabError: a box does not start.
     """
-    versions: dict[Host, Mapping[str, str]] = {}
+    result = Result() if into is None else into
     with tempfile.TemporaryDirectory(prefix="svmstream-matrix-") as folder:
         saved: _Saved = {}
         for source in hosts:
             with boot(source) as box:
-                versions[source] = dict(box.versions)
+                result.versions[source] = dict(box.versions)
                 for guest, machine in product(guests, _machines(source, hosts)):
                     progress.step(f"saving {guest.name} on {source} as {machine}")
                     saved[source, guest.name, machine] = _save(box, guest, machine, Path(folder))
-        cells: list[Cell] = []
         for target in hosts:
             with _Target(target, boot) as host:
                 for guest, source in product(guests, hosts):
                     machine = machine_of(source, target)
                     what = f"{guest.name} from {source} on {target} as {machine}"
-                    progress.step(f"restore {len(cells) + 1}: {what}")
+                    progress.step(f"restore {len(result.cells) + 1}: {what}")
                     outcome, rules = host.restore(
-                        saved[source, guest.name, machine], versions[source]
+                        saved[source, guest.name, machine], result.versions[source]
                     )
-                    cells.append(Cell(guest.name, source, target, machine, outcome, rules))
-    return Result(tuple(cells), versions)
+                    result.cells.append(Cell(guest.name, source, target, machine, outcome, rules))
+    return result
 
 
 def machine_of(source: Host, target: Host) -> str:

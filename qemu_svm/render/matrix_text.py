@@ -14,7 +14,7 @@ from qemu_svm.render.escape import printable
 from qemu_svm.render.text import FAINT, HEADING, STYLES, columns
 from qemu_svm.restore.rules import RULES
 
-_WORKS = "ok"
+_WORKS, _NOT_DONE = "ok", "-"
 _Note = tuple[str, str, tuple[str, ...]]
 
 
@@ -46,8 +46,10 @@ def _rows(
     for source in hosts:
         line: list[str | Text] = [f"{_letter(hosts, source)} {source}"]
         for target in hosts:
-            cell = cells[source, target]
-            if cell.outcome.good:
+            cell = cells.get((source, target))
+            if cell is None:
+                line.append(Text(_NOT_DONE, FAINT))
+            elif cell.outcome.good:
                 line.append(_WORKS)
             else:
                 number = notes.setdefault(_reason(cell), len(notes) + 1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_INTERRUPTED, complain
 from qemu_svm.cli import common as streams
 from qemu_svm.cli.lab.common import mirror_option, progress
 from qemu_svm.cli.lab.target import end_on_signals
@@ -56,6 +56,7 @@ def command(
 
     A host is a kernel and a QEMU. The machine type is that of the older QEMU.
     Exit status 1 if any pair fails; the table says which rules apply there.
+    An interrupted run shows what it has.
     """
     from qemu_svm.lab import Box, matrix
     from qemu_svm.lab.guests import LINUX, find
@@ -66,12 +67,16 @@ def command(
     every = matrix.EVERY_PAIRING if all_pairings else matrix.SAME_SUITE
     chosen = [_host(text) for text in hosts] or list(every)
     end_on_signals()
+    result, interrupted = matrix.Result(), False
     with progress() as show:
 
         def boot(host: Host) -> Box:
             return Box(host.kernel, qemu=host.qemu, emulator=emulator, mirror=mirror, progress=show)
 
-        result = matrix.run(chosen, guests, boot=boot, progress=show)
+        try:
+            matrix.run(chosen, guests, boot=boot, progress=show, into=result)
+        except KeyboardInterrupt:
+            interrupted = True
     if as_json:
         from qemu_svm.render.lab_document import matrix_document
 
@@ -80,6 +85,9 @@ def command(
         from qemu_svm.render.matrix_text import table
 
         streams.print_lines(table(result))
+    if interrupted:
+        complain("interrupted; the table shows what was done until then")
+        return EXIT_INTERRUPTED
     return 0 if all(cell.outcome.good for cell in result.cells) else EXIT_FINDINGS
 
 
