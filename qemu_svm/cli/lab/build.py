@@ -24,8 +24,10 @@ def command(
     A suite comes whole, with its kernel and its QEMU. Without options: the one
     of kernel 6.1.
     """
+    from qemu_svm.cli.lab.target import end_on_signals
     from qemu_svm.lab.build import need
 
+    end_on_signals()
     wanted = [of_kernel(kernel) for kernel in kernels] + [of_qemu(qemu) for qemu in qemus]
     for suite in SUITES if everything else wanted or [of_kernel(DEFAULT_KERNEL)]:
         with progress() as show:

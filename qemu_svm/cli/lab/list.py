@@ -13,7 +13,8 @@ from qemu_svm.cli.common import json_option, print_json, print_lines
 @json_option
 def command(as_json: bool) -> None:  # noqa: FBT001
     """What is in the cache, with exact versions, and which boxes are up."""
-    from qemu_svm.lab import cache, named
+    from qemu_svm.lab import cache
+    from qemu_svm.lab.named import running
     from qemu_svm.lab.suites import SUITES
     from qemu_svm.render.lab_text import listing
 
@@ -38,7 +39,7 @@ def command(as_json: bool) -> None:  # noqa: FBT001
         "schema_version": 1,
         "cache": str(cache.folder()),
         "suites": suites,
-        "boxes": [state.document() for state in named.running()],
+        "boxes": [state.document() for state in running()],
     }
     if as_json:
         print_json(document)

@@ -25,14 +25,15 @@ def session(name: str | None, options: dict[str, Any]) -> Iterator[Session]:
 
     :raises click.UsageError: a name and options of a fresh box.
     """
-    from qemu_svm.lab import Box, named
+    from qemu_svm.lab import Box
+    from qemu_svm.lab.named import Attached, find, running
 
     end_on_signals()
     arguments = box_arguments(options)
     if name is not None and arguments:
         raise click.UsageError("--name means a box that is up; its options are chosen already")
-    if name is not None or (not arguments and named.running()):
-        with named.Attached(named.find(name)) as attached:
+    if name is not None or (not arguments and running()):
+        with Attached(find(name)) as attached:
             yield attached
         return
     with ExitStack() as stack:

@@ -16,8 +16,11 @@ from qemu_svm.cli.lab.common import box_arguments, box_options, progress
 @json_option
 def command(name: str | None, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     """Start a box that stays, until `lab down`; the other verbs then use it."""
-    from qemu_svm.lab import build, named, suites
+    from qemu_svm.cli.lab.target import end_on_signals
+    from qemu_svm.lab import build, suites
+    from qemu_svm.lab.named import DEFAULT_NAME, up
 
+    end_on_signals()
     arguments = box_arguments(options)
     with progress() as show:
         # What must be fetched is fetched here, where it can be seen.
@@ -31,7 +34,7 @@ def command(name: str | None, as_json: bool, **options: Any) -> None:  # noqa: F
         show.step(f"starting kernel {kernel}")
         if "share" in arguments:
             arguments["share"] = str(arguments["share"])
-        state = named.up(name or named.DEFAULT_NAME, arguments)
+        state = up(name or DEFAULT_NAME, arguments)
     if as_json:
         print_json({"schema_version": 1, "box": state.document()})
     else:
