@@ -23,7 +23,7 @@ from qemu_svm.restore.observed import Observed
 from qemu_svm.restore.saved import Saved
 from qemu_svm.restore.simulate import Simulation, simulate
 
-BATCH = 200
+BATCH = 600
 _QUICK, _PATIENT = 0.5, 5.0  # seconds for KVM_RUN
 _IRQCHIP_EVERY = 10
 
@@ -123,7 +123,7 @@ def conform(
                 _judge(target, guest, one, replayed, report)
                 if record is not None:
                     record.write(json.dumps(recording(guest, one, replayed)) + "\n")
-            progress(report)
+                progress(report)
     return report
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ Json = dict[str, Any]
 
 SVM_STATE = layouts.NESTED_STATE_SIZE
 """What KVM_CAP_NESTED_STATE gives on an AMD host with nesting."""
-_STALLED = 30.0  # seconds without a result, beyond what a job may take
+_STALLED = 60.0  # seconds without a result, beyond what a job may take
 _POLL = 0.05
 _STUCK, _CRASHED = 3, 5  # exit statuses of the agent
 _MODULES = ("__init__", "errors", "kvm/__init__") + tuple(
@@ -223,19 +224,27 @@ class Local:
 class InBox:
     """The KVM of a box, which is started again when its kernel has died.
 
-    :param boot: makes a box with the given folder as its share.
+    :param boot: makes a box with the given folder as its share; or a box that runs,
+        and is not started again.
     """
 
-    def __init__(self, boot: Callable[[Path], Box]) -> None:
-        self._boot = boot
+    def __init__(self, boot: Callable[[Path], Box] | Box) -> None:
+        self._boot = None if isinstance(boot, Box) else boot
+        self._held = boot if isinstance(boot, Box) else None
+        self._inside = "/share"
         self._stack = contextlib.ExitStack()
         self._running = contextlib.ExitStack()
         self._box: Box | None = None
+        self._copies: dict[str, str] = {}
         self._number = 0
         self.boots = 0
 
     def __enter__(self) -> Self:
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="replay")))
+        share = self._held.share if self._held is not None else None
+        made = tempfile.TemporaryDirectory(prefix="replay", dir=share)
+        self.folder = Path(self._stack.enter_context(made))
+        if share is not None:
+            self._inside = f"/share/{self.folder.name}"
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -247,9 +256,21 @@ class InBox:
         """The box; started if it does not run."""
         if self._box is None:
             pack_agent(self.folder / "agent.zip")
-            self._box = self._running.enter_context(self._boot(self.folder))
+            self._box = self._start()
             self.boots += 1
         return self._box
+
+    def _start(self) -> Box:
+        if self._boot is not None:
+            return self._running.enter_context(self._boot(self.folder))
+        assert self._held is not None
+        if self.boots:
+            raise LabError("the kernel in the box died, and it is not ours to start again")
+        return self._held
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": f"{self._inside}/agent.zip"}
 
     def _halt(self) -> None:
         self._box = None
@@ -260,7 +281,7 @@ class InBox:
 
     def probe(self) -> Probe:
         """See :meth:`Target.probe`."""
-        done = self.box.run(self._agent("probe"), timeout=120, env=_ENVIRONMENT)
+        done = self.box.run(self._agent("probe"), timeout=120, env=self._environment)
         if done.returncode:
             raise LabError("in the box: " + done.stderr.decode(errors="replace").strip())
         return _probed(done.stdout)
@@ -271,15 +292,29 @@ class InBox:
         while remaining:
             self._number += 1
             given, back = (self.folder / f"{kind}{self._number}" for kind in ("jobs", "results"))
-            inside = f"/share/{Path(ram.path).relative_to(self.folder)}"
+            inside = f"{self._inside}/{self._placed(ram)}"
             _write_jobs(given, _description(ram, inside, copied=True), remaining)
             command = self.box.start(
-                self._agent("perform", f"/share/{given.name}", f"/share/{back.name}"),
-                env=_ENVIRONMENT,
+                self._agent("perform", *(f"{self._inside}/{one.name}" for one in (given, back))),
+                env=self._environment,
             )
             yield from self._results(command, _Results(back), remaining)
             given.unlink()
             back.unlink(missing_ok=True)
+
+    def _placed(self, ram: Ram) -> str:
+        # Name of the RAM's file in the folder; it is copied if it lies elsewhere.
+        path = Path(ram.path)
+        if path.parent == self.folder:
+            return path.name
+        name = self._copies.setdefault(ram.path, f"copy{len(self._copies)}")
+        copy = self.folder / name
+        if not copy.exists():
+            with copy.open("wb") as out:
+                for start, size in ram.extents(0, os.fstat(ram.fd).st_size):
+                    out.seek(start)
+                    out.write(os.pread(ram.fd, size, start))
+        return name
 
     def _results(
         self, command: Command, results: _Results, remaining: list[Json]
@@ -328,9 +363,6 @@ class InBox:
             raise LabError(f"the agent failed: {words[-1] if words else 'it said nothing'}")
         if status == _STUCK or trouble:
             self._halt()
-
-
-_ENVIRONMENT = {"PYTHONPATH": "/share/agent.zip"}
 
 
 def pack_agent(path: Path) -> None:

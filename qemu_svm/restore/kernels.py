@@ -92,8 +92,8 @@ class Kernel:
     :param has_sregs2: KVM_SET_SREGS2 exists.
     :param reset_rdx: RDX of a fresh vCPU.
     :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear.
-    :param sysenter: the SYSENTER addresses have 32 bits ``always``, or once there is
-        a CPUID (that is AMD's: ``cpuid``).
+    :param sysenter: when the SYSENTER addresses are cut to 32 bits: ``never``,
+        ``always``, or once there is a CPUID (that is AMD's: ``cpuid``).
     :param control_fields: control fields that are cached and given back.
     :param control_masks: what is kept of some of them.
     :param sanitises: intercepts that L1's CPUID must allow.
@@ -188,6 +188,7 @@ V5_8 = Kernel(
     l1_control_kept=False,
     cr3_check="never",
     mmu_ready=False,
+    sysenter="never",
     smm_leaves=False,
     l1_dr7=0,
     has_sregs2=False,

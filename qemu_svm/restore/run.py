@@ -9,11 +9,14 @@ Source: Linux ``arch/x86/kvm/x86.c`` (``vcpu_enter_guest``),
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
 from qemu_svm.restore.vcpu import PAGES, Vcpu
+from qemu_svm.x86.registers import canonical
+
+_VMLOADED = ("fs", "gs", "tr", "ldtr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ def vcpu_run(vcpu: Vcpu) -> Outcome:
     vcpu.nested.run_pending = 0
     if not nested_svm_vmexit(vcpu):
         return Outcome("SHUTDOWN", "L2", entry, None if vcpu.guest_mode else _l1(vcpu))
+    _canonicalise(vcpu)  # L1 has control, so the processor was given its VMCB
     return Outcome("exit", "L2", entry, _l1(vcpu))
 
 
@@ -61,11 +65,22 @@ def enter(vcpu: Vcpu) -> Area:
     current.copy_from(vcpu.arch, ("rax", "rsp", "rip", "cr2", "dr6"))
     if vcpu.host.npt:
         current.copy_from(vcpu.arch, ("cr3",))
+    _canonicalise(vcpu)
     seen = current.copy("entry")
     # Without NPT the hardware runs on shadow pages; what counts is the guest's view.
     seen.copy_from(vcpu.arch, ("cr0", "cr3", "cr4", "efer"))
     seen.copy_from(vcpu.arch, [name for name in vcpu.arch if name not in seen])
     return seen
+
+
+def _canonicalise(vcpu: Vcpu) -> None:
+    # VMRUN and VMLOAD sign-extend segment bases from bit 47 (APM volume 2, 15.5.1).
+    for area, names in ((vcpu.current, ("es", "cs", "ss", "ds")), (vcpu.vmcb01, _VMLOADED)):
+        for name in names:
+            segment = area.segment(name)
+            if name in area and segment.base != canonical(segment.base):
+                changed = replace(segment, base=canonical(segment.base))
+                area.set(name, changed, area.writer(name))
 
 
 def _l1(vcpu: Vcpu) -> Area:

@@ -15,7 +15,7 @@ from qemu_svm.restore.cpuid import NONE, Cpuid, efer_reserved
 from qemu_svm.restore.leave import svm_leave_nested
 from qemu_svm.restore.nested import nested_npt_enabled
 from qemu_svm.restore.vcpu import GPRS, Vcpu
-from qemu_svm.x86.registers import EFER
+from qemu_svm.x86.registers import EFER, canonical
 
 _SHARED_MSRS = (*("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs"),)
 _SYSENTER_ADDRESSES = ("sysenter_esp", "sysenter_eip")
@@ -96,7 +96,7 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
     elif _impossible(name, value):
         return "U-02"
     elif name in _SYSENTER_ADDRESSES:
-        vcpu.vmcb01.set(name, value, writer)
+        vcpu.vmcb01.set(name, canonical(value), writer)  # get_canonical
         _cut_sysenter(vcpu, (name,))
     elif name in _SHARED_MSRS:
         vcpu.vmcb01.set(name, value, writer)
@@ -114,7 +114,8 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
 
 def _cut_sysenter(vcpu: Vcpu, names: Iterable[str]) -> None:
     # The upper halves are kept for guests with an Intel CPUID only (svm_set_msr).
-    if vcpu.kernel.sysenter == "always" or vcpu.cpuid != NONE:
+    cut = vcpu.kernel.sysenter
+    if cut == "always" or (cut == "cpuid" and vcpu.cpuid != NONE):
         for name in names:
             value = vcpu.vmcb01.get(name) & ~_HIGH
             vcpu.vmcb01.set(name, value, vcpu.vmcb01.writer(name))

@@ -129,3 +129,9 @@ NAMED: dict[str, Bits] = {
     "dr7": DR7,
 }
 """Tables by the name that a register has everywhere in this package."""
+
+
+def canonical(address: int) -> int:
+    """The address with bit 47 in all bits above it (4-level paging)."""
+    low = address & (1 << 48) - 1
+    return low | 0xFFFF << 48 if low >> 47 else low

@@ -1,0 +1,58 @@
+"""RAM out of a capture, and the places that a replay changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qemu_svm.replay.conform import Guest
+from qemu_svm.replay.memory import STOP, patches
+from qemu_svm.restore import plan as plans
+from tests.replay.conftest import guest
+
+CPUID_AND_HALT = b"\x0f\xa2\xf4"
+VMRUN = b"\x0f\x01\xd8"
+
+
+@pytest.mark.parametrize("name", ["plain", "paged"])
+def test_l1s_next_instruction_becomes_the_stop(name: str, request: pytest.FixtureRequest) -> None:
+    one: Guest = request.getfixturevalue(name)
+    changed = dict(patches(one.ram.read, one.saved, plans.parse("qemu"), shorten=False))
+    place = one.saved.l1().get("rip")  # L1's tables map its program to itself
+    assert changed == {place: STOP}
+    assert one.ram.read(place - 3, 3) == VMRUN
+
+
+@pytest.mark.parametrize("name", ["plain", "paged"])
+def test_shortened_l2_leaves_at_once(name: str, request: pytest.FixtureRequest) -> None:
+    one: Guest = request.getfixturevalue(name)
+    changed = dict(patches(one.ram.read, one.saved, plans.parse("qemu"), shorten=True))
+    assert changed[one.saved.regs["rip"]] == CPUID_AND_HALT
+    assert changed[one.saved.l1().get("rip")] == STOP
+    assert changed[0xFFF0] == b"\xf4"
+
+
+def test_every_l1_that_a_plan_makes_is_stopped(plain: Guest) -> None:
+    steps = plans.parse("cpuid,sregs,nested:@0x578=0x100300,nested:@0x550=0x0,nested,run")
+    places = [address for address, _ in patches(plain.ram.read, plain.saved, steps, shorten=False)]
+    assert places == [0x100300, plain.saved.l1().get("rip")]  # CR3 0 maps nothing
+
+
+def test_l2_in_other_modes(tmp_path: Path) -> None:
+    for name, short in (("pae", "pae"), ("pae-npt", "pae-npt"), ("protected", "protected")):
+        path = f"guests/qemu10.0-linux6.12-{name}.mig.zst"
+        with guest(path, tmp_path) as one:
+            changed = patches(one.ram.read, one.saved, plans.parse("qemu"), shorten=True)
+            assert [data for _, data in changed][:2] == [STOP, CPUID_AND_HALT], short
+
+
+def test_the_file_has_what_the_stream_has(plain: Guest) -> None:
+    extents = plain.ram.extents(0, 32 << 20)
+    assert 0 < sum(size for _, size in extents) < 8 << 20
+    data = b"".join(plain.ram.read(start, size) for start, size in extents)
+    assert VMRUN in data
+    assert plain.ram.backed(0, 32 << 20)
+    assert not plain.ram.backed(0x1000, 32 << 20)
+    assert plain.ram.read(32 << 20, 8) == b""
+    assert len(plain.ram.read((32 << 20) - 4, 8)) == 4

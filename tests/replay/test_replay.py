@@ -1,0 +1,143 @@
+"""Plans on the real KVM of a box, held against the model."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from qemu_svm.replay.compare import Comparison, Mismatch, compare
+from qemu_svm.replay.conform import Guest, conform, modelled
+from qemu_svm.replay.replay import Options, Replayed, Trial, job, kernel_of, profile, result
+from qemu_svm.replay.target import InBox
+from qemu_svm.restore import plan as plans
+from qemu_svm.restore.kernels import KERNELS
+from qemu_svm.restore.observed import comparable, differences, flat
+from qemu_svm.restore.simulate import simulate
+from qemu_svm.restore.vcpu import Host
+from tests.restore.recorded import Recording, guests
+from tests.restore.test_recorded import disagreement
+
+SEED, SEQUENCES = 20261, 100
+PLANS = {
+    "qemu": (None, "exit"),
+    "selftests": (None, "exit"),
+    "cpuid,sregs:l1,nested,sregs,regs,run": (None, "exit"),
+    "cpuid,sregs,nested:@0x58/4=0,regs": ("nested:@0x58/4=0", None),
+    "cpuid,nested,sregs": ("nested", None),
+    "cpuid,sregs,nested:@0xc/4=0x10040000:@0x48/8=0x3000000,regs,run": (None, "INTERNAL_ERROR"),
+    "cpuid,sregs,nested,regs,nested:flags=0x100,get:size=64": ("get:size=64", None),
+    "cpuid,sregs,nested:flags=0x1:@0x550=0x101008,regs,run": (None, "exit"),
+}
+
+
+def replayed(target: InBox, guest: Guest, texts: list[str], *, shorten: bool = False,
+             seconds: float = 60) -> list[tuple[Trial, Replayed, Comparison]]:  # fmt: skip
+    options = Options(seconds=seconds, shorten=shorten, emulated=True)
+    trials = [
+        Trial(str(number), guest.saved, plans.parse(text), options)
+        for number, text in enumerate(texts)
+    ]
+    probe = target.probe()
+    jobs = [job(one, guest.ram, probe) for one in trials]
+    found = []
+    for one, performed in zip(trials, target.perform(guest.ram, jobs), strict=True):
+        seen = result(one, performed)
+        model = modelled(one, guest, probe)
+        found.append((one, seen, compare(model, seen, shortened=shorten)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["plain", "paged"])
+def test_plans_end_as_the_model_says(
+    in_box: InBox, name: str, request: pytest.FixtureRequest
+) -> None:
+    guest: Guest = request.getfixturevalue(name)
+    for (errnos, ran), (one, seen, comparison) in zip(
+        PLANS.values(), replayed(in_box, guest, list(PLANS)), strict=True
+    ):
+        assert comparison.first() is None, one.steps
+        assert seen.end == "done"
+        assert [step.step.text for step in seen.steps if step.errno] == ([errnos] if errnos else [])
+        assert [step.run.result for step in seen.steps if step.run] == ([ran] if ran else [])
+
+
+def test_l1_gets_its_own_registers_back(in_box: InBox, paged: Guest) -> None:
+    """L2 runs its own code to its CPUID, then L1 has control."""
+    ((_, seen, _),) = replayed(in_box, paged, ["qemu"])
+    last = seen.steps[-1]
+    l1 = paged.saved.l1()
+    assert last.run is not None
+    assert int.from_bytes(last.run.vmcb12[0x70:0x78], "little") == 0x72
+    for name in ("rip", "rsp", "rax"):
+        assert last.state[f"regs.{name}"] == l1.get(name)
+        assert last.state[f"regs.{name}"] != paged.saved.regs[name]
+    assert last.state["sregs.cr3"] == l1.get("cr3") != paged.saved.sregs.get("cr3")
+    # vmcb12's own save area received L2's.
+    assert int.from_bytes(last.run.vmcb12[0x550:0x558], "little") == paged.saved.sregs.get("cr3")
+
+
+def test_a_guest_that_never_leaves_is_got_back(in_box: InBox, plain: Guest) -> None:
+    """L2's tables do not intercept anything here, so its loop goes on."""
+    plan = "cpuid,sregs,nested:@0xc/4=0,regs,run,get"
+    ((_, seen, comparison),) = replayed(in_box, plain, [plan], seconds=0.5)
+    ran = seen.steps[-2].run
+    assert ran is not None
+    assert ran.result == "hang"
+    assert seen.steps[-1].errno is None
+    assert comparison.steps[-1].open == "the guest's code decided how KVM_RUN ended (hang)"
+
+
+def test_a_difference_is_found_and_named(in_box: InBox, plain: Guest) -> None:
+    """The real kernel is a 6.1; the model of another one must be told from it."""
+    text = "cpuid,sregs,nested:flags=0x103,regs"
+    one = Trial("0", plain.saved, plans.parse(text), Options(emulated=True))
+    probe = in_box.probe()
+    assert kernel_of(probe).startswith("6.1.")
+    assert profile(probe) is KERNELS["6.1"]
+    (performed,) = in_box.perform(plain.ram, [job(one, plain.ram, probe)])
+    host = Host(cpuid=probe.features)
+    wrong = simulate(KERNELS["5.10"], plain.saved, one.steps, host=host, backed=plain.ram.backed)
+    found = compare(wrong, result(one, performed), shortened=False).first()
+    assert found == (1, Mismatch("regs.rdx", 0, 0x600))
+
+
+def test_random_sequences_agree(in_box: InBox, plain: Guest, paged: Guest) -> None:
+    recorded = io.StringIO()
+    report = conform(
+        in_box, [plain, paged], sequences=SEQUENCES, seed=SEED, emulated=True, record=recorded
+    )
+    assert [(one.shrunk, one.mismatch) for one in report.disagreements] == []
+    assert (report.sequences, report.ends["done"]) == (SEQUENCES, SEQUENCES)
+    assert report.compared > 5 * SEQUENCES
+    lines = [json.loads(line) for line in recorded.getvalue().splitlines()]
+    assert len(lines) == SEQUENCES
+    assert all(len(one["results"]) == len(one["plan"].split(",")) for one in lines)
+
+
+def test_recordings_made_here_have_the_format_of_the_others(in_box: InBox, plain: Guest) -> None:
+    recorded = io.StringIO()
+    conform(in_box, [plain], sequences=12, seed=3, emulated=True, record=recorded)
+    for line in recorded.getvalue().splitlines():
+        entry = json.loads(line)
+        assert set(entry) <= {"id", "guest", "plan", "results", "irqchip"}
+        known = guests()
+        known["qemu7.2-linux6.1-nested"] = plain.saved
+        assert disagreement(Recording("6.1", entry)) is None
+
+
+def test_flat_names_are_what_kvm_shows(in_box: InBox, plain: Guest) -> None:
+    ((one, seen, _),) = replayed(in_box, plain, ["cpuid,sregs,nested,regs,msrs"])
+    model = simulate(KERNELS["6.1"], plain.saved, one.steps, backed=plain.ram.backed)
+    ours = flat(model.results[-1].state, split=True)
+    theirs = seen.steps[-1].state
+    assert set(ours) <= set(theirs)
+    assert {name.partition(".")[0] for name in theirs} == {
+        "nested", "ctl", "l1", "sregs", "regs", "msr", "smm", "shadow",
+    }  # fmt: skip
+    for name in set(theirs) - set(ours):
+        assert name.startswith("ctl."), name  # fields that this kernel does not cache
+        assert comparable(name, theirs[name]) == 0
+    wrong = dict(theirs, **{"l1.cr3": 1, "sregs.cs": [0, 0, 0, 0]})
+    assert differences(ours, wrong) == ["l1.cr3", "sregs.cs"]
