@@ -65,6 +65,7 @@ def command(
     again, and L1's registers are what is shown then.
     """
     from qemu_svm.replay.compare import compare
+    from qemu_svm.replay.encode import check
     from qemu_svm.replay.memory import extract_ram
     from qemu_svm.replay.replay import Options, Trial, host_of, job, profile, result
     from qemu_svm.restore import plan as plans
@@ -85,6 +86,7 @@ def command(
                 near=[str(vcpu.index) for vcpu in machine.vcpus],
             )
         trial = Trial("0", from_vcpu(vcpu), steps, options)
+        check(trial.saved, steps)
         with target(device, kernel, npt=npt == "on") as (where, probe):
             ram = extract_ram(machine, str(where.folder / "ram"))
             (performed,) = where.perform(ram, [job(trial, ram, probe)])

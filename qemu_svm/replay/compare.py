@@ -100,8 +100,10 @@ def _step(simulation: Simulation, result: Result, seen: Seen, *, shortened: bool
     if theirs == "skipped":
         return Compared(number, (), "an emulated host does not survive this KVM_RUN")
     agrees = judged(ours, theirs)
-    if agrees is None and shortened and ours == "exit" and _undisturbed(simulation, result):
-        agrees = False
+    if ours == "exit" and theirs not in ("exit", *_NEVER_CODE):
+        # An instruction that cannot be fetched or emulated ends a run as well.
+        suspicious = shortened or agrees is False
+        agrees = False if suspicious and _undisturbed(simulation, result) else None
     if agrees is False:
         return Compared(number, (Mismatch("run", ours, theirs),))
     if agrees is None or ours != "exit":
@@ -112,6 +114,7 @@ def _step(simulation: Simulation, result: Result, seen: Seen, *, shortened: bool
         and (result.outcome.entry.get("rip") == simulation.saved.regs["rip"])
     )
     kept = {k: v for k, v in seen.state.items() if exact or k not in _BY_CODE}
+    kept.pop("shadow", None)  # L1's OUT has ended it
     for name in _32_BITS:
         model[name] &= _LOW
     return Compared(number, tuple(_state(model, kept)))

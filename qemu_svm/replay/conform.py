@@ -148,7 +148,7 @@ def _judge(target: Target, guest: Guest, one: Trial, replayed: Replayed, report:
         return
     report.repeated += 1
     again = replace(one, options=replace(one.options, seconds=_PATIENT))
-    comparison = _once(target, guest, again, report.probe)
+    (comparison,) = _compared(target, guest, [again], report.probe)
     found = comparison.first()
     if found is None:
         return
@@ -159,17 +159,25 @@ def _judge(target: Target, guest: Guest, one: Trial, replayed: Replayed, report:
     )  # fmt: skip
 
 
-def _once(target: Target, guest: Guest, one: Trial, probe: Probe) -> Comparison:
-    ((_trial, replayed),) = list(_performed(target, guest, [one], probe))
-    return compare(modelled(one, guest, probe), replayed, shortened=True)
+def _compared(
+    target: Target, guest: Guest, trials: Sequence[Trial], probe: Probe
+) -> list[Comparison]:
+    return [
+        compare(modelled(one, guest, probe), replayed, shortened=True)
+        for one, replayed in _performed(target, guest, trials, probe)
+    ]
 
 
 def _shrunk(target: Target, guest: Guest, one: Trial, probe: Probe, wanted: Mismatch) -> str:
-    def shows(plan: str) -> bool:
-        found = _once(target, guest, replace(one, steps=plans.parse(plan)), probe).first()
-        return found is not None and found[1].name == wanted.name
+    def show_all(some: Sequence[str]) -> list[bool]:
+        trials = [
+            replace(one, name=str(number), steps=plans.parse(plan))
+            for number, plan in enumerate(some)
+        ]
+        found = [each.first() for each in _compared(target, guest, trials, probe)]
+        return [each is not None and each[1].name == wanted.name for each in found]
 
-    return shrink(text_of(one), shows)
+    return shrink(text_of(one), show_all)
 
 
 def text_of(one: Trial) -> str:

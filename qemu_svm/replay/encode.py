@@ -10,7 +10,7 @@ from qemu_svm.kvm import layouts
 from qemu_svm.replay.cpuid import Entry, changed
 from qemu_svm.restore import carried
 from qemu_svm.restore.area import Area
-from qemu_svm.restore.cpuid import Cpuid
+from qemu_svm.restore.cpuid import HOST_CPUID, Cpuid
 from qemu_svm.restore.plan import Step
 from qemu_svm.restore.saved import Saved
 from qemu_svm.x86.segments import Segment
@@ -150,6 +150,16 @@ class Encoder:
 
     def _run(self, _step: Step) -> list[Operation]:
         return [{"run": self._seconds, "stop_port": STOP_PORT, "emulated": self._emulated}]
+
+
+def check(saved: Saved, steps: Sequence[Step]) -> None:
+    """Encode a plan for nobody, before anything is started.
+
+    :raises PlanError: a step or setting that a real KVM cannot be given.
+    """
+    encoder = Encoder(saved, changed([], HOST_CPUID), HOST_CPUID, seconds=0)
+    for step in steps:
+        encoder.operations(step)
 
 
 _STEPS: Mapping[str, Callable[[Encoder, Step], list[Operation]]] = {

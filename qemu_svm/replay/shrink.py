@@ -10,38 +10,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Shows = Callable[[str], bool]
+ShowAll = Callable[[Sequence[str]], Sequence[bool]]
 
 
-def shrink(plan: str, shows: Shows) -> str:
+def shrink(plan: str, show_all: ShowAll) -> str:
     """Make a plan as short as it gets.
 
-    :param shows: whether a plan still shows it; it does for ``plan``.
+    :param show_all: which of several plans still show it; all of a round are asked
+        at once.  ``plan`` itself does.
     """
-    steps = _ddmin(plan.split(","), lambda some: bool(some) and shows(",".join(some)))
-    place = 0
-    while place < len(steps):
-        name, *settings = steps[place].split(":")
-        for number in range(len(settings) - 1, -1, -1):
-            fewer = settings[:number] + settings[number + 1 :]
-            tried = [*steps[:place], ":".join([name, *fewer]), *steps[place + 1 :]]
-            if shows(",".join(tried)):
-                settings, steps = fewer, tried
-        place += 1
-    return ",".join(steps)
+    steps = _ddmin(plan.split(","), show_all)
+    while True:
+        fewer = list(_with_one_setting_less(steps))
+        answers = show_all([",".join(one) for one in fewer])
+        found = next((one for one, shown in zip(fewer, answers, strict=True) if shown), None)
+        if found is None:
+            return ",".join(steps)
+        steps = found
 
 
-def _ddmin(items: Sequence[str], shows: Callable[[Sequence[str]], bool]) -> list[str]:
+def _with_one_setting_less(steps: Sequence[str]) -> list[list[str]]:
+    made = []
+    for place, step in enumerate(steps):
+        name, *settings = step.split(":")
+        for number in range(len(settings)):
+            fewer = ":".join([name, *settings[:number], *settings[number + 1 :]])
+            made.append([*steps[:place], fewer, *steps[place + 1 :]])
+    return made
+
+
+def _ddmin(items: Sequence[str], show_all: ShowAll) -> list[str]:
     kept, parts = list(items), 2
     while len(kept) > 1:
         size = -(-len(kept) // parts)
-        for start in range(0, len(kept), size):
-            rest = kept[:start] + kept[start + size :]
-            if shows(rest):
-                kept, parts = rest, max(parts - 1, 2)
-                break
+        rests = [kept[:start] + kept[start + size :] for start in range(0, len(kept), size)]
+        answers = show_all([",".join(rest) for rest in rests])
+        found = next((rest for rest, shown in zip(rests, answers, strict=True) if shown), None)
+        if found is not None:
+            kept, parts = found, max(parts - 1, 2)
+        elif parts >= len(kept):
+            break
         else:
-            if parts >= len(kept):
-                break
             parts = min(parts * 2, len(kept))
     return kept

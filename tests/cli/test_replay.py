@@ -1,0 +1,158 @@
+"""``replay`` and ``lab conform`` as a user has them; the box is the shared one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from qemu_svm.cli import replay as verb
+from qemu_svm.cli.lab import conform as conform_verb
+from qemu_svm.lab import Box
+from qemu_svm.replay import conform as campaign
+from qemu_svm.replay import replay as replays
+from qemu_svm.replay import target as targets
+from qemu_svm.replay.compare import Mismatch
+from qemu_svm.replay.target import InBox
+from qemu_svm.restore.kernels import KERNELS
+from tests.conftest import STREAMS, Run
+
+FILE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def in_box(box: Box, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a verb in this process, with ``--lab`` meaning the box that is up."""
+
+    @contextmanager
+    def target(*_arguments: object, npt: bool) -> Iterator[object]:
+        assert npt
+        with InBox(box) as made:
+            yield made, made.probe()
+
+    monkeypatch.setattr(verb, "target", target)
+    monkeypatch.setattr(targets, "InBox", lambda _boot: InBox(box))
+
+    def run(command: Any, *arguments: str | Path) -> Result:
+        done = CliRunner().invoke(command, list(map(str, arguments)), standalone_mode=False)
+        if done.exception is not None:
+            raise done.exception
+        return done
+
+    return run
+
+
+def test_a_replay_is_told_step_by_step(in_box: Command) -> None:
+    done = in_box(verb.command, FILE, "--lab", "6.1", "--compare")
+    assert done.return_value == 0
+    assert "Linux 6.1." in done.stdout
+    assert "compared with profile 6.1" in done.stdout
+    assert " 4 nested\n" in done.stdout
+    assert "nested.flags    0x101 guest_mode gif_set  was 0x100 gif_set" in done.stdout
+    assert "L2 ran until L1 had control again" in done.stdout
+    assert "vmcb12 in memory says exit code 0x72 CPUID" in done.stdout
+    assert "model and kernel agree in 13 steps" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) < 140
+
+
+def test_json_and_errnos(in_box: Command) -> None:
+    plan = "cpuid,sregs,nested:@0x58/4=0,nested,regs,run"
+    done = in_box(verb.command, FILE, "--lab", "6.1", "--compare", "--json", "--plan", plan)
+    made = json.loads(done.stdout)
+    assert done.return_value == 0
+    assert [step["errno"] for step in made["steps"]] == [None, None, "EINVAL", None, None, None]
+    assert made["model"]["steps"][2]["failed_check"] == "C-02"
+    assert made["model"]["profile"] == "6.1"
+    assert made["steps"][3]["state"]["l1.cr3"] == "0x101000"
+    assert made["steps"][3]["state"]["sregs.cr3"] == "0x104000"
+    assert made["steps"][3]["state"]["l1.cs"]["selector"] == "0x8"
+    assert made["steps"][5]["run"]["result"] == "exit"
+    assert made["steps"][5]["run"]["exit_code_name"] == "CPUID"
+    assert made["steps"][5]["state"]["sregs.cr3"] == "0x101000"
+    assert made["comparison"]["equal"] is True
+    assert made["end"] == "done"
+
+
+def test_without_compare_a_refusal_is_a_finding(in_box: Command) -> None:
+    done = in_box(verb.command, FILE, "--lab", "6.1", "--plan", "cpuid,nested")
+    assert done.return_value == 1
+    assert " 2 nested  EINVAL" in done.stdout
+    assert "model" not in done.stdout
+    assert in_box(verb.command, FILE, "--lab", "6.1", "--plan", "cpuid,sregs").return_value == 0
+
+
+def test_a_difference_is_marked(in_box: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is a 6.1, the model that of a 5.10."""
+    monkeypatch.setattr(replays, "profile", lambda _probe: KERNELS["5.10"])
+    done = in_box(verb.command, FILE, "--lab", "6.1", "--compare", "--plan", "cpuid,sregs")
+    assert done.return_value == 1
+    assert "DIFFERS regs.rdx: kernel 0x600, model 0x0" in done.stdout
+    assert "model and kernel differ in 1 places" in done.stdout
+
+
+def test_conform_reports_and_records(in_box: Command, tmp_path: Path) -> None:
+    record = tmp_path / "recorded.jsonl"
+    done = in_box(conform_verb.command, FILE, "--sequences", "10", "--record", record)
+    assert done.return_value == 0
+    assert "against profile 6.1: 10 sequences of seed 1" in done.stdout
+    assert "model and kernel disagree on 0 of 10 sequences" in done.stdout
+    assert len(record.read_text().splitlines()) == 10
+
+
+def test_a_disagreement_is_shrunk_to_one_command(
+    in_box: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that takes every KVM_SET_REGS for a mistake."""
+    right = campaign.compare
+
+    def wrong(simulation: Any, replayed: Any, *, shortened: bool) -> Any:
+        found = right(simulation, replayed, shortened=shortened)
+        steps = [one for one in simulation.results if one.step.name == "regs"]
+        if not steps:
+            return found
+        mismatch = Mismatch("errno", "EINVAL", None)
+        return type(found)((type(found.steps[0])(steps[0].number, (mismatch,)),))
+
+    monkeypatch.setattr(campaign, "compare", wrong)
+    done = in_box(conform_verb.command, FILE, "--sequences", "1", "--seed", "4", "--json")
+    made = json.loads(done.stdout)
+    assert done.return_value == 1
+    (one,) = made["disagreements"]
+    assert "regs" in one["plan"].split(",") or "regs:" in one["plan"]
+    assert one["shrunk"] == "regs"
+    words = shlex.split(one["command"])
+    assert words[:5] == ["svmstream", "replay", str(FILE), "--plan", "regs"]
+    assert words[5:9] == ["--lab", "6.1", "--compare", "--shorten"]
+
+
+def test_there_is_no_kvm(svmstream: Run) -> None:
+    done = svmstream("replay", FILE, "--kvm", "/nowhere/kvm")
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert b"/nowhere/kvm: No such file or directory" in done.stderr
+    assert b"--lab 6.1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan", "cpuid,vmrun"], b"'vmrun' cannot be replayed: it is an instruction of L1"),
+        (["--plan", "cpuid,egg"], b"'egg' is no step of a plan"),
+        (["--plan", "sregs:egg=1"], b"'sregs' has no register 'egg'"),
+        (["--plan", "msrs:egg=1"], b"'msrs' has no MSR 'egg'"),
+        (["--vcpu", "7"], b"the stream has no readable vCPU 7"),
+        (["--kvm", "/dev/kvm", "--lab", "6.1"], b"give one of them"),
+        (["--lab", "2.6"], b"Invalid value for '--lab'"),
+    ],
+)
+def test_usage_errors_start_nothing(arguments: list[str], message: bytes, svmstream: Run) -> None:
+    done = svmstream("replay", FILE, *arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert message in done.stderr
