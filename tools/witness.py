@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Hold every capture of ``streams/`` against every kernel: what is the processor given?
+"""Hold the captures of ``streams/`` against kernels: what is the processor given?
 
-One box for each kernel and QEMU that is needed; a line for each restore.  On each
-kernel two streams are restored in a wrong order as well, which must be seen.  With names
-of kernels as arguments, only those.  Exit status 1 if anything is wrong or was not
-foreseen by the model.
+The first captures on every kernel, those of the lab's guests on the kernel that they
+were saved on.  One box for each kernel and QEMU that is needed; a line for each
+restore.  On each kernel two streams are restored in a wrong order as well, which must
+be seen.  With names of kernels as arguments, only those.  Exit status 1 if anything is
+wrong or was not foreseen by the model.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from qemu_svm.errors import SvmStreamError
-from qemu_svm.lab.suites import KERNELS, of_kernel
+from qemu_svm.lab.suites import KERNELS, is_of_line, of_kernel
 from qemu_svm.lab.witness import WitnessBox, hear, qemu_for
 from qemu_svm.machine import read_machine
 from qemu_svm.render.witness_text import verdict
@@ -25,51 +27,54 @@ from qemu_svm.stream import read_stream
 
 STREAMS = Path(__file__).resolve().parent.parent / "streams"
 SECONDS = 60.0
-OWN = [f"qemu7.2-linux6.1-{guest}.mig.zst" for guest in ("nested", "nested-npt")]
-"""Streams that are restored by ioctls, which any kernel takes."""
-
-
-def captures() -> list[dict[str, str]]:
-    """Captures that were saved first, not again after a restore."""
-    entries = json.loads((STREAMS / "manifest.json").read_text())["streams"]
-    return [
-        {"file": entry["file"], "machine": entry["provenance"]["machine"]}
-        for entry in entries
-        if "resaved" not in entry["file"]
-    ]
-
-
+BY_IOCTLS = [f"qemu7.2-linux6.1-{guest}.mig.zst" for guest in ("nested", "nested-npt")]
 WRONG = "cpuid,sregs:l1,nested,regs,msrs,run"
 """L1's registers for L2: accepted, and it must be seen that L2 runs with them."""
+
+
+def captures(kernel: str) -> Iterator[tuple[str, str]]:
+    """Streams for a kernel, each with the QEMU that is to load it."""
+    for entry in json.loads((STREAMS / "manifest.json").read_text())["streams"]:
+        if "resaved" not in entry["file"]:
+            yield entry["file"], qemu_for(entry["provenance"]["machine"], kernel)
+    for entry in json.loads((STREAMS / "guests" / "guests.json").read_text())["streams"]:
+        if is_of_line(entry["versions"]["kernel"], kernel) and len(entry["vcpus"]) == 1:
+            yield f"guests/{entry['file']}", of_kernel(kernel).qemu
 
 
 def one(bench: WitnessBox, file: str, plan: str | None = None) -> bool:
     with open_source(str(STREAMS / file)) as source:
         found = hear(bench, read_machine(read_stream(source)), plan, seconds=SECONDS)
     words = " ".join(str(line).strip() for line in verdict(found))
-    print(f"    {file.removesuffix('.mig.zst'):38} {words}", flush=True)
+    how = "" if plan is None else " (wrong order)"
+    print(f"    {file.removesuffix('.mig.zst') + how:46} {words}", flush=True)
     if plan is None:
         return found.clean
     return any(field.why == "L1's value" for field in found.wrong) and not found.refuted
 
 
+def box(kernel: str, qemu: str, files: list[str]) -> bool:
+    good = True
+    with WitnessBox(kernel, qemu=qemu) as bench:
+        versions = bench.box.versions
+        print(f"Linux {versions['kernel']}, QEMU {versions['qemu']}", flush=True)
+        for file in files:
+            good = one(bench, file) and good
+        if qemu == of_kernel(kernel).qemu:
+            for file in BY_IOCTLS:
+                good = one(bench, file, WRONG) and good
+    return good
+
+
 def main() -> int:
-    kernels = sys.argv[1:] or list(KERNELS)
     good, start = True, time.monotonic()
-    for kernel in kernels:
+    for kernel in sys.argv[1:] or KERNELS:
         boxes: dict[str, list[str]] = defaultdict(list)
-        for capture in captures():
-            boxes[qemu_for(capture["machine"], kernel)].append(capture["file"])
+        for file, qemu in captures(kernel):
+            boxes[qemu].append(file)
         for qemu, files in boxes.items():
             try:
-                with WitnessBox(kernel, qemu=qemu) as bench:
-                    versions = bench.box.versions
-                    print(f"Linux {versions['kernel']}, QEMU {versions['qemu']}", flush=True)
-                    for file in files:
-                        good = one(bench, file) and good
-                    if qemu == of_kernel(kernel).qemu:
-                        for file in OWN:
-                            good = one(bench, file, WRONG) and good
+                good = box(kernel, qemu, files) and good
             except SvmStreamError as error:
                 print(f"Linux {kernel}, QEMU {qemu}: {error}")
                 good = False

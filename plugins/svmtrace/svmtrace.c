@@ -21,6 +21,7 @@
  * record says UNPAIRED.
  */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,13 +137,27 @@ static void record(struct vcpu *vcpu, uint8_t kind, uint8_t flags, uint64_t rip,
         .kind = kind, .flags = flags, .vcpu = vcpu->index, .rip = rip, .rax = rax});
 }
 
+/* Said once; every record of such a page says it, too. */
+static void complain_unreadable(uint64_t address)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    if (atomic_flag_test_and_set(&said))
+        return;
+    fprintf(stderr, "svmtrace: the VMCB at %#llx cannot be read%s\n", (unsigned long long)address,
+            qemu_plugin_read_memory_hwaddr
+                ? ""
+                : ": no 4-level page tables of the host map all its memory in one piece");
+}
+
 static uint64_t record_page(struct vcpu *vcpu, struct event event, uint8_t *page)
 {
     event.vcpu = vcpu->index;
-    if (read_physical(vcpu, event.pa, page, PAGE_SIZE))
+    if (read_physical(vcpu, event.pa, page, PAGE_SIZE)) {
         event.page = page;
-    else
+    } else {
         event.flags |= UNREADABLE;
+        complain_unreadable(event.pa);
+    }
     return log_write(&event);
 }
 

@@ -131,7 +131,8 @@ def witness(
     parts: list[Part] = []
     missing = list(failed)
     if seen.first is None:
-        missing.append("the processor was given no VMCB at all")
+        what = "could not be read" if log.vmcbs else "did not come"
+        missing.append(f"the VMCB of a first entry {what}")
     else:
         level = "L2" if saved.guest_mode else "L1"
         entered = outcome.level if outcome is not None and outcome.level else level
@@ -350,6 +351,3 @@ def _explain_control(name: str, given: Area, wanted: int, last: Area) -> str | N
 
 _WINDOW_CTL = bits.INT_CTL.mask("V_IRQ") | 0xF << bits.V_INTR_PRIO_SHIFT
 _WINDOW = {"intercepts": bits.INTERCEPTS.mask("VINTR"), "int_ctl": _WINDOW_CTL}
-
-
-__all__ = ["Field", "Part", "Verdict", "Witness", "explain", "witness"]
