@@ -32,7 +32,7 @@ def report(
 ) -> Iterable[Text]:
     """Lines of the report.
 
-    :param verbose: all fields, and all intercepts by name.
+    :param verbose: all fields, and the intercepts as one number.
     """
     yield Text(f"{printable(path)}: {printable(plan)}", HEADING)
     yield entry("host", f"Linux {versions['kernel']}, QEMU {versions['qemu']}")

@@ -15,11 +15,12 @@ from qemu_svm.cli import cli
 from qemu_svm.errors import LabError
 from qemu_svm.findings.witness import Verdict
 from qemu_svm.lab import witness
-from qemu_svm.lab.witness import WitnessBox, hear, qemu_for
+from qemu_svm.lab.witness import Follower, WitnessBox, hear, qemu_for
 from qemu_svm.machine import read_machine
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.conftest import STREAMS, Run
+from tests.vmruns.written import Writer, vmcb
 
 CAPTURE = STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst"
 pytestmark = pytest.mark.xdist_group("witness")
@@ -101,6 +102,27 @@ def test_l1s_registers_put_before_the_nested_state_are_seen_in_l2(command: Any) 
     assert wrong == {"cr3", "idtr"}
     cr3 = fields["cr3"]
     assert (cr3["given"], cr3["stream"], cr3["why"]) == ("0x101000", "0x104000", "L1's value")
+
+
+def test_a_log_is_followed_while_it_grows(tmp_path: Path) -> None:
+    """A record that is half there is read when it is whole."""
+    whole = Writer()
+    whole.run(0xA000, vmcb(), vmcb(0x400))
+    whole.run(0xA000, vmcb(), vmcb(0x80), vmrun=True)
+    behind = len(whole.data)
+    number = whole.run(0xB000, vmcb(), vmcb(0x72))
+    path = tmp_path / "log"
+    path.write_bytes(whole.data[:60])
+    with open_source(str(path)) as source:
+        follower = Follower(source)
+        for size in range(60, behind, 97):
+            path.write_bytes(whole.data[:size])
+            assert not follower.came_back()
+        path.write_bytes(whole.data)
+        assert follower.came_back()
+        assert follower.last == number
+        assert follower.skip() == whole.number + 1
+        assert not follower.came_back()
 
 
 def test_an_emulator_without_the_interface() -> None:
