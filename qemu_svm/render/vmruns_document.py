@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from qemu_svm.nested import layout
@@ -16,11 +17,15 @@ from qemu_svm.vmruns.runs import control_field, save_field
 from qemu_svm.vmruns.select import Chosen, Selection, choose
 from qemu_svm.vmruns.structs import kind_name
 
+MAX_RUNS = 50_000
+"""What one document holds at most; some 200 MB of memory.  Filters choose others."""
 _REGISTERS = ("rip", "rsp", "rax", "rflags", "cr0", "cr3", "cr4", "efer")
 
 
 def document(log: Log, wanted: Selection) -> dict[str, Any]:
-    """What the log holds, and the runs that are wanted."""
+    """What the log holds, and the first ``MAX_RUNS`` of the runs that are wanted."""
+    found = choose(log, wanted)
+    chosen = [_run(one) for one in islice(found, MAX_RUNS)]
     return {
         "schema_version": SCHEMA_VERSION,
         "source": source_document(log.source),
@@ -36,7 +41,8 @@ def document(log: Log, wanted: Selection) -> dict[str, Any]:
             else {"rule": log.damage.rule, "message": str(log.damage), "offset": log.damage.offset},
         },
         "vmcbs": [_vmcb(vmcb) for vmcb in log.vmcbs],
-        "runs": [_run(chosen) for chosen in choose(log, wanted)],
+        "runs": chosen,
+        "runs_complete": next(found, None) is None,
     }
 
 

@@ -44,6 +44,21 @@ def test_facts(entry: dict[str, Any], svmstream: Run) -> None:
             assert (run["exit"]["name"] == "CPUID") <= (run["role"] == "vmcb02")
 
 
+def test_a_document_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qemu_svm.render import vmruns_document
+    from qemu_svm.source import open_source
+    from qemu_svm.vmruns.log import read_log
+    from qemu_svm.vmruns.select import Selection
+
+    with open_source(ONE) as source:
+        log = read_log(source)
+        whole = vmruns_document.document(log, Selection())
+        monkeypatch.setattr(vmruns_document, "MAX_RUNS", 5)
+        cut = vmruns_document.document(log, Selection())
+    assert (whole["runs_complete"], cut["runs_complete"]) == (True, False)
+    assert cut["runs"] == whole["runs"][:5]
+
+
 def test_pairs_of_two_guests(svmstream: Run) -> None:
     found = document(svmstream, str(STREAMS / LOGS[2]["file"]))
     pairs = Counter((vmcb["vcpu"], vmcb["role"]) for vmcb in found["vmcbs"])
