@@ -66,7 +66,7 @@ def command(
     """
     from qemu_svm.replay.compare import compare
     from qemu_svm.replay.encode import check
-    from qemu_svm.replay.memory import extract_ram
+    from qemu_svm.replay.memory import can_shorten, extract_ram
     from qemu_svm.replay.replay import Options, Trial, host_of, job, profile, result
     from qemu_svm.restore import plan as plans
     from qemu_svm.restore.saved import from_vcpu
@@ -95,7 +95,8 @@ def command(
         if compared:
             simulation = simulate(profile(probe), trial.saved, steps, host=host_of(probe, options),
                                   backed=ram.backed)  # fmt: skip
-            comparison = compare(simulation, replayed, shortened=shorten)
+            short = shorten and can_shorten(ram.read, trial.saved)
+            comparison = compare(simulation, replayed, shortened=short)
         if as_json:
             from qemu_svm.render.replay_document import document
 

@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemu_svm.replay.replay import Replayed, Seen
-from qemu_svm.restore.area import Area
-from qemu_svm.restore.observed import Observed, comparable, differences, flat
+from qemu_svm.restore.area import RESET, Area
+from qemu_svm.restore.observed import (
+    ARCH_MSRS,
+    VMCB01_MSRS,
+    Observed,
+    comparable,
+    differences,
+    flat,
+)
 from qemu_svm.restore.plan import Step
+from qemu_svm.restore.saved import areas
 from qemu_svm.restore.simulate import Result, Simulation
 
 KERNEL_DECIDES = frozenset({"INTERNAL_ERROR", "EFAULT", "hang"})
@@ -26,8 +34,11 @@ _BY_CODE = frozenset(
     | {f"regs.r{number}" for number in range(8, 16)}
     | {f"regs.dr{number}" for number in (0, 1, 2, 3, 6)}
     | {f"sregs.{name}" for name in ("fs", "gs", "tr", "ldtr")}
+    | {f"msr.{name}" for name in (*VMCB01_MSRS, *ARCH_MSRS)}
 )
 """What L2's code may change for L1 as well: #VMEXIT does not load it."""
+_REWRITES = {"sregs": "sregs.", "sregs2": "sregs.", "regs": "regs.r", "debugregs": "regs.dr"}
+"""Steps after which registers are known again, by the start of their names."""
 _EVENTS = ("exc_", "int_", "nmi_", "triple_", "smm_pending")
 _LOW = 0xFFFF_FFFF
 _VALID = 1 << 31
@@ -81,20 +92,43 @@ def compare(simulation: Simulation, replayed: Replayed, *, shortened: bool) -> C
     :param shortened: L2 left at its first instruction, so its code changed nothing.
     """
     steps: list[Compared] = []
+    unknown: set[str] = set()
     for result, seen in zip(simulation.results, replayed.steps, strict=False):
-        compared = _step(simulation, result, seen, shortened=shortened)
+        if seen.errno is None and seen.step.name in _REWRITES:
+            start = _REWRITES[seen.step.name]
+            unknown = {name for name in unknown if not name.startswith(start)}
+        elif seen.errno is None and seen.step.name == "events":
+            unknown.discard("shadow")
+        elif seen.run is not None:
+            unknown |= _changed_by_run(simulation, result, shortened=shortened)
+        compared = _step(simulation, result, seen, unknown, shortened=shortened)
         steps.append(compared)
         if compared.open is not None or compared.mismatches:
             return Comparison(tuple(steps))
     return Comparison(tuple(steps), _ending(simulation, replayed))
 
 
-def _step(simulation: Simulation, result: Result, seen: Seen, *, shortened: bool) -> Compared:
+def _changed_by_run(simulation: Simulation, result: Result, *, shortened: bool) -> set[str]:
+    # L1's OUT has ended the interrupt shadow; L2's code may have done anything else.
+    if shortened and _l2_undisturbed(simulation, result):
+        return {"shadow"}
+    return {"shadow", *_BY_CODE}
+
+
+def _step(
+    simulation: Simulation, result: Result, seen: Seen, unknown: set[str], *, shortened: bool
+) -> Compared:
     number = result.number
     model = flat(result.state, split=simulation.kernel.split)
+    kernel = {name: value for name, value in seen.state.items() if name not in unknown}
+    if any(one.outcome is not None for one in simulation.results[:number]):
+        for name in _32_BITS:
+            model[name] &= _LOW
+            if name in kernel:
+                kernel[name] &= _LOW
     if seen.run is None:
         wrong = [] if result.errno == seen.errno else [Mismatch("errno", result.errno, seen.errno)]
-        return Compared(number, (*wrong, *_state(model, seen.state)))
+        return Compared(number, (*wrong, *_state(model, kernel)))
     assert result.outcome is not None
     ours, theirs = result.outcome.result, seen.run.result
     if theirs == "skipped":
@@ -108,16 +142,7 @@ def _step(simulation: Simulation, result: Result, seen: Seen, *, shortened: bool
         return Compared(number, (Mismatch("run", ours, theirs),))
     if agrees is None or ours != "exit":
         return Compared(number, (), f"the guest's code decided how KVM_RUN ended ({theirs})")
-    exact = (
-        shortened
-        and result.outcome.entry is not None
-        and (result.outcome.entry.get("rip") == simulation.saved.regs["rip"])
-    )
-    kept = {k: v for k, v in seen.state.items() if exact or k not in _BY_CODE}
-    kept.pop("shadow", None)  # L1's OUT has ended it
-    for name in _32_BITS:
-        model[name] &= _LOW
-    return Compared(number, tuple(_state(model, kept)))
+    return Compared(number, tuple(_state(model, kernel)))
 
 
 def judged(outcome: str, found: str) -> bool | None:
@@ -136,21 +161,34 @@ def judged(outcome: str, found: str) -> bool | None:
 
 
 def _undisturbed(simulation: Simulation, result: Result) -> bool:
-    # L2 was entered with what it was saved with, so its first instruction runs.
+    # L2 and L1 go on with what they were saved with, so each runs its next instruction.
     outcome = result.outcome
-    assert outcome is not None
-    saved = simulation.saved
+    return (
+        outcome is not None
+        and outcome.l1 is not None
+        and _l2_undisturbed(simulation, result)
+        and _same(outcome.l1, simulation.saved.l1(), ("rip", "rflags", *_DECISIVE))
+    )
+
+
+def _l2_undisturbed(simulation: Simulation, result: Result) -> bool:
+    outcome, saved = result.outcome, simulation.saved
+    if outcome is None or outcome.entry is None or outcome.level != "L2":
+        return False
     if any(_injects(step.step) for step in simulation.results[: result.number]):
         return False
-    if result.state.areas["ctl_cache"].get("event_inj") & _VALID:
-        return False
-    if outcome.entry is None or outcome.l1 is None or outcome.level != "L2":
-        return False
-    wanted, l1 = saved.sregs.copy(), saved.l1()
+    # A #VMEXIT has changed the controls, so those before it count.
+    before = simulation.start if result.number == 1 else simulation.results[result.number - 2].state
+    control = before.areas["ctl_cache"]
+    wanted, _ = areas(saved.blob.vmcb, RESET)
+    intercepted = wanted.get("intercepts") & ~control.get("intercepts") == 0
     return (
-        _same(outcome.entry, wanted, _DECISIVE)
+        intercepted
+        and not control.get("event_inj") & _VALID
+        and all(control.get(name) == wanted.get(name) for name in ("nested_ctl", "nested_cr3"))
+        and _same(outcome.entry, saved.sregs, _DECISIVE)
         and outcome.entry.get("rip") == saved.regs["rip"]
-        and _same(outcome.l1, l1, ("rip", *_DECISIVE))
+        and outcome.entry.get("rflags") == saved.regs["rflags"] | 2
     )
 
 

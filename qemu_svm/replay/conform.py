@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from qemu_svm.replay.compare import Comparison, Mismatch, compare
 from qemu_svm.replay.generate import sequence
-from qemu_svm.replay.memory import Ram
+from qemu_svm.replay.memory import Ram, can_shorten
 from qemu_svm.replay.replay import Options, Replayed, Trial, host_of, job, profile, result
 from qemu_svm.replay.shrink import shrink
 from qemu_svm.replay.target import Probe, Target
@@ -39,6 +39,11 @@ class Guest:
     place: str
     saved: Saved
     ram: Ram
+
+    @property
+    def shortened(self) -> bool:
+        """Whether L2 leaves at its next instruction."""
+        return can_shorten(self.ram.read, self.saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,7 @@ def _performed(
 
 
 def _judge(target: Target, guest: Guest, one: Trial, replayed: Replayed, report: Report) -> None:
-    comparison = compare(modelled(one, guest, report.probe), replayed, shortened=True)
+    comparison = compare(modelled(one, guest, report.probe), replayed, shortened=guest.shortened)
     report.sequences += 1
     report.steps += len(replayed.steps)
     report.compared += len(comparison.steps)
@@ -163,7 +168,7 @@ def _compared(
     target: Target, guest: Guest, trials: Sequence[Trial], probe: Probe
 ) -> list[Comparison]:
     return [
-        compare(modelled(one, guest, probe), replayed, shortened=True)
+        compare(modelled(one, guest, probe), replayed, shortened=guest.shortened)
         for one, replayed in _performed(target, guest, trials, probe)
     ]
 

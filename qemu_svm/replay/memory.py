@@ -137,6 +137,11 @@ def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -
     return list(changed.items())
 
 
+def can_shorten(read: Read, saved: Saved) -> bool:
+    """Whether L2's next instruction can be one that L1 intercepts."""
+    return saved.guest_mode and _shortening(read, saved) is not None
+
+
 def _shortening(read: Read, saved: Saved) -> Patch | None:
     control, l1 = areas(saved.blob.vmcb, RESET)
     intercepts = control.get("intercepts")

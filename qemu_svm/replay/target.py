@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 SVM_STATE = layouts.NESTED_STATE_SIZE
 """What KVM_CAP_NESTED_STATE gives on an AMD host with nesting."""
-_STALLED = 60.0  # seconds without a result, beyond what a job may take
+_STALLED = 120.0  # seconds without a result, beyond what a job may take
 _POLL = 0.05
 _STUCK, _CRASHED = 3, 5  # exit statuses of the agent
 _MODULES = ("__init__", "errors", "kvm/__init__") + tuple(

@@ -91,7 +91,11 @@ class Kernel:
     :param l2_vmmcall: KVM intercepts VMMCALL while L2 runs even if L1 does not.
     :param has_sregs2: KVM_SET_SREGS2 exists.
     :param reset_rdx: RDX of a fresh vCPU.
-    :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear.
+    :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear
+        or in SMM, and KVM_SET_VCPU_EVENTS refuses SMM while INIT or SIPI is pending.
+    :param mp_states: what KVM_SET_MP_STATE takes besides 0; None for anything.
+    :param triple_fault: the flag of KVM_SET_VCPU_EVENTS that carries a triple fault is
+        known: without its capability the call fails when all else is done.
     :param sysenter: when the SYSENTER addresses are cut to 32 bits: ``never``,
         ``always``, or once there is a CPUID (that is AMD's: ``cpuid``).
     :param control_fields: control fields that are cached and given back.
@@ -127,6 +131,8 @@ class Kernel:
     has_sregs2: bool = True
     reset_rdx: int = 0x600
     gif_blocks_init: bool = True
+    mp_states: frozenset[int] | None = None
+    triple_fault: bool = False
     sysenter: str = "always"
     control_fields: frozenset[str] = frozenset()
     control_masks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
@@ -201,10 +207,9 @@ V5_10 = replace(
     V5_8,
     name="5.10",
     about="5.10 with its stable updates of 2024",
-    measured=("5.10.223", "5.10.262 but for CR0.NW in SREGS"),
+    measured=("5.10.223",),
     read=("5.10.262",),
     set_nested_state=_ordered(V5_8.set_nested_state, "SV-12"),
-    sregs=_SREGS,
     vmrun=replace(V5_8.vmrun, svme_forced=True),
     gif="ignored",
     smm_leaves=True,
@@ -213,9 +218,8 @@ V5_10 = replace(
 V5_10_262 = replace(
     V5_10,
     name="5.10.262",
-    about="5.10 with its last stable updates: SREGS no longer looks at CR0.NW",
+    about="5.10 with its last stable updates",
     measured=("5.10.262",),
-    sregs=_SREGS[:3],
 )
 
 V5_11 = replace(
@@ -224,7 +228,6 @@ V5_11 = replace(
     about="also 5.12: RUN_PENDING is restored",
     measured=(),
     read=("commits 81f76adad560, f2c7ef3ba955",),
-    sregs=_SREGS[:3],
     run_pending="kept",
     smm_leaves=False,
 )
@@ -285,6 +288,7 @@ V5_17 = replace(
     smm_leaves=True,
 )
 
+_MP_STATES = frozenset({1, 2, 3, 4, 9})  # uninitialised, INIT, halted, SIPI, reset hold
 _CONTROL_5_19 = _CONTROL_5_8 | {"next_rip"}
 
 V6_1 = replace(
@@ -296,6 +300,8 @@ V6_1 = replace(
     set_nested_state=_ordered(set(V5_17.set_nested_state) - {"C-06"}, "C-03b", "S-09"),
     sregs=_SREGS,
     vmrun=replace(V5_17.vmrun, cached=_SIX | {"cs"}, checked=_SIX | {"cs"}),
+    mp_states=_MP_STATES,
+    triple_fault=True,
     control_fields=_CONTROL_5_19,
 )
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
 from qemu_svm.restore.vcpu import PAGES, Vcpu
-from qemu_svm.x86.registers import canonical
+from qemu_svm.x86.registers import CR0, canonical
 
-_VMLOADED = ("fs", "gs", "tr", "ldtr")
+_VMRUN_BASES = ("es", "cs", "ss", "ds", "gdtr", "idtr")
+_VMLOAD_BASES = ("fs", "gs", "tr", "ldtr")
+_ET = CR0.mask("ET")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def vcpu_run(vcpu: Vcpu) -> Outcome:
     vcpu.nested.run_pending = 0
     if not nested_svm_vmexit(vcpu):
         return Outcome("SHUTDOWN", "L2", entry, None if vcpu.guest_mode else _l1(vcpu))
-    _canonicalise(vcpu)  # L1 has control, so the processor was given its VMCB
+    _as_processor_has_it(vcpu)  # L1 has control, so the processor was given its VMCB
     return Outcome("exit", "L2", entry, _l1(vcpu))
 
 
@@ -65,7 +67,7 @@ def enter(vcpu: Vcpu) -> Area:
     current.copy_from(vcpu.arch, ("rax", "rsp", "rip", "cr2", "dr6"))
     if vcpu.host.npt:
         current.copy_from(vcpu.arch, ("cr3",))
-    _canonicalise(vcpu)
+    _as_processor_has_it(vcpu)
     seen = current.copy("entry")
     # Without NPT the hardware runs on shadow pages; what counts is the guest's view.
     seen.copy_from(vcpu.arch, ("cr0", "cr3", "cr4", "efer"))
@@ -73,9 +75,16 @@ def enter(vcpu: Vcpu) -> Area:
     return seen
 
 
-def _canonicalise(vcpu: Vcpu) -> None:
-    # VMRUN and VMLOAD sign-extend segment bases from bit 47 (APM volume 2, 15.5.1).
-    for area, names in ((vcpu.current, ("es", "cs", "ss", "ds")), (vcpu.vmcb01, _VMLOADED)):
+def _as_processor_has_it(vcpu: Vcpu) -> None:
+    # VMRUN and VMLOAD sign-extend bases from bit 47 (APM volume 2, 15.5.1); RFLAGS
+    # has bit 1 and CR0 has ET set, whatever was loaded.
+    current, arch = vcpu.current, vcpu.arch
+    current.set("rflags", current.get("rflags") | 2, current.writer("rflags"))
+    if current.get("cr0") == arch.get("cr0"):
+        # svm_handle_exit takes CR0 from the VMCB where its writes are not intercepted.
+        for area in (current, arch):
+            area.set("cr0", area.get("cr0") | _ET, area.writer("cr0"))
+    for area, names in ((current, _VMRUN_BASES), (vcpu.vmcb01, _VMLOAD_BASES)):
         for name in names:
             segment = area.segment(name)
             if name in area and segment.base != canonical(segment.base):
