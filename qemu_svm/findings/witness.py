@@ -130,7 +130,12 @@ def witness(
     outcome = next((r.outcome for r in simulation.results if r.outcome is not None), None)
     parts: list[Part] = []
     missing = list(failed)
-    if seen.first is None:
+    if seen.first is None and seen.l1 is not None:
+        missing.append(
+            "L2 was not entered: an event for L1, such as a pending interrupt, made KVM leave "
+            "L2 before; vmcb02 was never given to the processor"
+        )
+    elif seen.first is None:
         what = "could not be read" if log.vmcbs else "did not come"
         missing.append(f"the VMCB of a first entry {what}")
     else:
@@ -165,10 +170,14 @@ class _Seen:
         self.first: Known | None = None
         self.last: Known | None = None
         self.l1: Known | None = None
-        pair = -1
+        pair: int | None = None
         for known in log.runs():
             if known.run.entry.page is None:
                 continue
+            if pair is None and saved.guest_mode and known.role is Role.L1:
+                # KVM had an event for L1 and left L2 before it ever entered it.
+                self.l1 = known
+                return
             if self.first is None:
                 self.first = self.last = known
                 pair = _pair(log, known)

@@ -24,6 +24,7 @@ from qemu_svm.vmruns.log import read_log
 from qemu_svm.x86.segments import Segment
 from tests.conftest import STREAMS
 from tests.vmruns.recorded import LOGS, NAMES
+from tests.vmruns.written import Writer, vmcb
 
 
 def saved_of(entry: dict[str, Any]) -> Saved:
@@ -85,14 +86,33 @@ def test_wrong_registers_are_told_with_their_owner() -> None:
 
 
 def test_nothing_was_seen(tmp_path: Any) -> None:
-    from tests.vmruns.written import Writer
-
     saved = saved_of(LOGS[0])
     simulation = simulate(KERNELS["6.12"], saved, plans.parse("qemu"))
     found = witness(read_log(Writer().source()), saved, simulation, npt=True)
     assert found.parts == ()
     assert len(found.missing) == 2
     assert not found.clean
+
+
+def test_l1_first_is_no_mistake() -> None:
+    """An interrupt that L1 waits for: KVM leaves L2 before it was entered once."""
+    saved = saved_of(LOGS[0])
+    kept = saved.l1()
+    l1 = {name: kept.get(name) for name in ("rip", "rsp", "rax", "cr3", "cr0", "efer")}
+    vmrun = l1 | {"rip": l1["rip"] + 0x20}
+    l2 = {"rip": 0x1002A2, "rsp": 0x10C000}
+    log = Writer()
+    log.run(0xA000, vmcb(0, **l1), vmcb(0x400, **l1))
+    log.run(0xA000, vmcb(0x400, **l1), vmcb(0x80, **vmrun), vmcb12=vmcb(0x60, **l2))
+    log.run(0xB000, vmcb(0, **l2), vmcb(0x72, **l2))
+    simulation = simulate(KERNELS["6.12"], saved, plans.parse("qemu"))
+    found = witness(read_log(log.source()), saved, simulation, npt=True)
+    (part,) = found.parts
+    assert (part.name, part.level) == ("vmcb01", "L1")
+    assert [line for line in found.missing if line.startswith("L2 was not entered")]
+    fields = {field.name: field for field in part.fields}
+    for name in ("rip", "rsp", "rax", "cr3"):
+        assert fields[name].verdict is Verdict.RIGHT
 
 
 CODE = Segment(8, 0, 0xFFFF_FFFF, 0xA9B)
