@@ -50,10 +50,13 @@ def running(
     image, disk, socket = (folder / name for name in ("l1", "disk", "qmp"))
     image.write_bytes(assemble(find("nested")).data)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
-    loader, *rest = command
-    early = ["--preload", preload] if preload else []
+    start = list(command)
+    if preload:
+        # An option of the suite's loader, so right behind its name.
+        loader = next(at for at, word in enumerate(start) if "/ld-linux" in word)
+        start[loader + 1 : loader + 1] = ["--preload", preload]
     with subprocess.Popen(
-        [loader, *early, *rest, "-accel", "tcg", "-cpu", "EPYC,+svm", "-m", "64", "-nodefaults"]
+        [*start, "-accel", "tcg", "-cpu", "EPYC,+svm", "-m", "64", "-nodefaults"]
         + [
             "-display",
             "none",
