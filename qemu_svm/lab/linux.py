@@ -51,17 +51,12 @@ def started(box: Session, settings: Settings, *, trace: str | None = None) -> It
     """
     folder = box.share / "linux"
     try:
-        kernel = _collect(folder)
-        pack = str(files("qemu_svm.lab") / "guests" / "linux.pack")
-        done = box.run(
-            ["busybox", "sh", "-s", "/share/linux"],
-            stdin=Path(pack).read_bytes(),
-            timeout=_PACK_SECONDS,
-        )
+        _collect(folder, box.share / "l1-kernel")
+        pack = ["busybox", "sh", "-s", "/share/linux"]
+        done = box.run(pack, stdin=_ours("linux.pack"), timeout=_PACK_SECONDS)
         if done.returncode:
             raise LabError(f"the initrd of L1 cannot be made: {done.stderr.decode()[-200:]}")
         arguments = ("-kernel", "/share/l1-kernel", "-initrd", "/share/linux.initrd")
-        shutil.copyfile(kernel, box.share / "l1-kernel")
         console = ("-append", _COMMAND_LINE, "-serial", "file:/share/l1-console")
         wanted = replace(settings, devices=(*settings.devices, *arguments, *console))
         with running(box, wanted, waits=False, trace=trace) as vm:
@@ -72,8 +67,8 @@ def started(box: Session, settings: Settings, *, trace: str | None = None) -> It
             (box.share / name).unlink(missing_ok=True)
 
 
-def _collect(folder: Path) -> Path:
-    # What L1's initrd holds beside QEMU; the box adds that.
+def _collect(folder: Path, kernel: Path) -> None:
+    # L1's kernel, and what its initrd holds beside QEMU, which the box adds.
     (folder / "modules").mkdir(parents=True)
     with build.using(suites.of_kernel(KERNEL)) as built:
         modules = in_order(built, ("kvm_amd",))
@@ -82,9 +77,13 @@ def _collect(folder: Path) -> Path:
         (folder / "modules" / "order").write_text("".join(f"{name}\n" for name, _ in modules))
         (folder / "l2.rom").write_bytes(assemble(LINUX).data)
         init = folder / "init"
-        init.write_bytes((files("qemu_svm.lab") / "guests" / "linux.init").read_bytes())
+        init.write_bytes(_ours("linux.init"))
         init.chmod(0o755)
-        return boot.kernel(built)
+        shutil.copyfile(boot.kernel(built), kernel)
+
+
+def _ours(name: str) -> bytes:
+    return (files("qemu_svm.lab") / "guests" / name).read_bytes()
 
 
 def l2_count(vm: Vm) -> int | None:

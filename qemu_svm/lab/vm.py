@@ -24,7 +24,7 @@ from qemu_svm.qmp import sync
 _START_SECONDS = 60.0
 _QUIT_SECONDS = 10.0
 _POLL_SECONDS = 0.02
-_MIGRATION_SECONDS = 120.0
+_MIGRATION_SECONDS = 600.0  # Linux as L1 has hundreds of MB to save
 _BOARD_WORDS = 8
 _REASONS = 3
 _REGISTERS = re.compile(r"[A-Z][A-Z0-9]{1,5} ?=|Code=")
