@@ -66,6 +66,7 @@ def command(
     """
     from qemu_svm.replay.compare import compare
     from qemu_svm.replay.encode import check
+    from qemu_svm.replay.extras import extras
     from qemu_svm.replay.memory import can_shorten, extract_ram
     from qemu_svm.replay.replay import Options, Trial, host_of, job, profile, result
     from qemu_svm.restore import plan as plans
@@ -85,7 +86,7 @@ def command(
                 f"the stream has no readable vCPU {index}",
                 near=[str(vcpu.index) for vcpu in machine.vcpus],
             )
-        trial = Trial("0", from_vcpu(vcpu), steps, options)
+        trial = Trial("0", from_vcpu(vcpu), steps, options, extras(machine, vcpu))
         check(trial.saved, steps)
         with target(device, kernel, npt=npt == "on") as (where, probe):
             ram = extract_ram(machine, str(where.folder / "ram"))

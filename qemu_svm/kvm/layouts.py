@@ -138,7 +138,7 @@ VCPU_EVENTS = _layout(
     *_row(24, 1, "B", ("smm", "smm_pending", "smm_inside_nmi", "latched_init")),
     *(("triple_fault", 28, "B"), ("exc_has_payload", 55, "B"), ("exc_payload", 56, "Q")),
 )
-XCRS = _layout("kvm_xcrs", 392, ("nr_xcrs", 0, "I"), ("flags", 4, "I"), ("xcrs", 8, "48Q"))
+XCRS = _layout("kvm_xcrs", 392, ("nr_xcrs", 0, "I"), ("flags", 4, "I"), ("xcrs", 8, "32Q"))
 """Each of the 16 entries is register number, and value in the second 8 bytes."""
 XSAVE = _layout("kvm_xsave", 4096, ("region", 0, "1024I"))
 FPU = _layout("kvm_fpu", 416, ("fcw", 128, "H"), ("fsw", 130, "H"), ("mxcsr", 408, "I"))

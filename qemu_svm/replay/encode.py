@@ -8,6 +8,7 @@ from typing import Any
 from qemu_svm.errors import PlanError
 from qemu_svm.kvm import layouts
 from qemu_svm.replay.cpuid import Entry, changed
+from qemu_svm.replay.extras import Extras
 from qemu_svm.restore import carried
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.cpuid import HOST_CPUID, Cpuid
@@ -65,6 +66,7 @@ class Encoder:
     :param cpuid: entries of KVM_GET_SUPPORTED_CPUID.
     :param host: what they mean; the ``cpuid`` step starts from it.
     :param seconds: how long ``run`` may take.
+    :param extras: what ``xsave``, ``xcrs`` and ``lapic`` carry; without it they do nothing.
     :param emulated: the host is emulated; see :func:`qemu_svm.kvm.agent.perform`.
     :raises PlanError: a step or setting that a real KVM cannot be given.
     """
@@ -78,12 +80,14 @@ class Encoder:
         seconds: float,
         vcpu: int = 0,
         emulated: bool = False,
+        extras: Extras | None = None,
     ) -> None:
         self._saved = saved
         self._cpuid = cpuid
         self._host = host
         self._seconds = seconds
         self._emulated = emulated
+        self._extras = extras or Extras()
         self._apic_base = APIC_BASE | (0 if vcpu else _BSP)
 
     def operations(self, step: Step) -> list[Operation]:
@@ -148,6 +152,10 @@ class Encoder:
         state = carried.mp_state(self._saved, step) & 0xFFFF_FFFF
         return [_ioctl("SET_MP_STATE", layouts.MP_STATE.pack({"mp_state": state}))]
 
+    def _extra(self, step: Step) -> list[Operation]:
+        data: bytes | None = getattr(self._extras, step.name)
+        return [] if data is None else [_ioctl(f"SET_{step.name.upper()}", data)]
+
     def _run(self, _step: Step) -> list[Operation]:
         return [{"run": self._seconds, "stop_port": STOP_PORT, "emulated": self._emulated}]
 
@@ -173,6 +181,9 @@ _STEPS: Mapping[str, Callable[[Encoder, Step], list[Operation]]] = {
     "events": Encoder._events,  # noqa: SLF001
     "debugregs": Encoder._debugregs,  # noqa: SLF001
     "mpstate": Encoder._mpstate,  # noqa: SLF001
+    "xsave": Encoder._extra,  # noqa: SLF001
+    "xcrs": Encoder._extra,  # noqa: SLF001
+    "lapic": Encoder._extra,  # noqa: SLF001
     "run": Encoder._run,  # noqa: SLF001
 }
 

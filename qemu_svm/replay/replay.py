@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qemu_svm.errors import EnvironmentFault
@@ -12,6 +12,7 @@ from qemu_svm.kvm.run import INTR, IO, Exit, decode
 from qemu_svm.nested import bits, layout
 from qemu_svm.replay.decode import WATCHED_MSRS, observed
 from qemu_svm.replay.encode import STOP_PORT, Encoder
+from qemu_svm.replay.extras import Extras
 from qemu_svm.replay.memory import Ram, patches
 from qemu_svm.replay.target import Performed, Probe
 from qemu_svm.restore import carried, releases
@@ -96,12 +97,13 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A plan with the guest it is for."""
+    """A plan with the guest it is for; ``extras`` is what the model does not have."""
 
     name: str
     saved: Saved
     steps: tuple[Step, ...]
     options: Options = field(default_factory=Options)
+    extras: Extras = field(default_factory=Extras)
 
 
 def kernel_of(probe: Probe) -> str:
@@ -136,9 +138,12 @@ def job(sequence: Trial, ram: Ram, probe: Probe) -> Json:
     :raises PlanError: a step that cannot be replayed.
     """
     saved, steps, options = sequence.saved, sequence.steps, sequence.options
+    extras = sequence.extras
+    if not options.irqchip:
+        extras = replace(extras, lapic=None)  # as QEMU, whose own APIC it is then
     encoder = Encoder(
         saved, probe.cpuid, host_of(probe, options).cpuid, seconds=options.seconds,
-        vcpu=options.vcpu, emulated=options.emulated,
+        vcpu=options.vcpu, emulated=options.emulated, extras=extras,
     )  # fmt: skip
     runs = sum(step.name == "run" for step in steps)
     changes = patches(ram.read, saved, steps, shorten=options.shorten)
