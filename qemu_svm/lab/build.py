@@ -139,6 +139,7 @@ def _updated(
     for _attempt in range(3):
         shutil.rmtree(private, ignore_errors=True)
         source = apt.Apt(private, suite.name, mirror, strict=strict)
+        progress.step(f"{suite.name}: list of packages from {mirror}")
         try:
             source.update()
         except apt.Expired as error:

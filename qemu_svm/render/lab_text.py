@@ -20,7 +20,7 @@ def listing(document: dict[str, Any]) -> Iterable[Text]:
         if built is None:
             words: tuple[str | Text, ...] = (
                 "-",
-                Text(f"not built: {entry['kernel']}, QEMU {entry['qemu']}", FAINT),
+                Text(f"not built: Linux {entry['kernel']}, QEMU {entry['qemu']}", FAINT),
             )
             rows.append([entry["suite"], *words])
             continue
