@@ -105,7 +105,7 @@ def coverage(ram: Ram, most_pages: int = MOST_PAGES) -> tuple[BlockCoverage, ...
     kinds = [bytearray(size) for size in sizes]
     times = [bytearray(size) for size in sizes]
     sent = [0] * len(sizes)
-    for block, where, count, _ in ram.runs.sweeps():
+    for block, where, count, _ in ram.runs.pieces():
         sent[block] += sum(count)
         cover(where, count, kinds[block], times[block])
     return tuple(

@@ -18,7 +18,6 @@ from qemu_svm.stream.ram_runs import INPUT_SHIFT, KIND, KIND_BITS, PageKind
 
 _WINDOW = MIB
 _NEAR = 64 * KIB
-_SLICE = 1024  # runs between two words of progress
 _OFFSET = (1 << INPUT_SHIFT) - 1
 _WHOLE = (int(PageKind.PAGE), int(PageKind.PLACED))
 _EMPTY = (int(PageKind.ZERO), int(PageKind.ABSENT))
@@ -46,14 +45,11 @@ def extract(
     ahead = _Ahead(ram)
     targets = {number: _Target(ram, number, fd, span, ahead) for number, fd in files.items()}
     done = 0
-    for block, where, count, data in ram.runs.sweeps():
-        target = targets.get(block)
-        for first in range(0, len(where), _SLICE):
-            part = slice(first, first + _SLICE)
-            if target is not None:
-                target.write(where[part], count[part], data[part])
-            done += sum(count[part])
-            progress(done)
+    for block, where, count, data in ram.runs.pieces():
+        if block in targets:
+            targets[block].write(where, count, data)
+        done += sum(count)
+        progress(done)
 
 
 class _Ahead:

@@ -33,6 +33,7 @@ KIND = (1 << KIND_BITS) - 1
 
 _OFFSET = (1 << INPUT_SHIFT) - 1
 _MOST = (1 << 32) - 1
+_PIECE = 4096
 
 
 class PageKind(IntEnum):
@@ -177,15 +178,17 @@ class RamRuns:
             self.sums[self._where[-1] & KIND] -= 1
             self._where_next = -1
 
-    def sweeps(self) -> Iterator[tuple[int, array[int], array[int], array[int]]]:
-        """Every sweep as ``(block, where, count, data)``, copies of the arrays."""
+    def pieces(self) -> Iterator[tuple[int, array[int], array[int], array[int]]]:
+        """Every run, many of one block at a time: ``(block, where, count, data)``, copied."""
         ends = [*self._sweep_first, len(self._data)][1:]
         for block, first, end in zip(self._sweep_block, self._sweep_first, ends, strict=True):
-            yield block, self._where[first:end], self._count[first:end], self._data[first:end]
+            for at in range(first, end, _PIECE):
+                part = slice(at, min(at + _PIECE, end))
+                yield block, self._where[part], self._count[part], self._data[part]
 
     def raw(self) -> Iterator[tuple[int, int, int, int, int]]:
         """Every run as ``(block, page, count, kind, data)``; quick."""
-        for block, wheres, counts, datas in self.sweeps():
+        for block, wheres, counts, datas in self.pieces():
             for where, count, data in zip(wheres, counts, datas, strict=True):
                 yield block, where >> KIND_BITS, count, where & KIND, data
 
