@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -201,6 +202,7 @@ def main() -> None:
     given = parser.parse_args()
     shapes = [names[name] for name in given.shape or names]
     size = given.mib * MIB
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # streams go too
     with tempfile.TemporaryDirectory(prefix="svmstream-bench-", dir=spool_directory()) as name:
         for shape in shapes:
             every_figure(Path(name), size, shape, given.rounds)
