@@ -18,6 +18,7 @@ from qemu_svm.restore.rules import RULES
 )
 @click.argument("file", metavar="FILE", required=False)
 @common.json_option
+@common.limit_option
 @click.option("--kernel", "kernel_names", multiple=True,
               help="A kernel profile; may be repeated. Without it: all.")  # fmt: skip
 @click.option("--qemu", "qemu_version", metavar="VERSION", help="The destination's QEMU.")

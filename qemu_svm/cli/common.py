@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from qemu_svm.findings import Finding
+    from qemu_svm.limits import Limits
     from qemu_svm.machine import Machine
 
 _EVERY = 0.2  # seconds between two words of progress
@@ -35,6 +36,34 @@ description_option = click.option(
 )
 
 
+_LIMITS = "qemu_svm.limits"
+
+
+def _set_limits(ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> None:
+    from qemu_svm.limits import DEFAULT, changed
+
+    try:
+        ctx.meta[_LIMITS] = changed(DEFAULT, given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+limit_option = click.option(
+    "--limit", metavar="NAME=VALUE", multiple=True, callback=_set_limits, expose_value=False,
+    help="How much the input may ask of us (docs/limits.md); may be repeated.",
+)  # fmt: skip
+
+
+def limits() -> Limits:
+    """The limits that ``--limit`` has set."""
+    from qemu_svm.limits import DEFAULT
+
+    context = click.get_current_context(silent=True)
+    found = context.meta.get(_LIMITS, DEFAULT) if context is not None else DEFAULT
+    assert isinstance(found, type(DEFAULT))
+    return found
+
+
 @contextmanager
 def opened(path: str, walk: Walk = Walk.QUICK, lender: str | None = None) -> Iterator[Machine]:
     """Open a stream and read it as a machine.
@@ -47,10 +76,10 @@ def opened(path: str, walk: Walk = Walk.QUICK, lender: str | None = None) -> Ite
     if lender is not None:
         from qemu_svm.stream.borrow import description_of
 
-        with open_source(lender) as source:
-            borrowed = description_of(source)
-    with open_source(path) as source:
-        yield read_machine(read_stream(source, walk=walk, borrowed=borrowed))
+        with open_source(lender, limits()) as source:
+            borrowed = description_of(source, limits())
+    with open_source(path, limits()) as source:
+        yield read_machine(read_stream(source, limits(), walk, borrowed))
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class QemuFailedError(click.ClickException):
 )
 @common.file_argument
 @common.json_option
+@common.limit_option
 @click.option("--qemu", "target", required=True, metavar="BINARY|JSON",
               help="The destination's QEMU, or what its -dump-vmstate wrote.")  # fmt: skip
 @click.option("--timeout", default=30, show_default=True, type=click.IntRange(min=1),

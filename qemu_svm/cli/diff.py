@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.argument("a", metavar="A", required=False)
 @click.argument("b", metavar="B", required=False)
 @common.json_option
+@common.limit_option
 @click.option("--all", "all_differences", is_flag=True, help="Show masked differences too.")
 @click.option("--mask", "patterns", multiple=True, metavar="PATTERN",
               help="A path that does not count, with all below it; * is any text.")  # fmt: skip

@@ -15,6 +15,7 @@ from qemu_svm.stream import Walk
 )
 @common.file_argument
 @common.json_option
+@common.limit_option
 @common.description_option
 @click.option("--ram", is_flag=True, help="Read all RAM records and count the pages.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every vCPU in full.")

@@ -9,7 +9,7 @@ import click
 
 from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_UNREADABLE, common, complain
 from qemu_svm.source import open_source
-from qemu_svm.stream import Stream, Walk, read_stream
+from qemu_svm.stream import Stream, read_stream
 from qemu_svm.stream.ram_coverage import coverage
 from qemu_svm.stream.ram_index import Ram, all_problems, is_complete, read_ram
 
@@ -35,6 +35,7 @@ def _span(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Sp
 )
 @common.file_argument
 @common.json_option
+@common.limit_option
 @click.option("--block", "names", multiple=True, metavar="NAME", help="Only this block.")
 @click.option(
     "--range", "span", callback=_span, metavar="START:END",
@@ -66,8 +67,8 @@ def command(
     as sparse files.
     """
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(file))
-        stream = read_stream(source, walk=Walk.QUICK)
+        source = stack.enter_context(open_source(file, common.limits()))
+        stream = read_stream(source, common.limits())
         ram = stack.enter_context(opened_ram(stream, channels))
         chosen = [ram.block(name) for name in names] or list(range(len(ram.entries)))
         if span is not None and any(edge % ram.page_size for edge in span if edge < 1 << 63):
@@ -92,7 +93,7 @@ def command(
 def opened_ram(stream: Stream, channels: Sequence[str]) -> Iterator[Ram]:
     """Read the RAM of a stream and the files of its multifd channels."""
     with ExitStack() as stack:
-        others = [stack.enter_context(open_source(path)) for path in channels]
+        others = [stack.enter_context(open_source(path, common.limits())) for path in channels]
         ram = read_ram(stream, others)
         for channel in ram.channels:
             stack.callback(channel.source.close)

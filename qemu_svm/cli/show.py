@@ -20,6 +20,7 @@ from qemu_svm.stream import Walk, read_stream
 @common.file_argument
 @click.argument("path", metavar="PATH")
 @common.json_option
+@common.limit_option
 @common.description_option
 @click.option("--raw", is_flag=True, help="Write only the bytes themselves to standard output.")
 @click.option("-v", "--verbose", is_flag=True, help="Show reserved bytes too.")
@@ -37,7 +38,7 @@ def command(
         if needs_all_records(machine, path):
             stream = machine.stream
             lent = stream.description if stream.description_source == "borrowed" else None
-            machine = read_machine(read_stream(stream.source, walk=Walk.RAM, borrowed=lent))
+            machine = read_machine(read_stream(stream.source, common.limits(), Walk.RAM, lent))
         place = find(machine, path)
         data = b""
         if not place.scattered:

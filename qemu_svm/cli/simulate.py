@@ -35,6 +35,7 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 )
 @common.file_argument
 @common.json_option
+@common.limit_option
 @click.option("--kernel", "kernel_name", default="6.1", show_default=True,
               help="A kernel profile, or 'all'.")  # fmt: skip
 @click.option("--plan", "plan_text", default="qemu", show_default=True,

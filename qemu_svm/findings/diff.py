@@ -29,6 +29,7 @@ from qemu_svm.stream import Kind, Record, Value
 from qemu_svm.stream.values import join
 
 _NAMED = (Kind.START, Kind.FULL)
+_MOST_RANGES = 1000  # of one field that are told apart
 _ONE_VALUE = frozenset({"intercepts"})
 """Arrays that mean something only as a whole."""
 
@@ -339,15 +340,28 @@ class _Comparer:
             mask = whole or next((m for m in some if selects(m, index)), None)
             return index - position, index >= short, mask.id if mask else ""
 
-        for (_, beyond, _), group in groupby(enumerate(indexes), label):
-            run = [index for _, index in group]
-            mask = whole or next((m for m in some if selects(m, run[0])), None)
+        runs = [[index for _, index in group] for _, group in groupby(enumerate(indexes), label)]
+        rest = [index for run in runs[_MOST_RANGES:] for index in run]
+        for number, run in enumerate(_folded(runs, rest, short)):
+            beyond = run[0] >= short
+            mask = whole
+            if mask is None and number < _MOST_RANGES:
+                mask = next((m for m in some if selects(m, run[0])), None)
             first, last = run[0], run[-1]
             name = f"{path}[{first}]" if first == last else f"{path}[{first}..{last}]"
             ours = None if beyond and len(a.value) == short else _slice(a, first, last)
             theirs = None if beyond and len(b.value) == short else _slice(b, first, last)
             change = Change.VALUE if ours and theirs else Change.ONLY_A if ours else Change.ONLY_B
             yield Difference(self._group, name, change, ours, theirs, mask)
+
+
+def _folded(runs: list[list[int]], rest: list[int], short: int) -> list[list[int]]:
+    # Beyond a number that anybody would read, the rest is told as one range (or
+    # two, where one side ends).
+    if not rest:
+        return runs
+    parts = ([i for i in rest if i < short], [i for i in rest if i >= short])
+    return [*runs[:_MOST_RANGES], *(part for part in parts if part)]
 
 
 _Key = tuple[str, int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qemu_svm.errors import StreamError
+from qemu_svm.errors import LimitExceeded, StreamError
 from qemu_svm.machine.vcpu import Vcpu, read_vcpu
 from qemu_svm.stream import RamBlock, Stream
 
@@ -39,6 +39,16 @@ def read_machine(stream: Stream) -> Machine:
         device = stream.device(record)
         if record.name != _CPU or device is None or device.layout.name != _CPU:
             continue
+        if len(vcpus) >= stream.limits.vcpus:
+            problems.append(
+                LimitExceeded(
+                    "more vCPUs than the limit allows",
+                    offset=record.offset,
+                    expected=f"at most {stream.limits.vcpus}",
+                    hint="--limit vcpus=NUMBER raises it",
+                )
+            )
+            break
         try:
             section = stream.values(record)
         except StreamError as error:

@@ -178,8 +178,8 @@ def _pieces(machine: Machine, first: Record) -> Value:
 
 def section_label(machine: Machine, record: Record) -> str:
     """``name``, or ``name[instance]`` where several sections share the name."""
-    same = [r for r in machine.stream.sections() if r.name == record.name]
-    return f"{record.name}[{record.instance_id}]" if len(same) > 1 else f"{record.name}"
+    shared = record.name in machine.stream.shared_names
+    return f"{record.name}[{record.instance_id}]" if shared else f"{record.name}"
 
 
 def _section_values(machine: Machine, record: Record) -> Value:

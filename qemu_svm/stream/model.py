@@ -11,11 +11,19 @@ asked for, so the time does not grow with the guest's memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from qemu_svm.errors import Malformed, SourceError, StreamError, Truncated, Unsupported
+from qemu_svm.errors import (
+    LimitExceeded,
+    Malformed,
+    SourceError,
+    StreamError,
+    Truncated,
+    Unsupported,
+)
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream import vmdesc
@@ -69,6 +77,8 @@ class Stream:
     footers: bool
     complete: bool
     limits: Limits
+    shared_names: frozenset[str]
+    """Names that several device sections have."""
 
     def sections(self) -> Iterator[Record]:
         """Device sections, in stream order."""
@@ -83,6 +93,15 @@ class Stream:
 
         :raises StreamError: the section does not hold what is described.
         """
+        if record.payload_size > self.limits.section_bytes:
+            raise LimitExceeded(
+                "the section is larger than the limit",
+                offset=record.offset,
+                section=record.name,
+                expected=f"at most {self.limits.section_bytes} bytes",
+                found=f"{record.payload_size}",
+                hint="--limit section_bytes=NUMBER raises it",
+            )
         form = format_of(record)
         if form is not None:
             try:
@@ -147,7 +166,13 @@ def read_stream(
         footers=walker.footers is not False,
         complete=walker.ended and not any(isinstance(p, Truncated) for p in problems),
         limits=limits,
+        shared_names=_shared_names(walker.records),
     )
+
+
+def _shared_names(records: Iterable[Record]) -> frozenset[str]:
+    counts = Counter(record.name or "" for record in records if record.kind is Kind.FULL)
+    return frozenset(name for name, count in counts.items() if count > 1)
 
 
 def _parse(

@@ -57,6 +57,22 @@ class Payloads:
         for device in description.devices if description is not None else ():
             self._devices.setdefault((device.name, device.instance_id), deque()).append(device)
 
+    def note(self, problem: StreamError) -> None:
+        """Keep a problem that does not end the reading.
+
+        :raises LimitExceeded: there are too many.
+        """
+        if len(self.problems) >= self.limits.recoveries:
+            raise LimitExceeded(
+                "too much is damaged to read on",
+                offset=problem.offset,
+                section=problem.section,
+                expected=f"at most {self.limits.recoveries} such places",
+                found=problem.what,
+                hint="--limit recoveries=NUMBER raises it",
+            )
+        self.problems.append(problem)
+
     def measure(self, record: Record) -> tuple[bool, str]:
         """Move behind the payload that starts at the reader's place.
 
@@ -109,7 +125,7 @@ class Payloads:
             find_footer(self.source, record.payload, record.section_id or 0) is None
         ):
             raise problem
-        self.problems.append(_not_cut(problem, self.reader.offset))
+        self.note(_not_cut(problem, self.reader.offset))
         self.reader.offset = record.payload
         return False
 
@@ -205,7 +221,7 @@ class Payloads:
             return False  # another stream's layout, or one that QEMU left incomplete
         if find_footer(self.source, record.payload, record.section_id or 0) is None:
             raise problem
-        self.problems.append(problem)
+        self.note(problem)
         return False
 
     def _footer_near(self, record: Record) -> bool:

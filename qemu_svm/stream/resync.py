@@ -14,6 +14,7 @@ from qemu_svm.limits import KIB
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RecordType
 
+_FIRST_STEP = 4 * KIB  # most sections are small, and there may be very many
 _STEP = 256 * KIB
 _BEHIND_FOOTER = frozenset(
     {
@@ -41,8 +42,9 @@ def find_footer(source: Source, start: int, section_id: int) -> int | None:
     """
     wanted = footer_bytes(section_id)
     at, first = start, None
+    step = _FIRST_STEP
     while True:
-        data = source.read_at(at, _STEP + FOOTER_SIZE)
+        data = source.read_at(at, step + FOOTER_SIZE)
         hit = data.find(wanted)
         while hit >= 0:
             behind = source.read_at(at + hit + FOOTER_SIZE, 1)
@@ -50,9 +52,10 @@ def find_footer(source: Source, start: int, section_id: int) -> int | None:
                 return at + hit
             first = at + hit if first is None else first
             hit = data.find(wanted, hit + 1)
-        if len(data) < _STEP + FOOTER_SIZE:
+        if len(data) < step + FOOTER_SIZE:
             return first
-        at += _STEP
+        at += step
+        step = min(4 * step, _STEP)
 
 
 _BOUNDARY = re.compile(
@@ -112,12 +115,14 @@ def find_header(source: Source, start: int) -> int | None:
     no EOF stands there.
     """
     at, size = start, source.size()
+    step = _FIRST_STEP
     while at < size:
-        data = source.read_at(at, _STEP + MOST_HEADER)
-        for found in _HEADER.finditer(data, 0, _STEP + MOST_HEADER):
+        data = source.read_at(at, step + MOST_HEADER)
+        for found in _HEADER.finditer(data):
             if is_header(data, found.start()):
                 return at + found.start()
-        at += _STEP
+        at += step
+        step = min(4 * step, _STEP)
     return size - 1 if size > start and source.read_at(size - 1, 1) == b"\0" else None
 
 

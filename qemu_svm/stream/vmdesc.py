@@ -99,8 +99,18 @@ def parse(text: bytes, offset: int, limits: Limits = DEFAULT) -> Description:
     :param text: the JSON, as it stands in the stream.
     :param offset: where it stands, for errors.
     :raises Malformed: not JSON, or not a description.
-    :raises LimitExceeded: nested deeper than ``limits.description_depth``.
+    :raises LimitExceeded: nested deeper than ``limits.description_depth``, or more
+        items than ``limits.description_items``.
     """
+    items = sum(map(text.count, (b"{", b"[", b",")))
+    if items > limits.description_items:
+        raise LimitExceeded(
+            "the description has more items than the limit allows",
+            offset=offset,
+            expected=f"at most {limits.description_items}",
+            found=f"{items}",
+            hint="--limit description_items=NUMBER raises it",
+        )
     try:
         document = json.loads(
             text.decode("utf-8"), object_pairs_hook=_Object, parse_constant=_no_constant

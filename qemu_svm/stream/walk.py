@@ -20,7 +20,6 @@ from qemu_svm.stream.elsewhere import seen_elsewhere
 from qemu_svm.stream.payload import Payloads
 from qemu_svm.stream.records import Configuration, Kind, Record, command_name
 from qemu_svm.stream.structs import (
-    CommandRecord,
     ConfigurationHeader,
     ConfigurationSubsection,
     DescriptionHeader,
@@ -35,6 +34,8 @@ _WORD = 8  # payload of a RAM section with nothing but its end
 _SMALL = 64  # bytes of a PART that may be one of very many
 _TURN = 5  # so many PARTs back the same section is looked for
 _MANY = 16  # repetitions that are worth it
+_FOLDED = (Kind.PART, Kind.COMMAND)  # may be beyond counting in a stream that is sound
+_NUMBERED = (Kind.START, Kind.FULL)
 
 
 class Walker(Payloads):
@@ -60,6 +61,7 @@ class Walker(Payloads):
         self.description_at: int | None = None
         self.description_text: bytes | None = None
         self._headers: dict[int, Record] = {}
+        self._numbered = 0
 
     def goes_on_in(self, source: Source, start: int) -> Walker:
         """A walker for another input that takes up where this one stands."""
@@ -242,20 +244,20 @@ class Walker(Payloads):
         self._payload(replace(header, kind=kind, offset=start, payload=self.reader.offset))
 
     def _command(self, start: int) -> None:
-        command = self.reader.structure(CommandRecord, "a command")
-        name = command_name(command.command)
-        if command.command == Command.PACKAGED and len(command.payload) != 4:
+        head = self.reader.take(4, "a command")  # hot: no construct
+        number, length = int.from_bytes(head[:2], "big"), int.from_bytes(head[2:], "big")
+        self.reader.take(length, "a command")
+        if number == Command.PACKAGED and length != 4:
             # Its length is the payload; its content is records without a
             # header of their own, and they are read like all others.
             raise Malformed(
                 "a package without a length",
                 offset=start,
                 expected="4 bytes",
-                found=f"{len(command.payload)}",
+                found=f"{length}",
             )
-        payload = start + 5
-        size = self.reader.offset - payload
-        self._close(Record(Kind.COMMAND, start, 0, name, payload=payload, payload_size=size))
+        name = command_name(number)
+        self._close(Record(Kind.COMMAND, start, 0, name, payload=start + 5, payload_size=length))
 
     def _eof(self, start: int) -> None:
         self._close(Record(Kind.EOF, start, 0))
@@ -269,6 +271,7 @@ class Walker(Payloads):
                 offset=start,
                 expected=f"at most {self.limits.description_bytes} bytes",
                 found=f"{length}",
+                hint="--limit description_bytes=NUMBER raises it",
             )
         payload = self.reader.offset
         self.description_text = self.reader.take(length, "the description")
@@ -289,7 +292,15 @@ class Walker(Payloads):
         # The record ends where the reader stands.
         size = self.reader.offset - record.offset
         last = self.records[-1] if self.records else None
-        if record.kind is Kind.PART and len(self.records) >= self.limits.records:
+        self._numbered += record.kind in _NUMBERED
+        if self._numbered > self.limits.records:
+            raise LimitExceeded(
+                "more sections than the limit allows",
+                offset=record.offset,
+                expected=f"at most {self.limits.records}",
+                hint="--limit records=NUMBER raises it",
+            )
+        if len(self.records) >= self.limits.records and record.kind in _FOLDED:
             # Too many to list one by one.
             if last is not None and last.count:
                 self.records[-1] = replace(last, size=last.size + size, count=last.count + 1)
