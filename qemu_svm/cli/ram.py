@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -126,6 +127,8 @@ def _extracted(
     from qemu_svm.stream.ram_extract import extract
     from qemu_svm.stream.ram_files import BlockFiles
 
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: no part of the RAM stays
+        signal.signal(signum, signal.default_int_handler)
     names = [ram.blocks[number].name for number in chosen]
     try:
         with BlockFiles(directory, names, replace=force) as files:

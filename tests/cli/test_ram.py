@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -128,24 +127,32 @@ def test_a_directory_that_cannot_be(dump: Path, svmstream: Run, tmp_path: Path) 
     assert svmstream("ram", "--extract", dump, dump).returncode == 4
 
 
-def test_interrupted(tmp_path: Path) -> None:
-    # Ctrl-C while files are open: none of them stays.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(number: signal.Signals, dump: Path, tmp_path: Path) -> None:
+    # Ended while files are open and half written: none of them stays.
+    out = tmp_path / "out"
     program = (
-        "import sys, time\n"
-        "from qemu_svm.stream.ram_files import BlockFiles\n"
-        f"with BlockFiles({str(tmp_path / 'out')!r}, ['a', 'b'], replace=False):\n"
+        "import os, sys, time\n"
+        "from qemu_svm.cli import main\n"
+        "from qemu_svm.stream import ram_extract\n"
+        "def extract(ram, files, *rest):\n"
+        "    os.write(next(iter(files.values())), b'half')\n"
         "    print('ready', flush=True); time.sleep(60)\n"
+        "ram_extract.extract = extract\n"
+        f"sys.argv[1:] = ['ram', '--extract', {str(out)!r}, {str(dump)!r}]\n"
+        "main()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
-    time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.wait(20)
-    process.stdout.close()
-    assert not (tmp_path / "out").exists()
+    assert any(out.iterdir())
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.strip() == b"svmstream: interrupted"
+    assert not out.exists()
 
 
 def test_file_names() -> None:
