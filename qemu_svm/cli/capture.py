@@ -87,24 +87,26 @@ def command(
         raise click.UsageError("-o - writes the stream to standard output: into a pipe, alone")
     from qemu_svm.cli import interrupts
 
+    made: list[Captured] = []
     try:
-        work = _capture(address, timeout, output, options, force=force, qemu_dir=qemu_dir)
-        done = interrupts.run(work)
+        work = _capture(address, timeout, output, options, made, force=force, qemu_dir=qemu_dir)
+        interrupts.run(work, last=True)
     except FileExistsError as error:
         raise click.UsageError(f"'{error.filename}' exists already; -f replaces it") from error
     except KeyboardInterrupt:
-        complain(f"interrupted; the guest is as it was before, and there is no '{output}'")
-        return EXIT_INTERRUPTED
+        if not made:  # otherwise it came too late to undo anything
+            complain(f"interrupted; the guest is as it was before, and there is no '{output}'")
+            return EXIT_INTERRUPTED
     if output == "-":
         return 0
     if as_json:
         from qemu_svm.render.migration_document import captured_document
 
-        common.print_json(captured_document(done))
+        common.print_json(captured_document(made[0]))
     else:
         from qemu_svm.render.migration_text import captured_report
 
-        common.print_lines(captured_report(done))
+        common.print_lines(captured_report(made[0]))
     return 0
 
 
@@ -113,15 +115,16 @@ async def _capture(
     timeout: float,
     output: str,
     options: Options,
+    made: list[Captured],
     *,
     force: bool,
     qemu_dir: str | None,
-) -> Captured:
+) -> None:
     from qemu_svm.qmp import Client
     from qemu_svm.qmp.capture import capture
 
     async with Client.connect(address, timeout=timeout) as client:
-        return await capture(
+        done = await capture(
             client,
             output,
             options,
@@ -129,3 +132,4 @@ async def _capture(
             qemu_directory=qemu_dir,
             progress=qmp_common.progress(),
         )
+        made.append(done)

@@ -32,6 +32,9 @@ _SETTLE_SECONDS = 10.0
 _FILE_URI = Version(8, 2)
 """First QEMU that writes files itself."""
 
+_SNAPSHOT_OF_STOPPED = Version(9, 0)
+"""First QEMU that leaves a stopped guest stopped after a background snapshot."""
+
 STANDARD = "-"
 """Path of standard output."""
 
@@ -152,8 +155,12 @@ class _Capture:
             self._sent = receiver.received
 
     def _can_hold(self, before: Status) -> bool:
-        options, newer = self._options, self._client.version >= hold.SINCE
-        if options.background_snapshot and not before.running and not newer:
+        options = self._options
+        if (
+            options.background_snapshot
+            and not before.running
+            and self._client.version < _SNAPSHOT_OF_STOPPED
+        ):
             raise Refused(
                 f"QEMU {self._client.version} lets a stopped guest run after a background snapshot",
                 hint="capture it without --background-snapshot",
@@ -161,6 +168,7 @@ class _Capture:
         plain = not (options.background_snapshot or options.mapped_ram or options.multifd)
         handed = self._client.can_pass and self._qemu_directory is None
         seen = self._output.path != STANDARD  # its end has to be looked at
+        newer = self._client.version >= hold.SINCE
         return newer and plain and handed and seen and not before.running
 
     async def _save(self, session: Session, receiver: Receiver) -> None:
@@ -272,6 +280,9 @@ class _Capture:
     async def _settle(self, receiver: Receiver) -> None:
         # Everything that QEMU sent has to be in the file.
         if self._qemu_directory is None:
+            wanted = 0 if self._options.mapped_ram else 1 + self._options.multifd
+            if not await receiver.arrived(wanted, _SETTLE_SECONDS):
+                raise EnvironmentFault(f"QEMU did not make the {wanted} connections it was to make")
             await receiver.drain()
             if receiver.error is not None:
                 raise receiver.error

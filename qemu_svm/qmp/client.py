@@ -79,7 +79,13 @@ class Client:
         qmp = QMPClient("svmstream")
         try:
             async with asyncio.timeout(self._connect_timeout):
-                await qmp.connect(self.address.target)
+                try:
+                    await qmp.connect(self.address.target)
+                except ConnectError as error:
+                    if not _late_answer(error):
+                        raise
+                    qmp = QMPClient("svmstream")
+                    await qmp.connect(self.address.target)
         except TimeoutError as error:
             raise QmpError(
                 f"{self.address}: connected, but no greeting in {self._connect_timeout:g} s",
@@ -365,6 +371,12 @@ class Events:
         if lost in done or not self._client.connected:
             raise QmpError(f"{self._client.address}: the connection was lost")
         raise QmpError(f"{self._client.address}: no such event in {timeout:g} s")
+
+
+def _late_answer(error: ConnectError) -> bool:
+    # An answer to the client before us, who did not wait for it, where the greeting should be.
+    cause = error.exc
+    return isinstance(cause, GreetingError) and isinstance(cause.exc, KeyError)
 
 
 async def _end(qmp: QMPClient) -> Exception | None:

@@ -6,7 +6,8 @@ path QEMU waits at the very end for the receiver's word.  Everything has been
 sent then, and a migration that is cancelled at that moment gives the guest its
 old run state back.
 
-Before 9.0 QEMU goes to ``postmigrate`` even so.  The two commands with which
+Before 9.0 QEMU goes to ``postmigrate`` even so, and before 10.0 the disks may
+stay closed.  The two commands with which
 the sender opens the return path are for the receiver, which is us: they are
 left out of the file, which could not be loaded from a pipe otherwise.
 
@@ -29,8 +30,8 @@ from qemu_svm.qmp.receive import Receiver
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 
-SINCE = Version(9, 0)
-"""First QEMU in which this keeps the run state."""
+SINCE = Version(10, 0)
+"""First QEMU in which this keeps the run state and the disks open."""
 
 CAPABILITY = "return-path"
 

@@ -21,6 +21,7 @@ import socket
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 
 from qemu_svm.limits import KIB, MIB
@@ -30,6 +31,7 @@ _HEAD = 64  # as long as the first packet of a multifd channel
 _LONG_HEAD = 4 * KIB  # header, machine type and capabilities are shorter
 _BACKLOG = 256
 _PATIENCE_MS = 100
+_POLL_SECONDS = 0.01
 
 Route = Callable[[bytes], int]
 """Given the first bytes of a connection, the descriptor to write it to."""
@@ -66,9 +68,9 @@ class Receiver:
                 connection.close()
                 return
             self._sockets.append(connection)
-            self._threads.append(thread)
             self._open += 1
-        thread.start()
+            thread.start()
+            self._threads.append(thread)
 
     def answer(self, data: bytes) -> None:
         """Send something back over every connection."""
@@ -76,9 +78,23 @@ class Receiver:
             with contextlib.suppress(OSError):
                 one.sendall(data)
 
+    async def arrived(self, wanted: int, within: float) -> bool:
+        """Wait until there are (or were) so many connections; False after ``within`` seconds.
+
+        QEMU may have sent everything and be gone before a connection is accepted.
+        """
+        end = time.monotonic() + within
+        while len(self._threads) < wanted:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(_POLL_SECONDS)
+        return True
+
     async def drain(self) -> None:
         """Wait until every connection has ended and everything is written."""
-        for thread in list(self._threads):
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
             await asyncio.to_thread(thread.join)
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from qemu_svm.errors import CommandRefused, QmpError, SvmStreamError
-from qemu_svm.qmp.answers import Migration, Status
+from qemu_svm.qmp.answers import Migration, Status, Version
 from qemu_svm.qmp.client import Client
 
 RECONNECT_SECONDS = 10.0
@@ -24,8 +24,12 @@ RECONNECT_SECONDS = 10.0
 _END_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 
+_LAST_PASS = "finish-migrate"
+_LAST_PASS_SECONDS = 2.0
+_SAFE_TO_CANCEL = Version(10, 0)
+
 # Run states in which a guest stands that ran before, and that only we stopped.
-_OURS = frozenset({"postmigrate", "finish-migrate"})
+_OURS = frozenset({"postmigrate", _LAST_PASS})
 
 
 class Session:
@@ -71,10 +75,16 @@ class Session:
             raise
 
     async def resume(self) -> None:
-        """Let the guest run if it ran before, and note how it is left."""
+        """Let the guest run if it ran before, and note how it is left.
+
+        A guest that QEMU let run by itself is told to run all the same: before
+        10.0 a migration that is cancelled in its last moment leaves the disks
+        closed, and QEMU aborts at the next write or migration; ``cont`` opens
+        them (``bdrv_inactivate_recurse`` in QEMU's ``block.c``; seen on 7.2).
+        """
         status = await self.client.status()
         ours = status.state in _OURS or (self._stopped and status.state == "paused")
-        if ours and (self.before.running or self.before.state == "suspended"):
+        if (ours or status.running) and (self.before.running or self.before.state == "suspended"):
             await self.client.cont()
             status = await self.client.status()
         self._stopped = False
@@ -130,12 +140,20 @@ class Session:
         await self.client.set_capabilities(self._capabilities)
 
     async def _end_migration(self) -> Migration:
-        end = time.monotonic() + _END_SECONDS
+        start = time.monotonic()
         migration = await self.client.migration()
-        if migration.active:
-            await self.client.execute("migrate_cancel")
+        cancelled = False
         while migration.active:
-            if time.monotonic() > end:
+            # Where a late cancel is not safe, the last pass may end by itself.
+            late = (
+                self.client.version < _SAFE_TO_CANCEL
+                and time.monotonic() - start < _LAST_PASS_SECONDS
+                and (await self.client.status()).state == _LAST_PASS
+            )
+            if not cancelled and not late:
+                await self.client.execute("migrate_cancel")
+                cancelled = True
+            if time.monotonic() - start > _END_SECONDS:
                 raise QmpError(f"the migration does not end in {_END_SECONDS:g} s")
             await asyncio.sleep(_POLL_SECONDS)
             migration = await self.client.migration()

@@ -13,9 +13,6 @@ from pathlib import Path
 import pytest
 
 from qemu_svm.errors import StreamRefused
-from qemu_svm.lab.build import using
-from qemu_svm.lab.emulator import program
-from qemu_svm.lab.suites import of_qemu
 from qemu_svm.machine import read_machine
 from qemu_svm.qmp import sync
 from qemu_svm.qmp.features import Options
@@ -26,24 +23,17 @@ from tests.qmp.test_capture import LIMIT, Process, counters, settings, take
 from tests.qmp.vm import Vm, running
 
 
-@pytest.fixture(scope="session")
-def command() -> Iterator[tuple[str, ...]]:
-    """QEMU 10.0."""
-    with using(of_qemu("10.0")) as built:
-        yield tuple(program(built))
-
-
 @pytest.fixture(scope="module")
-def newer(command: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
-    with running(tmp_path_factory.mktemp("newer"), command=command) as vm:
+def newer(qemu_10_0: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
+    with running(tmp_path_factory.mktemp("newer"), command=qemu_10_0) as vm:
         yield vm
 
 
 @pytest.fixture
-def binary(command: tuple[str, ...], tmp_path: Path) -> Path:
+def binary(qemu_10_0: tuple[str, ...], tmp_path: Path) -> Path:
     """The same as one program."""
     path = tmp_path / "qemu-10.0"
-    words = " ".join(f"'{word}'" for word in command)
+    words = " ".join(f"'{word}'" for word in qemu_10_0)
     path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     path.chmod(0o755)
     return path
@@ -113,10 +103,10 @@ def test_a_packed_mapped_ram_stream(
     assert not [name for name in set(os.listdir("/var/tmp")) - before if "svmstream" in name]
 
 
-def test_it_stays_and_says_why(newer: Vm, command: tuple[str, ...], tmp_path: Path) -> None:
+def test_it_stays_and_says_why(newer: Vm, qemu_10_0: tuple[str, ...], tmp_path: Path) -> None:
     done = take(newer, tmp_path / "dump.bin")
     with (
-        running(tmp_path, "-incoming", "defer", "-m", "16", command=command) as waiting,
+        running(tmp_path, "-incoming", "defer", "-m", "16", command=qemu_10_0) as waiting,
         sync.connect(waiting.address) as qmp,
     ):
         with open_source(done.files[0]) as source, pytest.raises(StreamRefused) as caught:
@@ -142,27 +132,32 @@ def test_signals_at_random_moments(paused: bool, newer: Vm, tmp_path: Path) -> N
         qmp.execute("stop" if paused else "cont")
     before = settings(newer)
     try:
+        statuses = []
         for turn in range(6):
             work = Process(newer, tmp_path, *LIMIT, *ways[turn % 2])
-            time.sleep(0.5 * dice.random())
+            time.sleep(0.3 * dice.random())
             work.process.send_signal(dice.choice([signal.SIGINT, signal.SIGTERM]))
             status, said = work.end()
-            assert (status, said.count("\n")) == (130, 1)
-            assert work.files == []
+            # mapped-ram over channels hardly keeps to a bandwidth: it may be done already.
+            ends = {130: (1, []), 0: (0, ["dump.bin"])}
+            assert (said.count("\n"), work.files) == ends.get(status), (said, newer.log.read_text())
             assert settings(newer) == before
+            work.output.unlink(missing_ok=True)
+            statuses.append(status)
+        assert 130 in statuses
     finally:
         with sync.connect(newer.address) as qmp:
             qmp.execute("cont")
 
 
-def test_disks_are_open_afterwards(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_disks_are_open_afterwards(qemu_10_0: tuple[str, ...], tmp_path: Path) -> None:
     image = tmp_path / "disk.raw"
     image.write_bytes(bytes(1 << 20))
     disk = (
         *("-blockdev", f"file,node-name=disk,filename={image}"),
         *("-device", "virtio-blk-pci,drive=disk,share-rw=on"),
     )
-    with running(tmp_path, *disk, command=command) as vm:
+    with running(tmp_path, *disk, command=qemu_10_0) as vm:
         for number, wanted in enumerate(("cont", "stop")):
             with sync.connect(vm.address) as qmp:
                 qmp.execute(wanted)
