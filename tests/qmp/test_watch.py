@@ -195,6 +195,8 @@ def test_the_destination(tmp_path: Path) -> None:
             socket = f"unix:{tmp_path}/stream"
             await ours.execute("migrate-incoming", {"uri": socket})
             await migrate(driver, socket)
+            while (await ours.migration()).status is None:  # it has not heard of it yet
+                await asyncio.sleep(0.005)
             return await seen(ours)
 
     with (
