@@ -17,6 +17,8 @@ from qemu_svm.lab.suites import KERNELS
 if TYPE_CHECKING:
     from qemu_svm.replay.conform import Guest, Report
 
+_WORDS_EVERY = 250
+
 
 @click.command(
     "conform",
@@ -67,8 +69,10 @@ def command(
             return Box(kernel=kernel, npt=npt == "on", share=share, mirror=mirror, progress=shown)
 
         def tell(report: Report) -> None:
+            # In words not each one: where there is no terminal a line stays of each.
+            rough = report.sequences // _WORDS_EVERY * _WORDS_EVERY
             shown.step(
-                f"{report.sequences} sequences, {len(report.disagreements)} disagree",
+                f"{rough} of {sequences} sequences, {len(report.disagreements)} disagree",
                 report.sequences,
                 sequences,
             )
