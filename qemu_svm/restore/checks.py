@@ -153,13 +153,16 @@ def _bad_mode(_vcpu: Vcpu, area: Area) -> bool:
     return bool(area.get("efer") & _LMA or area.segment("cs").attrib & 0x200)
 
 
+def _cr4_of_guest(vcpu: Vcpu) -> int:
+    # Before a CPUID is set nothing is reserved, unless the kernel takes that for one.
+    known = vcpu.cpuid.features or vcpu.kernel.blank_cpuid_counts
+    return cr4_reserved(vcpu.cpuid) if known else 0
+
+
 SET_SREGS: dict[str, Callable[[Vcpu, Area], bool]] = {
     "R-01": _bad_mode,
     "R-02": lambda v, s: _sregs_long_mode(s) and not is_legal_gpa(v.cpuid, s.get("cr3")),
-    "R-03": lambda v, s: bool(
-        s.get("cr4")
-        & (cr4_reserved(v.host.cpuid) | (cr4_reserved(v.cpuid) if v.cpuid.features else 0))
-    ),
+    "R-03": lambda v, s: bool(s.get("cr4") & (cr4_reserved(v.host.cpuid) | _cr4_of_guest(v))),
     "R-04": lambda _v, s: (
         bool(s.get("cr0") & _HIGH)
         or s.get("cr0") & (_NW | _CD) == _NW

@@ -82,6 +82,8 @@ class Kernel:
     :param leave_sets_gif: leaving guest mode by force sets GIF.
     :param svme_clear_sets_gif: clearing EFER.SVME sets GIF.
     :param smm_leaves: toggling SMM by KVM_SET_VCPU_EVENTS leaves guest mode.
+    :param blank_cpuid_counts: KVM_SET_SREGS holds CR4 against the guest's CPUID even
+        before one is set.
     :param late_cpuid: KVM_SET_CPUID2 in guest mode is ``harmless``, ``efault``
         or ``hang`` (at the next run, with nested paging), or ``refused`` if it
         changes anything.
@@ -123,6 +125,7 @@ class Kernel:
     leave_sets_gif: bool = False
     svme_clear_sets_gif: bool = True
     smm_leaves: bool = True
+    blank_cpuid_counts: bool = False
     late_cpuid: str = "harmless"
     pages_rearmed: bool = False
     exit_without_vmcb12: bool = False
@@ -357,6 +360,7 @@ V7_2 = replace(
     leave_sets_gif=True,
     gif_blocks_init=False,
     svme_clear_sets_gif=False,
+    blank_cpuid_counts=True,
     late_cpuid="refused",
     pages_rearmed=True,
     l2_vmmcall=True,

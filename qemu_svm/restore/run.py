@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
 from qemu_svm.restore.vcpu import PAGES, Vcpu
-from qemu_svm.x86.registers import CR0, canonical
+from qemu_svm.x86.registers import CR0, EFER, canonical
 
 _VMRUN_BASES = ("es", "cs", "ss", "ds", "gdtr", "idtr")
 _VMLOAD_BASES = ("fs", "gs", "tr", "ldtr")
 _ET = CR0.mask("ET")
+_RFLAGS = 0xFFFF_FFFF
+_EFER = EFER.mask(*(name for _, name in EFER.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def vcpu_run(vcpu: Vcpu) -> Outcome:
                 vcpu.note("the next KVM_RUN goes on with L1's MSR intercepts lost")
             return Outcome("INTERNAL_ERROR")
         vcpu.requests.discard(PAGES)
-    if vcpu.guest_mode and vcpu.mmu_broken in ("efault", "hang"):
+    if vcpu.guest_mode and vcpu.mmu_broken in ("efault", "hang") and not _refused(vcpu):
         return Outcome("EFAULT" if vcpu.mmu_broken == "efault" else "hang")
     entry = enter(vcpu)
     if not vcpu.guest_mode:
@@ -58,6 +60,11 @@ def vcpu_run(vcpu: Vcpu) -> Outcome:
         return Outcome("SHUTDOWN", "L2", entry, None if vcpu.guest_mode else _l1(vcpu))
     _as_processor_has_it(vcpu)  # L1 has control, so the processor was given its VMCB
     return Outcome("exit", "L2", entry, _l1(vcpu))
+
+
+def _refused(vcpu: Vcpu) -> bool:
+    # Bits of EFER that do not exist make VMRUN fail before it needs any memory.
+    return bool(vcpu.arch.get("efer") & ~_EFER)
 
 
 def enter(vcpu: Vcpu) -> Area:
@@ -77,9 +84,10 @@ def enter(vcpu: Vcpu) -> Area:
 
 def _as_processor_has_it(vcpu: Vcpu) -> None:
     # VMRUN and VMLOAD sign-extend bases from bit 47 (APM volume 2, 15.5.1); RFLAGS
-    # has bit 1 and CR0 has ET set, whatever was loaded.
+    # has 32 bits and bit 1 set, and CR0 has ET set, whatever was loaded.
     current, arch = vcpu.current, vcpu.arch
-    current.set("rflags", current.get("rflags") | 2, current.writer("rflags"))
+    flags = current.get("rflags") & _RFLAGS | 2
+    current.set("rflags", flags, current.writer("rflags"))
     if current.get("cr0") == arch.get("cr0"):
         # svm_handle_exit takes CR0 from the VMCB where its writes are not intercepted.
         for area in (current, arch):

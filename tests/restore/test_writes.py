@@ -6,6 +6,7 @@ import pytest
 
 from qemu_svm.restore import plan as plans
 from qemu_svm.restore.kernels import KERNELS
+from qemu_svm.restore.saved import Saved
 from qemu_svm.restore.simulate import Result, Simulation, simulate
 from qemu_svm.restore.vcpu import Host
 from qemu_svm.x86.segments import Segment
@@ -251,3 +252,27 @@ def test_the_saved_vcpu_is_never_changed() -> None:
     assert {name: saved.sregs.content(name) for name in saved.sregs} == {
         name: before.content(name) for name in before
     }
+
+
+# What random sequences against real kernels showed.
+
+
+@pytest.mark.parametrize(("kernel", "refused"), [("6.12.117", None), ("7.2", "R-03")])
+def test_cr4_before_any_cpuid(run: Run, kernel: str, refused: str | None) -> None:
+    smep = "sregs:efer=0:cr0=0x10:cs.l=0:cr4=0x100000"
+    assert last(run(kernel, smep)).failed == refused
+    assert last(run(kernel, f"cpuid,{smep}")).failed is None
+
+
+def test_vmrun_fails_before_it_needs_the_lost_mmu(run: Run, saved_npt: Saved) -> None:
+    plan = "cpuid,sregs2:efer={},nested,cpuid,run"
+    for efer, result in (("0x1500", "EFAULT"), ("0x1700", "exit")):
+        outcome = last(run("6.1", plan.format(efer), saved=saved_npt)).outcome
+        assert outcome is not None
+        assert outcome.result == result
+
+
+def test_rflags_of_l1_have_32_bits_once_it_ran(run: Run) -> None:
+    before, after = run("6.1", "cpuid,sregs,nested:@0x570=0x8000000000,regs,run").results[-2:]
+    assert before.state.areas["vmcb01"].get("rflags") == 0x80_0000_0002
+    assert after.state.areas["vmcb01"].get("rflags") == 2
