@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, complain
+from qemu_svm.errors import PlanError
 from qemu_svm.source import open_source
 from qemu_svm.stream import Walk, read_stream
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from qemu_svm.findings import Finding
     from qemu_svm.limits import Limits
-    from qemu_svm.machine import Machine
+    from qemu_svm.machine import Machine, Vcpu
 
 _EVERY = 0.2  # seconds between two words of progress
 
@@ -80,6 +81,19 @@ def opened(path: str, walk: Walk = Walk.QUICK, lender: str | None = None) -> Ite
             borrowed = description_of(source, limits())
     with open_source(path, limits()) as source:
         yield read_machine(read_stream(source, limits(), walk, borrowed))
+
+
+def vcpu(machine: Machine, index: int) -> Vcpu:
+    """Give the vCPU of this number.
+
+    :raises PlanError: if there is none; why, as far as it is known, is told before.
+    """
+    found = next((vcpu for vcpu in machine.vcpus if vcpu.index == index), None)
+    if found is None:
+        warn(machine)
+        near = [str(vcpu.index) for vcpu in machine.vcpus]
+        raise PlanError(f"the stream has no readable vCPU {index}", near=near)
+    return found
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qemu_svm.cli import EXIT_FINDINGS, common
-from qemu_svm.errors import EnvironmentFault, PlanError
+from qemu_svm.errors import EnvironmentFault
 from qemu_svm.lab.suites import KERNELS
 
 if TYPE_CHECKING:
@@ -79,13 +79,7 @@ def command(
     options = Options(seconds=seconds, irqchip=not no_irqchip, maxphyaddr=maxphyaddr,
                       shorten=shorten, emulated=kernel is not None, vcpu=index)  # fmt: skip
     with common.opened(file) as machine:
-        vcpu = next((vcpu for vcpu in machine.vcpus if vcpu.index == index), None)
-        if vcpu is None:
-            common.warn(machine)
-            raise PlanError(
-                f"the stream has no readable vCPU {index}",
-                near=[str(vcpu.index) for vcpu in machine.vcpus],
-            )
+        vcpu = common.vcpu(machine, index)
         trial = Trial("0", from_vcpu(vcpu), steps, options, extras(machine, vcpu))
         check(trial.saved, steps)
         with target(device, kernel, npt=npt == "on") as (where, probe):

@@ -70,13 +70,7 @@ def command(
     if race and not any(step.name == "vmrun" for step in steps):
         steps += plans.parse("vmrun")
     with common.opened(file) as machine:
-        vcpu = next((vcpu for vcpu in machine.vcpus if vcpu.index == index), None)
-        if vcpu is None:
-            common.warn(machine)
-            raise PlanError(
-                f"the stream has no readable vCPU {index}",
-                near=[str(vcpu.index) for vcpu in machine.vcpus],
-            )
+        vcpu = common.vcpu(machine, index)
         saved = from_vcpu(vcpu)
         host = Host(npt=not no_npt, irqchip=not no_irqchip, cpuid=guest_cpuid(saved, maxphyaddr))
         finished = [

@@ -33,8 +33,8 @@ from qemu_svm.limits import MIB
 from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
 from qemu_svm.stream.mapped import page_runs
 from qemu_svm.stream.ram_blocks import BlockEntry, read_blocks
-from qemu_svm.stream.ram_runs import PageKind, RamRuns
-from qemu_svm.stream.ram_scan import XBZRLE_HEADER, Rows, Scanner, scan
+from qemu_svm.stream.ram_runs import PageKind, RamRuns, Rows
+from qemu_svm.stream.ram_scan import XBZRLE_HEADER, Scanner, scan
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, RamBlock, RamPages
 from qemu_svm.stream.text import name_text

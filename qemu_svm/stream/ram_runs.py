@@ -16,12 +16,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from qemu_svm.stream.ram_scan import Rows
 
 INPUT_SHIFT = 56
 """Position of the input's number in ``data``."""
@@ -34,6 +30,7 @@ KIND = (1 << KIND_BITS) - 1
 _OFFSET = (1 << INPUT_SHIFT) - 1
 _MOST = (1 << 32) - 1
 _PIECE = 4096
+_ROOM = 4096
 
 
 class PageKind(IntEnum):
@@ -74,6 +71,24 @@ class Run:
     source: int
     data: int
     stride: int
+
+
+@dataclass(slots=True)
+class Rows:
+    """Room for what a scanner finds, one row a run.
+
+    ``data``, ``where`` and ``count`` are as :class:`RamRuns` keeps them.
+    """
+
+    room: int = _ROOM
+    data: array[int] = field(init=False)
+    where: array[int] = field(init=False)
+    count: array[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.data = array("Q", bytes(8 * self.room))
+        self.where = array("Q", bytes(8 * self.room))
+        self.count = array("I", bytes(4 * self.room))
 
 
 class RamRuns:

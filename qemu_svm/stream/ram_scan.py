@@ -4,7 +4,7 @@ A *scanner* reads records of the kinds that nearly all of a stream consists of:
 pages, zero pages and XBZRLE deltas that continue a block.  It stops in front of
 anything else, also of records that are damaged, and before a page that comes
 earlier in its block than the one before; the caller looks at what stopped it.
-Pages of one kind that follow one another become one row of :class:`Rows`.
+Pages of one kind that follow one another become one row of :class:`~.ram_runs.Rows`.
 
 There are three scanners, and tests hold them against each other::
 
@@ -30,17 +30,14 @@ goes on there), how many rows there are, and the pages of each kind.
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from qemu_svm.stream import compiled
 from qemu_svm.stream.constants import RamFlag
 from qemu_svm.stream.ram_gallop import gallop
-from qemu_svm.stream.ram_runs import KIND_BITS, PageKind
+from qemu_svm.stream.ram_runs import KIND_BITS, PageKind, Rows
 
-_ROOM = 4096
 _SCALAR = 16  # records of a run that are read one by one before galloping
 _NEVER = 1 << 62
 XBZRLE_HEADER = 1
@@ -52,25 +49,6 @@ _SAME_DELTA = int(RamFlag.XBZRLE | RamFlag.CONTINUE)
 _KIND_ZERO, _KIND_PAGE, _KIND_XBZRLE = int(PageKind.ZERO), int(PageKind.PAGE), int(PageKind.XBZRLE)
 
 _word_at = struct.Struct(">Q").unpack_from
-
-
-@dataclass(slots=True)
-class Rows:
-    """Room for what a scanner finds, one row a run.
-
-    ``data``, ``where`` and ``count`` are as :class:`~qemu_svm.stream.ram_runs.RamRuns`
-    keeps them.
-    """
-
-    room: int = _ROOM
-    data: array[int] = field(init=False)
-    where: array[int] = field(init=False)
-    count: array[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.data = array("Q", bytes(8 * self.room))
-        self.where = array("Q", bytes(8 * self.room))
-        self.count = array("I", bytes(4 * self.room))
 
 
 Found = tuple[int, int, Sequence[int]]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from qemu_svm.stream import compiled
 from qemu_svm.stream.ram_coverage import cover_runs
-from qemu_svm.stream.ram_runs import KIND_BITS, PageKind
-from qemu_svm.stream.ram_scan import Rows, Scanner, scan, scan_compiled, scan_records, scan_runs
+from qemu_svm.stream.ram_runs import KIND_BITS, PageKind, Rows
+from qemu_svm.stream.ram_scan import Scanner, scan, scan_compiled, scan_records, scan_runs
 from tests.builders import PAGE, counted, page, word, zero
 
 TOP = 400 * PAGE | (PAGE - 1)
