@@ -19,11 +19,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qemu-s
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one command: milliseconds of wall and CPU time, and MiB at most."""
+    """Milliseconds of wall and CPU time, and of a command MiB at most."""
 
     wall: float
     cpu: float
-    memory: float
+    memory: float | None = None
 
 
 # A process of its own starts each command: what a child has used before it becomes
@@ -61,7 +61,7 @@ def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, 
         name: Figures(
             statistics.median(one.wall for one in all_),
             statistics.median(one.cpu for one in all_),
-            max(one.memory for one in all_),
+            max(one.memory or 0 for one in all_),
         )
         for name, all_ in seen.items()
     }
@@ -73,7 +73,8 @@ def table(title: str, figures: Mapping[str, Figures], than: Sequence[str]) -> No
     print(f"\n{title}\n  {'':22}{'wall ms':>9}{'CPU ms':>9}{'MiB':>6}", end="")
     print("".join(f"{name:>16}" for name in others))
     for name, one in figures.items():
-        print(f"  {name:22}{one.wall:9.0f}{one.cpu:9.0f}{one.memory:6.0f}", end="")
+        memory = "" if one.memory is None else f"{one.memory:.0f}"
+        print(f"  {name:22}{one.wall:9.0f}{one.cpu:9.0f}{memory:>6}", end="")
         for other in (figures[other] for other in others):
             ratios = f"{one.wall / other.wall:.2f} / {one.cpu / max(other.cpu, 1):.2f}"
             print(f"{ratios:>16}", end="")
