@@ -11,6 +11,7 @@ from qemu_svm.nested import bits
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import FAINT, HEADING, KEY, columns, named_bits
 from qemu_svm.restore.area import Area, Content
+from qemu_svm.restore.run import Outcome
 from qemu_svm.restore.simulate import Result, Simulation, Snapshot
 from qemu_svm.restore.verdict import Judgement, Verdict, judge
 from qemu_svm.x86.segments import Segment, attrib_words
@@ -80,13 +81,19 @@ def _table(finished: Sequence[Simulation]) -> Iterator[Text]:
     yield from columns(rows, ("kernel", "basis", "verdict", "first reason"))
 
 
+def _how(outcome: Outcome) -> str:
+    if outcome.result == "waits":
+        return "waits for INIT or SIPI"
+    level = f"entered {outcome.level}, " if outcome.level else ""
+    return f"{level}ended with {outcome.result}"
+
+
 def _step(result: Result, before: Snapshot, *, verbose: bool) -> Iterator[Text]:
     line = Text(f"{result.number:2} {result.step.text}", HEADING)
     if result.errno:
         line.append(f"  {result.errno}", "bold red").append(f" ({result.failed})")
     elif result.outcome is not None:
-        level = f" entered {result.outcome.level}," if result.outcome.level else ""
-        line.append(f" {level} ended with {result.outcome.result}")
+        line.append(f"  {_how(result.outcome)}")
     yield line
     yield from (Text(f"     note: {note}", "yellow") for note in result.notes)
     state = result.state

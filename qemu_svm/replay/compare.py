@@ -26,7 +26,7 @@ from qemu_svm.restore.plan import Step
 from qemu_svm.restore.saved import areas
 from qemu_svm.restore.simulate import Result, Simulation
 
-KERNEL_DECIDES = frozenset({"INTERNAL_ERROR", "EFAULT", "hang"})
+KERNEL_DECIDES = frozenset({"INTERNAL_ERROR", "EFAULT", "EIO", "hang"})
 """Ends of KVM_RUN that the model predicts only where KVM alone brings them about."""
 _NEVER_CODE = frozenset({"EFAULT"})
 _BY_CODE = frozenset(
@@ -134,6 +134,8 @@ def _step(
     ours, theirs = result.outcome.result, seen.run.result
     if theirs == "skipped":
         return Compared(number, (), "an emulated host does not survive this KVM_RUN")
+    if result.outcome.halted and theirs == "hang":
+        return Compared(number, (), "the vCPU is halted, and no event came")
     agrees = judged(ours, theirs)
     if ours == "exit" and theirs not in ("exit", *_NEVER_CODE):
         # An instruction that cannot be fetched or emulated ends a run as well.
@@ -152,6 +154,8 @@ def judged(outcome: str, found: str) -> bool | None:
     :param outcome: the model's.
     :param found: the real one, by the names of :class:`qemu_svm.replay.replay.Ran`.
     """
+    if outcome == "waits":
+        return found == "hang"
     if outcome in KERNEL_DECIDES:
         return outcome == found
     if outcome == "exit" and found == "exit":

@@ -85,8 +85,8 @@ class Kernel:
     :param blank_cpuid_counts: KVM_SET_SREGS holds CR4 against the guest's CPUID even
         before one is set.
     :param late_cpuid: KVM_SET_CPUID2 in guest mode is ``harmless``, ``efault``
-        or ``hang`` (at the next run, with nested paging), or ``refused`` if it
-        changes anything.
+        or ``hang`` (at the next run, with nested paging of a long mode L1), or
+        ``refused`` if it changes anything.
     :param pages_rearmed: a failed merge of the MSR bitmap is tried again.
     :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
     :param l1_dr7: DR7 after a #VMEXIT.

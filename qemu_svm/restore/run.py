@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from qemu_svm.restore import x86
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
 from qemu_svm.restore.vcpu import PAGES, Vcpu
@@ -28,20 +29,38 @@ class Outcome:
     """How KVM_RUN ended.
 
     :param result: ``exit`` (L1 has control again), ``l1`` (the vCPU was never in
-        guest mode), ``INTERNAL_ERROR``, ``EFAULT``, ``hang`` or ``SHUTDOWN``.
+        guest mode), ``waits`` (for INIT or SIPI), ``INTERNAL_ERROR``, ``EFAULT``,
+        ``EIO``, ``hang`` or ``SHUTDOWN``.
     :param level: what was entered: ``L1``, ``L2``, or empty if nothing was.
     :param entry: save area that the processor was given.
     :param l1: L1's save area after the #VMEXIT, if there was one.
+    :param halted: all this comes once an event has woken the vCPU.
     """
 
     result: str
     level: str = ""
     entry: Area | None = None
     l1: Area | None = None
+    halted: bool = False
+
+
+_DESTROYED = {"efault": "EFAULT", "eio": "EIO", "hang": "hang"}
+_HALTED, _RESET_HOLD = 3, 9
 
 
 def vcpu_run(vcpu: Vcpu) -> Outcome:
-    """Run the vCPU until L1 has control."""
+    """Run the vCPU until L1 has control (``vcpu_run``, ``vcpu_block``)."""
+    x86.kvm_apic_accept_events(vcpu)
+    halted = vcpu.mp_state in (_HALTED, _RESET_HOLD)
+    if halted:
+        vcpu.note("the vCPU is halted: KVM_RUN waits for an event first")
+        vcpu.mp_state = 0
+    if vcpu.mp_state:
+        return Outcome("waits")
+    return replace(_woken(vcpu), halted=halted)
+
+
+def _woken(vcpu: Vcpu) -> Outcome:
     if vcpu.guest_mode and PAGES in vcpu.requests:
         if not vcpu.kernel.pages_rearmed:
             vcpu.requests.discard(PAGES)
@@ -50,8 +69,8 @@ def vcpu_run(vcpu: Vcpu) -> Outcome:
                 vcpu.note("the next KVM_RUN goes on with L1's MSR intercepts lost")
             return Outcome("INTERNAL_ERROR")
         vcpu.requests.discard(PAGES)
-    if vcpu.guest_mode and vcpu.mmu_broken in ("efault", "hang") and not _refused(vcpu):
-        return Outcome("EFAULT" if vcpu.mmu_broken == "efault" else "hang")
+    if vcpu.guest_mode and vcpu.mmu_broken in _DESTROYED and not _refused(vcpu):
+        return Outcome(_DESTROYED[vcpu.mmu_broken])
     entry = enter(vcpu)
     if not vcpu.guest_mode:
         return Outcome("l1", "L1", entry)

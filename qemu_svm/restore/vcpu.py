@@ -142,6 +142,7 @@ class Vcpu:
     smm: bool = False
     has_run: bool = False
     mp_state: int = 0
+    sipi_pending: bool = False
     mmu: str = "root"
     mmu_broken: str = ""
     requests: set[str] = field(default_factory=set)

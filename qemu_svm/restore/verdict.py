@@ -95,6 +95,9 @@ def judge(simulation: Simulation) -> Judgement:
     if outcome.result in _BROKEN:
         lines.append(_BROKEN[outcome.result])
         return Judgement(Verdict.BROKEN, tuple(lines))
+    if outcome.result == "waits":
+        lines.append("KVM_RUN waits for INIT or SIPI: nothing was entered.")
+        return Judgement(Verdict.REFUSED if refused else Verdict.RIGHT, tuple(lines))
     differences = tuple(_differences(simulation, runs[0]))
     lost = simulation.saved.guest_mode and outcome.level == "L1"
     if lost:
@@ -122,6 +125,7 @@ _BROKEN = {
     "INTERNAL_ERROR": "KVM_RUN ends with an internal error (emulation): L1's MSR bitmap "
     "is not in guest memory.",
     "EFAULT": "KVM_RUN fails with EFAULT: the MMU for nested paging was destroyed.",
+    "EIO": "KVM_RUN fails with EIO: the MMU for nested paging was destroyed.",
     "hang": "KVM_RUN never returns: the MMU for nested paging was destroyed.",
 }
 

@@ -7,6 +7,7 @@ EINVAL), or None.  Read in 5.10.262, 6.1.192, 6.12.117, 7.2.12.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from qemu_svm.restore import svm
 from qemu_svm.restore.area import Area
@@ -23,6 +24,8 @@ _CANONICAL = frozenset({"lstar", "cstar", "kernel_gs_base"})
 _HIGH = 0xFFFF_FFFF_0000_0000
 _EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
 _INIT_RECEIVED, _SIPI_RECEIVED = 2, 4
+_LMA = EFER.mask("LMA")
+_LATE_CPUID_PAE = {"efault": "eio", "hang": ""}
 
 
 def kvm_set_cpuid(vcpu: Vcpu, cpuid: Cpuid) -> str | None:
@@ -39,9 +42,13 @@ def kvm_set_cpuid(vcpu: Vcpu, cpuid: Cpuid) -> str | None:
         vcpu.mmu_broken = ""
     if vcpu.guest_mode and nested_npt_enabled(vcpu) and kernel.late_cpuid in ("efault", "hang"):
         # kvm_mmu_after_set_cpuid zeroes the roles of all MMUs; only those that
-        # are not in use are rebuilt.
-        vcpu.mmu_broken = kernel.late_cpuid
-        vcpu.note("KVM_SET_CPUID2 in guest mode destroys the MMU that nested paging needs")
+        # are not in use are rebuilt.  Nested paging of an L1 without long mode has
+        # three levels: mmu_alloc_shadow_roots then misses its PAE root (6.1), or
+        # does not need what is gone (6.6 and later).
+        long_mode = vcpu.l1_save.get("efer") & _LMA
+        vcpu.mmu_broken = kernel.late_cpuid if long_mode else _LATE_CPUID_PAE[kernel.late_cpuid]
+        if vcpu.mmu_broken:
+            vcpu.note("KVM_SET_CPUID2 in guest mode destroys the MMU that nested paging needs")
     return None
 
 
@@ -186,5 +193,20 @@ def set_mp_state(vcpu: Vcpu, state: int) -> str | None:
     if state in (_INIT_RECEIVED, _SIPI_RECEIVED) and blocked:
         return "U-05"
     # SIPI is kept as a pending event of a vCPU that got INIT.
-    vcpu.mp_state = _INIT_RECEIVED if state == _SIPI_RECEIVED else state
+    vcpu.sipi_pending = state == _SIPI_RECEIVED
+    vcpu.mp_state = _INIT_RECEIVED if vcpu.sipi_pending else state
     return None
+
+
+def kvm_apic_accept_events(vcpu: Vcpu) -> None:
+    """Start a vCPU that got INIT at vector 0, if a SIPI is pending (``lapic.c``)."""
+    if not vcpu.sipi_pending:
+        return
+    vcpu.sipi_pending = False
+    if vcpu.smm or not vcpu.gif:
+        return
+    writer = vcpu.writer("kvm_vcpu_deliver_sipi_vector")
+    segment = replace(vcpu.current.segment("cs"), selector=0, base=0)
+    svm.svm_set_segment(vcpu, "cs", segment, writer)
+    vcpu.arch.set("rip", 0, writer)
+    vcpu.mp_state = 0

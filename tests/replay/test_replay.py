@@ -89,6 +89,35 @@ def test_a_guest_that_never_leaves_is_got_back(in_box: InBox, plain: Guest) -> N
     assert comparison.steps[-1].open == "the guest's code decided how KVM_RUN ended (hang)"
 
 
+WAITS = "the vCPU is halted, and no event came"
+BY_CODE = "the guest's code decided how KVM_RUN ended"
+
+
+@pytest.mark.parametrize(
+    ("plan", "model", "kernel", "why"),
+    [
+        ("cpuid,sregs,regs,nested,mpstate:1,run", "waits", "hang", f"{BY_CODE} (hang)"),
+        ("mpstate:2,cpuid,sregs,regs,nested,run", "waits", "hang", f"{BY_CODE} (hang)"),
+        ("cpuid,sregs,regs,nested,mpstate:3,run", "exit", "hang", WAITS),
+        ("cpuid,sregs,regs,nested,mpstate:4,run", "exit", "SHUTDOWN", f"{BY_CODE} (SHUTDOWN)"),
+        # Nested paging of an L1 without long mode.
+        ("cpuid,sregs,nested:@0x4d0=0x1100,cpuid,regs,run", "EIO", "EIO", f"{BY_CODE} (EIO)"),
+        ("cpuid,sregs,nested,cpuid,regs,run", "EFAULT", "EFAULT", f"{BY_CODE} (EFAULT)"),
+    ],
+)
+def test_a_run_that_never_reaches_l2(
+    in_box: InBox, paged: Guest, plan: str, model: str, kernel: str, why: str
+) -> None:
+    ((one, seen, comparison),) = replayed(in_box, paged, [plan], shorten=True, seconds=0.5)
+    ran = seen.steps[-1].run
+    simulated = modelled(one, paged, in_box.probe()).results[-1].outcome
+    assert ran is not None
+    assert simulated is not None
+    assert (simulated.result, ran.result) == (model, kernel)
+    assert comparison.first() is None
+    assert comparison.steps[-1].open == why
+
+
 def test_a_difference_is_found_and_named(in_box: InBox, plain: Guest) -> None:
     """The real kernel is a 6.1; the model of another one must be told from it."""
     text = "cpuid,sregs,nested:flags=0x103,regs"

@@ -6,9 +6,11 @@ import pytest
 
 from qemu_svm.restore import plan as plans
 from qemu_svm.restore.kernels import KERNELS
+from qemu_svm.restore.run import Outcome
 from qemu_svm.restore.saved import Saved
 from qemu_svm.restore.simulate import Result, Simulation, simulate
 from qemu_svm.restore.vcpu import Host
+from qemu_svm.restore.verdict import Verdict, judge
 from qemu_svm.x86.segments import Segment
 from tests.restore.conftest import Run
 from tests.restore.recorded import guests
@@ -193,6 +195,50 @@ def test_a_triple_fault_without_its_capability_fails_late(run: Run, kernel: str,
     result = last(run(kernel, "cpuid,sregs,events:flags=0x2c:shadow=1:smm=1"))
     assert result.failed == "U-04"
     assert (result.state.shadow, int(result.state.smm)) == (done, done)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "broken"), [("5.10", ""), ("6.1", "EIO"), ("6.12", ""), ("7.2", "")]
+)
+def test_a_late_cpuid_and_nested_paging_without_long_mode(
+    run: Run, kernel: str, broken: str
+) -> None:
+    plan = "cpuid,sregs,nested:@0x4d0=0x1000,cpuid,regs,run"
+    result = last(run(kernel, plan, saved=guests()["nested-npt"]))
+    assert result.outcome is not None
+    assert result.outcome.result == (broken or "exit")
+
+
+@pytest.mark.parametrize("state", [1, 2])
+def test_a_vcpu_that_was_not_started_waits(run: Run, state: int) -> None:
+    simulation = run("6.1", f"cpuid,sregs,nested,regs,mpstate:{state},run")
+    result = last(simulation)
+    assert result.outcome == Outcome("waits")
+    assert result.state.guest_mode
+    assert judge(simulation).verdict is Verdict.RIGHT
+    assert judge(simulation).lines == ("KVM_RUN waits for INIT or SIPI: nothing was entered.",)
+
+
+def test_a_halted_vcpu_goes_on_once_it_is_woken(run: Run) -> None:
+    simulation = run("6.1", "cpuid,sregs,nested,regs,mpstate:3,run")
+    result = last(simulation)
+    assert result.notes == ("the vCPU is halted: KVM_RUN waits for an event first",)
+    assert result.outcome is not None
+    assert (result.outcome.result, result.outcome.halted) == ("exit", True)
+    assert judge(simulation).verdict is Verdict.RIGHT
+
+
+@pytest.mark.parametrize("gif", [True, False])
+def test_a_sipi_starts_at_vector_0_if_gif_allows(run: Run, gif: bool) -> None:
+    result = last(run("6.1", f"cpuid,sregs,mpstate:4,nested:flags={int(gif) << 8:#x},regs,run"))
+    assert result.outcome is not None
+    if not gif:
+        assert result.outcome.result == "waits"
+        return
+    entry = result.outcome.entry
+    assert entry is not None
+    assert (result.outcome.level, entry.get("rip")) == ("L1", 0)
+    assert (entry.segment("cs").selector, entry.segment("cs").base) == (0, 0)
 
 
 @pytest.mark.parametrize("state", [5, 6, 7, 8, 10])
