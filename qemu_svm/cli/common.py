@@ -33,7 +33,8 @@ description_option = click.option(
     "--description",
     "lender",
     metavar="FILE",
-    help="Take the description of this stream (or its JSON) if FILE has none.",
+    help="If FILE has no description, take that of this stream, its JSON, or what "
+    "QEMU's -dump-vmstate wrote.",
 )
 
 

@@ -37,8 +37,8 @@ def command(
         machine = quick
         if needs_all_records(machine, path):
             stream = machine.stream
-            lent = stream.description if stream.description_source == "borrowed" else None
-            machine = read_machine(read_stream(stream.source, common.limits(), Walk.RAM, lent))
+            again = read_stream(stream.source, common.limits(), Walk.RAM, stream.lent)
+            machine = read_machine(again)
         place = find(machine, path)
         data = b""
         if not place.scattered:

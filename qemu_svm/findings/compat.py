@@ -146,9 +146,8 @@ class _Judge:
     def _layouts(self, record: Record, described: Fields | None) -> tuple[DumpLayout, ...]:
         if described is not None:
             return self._dump.layouts.get(described.name, ())
-        # Without a description the name is all there is: PATH/DESCRIPTION.
-        name = (record.name or "").rpartition("/")[2]
-        return () if name in UNLISTED else self._dump.layouts.get(name, ())
+        # Without a description the name is all there is.
+        return self._dump.of_section(record.name or "")
 
     def _best(
         self, record: Record, label: str, layouts: tuple[DumpLayout, ...], described: Fields | None

@@ -30,8 +30,12 @@ def _description(machine: Machine) -> Iterator[Finding]:
             Severity.WARNING,
             "no-description",
             "the stream does not describe itself (suppress-vmdesc, postcopy or a very old "
-            "machine type): vCPUs and a few sections are decoded with built-in layouts, the "
-            "other device sections are only listed"
+            "machine type): vCPUs and a few sections are decoded with built-in layouts, "
+            + (
+                "others where the dump fits in one way only, the rest is only listed"
+                if machine.stream.description_source == "dump"
+                else "the other device sections are only listed"
+            )
             + (
                 ""
                 if machine.stream.footers

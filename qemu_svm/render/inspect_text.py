@@ -32,6 +32,13 @@ _PDPTRS = tuple(f"pdptr{number}" for number in range(4))
 _MORE = (("cr2", "dr6", "dr7"), ("pat", "vm_hsave_pa"), _PDPTRS)
 _L1_SEGMENTS = (("cs", "cs"), ("ss", "ss"), ("ds", "ds"), ("es", "es"))
 _L1_TABLES = (("gdt", "gdtr"), ("idt", "idtr"))
+_DESCRIPTION = {
+    "embedded": "embedded",
+    "borrowed": "borrowed from another stream",
+    "dump": "guessed from a dump",
+    "none": "none",
+}
+_GUESSED = {"builtin": " (built-in layout)", "dump": " (fits the dump)"}
 _IN_FULL = 4
 _PARTS = (Kind.PART, Kind.SKIPPED)
 _ALL_PARTS = 12  # as many in a row are all listed, else
@@ -87,7 +94,7 @@ def _head(machine: Machine) -> Iterable[Text]:
             text += f" and {rest} more blocks, {size_words(total)} in all"
         yield entry("RAM", text)
     devices = sum(1 for _ in stream.sections())
-    described = "embedded" if stream.description_source == "embedded" else "none"
+    described = _DESCRIPTION[stream.description_source]
     yield entry("devices", f"{devices} sections, description {described}")
     nested = [vcpu.index for vcpu in machine.vcpus if vcpu.guest_mode]
     if machine.vcpus:
@@ -232,8 +239,8 @@ def _section(record: Record) -> list[str | Text]:
         name += " (RAM data, stepped over; --ram reads it)"
     elif record.kind is Kind.LOST:
         name = "(no record: damage)"
-    elif record.described == "builtin":
-        name += " (built-in layout)"
+    elif record.described in _GUESSED:
+        name += _GUESSED[record.described]
     elif record.opaque:
         name += " (not described)"
     version = "" if record.version_id is None else str(record.version_id)

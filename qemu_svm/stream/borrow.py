@@ -3,6 +3,7 @@
 The best lender is a stream of the same machine, saved by the same QEMU with the
 same devices; its sizes are proved section by section all the same.  The JSON
 itself, as ``show --raw`` of the record or an editor gives it, will do too.
+What QEMU's ``-dump-vmstate`` writes tells less, see :mod:`~qemu_svm.stream.fit`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from qemu_svm.source.base import Source
 from qemu_svm.stream import vmdesc
 from qemu_svm.stream.model import read_stream
 from qemu_svm.stream.vmdesc import Description
+from qemu_svm.stream.vmstate_json import MACHINE, Dump, parse_dump
 
 
-def description_of(source: Source, limits: Limits = DEFAULT) -> Description:
-    """Take the description out of another stream, or out of its JSON.
+def description_of(source: Source, limits: Limits = DEFAULT) -> Description | Dump:
+    """Take the description out of another stream, or out of its JSON; or read a dump.
 
     :raises SourceError: there is none in it.
     :raises StreamError: it is damaged.
     """
     if source.read_at(0, 64).lstrip()[:1] == b"{":
-        found = vmdesc.parse(source.read_at(0, limits.description_bytes), 0, limits)
+        text = source.read_at(0, limits.description_bytes + 1)
+        if f'"{MACHINE}"'.encode() in text:
+            return parse_dump(text, limits)
+        found = vmdesc.parse(text, 0, limits)
     else:
         described = read_stream(source, limits)
         if described.description is None:
@@ -34,6 +39,6 @@ def description_of(source: Source, limits: Limits = DEFAULT) -> Description:
     if not found.devices:
         raise SourceError(
             f"'{source.path}' describes no device",
-            hint="QEMU's -dump-vmstate output has no wire sizes: take another stream",
+            hint="take a complete stream of the same machine and QEMU",
         )
     return found

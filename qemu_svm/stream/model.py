@@ -36,6 +36,7 @@ from qemu_svm.stream.tail import Tail, find_chain, find_description
 from qemu_svm.stream.values import Value
 from qemu_svm.stream.vmdesc import Description, Device
 from qemu_svm.stream.vmstate import decode
+from qemu_svm.stream.vmstate_json import Dump
 from qemu_svm.stream.walk import Walker
 
 _RAM_DATA = frozenset({RecordType.PART, RecordType.END})
@@ -58,7 +59,8 @@ class Stream:
 
     :param pages: page records by kind; None if RAM data was stepped over.
     :param described: description of a section by the offset of its record.
-    :param description_source: ``embedded`` or ``none``.
+    :param description_source: ``embedded``, ``borrowed``, ``dump`` or ``none``.
+    :param lent: the description or the dump that was borrowed for it.
     :param footers: sections end with their id (not those of 2.3 and older machine types).
     :param complete: the end of the stream was reached, nothing is cut off.
     """
@@ -73,6 +75,7 @@ class Stream:
     description: Description | None
     described: Mapping[int, Device]
     description_source: str
+    lent: Description | Dump | None
     problems: tuple[StreamError, ...]
     footers: bool
     complete: bool
@@ -120,18 +123,18 @@ def read_stream(
     source: Source,
     limits: Limits = DEFAULT,
     walk: Walk = Walk.QUICK,
-    borrowed: Description | None = None,
+    borrowed: Description | Dump | None = None,
 ) -> Stream:
     """Read a stream.
 
-    :param borrowed: a description of another stream, used if this one has none.
+    :param borrowed: a description of another stream, or a dump, used if this one has none.
     :raises StreamError: ``source`` does not even start like a stream.
     """
     Walker(source, limits, None).header()
     problems: list[StreamError] = []
     tail = find_description(source, limits)
     description = _parse(tail.text, tail.payload, limits, problems) if tail else None
-    origin = "embedded"
+    origin, lent = "embedded", None
     walker = None
     if tail is not None and description is not None and walk is not Walk.LINEAR:
         walker = _from_both_ends(source, limits, description, tail, walk)
@@ -145,8 +148,13 @@ def read_stream(
             if description is not None:
                 walker = _front_to_back(source, limits, description)
         if description is None and borrowed is not None:
-            description, origin = borrowed, "borrowed"
-            walker = _front_to_back(source, limits, borrowed, origin)
+            lent = borrowed
+            if isinstance(borrowed, Dump):
+                origin = "dump"
+                walker = _front_to_back(source, limits, None, dump=borrowed)
+            else:
+                description, origin = borrowed, "borrowed"
+                walker = _front_to_back(source, limits, borrowed, origin)
     problems = walker.problems + problems
     if source.damage is not None:
         problems.append(_source_problem(source, source.damage))
@@ -161,7 +169,8 @@ def read_stream(
         page_size=(description.page_size if description else None) or walker.ram.page_size,
         description=description,
         described=walker.described,
-        description_source="none" if description is None else origin,
+        description_source="none" if description is None and lent is None else origin,
+        lent=lent,
         problems=tuple(problems),
         footers=walker.footers is not False,
         complete=walker.ended and not any(isinstance(p, Truncated) for p in problems),
@@ -190,9 +199,13 @@ def _source_problem(source: Source, damage: SourceError) -> StreamError:
 
 
 def _front_to_back(
-    source: Source, limits: Limits, description: Description | None, origin: str = "embedded"
+    source: Source,
+    limits: Limits,
+    description: Description | None,
+    origin: str = "embedded",
+    dump: Dump | None = None,
 ) -> Walker:
-    walker = Walker(source, limits, description, origin)
+    walker = Walker(source, limits, description, origin, dump)
     walker.header()
     recoveries = 0
     while True:

@@ -27,6 +27,7 @@ from qemu_svm.stream.resync import (
 )
 from qemu_svm.stream.vmdesc import Description, Device, has_null_arrays
 from qemu_svm.stream.vmstate import decode
+from qemu_svm.stream.vmstate_json import Dump
 
 _PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
 
@@ -38,7 +39,12 @@ class Payloads:
     """
 
     def __init__(
-        self, source: Source, limits: Limits, description: Description | None, origin: str
+        self,
+        source: Source,
+        limits: Limits,
+        description: Description | None,
+        origin: str,
+        dump: Dump | None = None,
     ) -> None:
         self.source = source
         self.limits = limits
@@ -50,6 +56,7 @@ class Payloads:
             self.ram.page_size = size
         self.footers: bool | None = None
         self.origin = origin
+        self.dump = dump
         self.described: dict[int, Device] = {}
         # Two sections may share name and instance (the ISA IDE ports do), so
         # descriptions are handed out in order.
@@ -98,8 +105,8 @@ class Payloads:
         else:
             self._search(record)
             opaque = True
-            if record.kind is Kind.FULL and self._guessed(record):
-                described = "builtin"
+            if record.kind is Kind.FULL:
+                described = self._guessed(record)
         return opaque, described
 
     def _formed(self, record: Record, form: Format) -> bool:
@@ -164,7 +171,7 @@ class Payloads:
             )
         return offset
 
-    def _guessed(self, record: Record) -> bool:
+    def _guessed(self, record: Record) -> str:
         # A built-in layout counts only if it fills the section exactly, or up
         # to a subsection that is newer than the layout.
         for device, end in self._fitting(record):
@@ -173,8 +180,23 @@ class Payloads:
             newer = behind[:1] == b"\5" and behind[2:] == prefix and end < self.reader.offset
             if end == self.reader.offset or newer:
                 self.described[record.offset] = device
-                return True
-        return False
+                return "builtin"
+        return "dump" if self.dump is not None and self._dumped(record, self.dump) else "none"
+
+    def _dumped(self, record: Record, dump: Dump) -> bool:
+        # Whether a dump's layout fills the section, up to the reader's place.
+        from qemu_svm.stream.fit import fitted
+
+        name, size = record.name or "", self.reader.offset - record.payload
+        layouts = dump.of_section(name)
+        if not layouts or size > self.limits.section_bytes:
+            return False
+        payload = self.source.read_at(record.payload, size)
+        layout = fitted(layouts, record.version_id or 0, payload)
+        if layout is None:
+            return False
+        self.described[record.offset] = Device(name, record.instance_id or 0, layout, size)
+        return True
 
     def _fitting(self, record: Record) -> Iterator[tuple[Device, int]]:
         # Built-in layouts that can be read here, and where they end.

@@ -36,8 +36,8 @@ class Record:
     ``payload`` and ``payload_size`` give the part between header and footer.
     ``opaque`` is set if the extent was found by searching for the footer, not
     by reading the content.  ``described`` tells where the layout of a device
-    section comes from: ``embedded``, ``borrowed``, ``builtin`` (then it is a
-    guess that fits) or ``none``.  ``count`` is the number of records that a
+    section comes from: ``embedded``, ``borrowed``, ``builtin`` or ``dump`` (then
+    it is a guess that fits) or ``none``.  ``count`` is the number of records that a
     ``SKIPPED`` one stands for; 0 if they were not read.
     """
 

@@ -19,7 +19,8 @@ from typing import Any
 from qemu_svm.errors import LimitExceeded, Malformed
 from qemu_svm.limits import DEFAULT, Limits
 
-_MACHINE = "vmschkmachine"
+MACHINE = "vmschkmachine"
+"""The key that tells a dump from other JSON."""
 
 UNLISTED = frozenset(
     {"cpu", "cpu_common", "timer", "globalstate", "apic", "PCIBUS", "i2c_bus", "acpi_build"}
@@ -73,6 +74,11 @@ class Dump:
     machine: str | None
     layouts: dict[str, tuple[DumpLayout, ...]]
 
+    def of_section(self, name: str) -> tuple[DumpLayout, ...]:
+        """Layouts that a section of that name (``PATH/DESCRIPTION``) may have."""
+        own = name.rpartition("/")[2]
+        return () if own in UNLISTED else self.layouts.get(own, ())
+
 
 def parse_dump(text: bytes, limits: Limits = DEFAULT) -> Dump:
     """Read a dump.
@@ -104,17 +110,17 @@ def parse_dump(text: bytes, limits: Limits = DEFAULT) -> Dump:
 
 def _dump(document: Any, depth: int) -> Dump:
     classes = _object(document, "top level")
-    if _MACHINE not in classes:
+    if MACHINE not in classes:
         raise Malformed(
             "the JSON is no vmstate dump",
             offset=0,
-            expected=f"a key '{_MACHINE}'",
+            expected=f"a key '{MACHINE}'",
             hint="make it with: qemu-system-x86_64 -M TYPE -dump-vmstate FILE",
         )
-    machine = _object(classes[_MACHINE], _MACHINE).get("Name")
+    machine = _object(classes[MACHINE], MACHINE).get("Name")
     layouts: dict[str, list[DumpLayout]] = {}
     for name, item in classes.items():
-        if name != _MACHINE and "Description" in _object(item, name):
+        if name != MACHINE and "Description" in _object(item, name):
             layout = _layout(item["Description"], name, depth)
             same = layouts.setdefault(layout.name, [])
             if layout not in same:

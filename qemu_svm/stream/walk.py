@@ -29,6 +29,7 @@ from qemu_svm.stream.structs import (
 )
 from qemu_svm.stream.text import name_text
 from qemu_svm.stream.vmdesc import Description
+from qemu_svm.stream.vmstate_json import Dump
 
 _WORD = 8  # payload of a RAM section with nothing but its end
 _SMALL = 64  # bytes of a PART that may be one of very many
@@ -43,6 +44,7 @@ class Walker(Payloads):
 
     :param description: of the devices, if it is known already.
     :param origin: where that comes from, ``embedded`` or ``borrowed``.
+    :param dump: what QEMU tells of its devices, for a stream that tells nothing.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class Walker(Payloads):
         limits: Limits,
         description: Description | None,
         origin: str = "embedded",
+        dump: Dump | None = None,
     ) -> None:
-        super().__init__(source, limits, description, origin)
+        super().__init__(source, limits, description, origin, dump)
         self.description = description
         self.version = 0
         self.configuration: Configuration | None = None

@@ -75,6 +75,21 @@ def test_a_borrowed_description(sample: bytes, sample_file: Path, svmstream: Run
     assert refused.returncode == 3
 
 
+def test_a_dump_instead_of_a_description(tmp_path: Path, svmstream: Run) -> None:
+    path = tmp_path / "vmstate.json"
+    subprocess.run(["qemu-system-x86_64", "-M", "pc", "-dump-vmstate", path], check=True)
+    stream = STREAMS / "kinds" / "qemu10.0-no-description.mig.zst"
+    text = svmstream("inspect", stream, "--description", path).stdout
+    assert b"description guessed from a dump" in text
+    assert b"mc146818rtc (fits the dump)" in text
+    assert b"apic (not described)" in text
+    shown = svmstream("show", stream, "section:mc146818rtc.cmos_data", "--description", path)
+    assert shown.returncode == 0
+    made = json.loads(svmstream("inspect", stream, "--json", "--description", path).stdout)
+    assert made["stream"]["description"] == "dump"
+    assert "dump" in {section["described"] for section in made["sections"]}
+
+
 def test_findings_give_status_one(sample: bytes, tmp_path: Path, svmstream: Run) -> None:
     made = json.loads(svmstream("show", "--json", "-", "vcpu0.hflags2", input=sample).stdout)
     at = made["offset"]

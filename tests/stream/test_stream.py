@@ -26,6 +26,7 @@ from qemu_svm.stream import Kind, RamPages, Stream, Walk, builtin, read_stream
 from qemu_svm.stream.borrow import description_of
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.vmdesc import Description
 from qemu_svm.stream.vmstate import decode
 from tests import builders
 from tests.builders import PAGE, Section, page, zero
@@ -339,8 +340,9 @@ def test_what_cannot_lend() -> None:
     with pytest.raises(SourceError, match="no description to lend"):
         description_of(BytesSource(builders.stream(TWO, describe=False)))
     with pytest.raises(SourceError, match="describes no device"):
-        description_of(BytesSource(b'{"vmschkmachine": {"Name": "pc"}}'))
+        description_of(BytesSource(b'{"page_size": 4096}'))
     found = description_of(BytesSource(builders.description(TWO)[5:]))
+    assert isinstance(found, Description)
     assert [device.name for device in found.devices] == ["timer", "0000:00:01.0/dev"]
 
 
