@@ -15,7 +15,7 @@ import click
 
 from qemu_svm import __version__
 from qemu_svm.cli.verbs import Verbs
-from qemu_svm.errors import EnvironmentFault, PathError, Refused, SvmStreamError
+from qemu_svm.errors import EnvironmentFault, PathError, Refused, SourceError, SvmStreamError
 
 EXIT_FINDINGS = 1
 EXIT_USAGE = 2
@@ -99,12 +99,18 @@ def _run() -> int:
         click.echo("svmstream: interrupted", err=True)
         return EXIT_INTERRUPTED
     except PathError as error:
-        complain(str(error), f"near it: {', '.join(error.near)}" if error.near else None)
+        complain(str(error), near(error))
         return EXIT_USAGE
     except SvmStreamError as error:
-        complain(str(error))
+        # The others have their hint in their text.
+        complain(str(error), error.hint if isinstance(error, SourceError) else None)
         return next((exits for kind, exits in _EXITS if isinstance(error, kind)), EXIT_UNREADABLE)
     return result if isinstance(result, int) else 0
+
+
+def near(error: PathError) -> str | None:
+    """What the user may have meant, in words."""
+    return f"near it: {', '.join(error.near)}" if error.near else None
 
 
 def complain(message: str, hint: str | None = None) -> None:

@@ -66,11 +66,11 @@ def command(
             from qemu_svm.render.check_document import document
 
             common.print_json(document(machine, found))
-            common.warn(machine)
         else:
             from qemu_svm.render.check_text import report
 
             common.print_lines(report(machine, found))
+        common.warn(machine)
         unreadable = common.status(machine, [])
     if unreadable:
         return unreadable

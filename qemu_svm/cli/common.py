@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, complain
-from qemu_svm.errors import PlanError
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, complain, near
+from qemu_svm.errors import PathError, PlanError, SourceError
 from qemu_svm.source import open_source
 from qemu_svm.stream import Walk, read_stream
 
@@ -81,19 +81,38 @@ def opened(path: str, walk: Walk = Walk.QUICK, lender: str | None = None) -> Ite
         with open_source(lender, limits()) as source:
             borrowed = description_of(source, limits())
     with open_source(path, limits()) as source:
-        yield read_machine(read_stream(source, limits(), walk, borrowed))
+        machine = read_machine(read_stream(source, limits(), walk, borrowed))
+        with excused(lambda: warn(machine), damaged=_damaged(machine)):
+            yield machine
+
+
+@contextmanager
+def excused(tell: Callable[[], object], *, damaged: bool) -> Iterator[None]:
+    """A path that names nothing is no mistake of the user's where the stream is damaged.
+
+    :param tell: says what is wrong with the stream.
+    :raises SourceError: it may be in what could not be read.
+    """
+    try:
+        yield
+    except PathError as error:
+        if isinstance(error, PlanError) or not damaged:
+            raise
+        tell()
+        raise SourceError(
+            f"{error.what}, as far as the stream can be read", hint=near(error)
+        ) from error
 
 
 def vcpu(machine: Machine, index: int) -> Vcpu:
     """Give the vCPU of this number.
 
-    :raises PlanError: if there is none; why, as far as it is known, is told before.
+    :raises PathError: there is none that can be read.
     """
     found = next((vcpu for vcpu in machine.vcpus if vcpu.index == index), None)
     if found is None:
-        warn(machine)
-        near = [str(vcpu.index) for vcpu in machine.vcpus]
-        raise PlanError(f"the stream has no readable vCPU {index}", near=near)
+        known = [str(vcpu.index) for vcpu in machine.vcpus]
+        raise PathError(f"the stream has no readable vCPU {index}", near=known)
     return found
 
 
@@ -131,12 +150,16 @@ def progress(whole: int, of_what: str) -> Callable[[int], None]:
 
 def status(machine: Machine, found: Sequence[Finding]) -> int:
     """Exit status for a stream and what was found in it."""
-    if not machine.stream.complete or machine.stream.problems or machine.problems:
+    if _damaged(machine):
         return EXIT_UNREADABLE
     from qemu_svm.findings import Severity
 
     bad = any(finding.severity is not Severity.INFO for finding in found)
     return EXIT_FINDINGS if bad else 0
+
+
+def _damaged(machine: Machine) -> bool:
+    return bool(not machine.stream.complete or machine.stream.problems or machine.problems)
 
 
 def warn(machine: Machine) -> None:

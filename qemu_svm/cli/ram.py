@@ -71,7 +71,8 @@ def command(
         source = stack.enter_context(open_source(file, common.limits()))
         stream = read_stream(source, common.limits())
         ram = stack.enter_context(opened_ram(stream, channels))
-        chosen = [ram.block(name) for name in names] or list(range(len(ram.entries)))
+        with common.excused(lambda: tell(stream, ram), damaged=not is_complete(stream, ram)):
+            chosen = [ram.block(name) for name in names] or list(range(len(ram.entries)))
         if span is not None and any(edge % ram.page_size for edge in span if edge < 1 << 63):
             raise click.UsageError(f"--range: not a multiple of the page size, {ram.page_size}")
         files: dict[int, str] = {}

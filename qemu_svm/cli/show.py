@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from qemu_svm.cli import EXIT_UNREADABLE, common
+from qemu_svm.cli import common
 from qemu_svm.machine import read_machine
 from qemu_svm.machine.paths import find, needs_all_records
 from qemu_svm.stream import Walk, read_stream
@@ -57,7 +57,5 @@ def command(
             from qemu_svm.render.show_text import report
 
             common.print_lines(report(place, data, verbose=verbose))
-        if machine.stream.complete:
-            return 0
         common.warn(machine)
-        return EXIT_UNREADABLE
+        return common.status(machine, [])

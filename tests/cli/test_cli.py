@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,44 @@ def test_a_cut_file(as_json: bool, sample: bytes, tmp_path: Path, svmstream: Run
         assert done.stdout.count(b"error at 0x98d00") == 1
         assert b"NOT COMPLETE" in done.stdout
         assert b"cpu_common" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("show", "-", "vcpu0.rip"),
+        ("simulate", "-"),
+        ("replay", "-"),
+        ("ram", "-", "--block", "pc.bios"),
+    ],
+)
+def test_what_a_cut_stream_lacks(args: Sequence[str], sample: bytes, svmstream: Run) -> None:
+    done = svmstream(*args, input=sample[:60])
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"offset 0x3c" in done.stderr
+    assert b"as far as the stream can be read" in done.stderr
+
+
+@pytest.mark.parametrize("args", [("check",), ("simulate",), ("show", "vcpu0.rip")])
+def test_damage_elsewhere_is_told(
+    args: Sequence[str], sample: bytes, tmp_path: Path, svmstream: Run
+) -> None:
+    cut, flipped = tmp_path / "cut", tmp_path / "flipped"
+    cut.write_bytes(sample[:0xA0000])
+    at = sample.index(b"pc.bios") + 4  # in the block list; records go on behind it
+    flipped.write_bytes(sample[:at] + b"\xff" * 32 + sample[at + 32 :])
+    for path in (cut, flipped):
+        done = svmstream(args[0], path, *args[1:])
+        assert done.returncode == 3
+        assert done.stderr.count(b"offset 0x") >= 1
+
+
+def test_the_hint_of_a_source_is_told(tmp_path: Path, svmstream: Run) -> None:
+    path = tmp_path / "no.bin"
+    path.write_bytes(b"something else\n" * 9)
+    done = svmstream("inspect", f"{path}#daily")
+    assert done.returncode == 3
+    assert b"FILE#@OFFSET says where a stream starts" in done.stderr
 
 
 def test_a_borrowed_description(sample: bytes, sample_file: Path, svmstream: Run) -> None:
