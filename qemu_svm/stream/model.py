@@ -24,7 +24,7 @@ from qemu_svm.errors import (
     Truncated,
     Unsupported,
 )
-from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.limits import DEFAULT, MIB, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream import vmdesc
 from qemu_svm.stream.constants import RecordType
@@ -39,6 +39,7 @@ from qemu_svm.stream.vmstate import decode
 from qemu_svm.stream.vmstate_json import Dump
 from qemu_svm.stream.walk import Walker
 
+_LOOKED_AT = 64 * MIB  # of what is behind the end
 _RAM_DATA = frozenset({RecordType.PART, RecordType.END})
 
 
@@ -247,9 +248,11 @@ def _recovered(walker: Walker) -> bool:
 
 
 def _nothing_behind(walker: Walker) -> None:
-    # Containers pad with zeros; anything else does not belong here.
+    # Containers pad with zeros; anything else does not belong here.  A disk, or a
+    # file that is one hole, may go on for terabytes: nobody looks so far.
     reader = walker.reader
-    while not reader.at_end():
+    most = reader.offset + _LOOKED_AT
+    while not reader.at_end() and reader.offset < most:
         block = reader.peek(1 << 16)
         if block.strip(b"\0"):
             raise Malformed(

@@ -14,6 +14,8 @@ and 10.2.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -30,6 +32,7 @@ from qemu_svm.stream.records import Record
 from qemu_svm.stream.walk import Walker
 
 _OFFSET = (1 << INPUT_SHIFT) - 1
+_HEX = re.compile("0x[0-9a-f]+")
 _FLAGS = 0x3FF
 _EOS = int(RamFlag.EOS).to_bytes(8, "big")
 
@@ -147,11 +150,31 @@ def read_extra(main: Walker, source: Source, number: int) -> Extra:
             if not ended:
                 raise Truncated("the resumed stream has no end", offset=shifted.end)
     except StreamError as error:
-        error.offset = min(error.offset, shifted.end) & _OFFSET
+        error.offset = min(error.offset, shifted.end)
         error.section = f"connection {number} ({kind})"
-        problem = error
+        problem = _unshifted(error, number)
     pages = state.runs.records - before if state.runs is not None else 0
     return Extra(source, kind, pages, ended, problem)
+
+
+def broke_off(extras: Sequence[Extra], number: int) -> bool:
+    """Whether a connection only ends too early, and a later one takes up from there."""
+    later = any(extra.kind == "resumed" for extra in extras[number + 1 :])
+    return later and isinstance(extras[number].problem, Truncated)
+
+
+def _unshifted(error: StreamError, number: int) -> StreamError:
+    # Offsets, also those in words, as they are in the connection itself.
+    def own(found: re.Match[str]) -> str:
+        offset = int(found[0], 16)
+        return hex(offset & _OFFSET) if offset >> INPUT_SHIFT == number else found[0]
+
+    error.offset &= _OFFSET
+    for name in ("what", "expected", "found", "hint"):
+        text = getattr(error, name)
+        if text is not None:
+            setattr(error, name, _HEX.sub(own, text))
+    return error
 
 
 def _records(source: _Shifted, state: RamState) -> None:

@@ -197,7 +197,7 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
     except StreamError as error:
         problems.append(error)
     extras = _further(walker, others, 1 + len(read))
-    problems += [extra.problem for extra in extras if extra.problem is not None]
+    problems += _problems_of(extras)
     missing = discards.missing(state, stream.source.size()) if discards is not None else None
     if missing is not None:
         problems.append(missing)
@@ -237,6 +237,18 @@ def _further(walker: Walker, sources: Sequence[Source], number: int) -> list[Ext
     from qemu_svm.stream.postcopy import read_extra
 
     return [read_extra(walker, source, at) for at, source in enumerate(sources, number)]
+
+
+def _problems_of(extras: list[Extra]) -> list[StreamError]:
+    if not extras:
+        return []
+    from qemu_svm.stream.postcopy import broke_off
+
+    return [
+        extra.problem
+        for at, extra in enumerate(extras)
+        if extra.problem is not None and not broke_off(extras, at)
+    ]
 
 
 def is_complete(stream: Stream, ram: Ram) -> bool:

@@ -115,6 +115,36 @@ def test_a_resumed_connection() -> None:
         assert ram.problems[-1].offset == cut
 
 
+def test_a_connection_that_broke_off_too() -> None:
+    whole = builders.stream([], [STALE, page(PAGE, b"lost")], {"pc.ram": PAGES * PAGE})
+    stream = read_stream(BytesSource(whole[: whole.index(b"lost")]))
+    commands = builders.command(10, counted("pc.ram")) + builders.command(9)
+    again = commands + builders.referring(2, 2, page(PAGE, b"again", "pc.ram"))
+    again = again[: again.index(b"again") + 9]
+    asked = page(2 * PAGE, b"asked", "pc.ram")[:-1]
+    third = (
+        commands
+        + builders.referring(2, 2, page(PAGE, b"third", "pc.ram") + builders.EOS)
+        + builders.referring(3, 2, builders.EOS)
+        + b"\0"
+    )
+    ram = ram_with(stream, asked, again, third)
+    assert all_problems(stream, ram) == ()
+    assert is_complete(stream, ram)
+    assert ram.read_page(0, 1)[:5] == b"third"
+    # The last one, and what is damaged, is told, in the connection's own offsets.
+    ram = ram_with(stream, asked, again, third[:-1])
+    last = ram.problems[-1]
+    assert (last.section, last.offset) == ("connection 3 (resumed)", len(third) - 1)
+    ram = ram_with(stream, again)
+    problem = ram.problems[-1]
+    assert problem.section == "connection 1 (resumed)"
+    assert "0x1000000" not in str(problem)
+    assert f"at {problem.offset - 9:#x}" in str(problem)
+    ram = ram_with(stream, page(PAGE, b"asked", "nowhere"), third)
+    assert isinstance(all_problems(stream, ram)[-1], Malformed)
+
+
 RETURN_PATH = {
     "pong": b"\0\2\0\4\0\0\0\1",
     "shut": b"\0\1\0\4\0\0\0\0",

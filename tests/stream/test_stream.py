@@ -438,6 +438,27 @@ def test_padding_and_junk_behind_the_end() -> None:
     assert not any(s.opaque for s in stream.sections())
 
 
+class Padded(BytesSource):
+    """A stream on a disk of a terabyte that is zero behind it."""
+
+    read = 0
+
+    def size(self) -> int:
+        return 1 << 40
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        self.read += size
+        return super().read_at(offset, size).ljust(min(size, self.size() - offset), b"\0")
+
+
+def test_a_terabyte_of_zeros_is_not_read() -> None:
+    source = Padded(builders.stream(TWO, RAM, BLOCKS))
+    stream = read_stream(source)
+    assert (stream.complete, stream.problems) == (True, ())
+    assert len(list(stream.sections())) == 2
+    assert source.read < 256 << 20
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
