@@ -152,13 +152,17 @@ class _Judge:
     def _best(
         self, record: Record, label: str, layouts: tuple[DumpLayout, ...], described: Fields | None
     ) -> list[Objection]:
-        # Of classes that share a name, the one that fits best is meant.
-        results = []
+        # Of classes that share a name, the one that fits best is meant; where none
+        # does, a part of a class may.
         before = self._fields
-        for layout in layouts:
+
+        def tried(layout: DumpLayout) -> tuple[list[Objection], int]:
             self._fields = before
-            found = list(self._section(record, label, layout, described))
-            results.append((found, self._fields))
+            return list(self._section(record, label, layout, described)), self._fields
+
+        results = [tried(layout) for layout in layouts]
+        if described is not None and all(_weight(found)[0] for found, _ in results):
+            results += map(tried, self._dump.inside(described.name))
         best, self._fields = min(results, key=lambda result: _weight(result[0]))
         return best
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,19 @@ class Dump:
 
     machine: str | None
     layouts: dict[str, tuple[DumpLayout, ...]]
+
+    def inside(self, name: str) -> Iterator[DumpLayout]:
+        """Layouts of that name that stand inside those of devices.
+
+        A device may register a part of itself as a section of its own: with
+        ``vmware-svga`` comes ``vga``, which is in the dump as a part of other cards.
+        """
+        waiting = [layout for same in self.layouts.values() for layout in same]
+        while waiting:
+            layout = waiting.pop()
+            parts = [field.layout for field in layout.fields if field.layout is not None]
+            yield from (part for part in parts if part.name == name)
+            waiting += parts
 
     def of_section(self, name: str) -> tuple[DumpLayout, ...]:
         """Layouts that a section of that name (``PATH/DESCRIPTION``) may have."""
