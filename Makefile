@@ -46,7 +46,7 @@ test: needs  ## install what the tests need and run them all
 	$(BIN)/pytest -n 2
 
 .PHONY: matrix
-matrix: $(STAMP)  ## save on each kernel and QEMU, restore on each other one (an hour)
+matrix: $(STAMP)  ## save on each kernel and QEMU, restore on each other one (half an hour)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
 	$(BIN)/svmstream lab matrix --all-pairings
 
