@@ -72,7 +72,8 @@ def command(
     with common.opened(file) as machine:
         vcpu = common.vcpu(machine, index)
         saved = from_vcpu(vcpu)
-        host = Host(npt=not no_npt, irqchip=not no_irqchip, cpuid=guest_cpuid(saved, maxphyaddr))
+        host = Host(npt=not no_npt, irqchip=not no_irqchip, bsp=index == 0,
+                    cpuid=guest_cpuid(saved, maxphyaddr))  # fmt: skip
         finished = [
             simulate(kernel, saved, steps, host=host, race=race,
                      backed=lambda a, n: not machine.blocks or backed(machine, a, n))

@@ -18,7 +18,7 @@ from qemu_svm.restore.observed import Observed, comparable
 from qemu_svm.restore.simulate import Simulation
 from qemu_svm.x86.segments import attrib_words
 
-_QUIET = ("ctl.", "msr.")
+_QUIET = ("ctl.", "shared.", "msr.")
 _L1 = (
     *("rip", "rsp", "rax", "rflags"),
     *("cr0", "cr3", "cr4", "efer", "cs", "ss", "ds", "es", "gdtr", "idtr"),

@@ -16,6 +16,8 @@ from qemu_svm.replay.replay import Replayed, Seen
 from qemu_svm.restore.area import RESET, Area
 from qemu_svm.restore.observed import (
     ARCH_MSRS,
+    SHARED_REGISTERS,
+    SHARED_SEGMENTS,
     VMCB01_MSRS,
     Observed,
     comparable,
@@ -26,7 +28,7 @@ from qemu_svm.restore.plan import Step
 from qemu_svm.restore.saved import areas
 from qemu_svm.restore.simulate import Result, Simulation
 
-KERNEL_DECIDES = frozenset({"INTERNAL_ERROR", "EFAULT", "EIO", "hang"})
+KERNEL_DECIDES = frozenset({"INTERNAL_ERROR", "EFAULT", "EINVAL", "EIO", "hang"})
 """Ends of KVM_RUN that the model predicts only where KVM alone brings them about."""
 _NEVER_CODE = frozenset({"EFAULT"})
 _BY_CODE = frozenset(
@@ -35,6 +37,7 @@ _BY_CODE = frozenset(
     | {f"regs.dr{number}" for number in (0, 1, 2, 3, 6)}
     | {f"sregs.{name}" for name in ("fs", "gs", "tr", "ldtr")}
     | {f"msr.{name}" for name in (*VMCB01_MSRS, *ARCH_MSRS)}
+    | {f"shared.{name}" for name in (*SHARED_SEGMENTS, *SHARED_REGISTERS)}
 )
 """What L2's code may change for L1 as well: #VMEXIT does not load it."""
 _REWRITES = {"sregs": "sregs.", "sregs2": "sregs.", "regs": "regs.r", "debugregs": "regs.dr"}
@@ -43,7 +46,7 @@ _EVENTS = ("exc_", "int_", "nmi_", "triple_", "smm_pending")
 _LOW = 0xFFFF_FFFF
 _GIVEN_UP = "EIO"  # what KVM answers to everything once it has given a VM up
 _VALID = 1 << 31
-_32_BITS = frozenset({"msr.sysenter_cs"})
+_32_BITS = frozenset({"msr.sysenter_cs", "shared.sysenter_cs"})
 """Registers of which the processor keeps 32 bits, whatever KVM gave it."""
 _DECISIVE = ("cr0", "cr3", "cr4", "efer", "cs", "ss", "ds", "es")
 """Registers with which an instruction runs or faults, besides RIP."""
@@ -124,7 +127,8 @@ def _step(
     kernel = {name: value for name, value in seen.state.items() if name not in unknown}
     if any(one.outcome is not None for one in simulation.results[:number]):
         for name in _32_BITS:
-            model[name] &= _LOW
+            if name in model:
+                model[name] &= _LOW
             if name in kernel:
                 kernel[name] &= _LOW
     if seen.run is None:
@@ -156,6 +160,8 @@ def judged(outcome: str, found: str) -> bool | None:
     """
     if outcome == "waits":
         return found == "hang"
+    if outcome == "reset":
+        return None
     if outcome in KERNEL_DECIDES:
         return outcome == found
     if outcome == "exit" and found == "exit":

@@ -14,6 +14,7 @@ from qemu_svm.restore.cpuid import Cpuid
 BITS: Mapping[str, tuple[int, str, int]] = {
     "vmx": (1, "ecx", 5),
     "pcid": (1, "ecx", 17),
+    "x2apic": (1, "ecx", 21),
     "xsave": (1, "ecx", 26),
     "fsgsbase": (7, "ebx", 0),
     "smep": (7, "ebx", 7),
@@ -32,6 +33,7 @@ BITS: Mapping[str, tuple[int, str, int]] = {
     "rdpru": (0x8000_0008, "ebx", 4),
     "npt": (0x8000_000A, "edx", 0),
     "nrips": (0x8000_000A, "edx", 3),
+    "tscratemsr": (0x8000_000A, "edx", 4),
     "vgif": (0x8000_000A, "edx", 16),
     "gmet": (0x8000_000A, "edx", 17),
     "sev_es": (0x8000_001F, "eax", 3),

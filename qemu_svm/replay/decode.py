@@ -14,6 +14,8 @@ from qemu_svm.restore.observed import (
     CONTROL_REGISTERS,
     L1_REGISTERS,
     L1_SEGMENTS,
+    SHARED_REGISTERS,
+    SHARED_SEGMENTS,
     TABLES,
     VMCB01_MSRS,
     Observed,
@@ -54,14 +56,17 @@ def _nested(data: bytes) -> Observed:
 
 
 def vmcb(page: bytes) -> Observed:
-    """A VMCB page: ``ctl.*`` and ``l1.*``."""
+    """A VMCB page: ``ctl.*``, ``l1.*`` and ``shared.*``."""
     control, save = areas(page, RESET)
     found: dict[str, Any] = {f"ctl.{name}": control.get(name) for name in control}
-    for name in L1_SEGMENTS:
-        segment = save.segment(name)
-        found[f"l1.{name}"] = [segment.selector, segment.base, segment.limit, segment.attrib]
+    for whose, names in (("l1", L1_SEGMENTS), ("shared", SHARED_SEGMENTS)):
+        for name in names:
+            segment = save.segment(name)
+            parts = [segment.selector, segment.base, segment.limit, segment.attrib]
+            found[f"{whose}.{name}"] = parts
     for name in TABLES:
         found[f"l1.{name}"] = [save.segment(name).base, save.segment(name).limit]
+    found |= {f"shared.{name}": save.get(name) for name in SHARED_REGISTERS}
     return found | {f"l1.{name}": save.get(name) for name in L1_REGISTERS}
 
 

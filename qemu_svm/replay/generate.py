@@ -96,8 +96,21 @@ def _control_register(random: Random, saved: Saved) -> str:
     value = saved.sregs.get(name)
     bits = _BITS.get(name, (0, 1, 2, 3) if name == "cr8" else _ALL)
     if name == "cr8":
-        return f"cr8={_hex(random.randrange(16))}"
+        return f"cr8={_hex(random.choice((*range(16), 16, 1 << 32)))}"
     return f"{name}={_hex(_near(random, value, bits))}"
+
+
+_APIC = 0xFEE0_0900  # enabled, of the bootstrap processor
+
+
+def _apic_base(random: Random, _saved: Saved) -> str:
+    bits = (0, 8, 9, 10, 11, 12, 31, 32, 36, 39, 40, 52, 63)
+    return f"apic_base={_hex(_near(random, _APIC, bits))}"
+
+
+def _pdptrs(random: Random, _saved: Saved) -> str:
+    values = (0, 1, 0x12001, 0x121E7, 1 << 52, (1 << 64) - 1)
+    return ":".join(f"pdptr{number}={_hex(random.choice(values))}" for number in range(4))
 
 
 def _segment(random: Random, _saved: Saved) -> str:
@@ -210,18 +223,22 @@ def _regs(random: Random, saved: Saved) -> str:
 
 _MSRS = (
     *("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs", "sysenter_esp"),
-    *("sysenter_eip", "pat", "vm_hsave_pa"),
+    *("sysenter_eip", "vm_hsave_pa", "fs_base", "gs_base", "tsc_aux"),
 )
+_MSR_VALUES = {
+    "pat": (0x0007040600070406, 0, 2, 0x0606060606060606, 1 << 63),
+    "vm_cr": (*range(0x21), 0x08, 0x10, 0x18, 1 << 32),
+    "tsc_ratio": (0, 1 << 32, 2 << 32, 1, 0xFF << 32, 1 << 40),
+    "debugctl": (0, 1, 2, 0x3F, 0x40, 1 << 32),
+}
 
 
 def _msr(random: Random, saved: Saved) -> str:
-    name = random.choice(("efer", "efer", *_MSRS))
+    name = random.choice(("efer", "efer", *_MSRS, *_MSR_VALUES))
     if name == "efer":
         return f"efer={_hex(_near(random, saved.sregs.get('efer'), _EFER_BITS))}"
-    if name == "pat":
-        return "pat=" + _hex(random.choice(
-            (0x0007040600070406, 0, 2, 0x0606060606060606, 1 << 63, random.getrandbits(64))
-        ))  # fmt: skip
+    if name in _MSR_VALUES:
+        return f"{name}={_hex(random.choice(_MSR_VALUES[name]))}"
     return (
         f"{name}={_hex(random.choice((*_EDGES, random.getrandbits(47), random.getrandbits(64))))}"
     )
@@ -256,7 +273,8 @@ def _event(random: Random, _saved: Saved) -> str:
     names = random.choice(
         (("smm",), ("shadow",), ("flags",), ("flags", "smm"), ("flags", "shadow"),
          ("exc_injected", "exc_nr"), ("flags", "exc_pending", "exc_nr"),
-         ("int_injected", "int_nr"), tuple(random.sample(tuple(_EVENTS), 2)))
+         ("int_injected", "int_nr"), ("latched_init",), ("smm_pending",),
+         tuple(random.sample(tuple(_EVENTS), 2)))
     )  # fmt: skip
     return ":".join(f"{name}={_hex(random.choice(_EVENTS[name]))}" for name in names)
 
@@ -284,8 +302,8 @@ def _cpuid(random: Random, _saved: Saved) -> str:
 
 _SETTINGS: dict[str, tuple[Setting, ...]] = {
     "cpuid": (_cpuid,),
-    "sregs": (_control_register, _control_register, _segment, _l1),
-    "sregs2": (_control_register, _control_register, _segment, _l1),
+    "sregs": (_control_register, _control_register, _segment, _l1, _apic_base),
+    "sregs2": (_control_register, _control_register, _segment, _l1, _apic_base, _pdptrs),
     "nested": (_flags, _header, _control, _control, _save, _save, _save_segment, _anywhere),
     "get": (_get,),
     "regs": (_regs, _l1),

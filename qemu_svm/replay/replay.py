@@ -129,7 +129,7 @@ def host_of(probe: Probe, options: Options) -> Host:
     cpuid = probe.features
     if options.maxphyaddr is not None:
         cpuid = type(cpuid)(cpuid.features, options.maxphyaddr)
-    return Host(npt=cpuid.has("npt"), irqchip=options.irqchip, cpuid=cpuid)
+    return Host(npt=cpuid.has("npt"), irqchip=options.irqchip, bsp=options.vcpu == 0, cpuid=cpuid)
 
 
 def job(sequence: Trial, ram: Ram, probe: Probe) -> Json:

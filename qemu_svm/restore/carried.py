@@ -12,6 +12,7 @@ from qemu_svm.nested import layout
 from qemu_svm.restore.area import Area, Writer
 from qemu_svm.restore.cpuid import FEATURES, Cpuid
 from qemu_svm.restore.plan import Step
+from qemu_svm.restore.saved import MSRS as SAVED_MSRS
 from qemu_svm.restore.saved import Saved
 from qemu_svm.x86.segments import Segment
 
@@ -30,6 +31,8 @@ _PARTS = {
     "g": (11, 1),
 }
 _NMI_PENDING, _SHADOW, _SMM = 1, 4, 8
+MSRS = (*SAVED_MSRS, "fs_base", "gs_base", "tsc", "tsc_aux", "tsc_ratio", "debugctl", "vm_cr")
+"""MSRs that a plan may name."""
 WHOLE = layout.UAPI_HEADER_SIZE + layout.VMCB_SIZE
 
 
@@ -111,7 +114,13 @@ def regs(saved: Saved, step: Step) -> dict[str, int]:
 
 
 def msrs(saved: Saved, step: Step) -> dict[str, int]:
-    """MSRs of ``msrs`` by name, in the order in which they are written."""
+    """MSRs of ``msrs`` by name, in the order in which they are written.
+
+    :raises PlanError: an MSR that is not known here.
+    """
+    for name, _value in step.settings:
+        if name not in MSRS:
+            raise PlanError(f"'msrs' has no MSR '{name}'", near=MSRS)
     return {key: int(value) for key, value in step.settings} or dict(saved.msrs)
 
 

@@ -37,6 +37,7 @@ _WHOLE = 128 + 4096
 _KNOWN_FLAGS = 0x10F
 _MSRPM_SIZE = 0x2000
 _IOPM_SIZE = 0x3000
+_APIC_BASE_RESERVED, _X2APIC, _APIC_ENABLED = 0x2FF, 1 << 10, 1 << 11
 _VALID_EXCEPTIONS = frozenset({0, 1, *range(3, 9), *range(10, 15), 16, 17, 18, 19, 28, 30})
 
 
@@ -159,6 +160,26 @@ def _cr4_of_guest(vcpu: Vcpu) -> int:
     return cr4_reserved(vcpu.cpuid) if known else 0
 
 
+def _bad_apic_base(vcpu: Vcpu, area: Area) -> bool:
+    # Bits 10 and 11: x2APIC mode, enabled.  x2APIC without enabled is no mode.
+    if "apic_base" not in area:
+        return False
+    base = area.get("apic_base")
+    if vcpu.kernel.same_apic_base and base == vcpu.arch.get("apic_base"):
+        return False
+    reserved = _APIC_BASE_RESERVED | (0 if vcpu.cpuid.has("x2apic") else _X2APIC)
+    return (
+        bool(base & reserved)
+        or not is_legal_gpa(vcpu.cpuid, base)
+        or base & (_X2APIC | _APIC_ENABLED) == _X2APIC
+    )
+
+
+def _pdptrs_without_pae(_vcpu: Vcpu, area: Area) -> bool:
+    pae = area.get("cr0") & _PG and area.get("cr4") & _PAE and not area.get("efer") & _LMA
+    return "pdptr0" in area and not pae
+
+
 SET_SREGS: dict[str, Callable[[Vcpu, Area], bool]] = {
     "R-01": _bad_mode,
     "R-02": lambda v, s: _sregs_long_mode(s) and not is_legal_gpa(v.cpuid, s.get("cr3")),
@@ -169,4 +190,6 @@ SET_SREGS: dict[str, Callable[[Vcpu, Area], bool]] = {
         or s.get("cr0") & (_PG | _PE) == _PG
     ),
     "R-05": lambda v, s: not valid_efer(v.host.cpuid, v.cpuid, s.get("efer")),
+    "R-07": _bad_apic_base,
+    "R-08": _pdptrs_without_pae,
 }

@@ -30,10 +30,10 @@ _CR4_FEATURES = {
 }
 FEATURES = frozenset(_CR4_FEATURES) | {
     *("svm", "npt", "lm", "nx", "fxsr_opt", "invpcid", "rdtscp", "skinit", "rdpru", "vgif"),
-    *("nrips", "sev_es", "gmet", "autoibrs"),
+    *("nrips", "sev_es", "gmet", "autoibrs", "x2apic", "tscratemsr"),
 }
 _DEFAULT = frozenset(
-    {"fsgsbase", "xsave", "smep", "smap", "svm", "npt", "lm", "nx", "rdtscp", "vgif"}
+    {"fsgsbase", "xsave", "smep", "smap", "svm", "npt", "lm", "nx", "rdtscp", "vgif", "x2apic"}
 )
 UNSET_MAXPHYADDR = 36
 """What KVM assumes while no CPUID has been set (``cpuid_query_maxphyaddr``)."""

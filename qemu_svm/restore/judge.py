@@ -120,7 +120,7 @@ def check(
         if vcpu.nested is not None and not vcpu.nested.is_svm:
             continue
         saved = from_vcpu(vcpu)
-        host = Host(npt=npt, cpuid=guest_cpuid(saved, maxphyaddr))
+        host = Host(npt=npt, bsp=vcpu.index == 0, cpuid=guest_cpuid(saved, maxphyaddr))
         failures: dict[str, list[str]] = {}
         for kernel in kernels:
             simulation = simulate(

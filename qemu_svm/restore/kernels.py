@@ -20,6 +20,9 @@ from types import MappingProxyType
 LEAVE = "leave"
 """Stands in ``set_nested_state`` where a call without GUEST_MODE is done."""
 
+SREGS2_CHECK = "R-08"
+"""What KVM_SET_SREGS2 checks before all that KVM_SET_SREGS does."""
+
 _ORDER = (
     *("SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-03b", "SV-04", LEAVE),
     *("SV-05", "SV-06", "C-01", "C-02", "C-03", "C-03b", "C-04", "C-05", "C-06", "C-07", "C-08"),
@@ -92,9 +95,14 @@ class Kernel:
     :param l1_dr7: DR7 after a #VMEXIT.
     :param l2_vmmcall: KVM intercepts VMMCALL while L2 runs even if L1 does not.
     :param has_sregs2: KVM_SET_SREGS2 exists.
+    :param base_msrs: KVM_SET_MSRS knows FS_BASE and GS_BASE.
+    :param tsc_ratio_msr: it knows TSC_RATIO.
+    :param same_apic_base: an APIC base that stays as it is is not checked.
     :param reset_rdx: RDX of a fresh vCPU.
-    :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear
-        or in SMM, and KVM_SET_VCPU_EVENTS refuses SMM while INIT or SIPI is pending.
+    :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear,
+        in SMM or with an SMI pending, and KVM_SET_VCPU_EVENTS refuses SMM while INIT or
+        SIPI is pending; otherwise KVM_RUN refuses.
+    :param init_intercept_blocks: it refuses them as well while L2 runs and L1 intercepts INIT.
     :param mp_states: what KVM_SET_MP_STATE takes besides 0; None for anything.
     :param triple_fault: the flag of KVM_SET_VCPU_EVENTS that carries a triple fault is
         known: without its capability the call fails when all else is done.
@@ -132,8 +140,12 @@ class Kernel:
     l1_dr7: int = 0x400
     l2_vmmcall: bool = False
     has_sregs2: bool = True
+    base_msrs: bool = True
+    tsc_ratio_msr: bool = True
+    same_apic_base: bool = False
     reset_rdx: int = 0x600
     gif_blocks_init: bool = True
+    init_intercept_blocks: bool = False
     mp_states: frozenset[int] | None = None
     triple_fault: bool = False
     sysenter: str = "always"
@@ -144,7 +156,8 @@ class Kernel:
     @property
     def checks(self) -> frozenset[str]:
         """Ids of everything that this kernel checks on a restore."""
-        return frozenset(self.set_nested_state) - {LEAVE} | set(self.sregs)
+        second = {SREGS2_CHECK} if self.has_sregs2 else set()
+        return frozenset(self.set_nested_state) - {LEAVE} | set(self.sregs) | second
 
 
 _CONTROL_5_8 = frozenset(
@@ -165,7 +178,7 @@ _MASKS_7_2 = MappingProxyType(
     }
 )
 
-_SREGS = ("R-01", "R-02", "R-03", "R-04")
+_SREGS = ("R-01", "R-02", "R-03", "R-04", "R-07")
 _FIRST = (
     *("SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-04", LEAVE),
     *("SV-05", "SV-06", "C-01", "C-02"),
@@ -182,7 +195,7 @@ V5_8 = Kernel(
     read=("commits of the 5.8 and 5.9 cycles",),
     split=False,
     set_nested_state=_ordered(_FIRST, "C-03", "SV-10", "SV-11"),
-    sregs=_SREGS[:3],
+    sregs=tuple(check for check in _SREGS if check != "R-04"),
     vmrun=Vmrun(
         hsave_needed=False,
         control_cached=False,
@@ -201,6 +214,9 @@ V5_8 = Kernel(
     smm_leaves=False,
     l1_dr7=0,
     has_sregs2=False,
+    base_msrs=False,
+    init_intercept_blocks=True,
+    tsc_ratio_msr=False,
     reset_rdx=0,
     control_fields=_CONTROL_5_8,
     control_masks=_BITMAPS,
@@ -242,7 +258,7 @@ V5_13 = Kernel(
     read=("commits 6906e06db9b0, c08f390a75c1, 063ab16c14db, 9d290e16432c, 232f75d3b4b5",),
     split=True,
     set_nested_state=_ordered(_FIRST, "C-03", "C-04", "C-05", _L1_STATE),
-    sregs=_SREGS[:3],
+    sregs=tuple(check for check in _SREGS if check != "R-04"),
     vmrun=Vmrun(
         hsave_needed=False,
         control_cached=True,
@@ -255,6 +271,7 @@ V5_13 = Kernel(
     reset_rdx=0,
     cr3_check="never",
     smm_leaves=False,
+    tsc_ratio_msr=False,
     control_fields=_CONTROL_5_8,
     control_masks=_BITMAPS,
 )
@@ -289,6 +306,7 @@ V5_17 = replace(
     cr3_check="after",
     mmu_ready=True,
     smm_leaves=True,
+    tsc_ratio_msr=True,
 )
 
 _MP_STATES = frozenset({1, 2, 3, 4, 9})  # uninitialised, INIT, halted, SIPI, reset hold
@@ -361,6 +379,7 @@ V7_2 = replace(
     gif_blocks_init=False,
     svme_clear_sets_gif=False,
     blank_cpuid_counts=True,
+    same_apic_base=True,
     late_cpuid="refused",
     pages_rearmed=True,
     l2_vmmcall=True,

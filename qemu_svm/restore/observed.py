@@ -2,7 +2,8 @@
 
 KVM tells five things about a vCPU (KVM_GET_NESTED_STATE, SREGS, REGS, DEBUGREGS,
 VCPU_EVENTS) and the MSRs one asks for.  A state here is flat: ``nested.flags``,
-``ctl.asid`` (the blob's control area), ``l1.cr3`` (its save area), ``sregs.cr3``,
+``ctl.asid`` (the blob's control area), ``l1.cr3`` (what is L1's in its save area),
+``shared.star`` (what L1 and L2 share there, or nobody uses), ``sregs.cr3``,
 ``regs.rip``, ``msr.star``, ``smm``, ``shadow``.  A segment is
 ``[selector, base, limit, attrib]``, a descriptor table ``[base, limit]``.
 """
@@ -18,13 +19,16 @@ Observed = dict[str, Any]
 
 L1_SEGMENTS = ("es", "cs", "ss", "ds")
 L1_REGISTERS = ("efer", "cr4", "cr3", "cr0", "rflags", "rip", "rsp", "rax", "cpl")
+SHARED_SEGMENTS = ("fs", "gs", "ldtr", "tr")
 CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "efer")
 TABLES = ("gdtr", "idtr")
 VMCB01_MSRS = (
     *("star", "lstar", "cstar", "sfmask", "kernel_gs_base"),
     *("sysenter_cs", "sysenter_esp", "sysenter_eip"),
 )
-ARCH_MSRS = ("pat", "vm_hsave_pa")
+SHARED_REGISTERS = (*VMCB01_MSRS, "cr2", "dr6", "dr7", "g_pat")
+"""Numbers in the blob's save area that are not L1's own."""
+ARCH_MSRS = ("pat", "vm_hsave_pa", "vm_cr")
 _DB = 0x400
 _BUSY = 2
 _ATTRIB = 0x7FE  # GET_SREGS makes up G, and KVM sets the accessed bit
@@ -46,20 +50,23 @@ def flat(state: Snapshot, *, split: bool) -> Observed:
             found[f"l1.{name}"] = [l1.segment(name).base, l1.segment(name).limit]
         for name in L1_REGISTERS:
             found[f"l1.{name}"] = l1.get(name)
+        for name in SHARED_SEGMENTS:
+            found[f"shared.{name}"] = _segment(l1.segment(name), _BLOB_ATTRIB)
+        found |= {f"shared.{name}": l1.get(name) for name in SHARED_REGISTERS}
     for name in CONTROL_REGISTERS:
         found[f"sregs.{name}"] = arch.get(name)
     for name in L1_SEGMENTS:
         found[f"sregs.{name}"] = _segment(current.segment(name), _ATTRIB)
     if not current.segment("ss").present:
         found["sregs.ss"][3] &= ~_DB  # svm_get_segment clears it
-    for name in ("fs", "gs", "ldtr", "tr"):
+    for name in SHARED_SEGMENTS:
         found[f"sregs.{name}"] = _segment(vmcb01.segment(name), _ATTRIB)
     found["sregs.tr"][3] |= _BUSY  # svm_get_segment sets it
     for name in TABLES:
         table = current.segment(name)
         found[f"sregs.{name}"] = [table.base, table.limit & 0xFFFF]
     for name in arch:
-        if name not in (*CONTROL_REGISTERS, *ARCH_MSRS, "cr8"):
+        if name not in (*CONTROL_REGISTERS, *ARCH_MSRS, "cr8", "apic_base"):
             found[f"regs.{name}"] = arch.get(name)
     found["regs.rflags"] = current.get("rflags")
     found |= {f"msr.{name}": vmcb01.get(name) for name in VMCB01_MSRS}
@@ -76,7 +83,8 @@ def _segment(segment: Segment, mask: int) -> list[int]:
 def comparable(name: str, value: Any) -> Any:
     """A value that KVM showed without what KVM makes up on GET."""
     if isinstance(value, list) and len(value) == 4:
-        return [*value[:3], value[3] & (_BLOB_ATTRIB if name.startswith("l1.") else _ATTRIB)]
+        in_blob = name.startswith(("l1.", "shared."))
+        return [*value[:3], value[3] & (_BLOB_ATTRIB if in_blob else _ATTRIB)]
     return value
 
 

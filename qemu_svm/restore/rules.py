@@ -155,6 +155,10 @@ _CHECKS = (
         "Linux arch/x86/kvm/regs.c kvm_is_valid_sregs (7.2; 6.12.117)",
     ),
     ("R-06", "the kernel has no KVM_SET_SREGS2", "EINVAL", "use KVM_SET_SREGS", "x86.c, 5.14"),
+    ("R-07", "the APIC base has reserved bits, or x2APIC mode that CPUID or the enable bit lacks",
+     _SREGS, _CPUID, "x86.c kvm_set_apic_base (lapic.c kvm_apic_set_base since 6.12)"),
+    ("R-08", "PDPTRs are given, but CR0, CR4 and EFER are not those of PAE paging",
+     "KVM_SET_SREGS2 answers EINVAL", "leave the flag out", "x86.c __set_sregs2"),
     (
         "U-01",
         "CPUID changes after the vCPU ran, or (7.2) in guest mode",

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qemu_svm.restore import x86
 from qemu_svm.restore.area import Area
+from qemu_svm.restore.lapic import kvm_apic_accept_events
 from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
-from qemu_svm.restore.vcpu import PAGES, Vcpu
+from qemu_svm.restore.vcpu import HALTED, PAGES, RESET_HOLD, Vcpu
 from qemu_svm.x86.registers import CR0, EFER, canonical
 
 _VMRUN_BASES = ("es", "cs", "ss", "ds", "gdtr", "idtr")
 _VMLOAD_BASES = ("fs", "gs", "tr", "ldtr")
 _ET = CR0.mask("ET")
 _RFLAGS = 0xFFFF_FFFF
+_DR6_ACTIVE_LOW = 0xFFFF_0FF0
 _EFER = EFER.mask(*(name for _, name in EFER.items()))
 
 
@@ -29,8 +30,8 @@ class Outcome:
     """How KVM_RUN ended.
 
     :param result: ``exit`` (L1 has control again), ``l1`` (the vCPU was never in
-        guest mode), ``waits`` (for INIT or SIPI), ``INTERNAL_ERROR``, ``EFAULT``,
-        ``EIO``, ``hang`` or ``SHUTDOWN``.
+        guest mode), ``waits`` (for INIT or SIPI), ``reset`` (INIT was pending),
+        ``INTERNAL_ERROR``, ``EFAULT``, ``EINVAL``, ``EIO``, ``hang`` or ``SHUTDOWN``.
     :param level: what was entered: ``L1``, ``L2``, or empty if nothing was.
     :param entry: save area that the processor was given.
     :param l1: L1's save area after the #VMEXIT, if there was one.
@@ -45,13 +46,14 @@ class Outcome:
 
 
 _DESTROYED = {"efault": "EFAULT", "eio": "EIO", "hang": "hang"}
-_HALTED, _RESET_HOLD = 3, 9
 
 
 def vcpu_run(vcpu: Vcpu) -> Outcome:
     """Run the vCPU until L1 has control (``vcpu_run``, ``vcpu_block``)."""
-    x86.kvm_apic_accept_events(vcpu)
-    halted = vcpu.mp_state in (_HALTED, _RESET_HOLD)
+    stopped = kvm_apic_accept_events(vcpu)
+    if stopped is not None:
+        return Outcome(stopped)
+    halted = vcpu.mp_state in (HALTED, RESET_HOLD)
     if halted:
         vcpu.note("the vCPU is halted: KVM_RUN waits for an event first")
         vcpu.mp_state = 0
@@ -77,7 +79,10 @@ def _woken(vcpu: Vcpu) -> Outcome:
     vcpu.nested.run_pending = 0
     if not nested_svm_vmexit(vcpu):
         return Outcome("SHUTDOWN", "L2", entry, None if vcpu.guest_mode else _l1(vcpu))
-    _as_processor_has_it(vcpu)  # L1 has control, so the processor was given its VMCB
+    # L1 has control, so the processor was given its VMCB (svm_vcpu_run, svm_set_dr6).
+    vcpu.vmcb01.copy_from(vcpu.arch, ("cr2",))
+    vcpu.vmcb01.set("dr6", _DR6_ACTIVE_LOW, vcpu.writer("svm_set_dr6"))
+    _as_processor_has_it(vcpu)
     return Outcome("exit", "L2", entry, _l1(vcpu))
 
 
@@ -89,6 +94,7 @@ def _refused(vcpu: Vcpu) -> bool:
 def enter(vcpu: Vcpu) -> Area:
     """Fill the active VMCB from the vCPU's registers (``svm_vcpu_run``)."""
     vcpu.has_run = True
+    vcpu.smi_pending = False
     current = vcpu.current
     current.copy_from(vcpu.arch, ("rax", "rsp", "rip", "cr2", "dr6"))
     if vcpu.host.npt:

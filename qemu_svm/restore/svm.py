@@ -14,6 +14,7 @@ from qemu_svm.x86.segments import Segment
 
 _SVME = EFER.mask("SVME")
 _LME, _LMA = EFER.mask("LME"), EFER.mask("LMA")
+_VM_CR_VALID, _VM_CR_LOCK, _VM_CR_SVMDIS = 0x1F, 0x08, 0x10
 
 
 def svm_set_gif(vcpu: Vcpu, value: int) -> None:
@@ -89,6 +90,19 @@ def svm_set_rflags(vcpu: Vcpu, rflags: int, writer: Writer) -> None:
 def svm_set_dr7(vcpu: Vcpu, dr7: int, writer: Writer) -> None:
     """Set DR7 in the active VMCB."""
     vcpu.current.set("dr7", dr7, writer)
+
+
+def svm_set_vm_cr(vcpu: Vcpu, value: int, writer: Writer) -> str | None:
+    """Set VM_CR (5.10 to 7.2); a check that fails late leaves the value there."""
+    if value & ~_VM_CR_VALID:
+        return "U-02"
+    old = vcpu.arch.get("vm_cr")
+    frozen = _VM_CR_LOCK | _VM_CR_SVMDIS if old & _VM_CR_SVMDIS else 0
+    vcpu.arch.set("vm_cr", value & ~frozen | old & frozen, writer)
+    if vcpu.arch.get("vm_cr") & _VM_CR_SVMDIS and vcpu.arch.get("efer") & _SVME:
+        vcpu.note("VM_CR disables SVM while EFER.SVME is set: refused, but the value is kept")
+        return "U-02"
+    return None
 
 
 def svm_set_interrupt_shadow(vcpu: Vcpu, shadow: int, writer: Writer) -> None:

@@ -19,6 +19,9 @@ from qemu_svm.restore.cpuid import HOST_CPUID, NONE, Cpuid
 from qemu_svm.restore.kernels import Kernel
 from qemu_svm.x86.segments import Segment
 
+RUNNABLE, UNINITIALIZED, INIT_RECEIVED, HALTED, SIPI_RECEIVED = range(5)
+RESET_HOLD = 9
+"""MP states by number (Linux ``include/uapi/linux/kvm.h``)."""
 INVALID_GPA = (1 << 64) - 1
 PAGES = "NESTED_STATE_PAGES"
 """KVM_REQ_GET_NESTED_STATE_PAGES: what the ioctl leaves for the first run."""
@@ -40,7 +43,7 @@ GPRS = (
     *(f"r{number}" for number in range(8, 16)),
 )
 
-_DATA16 = Segment(0, 0, 0xFFFF, 0x93)
+_DATA16 = Segment(0, 0, 0xFFFF, 0x92)  # init_seg: the accessed bit is clear
 
 
 def _reset_save() -> dict[str, Content]:
@@ -52,7 +55,7 @@ def _reset_save() -> dict[str, Content]:
     return {
         **segments,
         **numbers,
-        "cs": Segment(0xF000, 0xFFFF0000, 0xFFFF, 0x9B),
+        "cs": Segment(0xF000, 0xFFFF0000, 0xFFFF, 0x9A),
         "tr": Segment(0, 0, 0xFFFF, 0x83),
         "ldtr": Segment(0, 0, 0xFFFF, 0x82),
         "gdtr": Segment(0, 0, 0xFFFF, 0),
@@ -67,10 +70,14 @@ def _reset_save() -> dict[str, Content]:
     }
 
 
+_ZERO_AT_RESET = (
+    *("cr2", "cr3", "cr4", "cr8", "efer", "dr0", "dr1", "dr2", "dr3"),
+    *("vm_hsave_pa", "vm_cr"),
+)
+
+
 def _reset_arch() -> dict[str, Content]:
-    values: dict[str, Content] = dict.fromkeys(
-        (*GPRS, "cr2", "cr3", "cr4", "cr8", "efer", "dr0", "dr1", "dr2", "dr3", "vm_hsave_pa"), 0
-    )
+    values: dict[str, Content] = dict.fromkeys((*GPRS, *_ZERO_AT_RESET), 0)
     return {
         **values,
         "rip": 0xFFF0,
@@ -78,6 +85,7 @@ def _reset_arch() -> dict[str, Content]:
         "dr6": 0xFFFF0FF0,
         "dr7": 0x400,
         "pat": 0x0007040600070406,
+        "apic_base": 0xFEE00900,
     }
 
 
@@ -87,12 +95,15 @@ class Host:
 
     :param npt: kvm-amd uses nested paging (module parameter ``npt``).
     :param irqchip: the local APIC is in the kernel.
+    :param bsp: it is the bootstrap processor; with an APIC in the kernel any other one
+        waits for INIT and SIPI until KVM_SET_MP_STATE says otherwise.
     :param separate_pat: the quirk KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT is disabled.
     :param cpuid: what the host supports at most.
     """
 
     npt: bool = True
     irqchip: bool = True
+    bsp: bool = True
     separate_pat: bool = False
     cpuid: Cpuid = HOST_CPUID
 
@@ -119,6 +130,8 @@ class Vcpu:
     """Everything that the model changes.  ``step`` is the plan's current one.
 
     :param backed: whether a page of guest memory exists.
+    :param init_pending: INIT has arrived and was not processed (``latched_init``);
+        ``sipi_pending`` and ``smi_pending`` likewise.
     :param smram: what SMM entry saved: vmcb12's address, or None.
     :param vmcb12: vmcb12's save area in memory, as last written.
     :param mmu: ``root`` or ``guest``; ``mmu_broken`` tells that entering L2
@@ -140,9 +153,11 @@ class Vcpu:
     guest_mode: bool = False
     gif: bool = True
     smm: bool = False
+    init_pending: bool = False
+    sipi_pending: bool = False
+    smi_pending: bool = False
     has_run: bool = False
     mp_state: int = 0
-    sipi_pending: bool = False
     mmu: str = "root"
     mmu_broken: str = ""
     requests: set[str] = field(default_factory=set)
@@ -156,6 +171,10 @@ class Vcpu:
 
     def __post_init__(self) -> None:
         self.arch.set("rdx", self.kernel.reset_rdx, RESET)
+        if self.kernel.split:
+            self.vmcb01.set("dr6", 0, RESET)  # init_vmcb leaves it to svm_set_dr6
+        if self.host.irqchip and not self.host.bsp:
+            self.mp_state = UNINITIALIZED
 
     @property
     def current(self) -> Area:

@@ -125,6 +125,8 @@ _BROKEN = {
     "INTERNAL_ERROR": "KVM_RUN ends with an internal error (emulation): L1's MSR bitmap "
     "is not in guest memory.",
     "EFAULT": "KVM_RUN fails with EFAULT: the MMU for nested paging was destroyed.",
+    "EINVAL": "KVM_RUN fails with EINVAL: the vCPU waits for SIPI, and that is blocked.",
+    "reset": "INIT is pending: KVM_RUN resets the vCPU, and L2 is gone.",
     "EIO": "KVM_RUN fails with EIO: the MMU for nested paging was destroyed.",
     "hang": "KVM_RUN never returns: the MMU for nested paging was destroyed.",
 }

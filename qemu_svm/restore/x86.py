@@ -13,19 +13,25 @@ from qemu_svm.restore import svm
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.checks import SET_SREGS, pat_valid
 from qemu_svm.restore.cpuid import NONE, Cpuid, efer_reserved
+from qemu_svm.restore.kernels import SREGS2_CHECK
+from qemu_svm.restore.lapic import init_blocked
 from qemu_svm.restore.leave import svm_leave_nested
 from qemu_svm.restore.nested import nested_npt_enabled
-from qemu_svm.restore.vcpu import GPRS, Vcpu
-from qemu_svm.x86.registers import EFER, canonical
+from qemu_svm.restore.vcpu import GPRS, INIT_RECEIVED, RUNNABLE, SIPI_RECEIVED, Vcpu
+from qemu_svm.x86.registers import CR0, EFER, canonical
 
 _SHARED_MSRS = (*("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs"),)
 _SYSENTER_ADDRESSES = ("sysenter_esp", "sysenter_eip")
-_CANONICAL = frozenset({"lstar", "cstar", "kernel_gs_base"})
-_HIGH = 0xFFFF_FFFF_0000_0000
-_EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
-_INIT_RECEIVED, _SIPI_RECEIVED = 2, 4
+_BASES = {"fs_base": "fs", "gs_base": "gs"}
+_CANONICAL = frozenset({"lstar", "cstar", "kernel_gs_base", *_BASES})
+_TSC_RATIO_ONE, _TSC_RATIO_RESERVED = 1 << 32, 0xFFFF_FF00_0000_0000
+_APIC_BASE = 0xFEE0_0900
+_CR8 = 0xF
 _LMA = EFER.mask("LMA")
 _LATE_CPUID_PAE = {"efault": "eio", "hang": ""}
+_RESET_RIP, _RESET_CS, _RESET_BASE = 0xFFF0, 0xF000, 0xFFFF_0000
+_HIGH = 0xFFFF_FFFF_0000_0000
+_EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
 
 
 def kvm_set_cpuid(vcpu: Vcpu, cpuid: Cpuid) -> str | None:
@@ -59,7 +65,8 @@ def set_sregs(vcpu: Vcpu, sregs: Area, *, second: bool = False) -> str | None:
     """
     if second and not vcpu.kernel.has_sregs2:
         return "R-06"
-    for check in vcpu.kernel.sregs:
+    checks = (SREGS2_CHECK, *vcpu.kernel.sregs) if second else vcpu.kernel.sregs
+    for check in checks:
         if SET_SREGS[check](vcpu, sregs):
             return check
     writer = vcpu.writer("__set_sregs")
@@ -69,17 +76,27 @@ def set_sregs(vcpu: Vcpu, sregs: Area, *, second: bool = False) -> str | None:
     changed = any(sregs.get(name) != vcpu.arch.get(name) for name in ("cr0", "cr3", "cr4", "efer"))
     vcpu.arch.set("cr2", sregs.get("cr2"), writer)
     vcpu.arch.set("cr3", sregs.get("cr3"), writer)
-    vcpu.arch.set("cr8", sregs.get("cr8"), writer)
+    vcpu.arch.set("apic_base", sregs.get("apic_base") or _APIC_BASE, writer)
+    if not sregs.get("cr8") & ~_CR8:
+        vcpu.arch.set("cr8", sregs.get("cr8"), writer)
     svm.svm_set_efer(vcpu, sregs.get("efer"), writer)
     svm.svm_set_cr0(vcpu, sregs.get("cr0"), writer)
     svm.svm_set_cr4(vcpu, sregs.get("cr4"), writer)
     for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldtr"):
         svm.svm_set_segment(vcpu, name, sregs.segment(name), writer)
-    vcpu.pdptrs_from_userspace = "pdptr0" in sregs
+    if vcpu.host.bsp and vcpu.arch.get("rip") == _RESET_RIP and _at_reset(sregs):
+        vcpu.mp_state = RUNNABLE  # for user space that does not say so itself
+    vcpu.pdptrs_from_userspace = second and "pdptr0" in sregs
     if changed and vcpu.mmu_broken == "uninitialised":
         vcpu.mmu_broken = ""
         vcpu.note("a change of the control registers sets up the MMU for nested paging")
     return None
+
+
+def _at_reset(sregs: Area) -> bool:
+    code = sregs.segment("cs")
+    at_vector = code.selector == _RESET_CS and code.base == _RESET_BASE
+    return at_vector and not sregs.get("cr0") & CR0.mask("PE")
 
 
 def set_regs(vcpu: Vcpu, regs: Mapping[str, int]) -> None:
@@ -93,20 +110,23 @@ def set_regs(vcpu: Vcpu, regs: Mapping[str, int]) -> None:
 
 
 def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
-    """One MSR of KVM_SET_MSRS, written by userspace."""
+    """One MSR of KVM_SET_MSRS, written by userspace (``svm_set_msr``, ``__kvm_set_msr``).
+
+    DEBUGCTL does nothing: that is so on hosts without LBR virtualisation.
+    """
     writer = vcpu.writer("kvm_set_msr")
-    if name == "efer":
-        if value & efer_reserved(vcpu.host.cpuid):
-            return "U-02"
-        lma = EFER.mask("LMA")
-        svm.svm_set_efer(vcpu, value & ~lma | vcpu.arch.get("efer") & lma, writer)
-    elif _impossible(name, value):
+    if _impossible(vcpu, name, value):
         return "U-02"
+    if name == "efer":
+        svm.svm_set_efer(vcpu, value & ~_LMA | vcpu.arch.get("efer") & _LMA, writer)
     elif name in _SYSENTER_ADDRESSES:
         vcpu.vmcb01.set(name, canonical(value), writer)  # get_canonical
         _cut_sysenter(vcpu, (name,))
     elif name in _SHARED_MSRS:
         vcpu.vmcb01.set(name, value, writer)
+    elif name in _BASES:
+        segment = replace(vcpu.vmcb01.segment(_BASES[name]), base=value)
+        vcpu.vmcb01.set(_BASES[name], segment, writer)
     elif name == "pat":
         vcpu.arch.set("pat", value, writer)
         vcpu.vmcb01.set("g_pat", value, writer)
@@ -114,6 +134,8 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
             vcpu.current.set("g_pat", value, writer)
     elif name == "vm_hsave_pa":
         vcpu.arch.set("vm_hsave_pa", value & ~0xFFF, writer)
+    elif name == "vm_cr":
+        return svm.svm_set_vm_cr(vcpu, value, writer)
     else:
         vcpu.arch.set(name, value, writer)
     return None
@@ -128,9 +150,18 @@ def _cut_sysenter(vcpu: Vcpu, names: Iterable[str]) -> None:
             vcpu.vmcb01.set(name, value, vcpu.vmcb01.writer(name))
 
 
-def _impossible(name: str, value: int) -> bool:
+def _impossible(vcpu: Vcpu, name: str, value: int) -> bool:
+    kernel = vcpu.kernel
+    if name == "efer":
+        return bool(value & efer_reserved(vcpu.host.cpuid))
     if name == "pat":
         return not pat_valid(value)
+    if name == "tsc_ratio":
+        scaling = vcpu.host.cpuid.has("tscratemsr") and vcpu.cpuid.has("tscratemsr")
+        good = not value & _TSC_RATIO_RESERVED if scaling else value in (0, _TSC_RATIO_ONE)
+        return not (kernel.tsc_ratio_msr and good)
+    if name in _BASES and not kernel.base_msrs:
+        return True
     # Canonical with 4-level paging: bits 63 to 47 are equal.
     return name in _CANONICAL and value >> 47 not in (0, 0x1FFFF)
 
@@ -160,7 +191,7 @@ def set_vcpu_events(vcpu: Vcpu, events: Mapping[str, int]) -> str | None:
         return "U-04"
     smm = flags & _EVENT_FLAGS["smm"]
     held = events.get("smm") or events.get("smm_pending")
-    waiting = vcpu.mp_state == _INIT_RECEIVED
+    waiting = vcpu.mp_state == INIT_RECEIVED
     if smm and held and waiting and vcpu.kernel.gif_blocks_init:
         return "U-04"
     writer = vcpu.writer("kvm_vcpu_ioctl_x86_set_vcpu_events")
@@ -176,6 +207,9 @@ def set_vcpu_events(vcpu: Vcpu, events: Mapping[str, int]) -> str | None:
                 "SMM was toggled in guest mode: this kernel keeps both, which is inconsistent"
             )
         vcpu.smm = bool(events["smm"])
+    if smm:
+        vcpu.smi_pending = bool(events.get("smm_pending"))
+        vcpu.init_pending = bool(vcpu.host.irqchip and events.get("latched_init"))
     if late:
         # KVM_CAP_X86_TRIPLE_FAULT_EVENT is not enabled; it looks only now.
         vcpu.note("the call failed after everything but the triple fault was set")
@@ -189,24 +223,10 @@ def set_mp_state(vcpu: Vcpu, state: int) -> str | None:
         return "U-05"
     if state and vcpu.kernel.mp_states is not None and state not in vcpu.kernel.mp_states:
         return "U-05"
-    blocked = vcpu.kernel.gif_blocks_init and (vcpu.smm or not vcpu.gif)
-    if state in (_INIT_RECEIVED, _SIPI_RECEIVED) and blocked:
+    refuses = vcpu.kernel.gif_blocks_init and (vcpu.smi_pending or init_blocked(vcpu))
+    if state in (INIT_RECEIVED, SIPI_RECEIVED) and refuses:
         return "U-05"
     # SIPI is kept as a pending event of a vCPU that got INIT.
-    vcpu.sipi_pending = state == _SIPI_RECEIVED
-    vcpu.mp_state = _INIT_RECEIVED if vcpu.sipi_pending else state
+    vcpu.sipi_pending = vcpu.sipi_pending or state == SIPI_RECEIVED
+    vcpu.mp_state = INIT_RECEIVED if state == SIPI_RECEIVED else state
     return None
-
-
-def kvm_apic_accept_events(vcpu: Vcpu) -> None:
-    """Start a vCPU that got INIT at vector 0, if a SIPI is pending (``lapic.c``)."""
-    if not vcpu.sipi_pending:
-        return
-    vcpu.sipi_pending = False
-    if vcpu.smm or not vcpu.gif:
-        return
-    writer = vcpu.writer("kvm_vcpu_deliver_sipi_vector")
-    segment = replace(vcpu.current.segment("cs"), selector=0, base=0)
-    svm.svm_set_segment(vcpu, "cs", segment, writer)
-    vcpu.arch.set("rip", 0, writer)
-    vcpu.mp_state = 0

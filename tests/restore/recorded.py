@@ -4,6 +4,10 @@ Each file holds what KVM answered to a few hundred restore sequences: the errno
 of every ioctl and, after it, KVM_GET_NESTED_STATE, GET_SREGS, GET_REGS,
 GET_DEBUGREGS and GET_VCPU_EVENTS (only what changed is stored).  In the guests
 called ``-x`` L1 and L2 differ in nearly every register, so that a mix-up shows.
+
+``edges-*`` are in the same form, but made by another program (in C, with guests of
+its own, which the file describes): header, blob, SREGS, MSRs, events and MP states at
+their edges, with and without an APIC in the kernel.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from qemu_svm.x86.segments import Segment
 
 HERE = Path(__file__).parent
 RECORDED = sorted(HERE.glob("recorded-*.jsonl.zst"))
+EDGES = sorted(HERE.glob("edges-*.jsonl.zst"))
 RAM = 32 << 20
 
 
@@ -37,6 +42,7 @@ class Recording:
 
     profile: str
     entry: dict[str, Any]
+    saved: Saved
 
 
 def _text(path: Path) -> str:
@@ -45,18 +51,24 @@ def _text(path: Path) -> str:
 
 def recordings(path: Path) -> Iterator[Recording]:
     """All sequences of a file."""
-    head, *lines = _text(path).splitlines()
-    profile = json.loads(head)["profile"]
-    assert json.loads(head)["sequences"] == len(lines)
+    first, *lines = _text(path).splitlines()
+    head = json.loads(first)
+    assert head["sequences"] == len(lines)
+    known = _guests(head["guests"]) if "guests" in head else guests()
     for line in lines:
-        yield Recording(profile, json.loads(line))
+        entry = json.loads(line)
+        yield Recording(head["profile"], entry, known[entry["guest"]])
 
 
 @cache
 def guests() -> dict[str, Saved]:
     """What the recorded guests had, by name."""
+    return _guests(json.loads(_text(HERE / "guests.json.zst")))
+
+
+def _guests(described: dict[str, Any]) -> dict[str, Saved]:
     found = {}
-    for name, entry in json.loads(_text(HERE / "guests.json.zst")).items():
+    for name, entry in described.items():
         sregs = Area("sregs")
         for key, value in entry["sregs"].items():
             sregs.set(key, Segment(*value) if isinstance(value, list) else value, RESET)

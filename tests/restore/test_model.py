@@ -215,10 +215,53 @@ def test_pae_l2_reads_its_pdptes(saved: Saved) -> None:
         ("sregs:efer=0x1100", "R-01"),
         ("sregs:cs.l=0:efer=0x1000", None),
         ("sregs:efer=0x1000", "R-01"),
+        ("sregs:apic_base=0xfee00d00", None),
+        ("sregs:apic_base=0xfee00500", "R-07"),
+        ("sregs:apic_base=0x10000000900", "R-07"),
+        ("sregs:apic_base=0xfee00901", "R-07"),
+        ("sregs2:pdptr0=0x1", "R-08"),
+        ("sregs:pdptr0=0x1", None),
+        ("msrs:fs_base=0x800000000000", "U-02"),
+        ("msrs:tsc_ratio=0", None),
+        ("msrs:tsc_ratio=0x200000000", "U-02"),
+        ("msrs:vm_cr=0x10", None),
+        ("msrs:efer=0x1000:vm_cr=0x10", "U-02"),
     ],
 )
 def test_other_ioctls_check_too(run: Run, step: str, failed: str | None) -> None:
     assert run("6.1", f"cpuid,{step}").results[-1].failed == failed
+
+
+def test_an_msr_that_is_not_known(run: Run) -> None:
+    with pytest.raises(PlanError, match="no MSR 'lstra'"):
+        run("6.1", "msrs:lstra=1")
+
+
+def test_init_at_the_next_run(run: Run) -> None:
+    init = "events:latched_init=1:flags=8"
+    plans_ = {
+        f"cpuid,sregs,nested,regs,{init},run": "reset",
+        f"cpuid,sregs,nested:flags=0x1,regs,{init},run": "exit",
+        f"cpuid,sregs,nested:@0xc/4=0x80040008,regs,{init},run": "exit",
+        "cpuid,sregs,mpstate:2,nested:flags=0x1,regs,run": "waits",
+    }
+    for plan, result in plans_.items():
+        simulation = run("6.1", plan)
+        outcome = simulation.results[-1].outcome
+        assert outcome is not None
+        assert outcome.result == result, plan
+        assert (judge(simulation).verdict is Verdict.BROKEN) == (result == "reset")
+    waiting = run("7.2", "cpuid,sregs,mpstate:2,nested:flags=0x1,regs,run").results[-1].outcome
+    assert waiting is not None
+    assert waiting.result == "EINVAL"
+
+
+def test_another_processor_waits_until_it_is_told_to_run(run: Run) -> None:
+    other = Host(bsp=False)
+    for plan, result in (("", "waits"), ("mpstate:0,", "exit")):
+        outcome = run("6.1", f"cpuid,sregs,nested,regs,{plan}run", host=other).results[-1].outcome
+        assert outcome is not None
+        assert outcome.result == result
 
 
 def test_mp_state(run: Run) -> None:
