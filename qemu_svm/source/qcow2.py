@@ -200,20 +200,24 @@ def choose(path: str, entries: Sequence[Entry], wanted: str | None) -> Entry:
             f"'{path}' is a qcow2 image without internal snapshots",
             hint="savevm makes them",
         )
+    image = path if wanted is None else path.removesuffix(f"#{wanted}")
+    saved = [entry for entry in entries if entry.details.vm_state_size]
     if wanted is None:
-        found = [entry for entry in entries if entry.details.vm_state_size]
-        what = f"'{path}' holds {len(found)} snapshots with VM state"
+        found = saved
+        what = f"'{image}' holds {len(found)} snapshots with VM state"
     else:
         found = [entry for entry in entries if entry.details.name == wanted]
         found = found or [entry for entry in entries if entry.details.id == wanted]
-        what = f"'{path}' holds {len(found)} snapshots called '{wanted}'"
+        what = f"'{image}' holds {len(found)} snapshots called '{wanted}'"
     if len(found) == 1 and found[0].details.vm_state_size:
         return found[0]
     if len(found) == 1:
-        what = f"snapshot '{wanted}' of '{path}' holds disks only, no VM state"
+        what = f"snapshot '{wanted}' of '{image}' holds disks only, no VM state"
     raise SourceError(
-        f"{what}; name one as '{path}#NAME' or '#ID': {_listing(entries)}",
-        hint="name one behind '#'",
+        f"{what}: {_listing(entries)}",
+        hint=f"name one as '{image}#NAME' or '{image}#ID'"
+        if saved
+        else "the VM state is in another of the guest's images",
     )
 
 

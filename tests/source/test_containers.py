@@ -183,8 +183,16 @@ def test_snapshots_of_real_images(name: str, tmp_path: Path) -> None:
             assert isinstance(details, SnapshotDetails)
             assert (details.disk_size, details.vm_state_size) == (8 << 20, source.size())
             assert source.read_at(0, 1 << 20) == other.read_at(0, 1 << 20)
-    with pytest.raises(SourceError, match="0 snapshots called 'third'"):
+    with pytest.raises(SourceError, match=r"a\.qcow2' holds 0 snapshots called 'third'") as info:
         open_source(f"{path}#third")
+    assert info.value.hint == f"name one as '{path}#NAME' or '{path}#ID'"
+
+
+def test_an_image_without_vm_state_names_no_snapshot_to_take() -> None:
+    image = made_image(b"QEVM", state=0)
+    with pytest.raises(SourceError, match="0 snapshots with VM state: id 0 's0'") as info:
+        open_snapshot(BytesSource(image), None)
+    assert info.value.hint == "the VM state is in another of the guest's images"
 
 
 def made_image(
