@@ -100,8 +100,7 @@ def compare_pages(
         whole = sum(theirs.pages_of(number) for number in range(len(theirs.entries)))
         found = compare_ram(ours, theirs, masks, common.progress(whole, "of the pages compared"))
         told = [
-            tell(machine.stream, ram, option, only_ram=True)
-            for machine, ram, option in ((a, ours, "--channel-a"), (b, theirs, "--channel-b"))
+            tell(machine.stream, ram, only_ram=True) for machine, ram in ((a, ours), (b, theirs))
         ]
     return found, any(told) or bool(found.problems)
 

@@ -102,10 +102,9 @@ def opened_ram(stream: Stream, channels: Sequence[str]) -> Iterator[Ram]:
         yield ram
 
 
-def tell(stream: Stream, ram: Ram, option: str = "--channel", *, only_ram: bool = False) -> int:
+def tell(stream: Stream, ram: Ram, *, only_ram: bool = False) -> int:
     """Tell on standard error what is wrong; the exit status that follows.
 
-    :param option: how channels are named on the command line.
     :param only_ram: what is wrong with the rest of the stream is told elsewhere.
     """
     problems = all_problems(stream, ram)
@@ -113,13 +112,8 @@ def tell(stream: Stream, ram: Ram, option: str = "--channel", *, only_ram: bool 
         problems = tuple(problem for problem in problems if problem not in stream.problems)
     for problem in problems:
         complain(f"{stream.source.path}: {problem}")
-    if ram.flushes and not ram.channels:
-        complain(
-            f"{stream.source.path}: the pages of this stream went over multifd channels",
-            f"name the file of each with {option}",
-        )
-        return EXIT_UNREADABLE
-    return 0 if only_ram or is_complete(stream, ram) else EXIT_UNREADABLE
+    fine = not problems and (only_ram or is_complete(stream, ram))
+    return 0 if fine else EXIT_UNREADABLE
 
 
 def _extracted(

@@ -10,6 +10,9 @@ import os
 
 from qemu_svm.source.base import SourceBase
 
+MOST_OFFSET = (1 << 62) - 1
+"""Further on there are no files, and the system takes no such number."""
+
 
 class FileSource(SourceBase):
     """A regular file or block device, uncompressed.  Owns ``fd``."""
@@ -19,6 +22,8 @@ class FileSource(SourceBase):
         self._fd = fd
 
     def read_at(self, offset: int, size: int) -> bytes:
+        if offset > MOST_OFFSET:  # a stream may name any 64-bit number
+            return b""
         chunks = []
         while size > 0:
             # One pread returns at most about 2 GiB; callers ask for far less.

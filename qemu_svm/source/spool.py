@@ -87,6 +87,8 @@ class SpoolSource(SourceBase):
 
     def read_at(self, offset: int, size: int) -> bytes:
         self._fill(offset + size)
+        if offset >= self._filled:
+            return b""
         self._file.seek(offset)
         return self._file.read(size)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qemu_svm.errors import Malformed, Unsupported
+from qemu_svm.stream.ram_runs import INPUT_SHIFT
 from qemu_svm.stream.reader import Reader
 
 _VERSION = 1
@@ -83,6 +84,14 @@ def read_header(
             section="ram",
             expected=f"the bitmap behind {reader.offset + base:#x}, and behind it the pages",
             found=f"{bitmap:#x} and {pages:#x}",
+        )
+    if block.pages + used_length >> INPUT_SHIFT:
+        raise Malformed(
+            "a mapped-ram block that ends where no file does",
+            offset=start + 20,
+            section="ram",
+            expected=f"less than {1 << INPUT_SHIFT:#x}",
+            found=f"{pages + used_length:#x}",
         )
     reader.offset = block.pages + used_length
     return block, base

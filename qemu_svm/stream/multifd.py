@@ -88,6 +88,8 @@ class Channel:
     :param source: where the pages' content is.
     :param packets: in order; SYNC packets without pages are left out.
     :param epochs: number of SYNC packets.
+    :param jobs: how many packets the sender wanted to send; see :func:`_jobs`.
+    :param highest: the highest number of one; -1 if there are none.
     :param problem: what ended the reading early.
     """
 
@@ -98,6 +100,8 @@ class Channel:
     packets: tuple[Packet, ...]
     epochs: int
     problem: StreamError | None
+    jobs: int
+    highest: int
 
 
 def channel_number(head: bytes) -> int | None:
@@ -172,6 +176,8 @@ def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
         tuple(packets),
         state.epoch,
         problem,
+        state.jobs,
+        state.highest,
     )
 
 
@@ -182,6 +188,8 @@ class _State:
         self.page_size = page_size
         self.limits = limits
         self.epoch = 0
+        self.jobs = 0
+        self.highest = -1
         self.methods: list[str] = []
         self.spool: _Unpacked | None = None
         self._inflate: Callable[[bytes], Iterable[bytes]] | None = None
@@ -215,6 +223,8 @@ class _State:
         pages += self._runs(offsets[normal : normal + zero], None)
         epoch = self.epoch
         self.epoch += flags & _SYNC
+        self.jobs += _jobs(sync=bool(flags & _SYNC), pages=bool(normal + zero))
+        self.highest = max(self.highest, number)
         if not pages:
             return None
         return Packet(number, epoch, name_text(name.rstrip(b"\0")), tuple(pages))
@@ -288,6 +298,14 @@ class _State:
             raise Malformed(
                 f"compressed multifd pages are damaged: {error}", offset=start
             ) from error
+
+
+def _jobs(*, sync: bool, pages: bool) -> int:
+    # Before 9.0 a SYNC may ride on a packet that is waiting.  Then the packet that was
+    # meant for it is empty and comes later, or never, if the channel closes before.
+    if sync and pages:
+        return 2
+    return int(sync or pages)
 
 
 def _inflater(method: str, window: int) -> Callable[[bytes], Iterable[bytes]]:

@@ -8,7 +8,7 @@ any page: the last copy wins, and a difference is applied to what was before.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -196,6 +196,8 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
         merge.rest()
     except StreamError as error:
         problems.append(error)
+    if not problems:
+        problems += _channel_problems(stream, state, merge, read)
     extras = _further(walker, others, 1 + len(read))
     problems += _problems_of(extras)
     missing = discards.missing(state, stream.source.size()) if discards is not None else None
@@ -211,6 +213,29 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
         tuple(problems),
         tuple(extras),
     )
+
+
+def _channel_problems(
+    stream: Stream, state: RamState, merge: _Merge, channels: list[Channel]
+) -> Iterator[StreamError]:
+    # Of channels that are missing, or are those of another stream.
+    if channels and stream.complete:
+        from qemu_svm.stream.multifd_set import disagreements
+
+        yield from disagreements(channels, merge.marks, stream.source.size())
+    elif not channels and (merge.flushes or (stream.complete and _without_content(state))):
+        from qemu_svm.stream.multifd_set import channels_wanted
+
+        yield channels_wanted(stream.source.size())
+
+
+def _without_content(state: RamState) -> bool:
+    # Before 8.1 nothing else tells that pages went over channels: zero pages only, and
+    # not all that there are.
+    assert state.runs is not None
+    pages = sum(-(-block.used_length // state.page_size) for block in state.blocks)
+    zero = state.runs.sums[PageKind.ZERO]
+    return not (state.shared or state.mapped) and 0 < zero == state.runs.records < pages
 
 
 def _channels(stream: Stream, sources: Sequence[Source]) -> tuple[list[Channel], list[Source]]:
@@ -313,7 +338,7 @@ class _Merge:
         self.flushes = 0
         self._state = state
         self._runs = runs
-        self._epoch = 0
+        self.marks = 0
         self._waiting: list[tuple[int, int, int, Packet]] = sorted(
             (
                 (packet.epoch, packet.number, source, packet)
@@ -333,8 +358,8 @@ class _Merge:
             self.flushes += 1
         elif self.flushes:
             return
-        self._upto(self._epoch)
-        self._epoch += 1
+        self._upto(self.marks)
+        self.marks += 1
 
     def rest(self) -> None:
         self._upto(None)

@@ -149,3 +149,14 @@ def test_bombs_stay_small_in_memory() -> None:
     for name, compress in COMPRESSORS.items():
         read = compressed.reader(io.BytesIO(compress(bytes(64 << 20))), name, "bomb")
         assert max(len(read(1 << 16)) for _ in range(4)) <= 1 << 18, name
+
+
+@pytest.mark.parametrize("bits", [40, 62, 63, 64, 200])
+@pytest.mark.parametrize("packed", [False, True])
+def test_nothing_is_where_no_file_reaches(bits: int, packed: bool, tmp_path: Path) -> None:
+    # A length or an offset in a damaged stream may be any 64-bit number.
+    path = tmp_path / "stream"
+    path.write_bytes(gzip.compress(b"QEVM" * 9) if packed else b"QEVM" * 9)
+    with open_source(str(path)) as source:
+        for offset in ((1 << bits) - 5, 1 << bits):
+            assert source.read_at(offset, 10) == b""

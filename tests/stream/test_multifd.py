@@ -11,12 +11,12 @@ import pytest
 import zstandard
 
 from qemu_svm.errors import Malformed, StreamError, Truncated, Unsupported
-from qemu_svm.source import BytesSource
+from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import read_stream
 from qemu_svm.stream.ram_index import Ram, read_ram
 from tests import builders
 from tests.builders import PAGE, word, zero
-from tests.conftest import Run
+from tests.conftest import STREAMS, Run
 
 ROOM = 128
 Pack = Callable[[bytes], bytes]
@@ -75,19 +75,19 @@ def test_channels_of_9_0_and_later(method: str, bit: int) -> None:
     sync = {"flags": 1}
     first = (
         initial(0)
-        + packet(1, **sync)
+        + packet(0, **sync)
         + packet(2, {0: 10, 1: 11, 5: 15}, [6, 7], flags=bit, pack=one)
         + packet(4, **sync)
-        + packet(6, {0: 90}, flags=bit, pack=one)
-        + packet(7, **sync)
+        + packet(7, {0: 90}, flags=bit, pack=one)
+        + packet(8, **sync)
     )
     second = (
         initial(1)
         + packet(1, **sync)
         + packet(3, {9: 19}, flags=bit, pack=two)
-        + packet(4, **sync)
-        + packet(5, {2: 22, 3: 23}, [5], flags=bit, pack=two)
-        + packet(7, **sync)
+        + packet(5, **sync)
+        + packet(6, {2: 22, 3: 23}, [5], flags=bit, pack=two)
+        + packet(9, **sync)
     )
     main = main_stream([b"", b""], word(0x200))
     for channels in ((first, second), (second, first)):
@@ -111,18 +111,28 @@ def test_before_9_0_zero_pages_are_in_the_main_stream() -> None:
         initial(0)
         + packet(0, flags=1)
         + packet(1, {0: 5, 2: 7}, flags=1)
-        + packet(2, {1: 9})
-        + packet(2, flags=1, stale=4096)
+        + packet(3, {1: 9}, flags=1)  # 2 was given out, and the packet sent as another 3
+        + packet(3, flags=1, stale=4096)
     )
     ram = merged(main, channel)
     assert ram.problems == ()
     assert [ram.read_page(0, number)[0] for number in range(3)] == [0, 9, 7]
 
 
+def test_a_packet_that_never_came() -> None:
+    # As above, but the channel closed before the empty packet was sent.
+    main = main_stream([zero(0, "pc.ram")], b"")
+    head = initial(0) + packet(0, flags=1)
+    assert merged(main, head + packet(2, {1: 5}, flags=1) + packet(3, flags=1)).problems == ()
+    (problem,) = merged(main, head + packet(3, {1: 5}, flags=1) + packet(4, flags=1)).problems
+    assert "are missing" in problem.what
+
+
 def test_device_state_is_stepped_over() -> None:
     state = (0x11223344).to_bytes(4, "big") + b"\0\0\0\1" + (64).to_bytes(4, "big")
     state += bytes(256) + b"\0\0\0\0" + (5).to_bytes(4, "big") + b"vfio!"
-    ram = merged(main_stream([], word(0x200)), initial(0) + state + packet(0, {3: 3}))
+    channel = initial(0) + state + packet(0, {3: 3}, flags=1)
+    ram = merged(main_stream([], word(0x200)), channel)
     assert ram.problems == ()
     assert ram.read_page(0, 3)[0] == 3
 
@@ -173,8 +183,73 @@ def test_the_verb_asks_for_channels(svmstream: Run, tmp_path: Path) -> None:
     done = svmstream("ram", tmp_path / "main")
     assert done.returncode == 3
     assert b"--channel" in done.stderr
+    asked = json.loads(svmstream("ram", "--json", tmp_path / "main").stdout)
+    assert (asked["complete"], len(asked["problems"])) == (False, 1)
+    done = svmstream("diff", "--ram", tmp_path / "main", tmp_path / "main")
+    assert done.returncode == 3
+    assert b"--channel-a" in done.stderr
     done = svmstream("ram", "--json", "--channel", tmp_path / "c0", tmp_path / "main")
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["channels"] == [
         {"number": 0, "methods": ["none"], "packets": 1, "epochs": 2}
     ]
+
+
+# Channels that are missing, or are of another stream.
+
+
+def real(name: str) -> tuple[Path, list[Path]]:
+    kinds = STREAMS / "kinds"
+    return kinds / f"{name}.mig.zst", sorted(kinds.glob(f"{name}.channel*.zst"))
+
+
+def opened(main: Path, channels: Sequence[Path]) -> Ram:
+    with open_source(str(main)) as source:
+        stream = read_stream(source)
+        ram = read_ram(stream, [BytesSource(unpacked(path)) for path in channels])
+        for channel in ram.channels:
+            channel.source.close()
+        return ram
+
+
+def unpacked(path: Path) -> bytes:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes())
+
+
+NAMES = ["qemu7.2-multifd", "qemu10.0-multifd", "qemu10.0-multifd-zlib", "qemu10.0-multifd-zstd"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_channels_of_a_real_stream_are_needed(name: str) -> None:
+    main, channels = real(name)
+    assert len(channels) == 2
+    assert opened(main, channels).problems == ()
+    assert opened(main, channels[::-1]).problems == ()
+    for one in channels:
+        (problem,) = opened(main, [one]).problems
+        assert isinstance(problem, Truncated)
+        assert "are missing" in problem.what
+        assert "--channel" in str(problem)
+        (problem,) = opened(main, [one, one, channels[0]]).problems
+        assert "is there twice" in problem.what
+    (problem,) = opened(main, []).problems
+    assert "went over multifd channels" in problem.what
+
+
+def test_channels_of_another_stream() -> None:
+    main, channels = real("qemu10.0-multifd")
+    other_main, others = real("qemu7.2-multifd")
+    for stream, wrong in ((main, others), (other_main, channels)):
+        (problem,) = opened(stream, wrong).problems
+        assert "does not belong to this stream" in problem.what
+    plain, _ = real("qemu10.0-resent")
+    assert "does not belong" in opened(plain, channels).problems[0].what
+
+
+def test_channels_of_two_guests() -> None:
+    sync = packet(0, flags=1)
+    other = initial(1)
+    other = other[:8] + b"u" * 16 + other[24:]
+    ram = merged(main_stream([], word(0x200)), initial(0) + sync, other + packet(1, flags=1))
+    (problem,) = ram.problems
+    assert "different guests" in problem.what

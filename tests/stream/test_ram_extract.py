@@ -22,7 +22,8 @@ PAGES = 700
 
 
 def ram_of(*records: bytes) -> tuple[Ram, Counting]:
-    data = builders.stream([], [zero(0, "m") + b"".join(records)], {"m": PAGES * PAGE, "n": PAGE})
+    first = page(0, b"other", "n") + zero(0, "m")
+    data = builders.stream([], [first + b"".join(records)], {"m": PAGES * PAGE, "n": PAGE})
     source = Counting(data)
     ram = read_ram(read_stream(source))
     source.calls = source.bytes = 0
