@@ -25,6 +25,7 @@ EXIT_REFUSED = 5
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
 
+_STANDARD_STREAMS = 3
 _EXITS = ((EnvironmentFault, EXIT_ENVIRONMENT), (Refused, EXIT_REFUSED))
 
 _VERBS = {
@@ -77,14 +78,35 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of ``svmstream``: turns every error into a message and a status."""
+    _standard_streams()
     try:
         status = _run()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone; keep the interpreter from trying again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has gone.
+        _no_output()
         status = EXIT_PIPE
+    except OSError as error:
+        # What cannot be read or made is told by errors of our own.
+        complain(f"cannot write the output: {error.strerror}")
+        _no_output()
+        status = EXIT_ENVIRONMENT
     sys.exit(status)
+
+
+def _standard_streams() -> None:
+    # Where one is closed, no file that we open may take its place.
+    while (fd := os.open(os.devnull, os.O_RDWR)) < _STANDARD_STREAMS:
+        os.set_inheritable(fd, True)  # noqa: FBT003 - it takes no keyword
+    os.close(fd)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open to the end
+
+
+def _no_output() -> None:
+    # Keep the interpreter from trying again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run() -> int:

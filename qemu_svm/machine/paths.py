@@ -195,7 +195,9 @@ def _at(machine: Machine, path: str) -> Place:
     try:
         offset = int(path[1:], 0)
     except ValueError:
-        raise PathError(f"'{path}' is not an offset such as @0x98d7c") from None
+        offset = -1
+    if offset < 0:
+        raise PathError(f"'{path}' is not an offset such as @0x98d7c")
     for record in machine.stream.records:
         if record.offset <= offset < record.end:
             return _inside(machine, record, offset)

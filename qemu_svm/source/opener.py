@@ -63,9 +63,11 @@ def _split(path: str) -> tuple[str, str | None]:
 
 
 def _descriptor(path: str) -> int:
-    if path == "-":
-        return os.dup(sys.stdin.fileno())
     try:
+        if path == "-":
+            if sys.stdin is None:
+                raise SourceError("standard input is closed")
+            return os.dup(sys.stdin.fileno())
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

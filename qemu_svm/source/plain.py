@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from qemu_svm.errors import SourceError
 from qemu_svm.source.base import SourceBase
 
 MOST_OFFSET = (1 << 62) - 1
@@ -27,7 +28,10 @@ class FileSource(SourceBase):
         chunks = []
         while size > 0:
             # One pread returns at most about 2 GiB; callers ask for far less.
-            chunk = os.pread(self._fd, size, offset)
+            try:
+                chunk = os.pread(self._fd, size, offset)
+            except OSError as error:
+                raise SourceError(f"cannot read '{self.path}': {error.strerror}") from error
             if not chunk:
                 break
             chunks.append(chunk)

@@ -150,6 +150,13 @@ def test_show(svmstream: Run) -> None:
     assert made["children"][0]["names"] == ["guest_mode", "gif_set"]
 
 
+@pytest.mark.parametrize("path", ["@-1", "@", "@x"])
+def test_show_of_what_is_no_offset(path: str, svmstream: Run) -> None:
+    done = svmstream("show", FILE, path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"is not an offset such as @0x98d7c" in done.stderr
+
+
 def test_show_of_a_wrong_path(svmstream: Run) -> None:
     done = svmstream("show", FILE, "vcpu0.cr33")
     assert (done.returncode, done.stdout) == (2, b"")
@@ -212,6 +219,33 @@ def test_a_reader_that_goes_away() -> None:
         done = subprocess.run(["bash", "-c", shell], capture_output=True, check=False)
         assert done.stderr == b""
         assert done.stdout.splitlines()[-1] in (b"0", b"141")
+
+
+@pytest.mark.parametrize("args", [("inspect", FILE), ("ram", "--json", FILE)])
+def test_output_that_cannot_be_written(args: tuple[str, ...]) -> None:
+    program = Path(sys.executable).with_name("svmstream")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([program, *args], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 4
+    assert done.stderr == b"svmstream: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "errors"),
+    [
+        ('"$0" inspect - <&-', 3, b"svmstream: standard input is closed\n"),
+        ('"$0" inspect "$1" >&-', 0, b""),
+        ('"$0" show --raw "$1" vcpu0 >&-', 0, b""),
+        ('"$0" inspect nothing 2>&-', 3, b""),
+        ('"$0" inspect "$1" <&- >&- 2>&-', 0, b""),
+    ],
+)
+def test_standard_streams_that_are_closed(line: str, status: int, errors: bytes) -> None:
+    program = Path(sys.executable).with_name("svmstream")
+    done = subprocess.run(
+        ["sh", "-c", line, program, FILE], stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, errors)
 
 
 def test_interrupt() -> None:

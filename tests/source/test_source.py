@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import Limits
 from qemu_svm.source import BytesSource, SpoolSource, compressed, open_source
+from qemu_svm.source.plain import FileSource
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
@@ -160,3 +161,9 @@ def test_nothing_is_where_no_file_reaches(bits: int, packed: bool, tmp_path: Pat
     with open_source(str(path)) as source:
         for offset in ((1 << bits) - 5, 1 << bits):
             assert source.read_at(offset, 10) == b""
+
+
+def test_a_disk_that_does_not_give_its_bytes() -> None:
+    source = FileSource(os.open("/proc/self/mem", os.O_RDONLY), "disk")  # nothing is at 0
+    with source, pytest.raises(SourceError, match="cannot read 'disk': Input/output error"):
+        source.read_at(0, 8)
