@@ -173,6 +173,8 @@ class Vcpu:
         self.arch.set("rdx", self.kernel.reset_rdx, RESET)
         if self.kernel.split:
             self.vmcb01.set("dr6", 0, RESET)  # init_vmcb leaves it to svm_set_dr6
+        if not self.host.npt:
+            self.vmcb01.set("g_pat", 0, RESET)  # init_vmcb sets it for nested paging only
         if self.host.irqchip and not self.host.bsp:
             self.mp_state = UNINITIALIZED
 

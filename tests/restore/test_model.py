@@ -15,6 +15,7 @@ from qemu_svm.restore.area import Area, Writer
 from qemu_svm.restore.checks import SET_NESTED_STATE, SET_SREGS
 from qemu_svm.restore.cpuid import Cpuid, infer, valid_efer
 from qemu_svm.restore.kernels import KERNELS, LEAVE, RELEASED
+from qemu_svm.restore.observed import flat
 from qemu_svm.restore.rules import RULES
 from qemu_svm.restore.saved import Saved
 from qemu_svm.restore.simulate import simulate
@@ -262,6 +263,13 @@ def test_another_processor_waits_until_it_is_told_to_run(run: Run) -> None:
         outcome = run("6.1", f"cpuid,sregs,nested,regs,{plan}run", host=other).results[-1].outcome
         assert outcome is not None
         assert outcome.result == result
+
+
+@pytest.mark.parametrize("npt", [True, False])
+def test_pat_of_a_fresh_vmcb(run: Run, npt: bool) -> None:
+    """Seen on 6.1.176 and 7.2.12 with npt=0."""
+    state = run("6.1", "cpuid,sregs,nested", host=Host(npt=npt)).results[-1].state
+    assert flat(state, split=True)["shared.g_pat"] == (0x0007040600070406 if npt else 0)
 
 
 def test_mp_state(run: Run) -> None:
