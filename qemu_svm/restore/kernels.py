@@ -98,6 +98,9 @@ class Kernel:
     :param base_msrs: KVM_SET_MSRS knows FS_BASE and GS_BASE.
     :param tsc_ratio_msr: it knows TSC_RATIO.
     :param same_apic_base: an APIC base that stays as it is is not checked.
+    :param pat_needs_npt: PAT does not reach the VMCB without NPT.
+    :param paging_writes_cr4: without NPT, a CR0 that changes paging writes CR4 as well, and
+        on a #VMEXIT L1 gets that of an L2 without paging.
     :param reset_rdx: RDX of a fresh vCPU.
     :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear,
         in SMM or with an SMI pending, and KVM_SET_VCPU_EVENTS refuses SMM while INIT or
@@ -143,6 +146,8 @@ class Kernel:
     base_msrs: bool = True
     tsc_ratio_msr: bool = True
     same_apic_base: bool = False
+    paging_writes_cr4: bool = False
+    pat_needs_npt: bool = False
     reset_rdx: int = 0x600
     gif_blocks_init: bool = True
     init_intercept_blocks: bool = False
@@ -321,6 +326,7 @@ V6_1 = replace(
     set_nested_state=_ordered(set(V5_17.set_nested_state) - {"C-06"}, "C-03b", "S-09"),
     sregs=_SREGS,
     vmrun=replace(V5_17.vmrun, cached=_SIX | {"cs"}, checked=_SIX | {"cs"}),
+    paging_writes_cr4=True,
     mp_states=_MP_STATES,
     triple_fault=True,
     control_fields=_CONTROL_5_19,
@@ -380,6 +386,7 @@ V7_2 = replace(
     svme_clear_sets_gif=False,
     blank_cpuid_counts=True,
     same_apic_base=True,
+    pat_needs_npt=True,
     late_cpuid="refused",
     pages_rearmed=True,
     l2_vmmcall=True,

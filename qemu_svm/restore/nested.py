@@ -258,7 +258,7 @@ def nested_svm_vmexit(vcpu: Vcpu) -> bool:
     svm.svm_set_rflags(vcpu, source.get("rflags"), source.writer("rflags"))
     svm.svm_set_efer(vcpu, source.get("efer"), source.writer("efer"))
     svm.svm_set_cr0(vcpu, source.get("cr0") | CR0.mask("PE"), source.writer("cr0"))
-    svm.svm_set_cr4(vcpu, source.get("cr4"), source.writer("cr4"))
+    _load_l1_cr4(vcpu, source)
     vcpu.arch.copy_from(source, ("rax", "rsp", "rip"))
     vcpu.vmcb01.copy_from(source, ("rax", "rsp", "rip"))
     vcpu.vmcb01.set("dr7", kernel.l1_dr7, writer)
@@ -272,6 +272,18 @@ def nested_svm_vmexit(vcpu: Vcpu) -> bool:
         return mapped
     vcpu.vmcb01.copy_from(source, ("cr3",))
     return loaded and mapped
+
+
+def _load_l1_cr4(vcpu: Vcpu, source: Area) -> None:
+    # svm_set_cr0 may just have written L2's CR4 over the one that is read here.
+    kept = vcpu.vmcb01 if vcpu.kernel.split else source
+    value = kept.get("cr4")
+    if value != source.get("cr4"):
+        vcpu.note(
+            f"without nested paging on the host, leaving an L2 without paging replaces L1's CR4 "
+            f"{source.get('cr4'):#x} by {value:#x}, L2's with PAE and MCE"
+        )
+    svm.svm_set_cr4(vcpu, value, kept.writer("cr4"))
 
 
 _FROM_VMCB02 = ("es", "cs", "ss", "ds", "gdtr", "idtr", "rflags", "dr7", "cpl")

@@ -47,7 +47,10 @@ def svm_set_efer(vcpu: Vcpu, efer: int, writer: Writer) -> None:
 
 
 def svm_set_cr0(vcpu: Vcpu, cr0: int, writer: Writer) -> None:
-    """Set CR0; CD and NW never reach the hardware under the default quirk."""
+    """Set CR0; CD and NW never reach the hardware under the default quirk.
+
+    Without NPT, a change of paging also writes the current CR4 to the active VMCB.
+    """
     paging, pg = vcpu.arch.get("cr0") & CR0.mask("PG"), cr0 & CR0.mask("PG")
     efer = vcpu.arch.get("efer")
     if efer & _LME and bool(paging) != bool(pg):
@@ -59,13 +62,15 @@ def svm_set_cr0(vcpu: Vcpu, cr0: int, writer: Writer) -> None:
     hardware = cr0 & ~CR0.mask("CD", "NW")
     if not vcpu.host.npt:
         hardware |= CR0.mask("PG", "WP")
+        if vcpu.kernel.paging_writes_cr4 and bool(paging) != bool(pg):
+            svm_set_cr4(vcpu, vcpu.arch.get("cr4"), writer)
     vcpu.current.set("cr0", hardware, writer)
 
 
 def svm_set_cr4(vcpu: Vcpu, cr4: int, writer: Writer) -> None:
-    """Set CR4; without NPT the hardware always runs with PAE."""
+    """Set CR4; the hardware has the host's MCE, and PAE always without NPT."""
     vcpu.arch.set("cr4", cr4, writer)
-    hardware = cr4 if vcpu.host.npt else cr4 | CR4.mask("PAE")
+    hardware = cr4 | CR4.mask("MCE") | (0 if vcpu.host.npt else CR4.mask("PAE"))
     vcpu.current.set("cr4", hardware, writer)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from qemu_svm.restore import svm
-from qemu_svm.restore.area import Area
+from qemu_svm.restore.area import Area, Writer
 from qemu_svm.restore.checks import SET_SREGS, pat_valid
 from qemu_svm.restore.cpuid import NONE, Cpuid, efer_reserved
 from qemu_svm.restore.kernels import SREGS2_CHECK
@@ -128,10 +128,7 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
         segment = replace(vcpu.vmcb01.segment(_BASES[name]), base=value)
         vcpu.vmcb01.set(_BASES[name], segment, writer)
     elif name == "pat":
-        vcpu.arch.set("pat", value, writer)
-        vcpu.vmcb01.set("g_pat", value, writer)
-        if vcpu.guest_mode and not (vcpu.host.separate_pat and nested_npt_enabled(vcpu)):
-            vcpu.current.set("g_pat", value, writer)
+        _set_pat(vcpu, value, writer)
     elif name == "vm_hsave_pa":
         vcpu.arch.set("vm_hsave_pa", value & ~0xFFF, writer)
     elif name == "vm_cr":
@@ -139,6 +136,15 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
     else:
         vcpu.arch.set(name, value, writer)
     return None
+
+
+def _set_pat(vcpu: Vcpu, value: int, writer: Writer) -> None:
+    vcpu.arch.set("pat", value, writer)
+    if vcpu.kernel.pat_needs_npt and not vcpu.host.npt:
+        return
+    vcpu.vmcb01.set("g_pat", value, writer)
+    if vcpu.guest_mode and not (vcpu.host.separate_pat and nested_npt_enabled(vcpu)):
+        vcpu.current.set("g_pat", value, writer)
 
 
 def _cut_sysenter(vcpu: Vcpu, names: Iterable[str]) -> None:
@@ -162,6 +168,9 @@ def _impossible(vcpu: Vcpu, name: str, value: int) -> bool:
         return not (kernel.tsc_ratio_msr and good)
     if name in _BASES and not kernel.base_msrs:
         return True
+    if name == "tsc_aux":
+        # guest_cpuid_is_intel_compatible: so is a guest without CPUID on newer kernels.
+        return kernel.sysenter == "cpuid" and vcpu.cpuid == NONE and bool(value & _HIGH)
     # Canonical with 4-level paging: bits 63 to 47 are equal.
     return name in _CANONICAL and value >> 47 not in (0, 0x1FFFF)
 

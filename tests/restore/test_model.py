@@ -272,6 +272,23 @@ def test_pat_of_a_fresh_vmcb(run: Run, npt: bool) -> None:
     assert flat(state, split=True)["shared.g_pat"] == (0x0007040600070406 if npt else 0)
 
 
+@pytest.mark.parametrize(("kernel", "found"), [("6.1", 0x6), ("7.2", 0)])
+def test_pat_without_nested_paging_on_the_host(run: Run, kernel: str, found: int) -> None:
+    """Seen on 6.1.176 and 7.2.12 with npt=0."""
+    plan = "cpuid,sregs,msrs:pat=0x6,nested"
+    state = run(kernel, plan, host=Host(npt=False)).results[-1].state
+    assert (flat(state, split=True)["shared.g_pat"], state.areas["arch"].get("pat")) == (found, 6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "failed"), [("6.1", None), ("6.12.117", "U-02"), ("7.2", "U-02")]
+)
+def test_tsc_aux_before_any_cpuid(run: Run, kernel: str, failed: str | None) -> None:
+    """Seen on 6.1.176 and 7.2.12, read in 6.12.117."""
+    assert run(kernel, "msrs:tsc_aux=0x100000000").results[-1].failed == failed
+    assert run(kernel, "cpuid,msrs:tsc_aux=0x100000000").results[-1].failed is None
+
+
 def test_mp_state(run: Run) -> None:
     no_apic = Host(irqchip=False)
     assert run("6.1", "mpstate:2", host=no_apic).results[-1].failed == "U-05"

@@ -71,7 +71,7 @@ def test_a_host_without_npt_forces_bits_into_the_vmcb_only(run: Run) -> None:
     arch, vmcb = state.areas["arch"], state.areas["vmcb01"]
     assert (arch.get("cr0"), arch.get("cr4"), arch.get("efer")) == (0x11, 0, 0x1100)
     assert vmcb.get("cr0") == 0x80010011
-    assert vmcb.get("cr4") == 0x20
+    assert vmcb.get("cr4") == 0x60  # PAE, and MCE of the host
     assert vmcb.get("efer") == NX | SVME  # LME without LMA is taken away
 
 
@@ -239,6 +239,24 @@ def test_a_sipi_starts_at_vector_0_if_gif_allows(run: Run, gif: bool) -> None:
     assert entry is not None
     assert (result.outcome.level, entry.get("rip")) == ("L1", 0)
     assert (entry.segment("cs").selector, entry.segment("cs").base) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "npt", "cr4"),
+    [
+        ("5.10", False, 0xA0),
+        ("6.1", False, 0x260),
+        ("6.1", True, 0xA0),
+        ("6.12.117", False, 0x260),
+        ("7.2", False, 0x260),
+    ],
+)
+def test_l1_gets_cr4_of_an_l2_without_paging(run: Run, kernel: str, npt: bool, cr4: int) -> None:
+    """Seen on 5.10.223, 6.1.176 and 7.2.12 with npt=0 and npt=1; read in 6.12.117."""
+    plan = "cpuid,sregs:cr0=0x31:cr4=0x200:efer=0x1000:cs.l=0,nested:@0x548=0xa0,regs,run"
+    simulation = run(kernel, plan, host=Host(npt=npt))
+    assert last(simulation).state.areas["arch"].get("cr4") == cr4
+    assert any("replaces L1's CR4" in note for note in last(simulation).notes) == (cr4 != 0xA0)
 
 
 @pytest.mark.parametrize("state", [5, 6, 7, 8, 10])
