@@ -49,10 +49,10 @@ def command(
         return _rules(explain_id, as_json=as_json)
     if file is None:
         raise click.UsageError("Missing argument 'FILE'.")
-    from qemu_svm.restore import judge
+    from qemu_svm.restore import judge, qemus
 
     try:
-        plan = judge.qemu_plan(qemu_version) if qemu_version else "qemu"
+        plan = qemus.qemu_plan(qemu_version) if qemu_version else "qemu"
     except ValueError:
         raise click.UsageError(f"'{qemu_version}' is not a version such as 7.2") from None
     names = kernel_names or RELEASED
@@ -60,7 +60,7 @@ def command(
     with common.opened(file) as machine:
         found = judge.check(machine, chosen, plan=plan, maxphyaddr=maxphyaddr, npt=not no_npt)
         if qemu_version:
-            extra = tuple(judge.qemu_findings(machine, qemu_version))
+            extra = tuple(qemus.qemu_findings(machine, qemu_version))
             found = judge.Report(found.findings + extra, found.verdicts)
         if as_json:
             from qemu_svm.render.check_document import document

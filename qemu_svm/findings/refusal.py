@@ -19,6 +19,7 @@ from qemu_svm.errors import StreamError
 from qemu_svm.findings.model import Finding, Severity
 from qemu_svm.machine import Machine
 from qemu_svm.machine.paths import section_label
+from qemu_svm.restore.qemus import newer_subsections
 from qemu_svm.stream import Kind, Record
 
 _NAMED = (Kind.START, Kind.FULL)
@@ -136,12 +137,19 @@ def _section(machine: Machine, record: Record, field: str | None) -> str:
         f"section:{section_label(machine, record)}, version {record.version_id}, is "
         f"{record.payload_size} bytes at {record.payload:#x}"
     )
-    if field is None:
+    cpu = record.name == "cpu"
+    if field is None and not cpu:
         return text
     try:
         tree = machine.stream.values(record)
     except StreamError as error:
         return f"{text}, and does not hold what is described ({error.detail()})"
+    if field is None:
+        newer = [] if tree is None else list(newer_subsections(tree))
+        return ", ".join(
+            [text, *(f"has {one.name}, which QEMU {since} knows and {without} does not"
+                     for one, without, since in newer)]
+        )  # fmt: skip
     for path, value in tree.walk() if tree is not None else ():
         if path.split(".")[-1] == field or path.endswith(f".{field}"):
             shown = value.value.hex(" ")[:60] if isinstance(value.value, bytes) else value.value

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qemu_svm.machine import Machine
 from qemu_svm.restore import judge
 from qemu_svm.restore.judge import Finding
+from qemu_svm.restore.qemus import qemu_findings
 from qemu_svm.restore.releases import profile, release
 
 _OF_SOURCES = frozenset({"A-03"})
@@ -29,7 +30,7 @@ def explanations(
     for one in _by_kernel(machine, source or {}, npt=npt):
         if one.rule in _OF_SOURCES:
             found.setdefault(one.rule, one)
-    return (*found.values(), *judge.qemu_findings(machine, _upstream(versions["qemu"])))
+    return (*found.values(), *qemu_findings(machine, _upstream(versions["qemu"])))
 
 
 def _by_kernel(machine: Machine, versions: Mapping[str, str], *, npt: bool) -> tuple[Finding, ...]:

@@ -241,30 +241,6 @@ def _advisories(
             yield Finding(rule, message, names, None, _SEVERITY.get(rule, ""))
 
 
-def qemu_findings(machine: Machine, version: str) -> Iterator[Finding]:
-    """What is known about restoring this stream in a QEMU of that version.
-
-    :raises ValueError: not a version such as ``7.2``.
-    """
-    wanted = _version(version)
-    if wanted < (5, 1) and any(vcpu.guest_mode for vcpu in machine.vcpus):
-        yield Finding("Q-01", f"QEMU {version}: {RULES['Q-01'].means}", ())
-    name = machine.name or ""
-    number = name.rpartition("-")[2]
-    if number.replace(".", "").isdigit() and "." in number and _version(number) > wanted:
-        yield Finding("Q-02", f"QEMU {version} does not know the machine type {name}", ())
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])
-
-
-def qemu_plan(version: str) -> str:
-    """The order in which a QEMU of that version restores."""
-    number = _version(version)
-    return "qemu-5.0" if number < (5, 1) else "qemu"
-
-
 def summary(report: Report, index: int) -> str:
     """One sentence about a vCPU: who accepts it, who does not."""
     verdicts = report.verdicts.get(index, {})

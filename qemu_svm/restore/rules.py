@@ -249,6 +249,10 @@ _OTHERS = (
      "use QEMU 5.1 or later", "QEMU target/i386/kvm.c, 5.1", _ALL),
     ("Q-02", WARNING, "QEMU is older than the machine type", "it does not know this machine",
      "use a QEMU at least as new, or an older machine type", "QEMU hw/i386/pc_piix.c", _ALL),
+    ("Q-03", ERROR, "a subsection of the vCPU is newer than QEMU",
+     "it refuses the section 'cpu' (No such file or directory)",
+     "use a QEMU that knows it; an older machine type does not help",
+     "QEMU migration/vmstate.c vmstate_subsection_load", _ALL),
 )  # fmt: skip
 
 

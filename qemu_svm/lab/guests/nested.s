@@ -2,6 +2,7 @@
 # With GIF 0 it is L2 that clears GIF, after every VMRUN, which had set it.
         boot
 run:
+        clean_pdpte
         mov     $VMCB12, %eax
         vmload_vmrun
         expect_exit EXIT_CPUID
