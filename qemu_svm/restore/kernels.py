@@ -46,6 +46,7 @@ class Vmrun:
     :param cached: save fields that are copied first, then checked, then used.
     :param checked: save fields that are checked.
     :param svme_forced: EFER.SVME is set again when memory is read a second time.
+    :param save_checks: checks of the save area that KVM_SET_NESTED_STATE does not make.
     """
 
     hsave_needed: bool
@@ -53,6 +54,7 @@ class Vmrun:
     cached: frozenset[str]
     checked: frozenset[str]
     svme_forced: bool
+    save_checks: tuple[str, ...] = ()
 
 
 _SIX = frozenset({"efer", "cr0", "cr3", "cr4", "dr6", "dr7"})
@@ -207,6 +209,7 @@ V5_8 = Kernel(
         cached=frozenset(),
         checked=_SIX,
         svme_forced=False,
+        save_checks=("S-01", "S-02", "S-04", "S-05", "S-06", "S-07", "S-10"),
     ),
     has_save_cache=False,
     gif="set",

@@ -317,8 +317,9 @@ def nested_svm_vmrun(vcpu: Vcpu, race: dict[str, int] | None = None) -> str | No
         vcpu.nested.save_valid = True
     checked = memory.copy("vmcb12 as checked")
     argument = Argument(1, 1, 0, 0, 0, vcpu.nested.ctl, checked)
-    for check in kernel.set_nested_state:
-        if check.startswith(("C-", "S-")) and SET_NESTED_STATE[check](vcpu, argument):
+    checks = [one for one in kernel.set_nested_state if one.startswith(("C-", "S-"))]
+    for check in (*rules.save_checks, *checks):
+        if SET_NESTED_STATE[check](vcpu, argument):
             return f"exit INVALID: check {check}"
     for name, value in (race or {}).items():
         memory.set(name, value, Writer(vcpu.step, "race"))
@@ -350,8 +351,13 @@ def _save_l1(vcpu: Vcpu) -> None:
     area.copy_from(vcpu.vmcb01, ("rflags",))
 
 
-def enter_svm_guest_mode(vcpu: Vcpu, save: Area, writer: Writer) -> str | None:
-    """Load L2 from vmcb12 (also for RSM); why it failed, or None."""
+def enter_svm_guest_mode(
+    vcpu: Vcpu, save: Area, writer: Writer, *, merged: bool = True
+) -> str | None:
+    """Load L2 from vmcb12; why it failed, or None.
+
+    :param merged: the MSR bitmap is merged at once; RSM leaves that to the next KVM_RUN.
+    """
     nested = vcpu.nested
     nested.vmcb12_gpa = nested.last_vmcb12_gpa = vcpu.vmcb12.get("address")
     vcpu.guest_mode = True
@@ -361,6 +367,9 @@ def enter_svm_guest_mode(vcpu: Vcpu, save: Area, writer: Writer) -> str | None:
     if not nested_svm_load_cr3(vcpu, save.get("cr3"), save.writer("cr3")):
         vcpu.guest_mode = False
         return "exit INVALID: L2's CR3 is not a legal address"
+    if merged and not nested_svm_vmrun_msrpm(vcpu):
+        vcpu.guest_mode = False
+        return "exit INVALID: L1's MSR bitmap is not in guest memory"
     svm.svm_set_gif(vcpu, 1)
     nested.run_pending = 1
     return None

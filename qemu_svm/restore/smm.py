@@ -50,6 +50,6 @@ def svm_leave_smm(vcpu: Vcpu) -> str | None:
         nested.save_valid = True
         used.copy_from(vcpu.save_cache(vcpu.kernel.vmrun.cached, "svm_leave_smm"))
     vcpu.smram = None
-    failed = enter_svm_guest_mode(vcpu, used, writer)
+    failed = enter_svm_guest_mode(vcpu, used, writer, merged=False)
     vcpu.requests.add(PAGES)
     return failed

@@ -13,6 +13,7 @@ from qemu_svm.restore.saved import Saved
 from qemu_svm.restore.simulate import Simulation
 from qemu_svm.restore.vcpu import Vcpu
 from tests.restore.conftest import Run
+from tests.restore.recorded import backed
 
 L1_CR3, L2_CR3 = 0x101000, 0x104000
 RESTORE = "cpuid,sregs,nested,regs,msrs"
@@ -119,6 +120,25 @@ def test_which_fields_each_kernel_uses_unchecked(run: Run) -> None:
     for kernel in ("5.17", "6.1", "7.2"):
         rules = KERNELS[kernel].vmrun
         assert rules.checked <= rules.cached
+
+
+@pytest.mark.parametrize("kernel", ["5.10", "6.1"])
+def test_vmrun_checks_the_save_area(run: Run, kernel: str) -> None:
+    """5.10 does that at VMRUN only.  Seen on 5.10.223 and 6.1.176, with a vmcb12 in memory."""
+    plan = "cpuid,sregs,nested,regs,msrs,run"
+    simulation = run(kernel, f"{plan},vmrun,run,vmrun")
+    assert not any("INVALID" in note for result in simulation.results for note in result.notes)
+    bad = run("5.10", "cpuid,sregs,nested,sregs:cr0=0xa0000031,regs,msrs,run,vmrun").results[-1]
+    assert bad.notes == ("exit INVALID: check S-02",)
+
+
+def test_vmrun_needs_the_msr_bitmap_at_once(run: Run) -> None:
+    """At a restore it is wanted at the next KVM_RUN; 6.1 asks for it once only."""
+    plan = "cpuid,sregs,nested:@0xc/4=0x90040000:@0x48=0x2000000,regs,msrs,run,run,vmrun"
+    *_, first, _second, vmrun = run("6.1", plan, backed=backed).results
+    assert first.outcome is not None
+    assert first.outcome.result == "INTERNAL_ERROR"
+    assert vmrun.notes[-1] == "exit INVALID: L1's MSR bitmap is not in guest memory"
 
 
 def test_vmrun_needs_what_it_needs(run: Run) -> None:
