@@ -23,6 +23,7 @@ from qemu_svm.stream.resync import (
     find_footer,
     find_header,
     footer_bytes,
+    goes_on,
     is_header,
 )
 from qemu_svm.stream.vmdesc import Description, Device, has_null_arrays
@@ -262,8 +263,20 @@ class Payloads:
                 section=record.name,
                 hint="the stream has neither a description of it nor footers",
             )
-        found = find_footer(self.source, record.payload, record.section_id or 0)
+        # Where a built-in layout leads to a footer, no bytes of a guest in between
+        # can be taken for one.
+        found = self._footer_of_builtin(record) if record.kind is Kind.FULL else None
+        if found is None:
+            found = find_footer(self.source, record.payload, record.section_id or 0)
         self.reader.offset = self._found(record, found, "its footer")
+
+    def _footer_of_builtin(self, record: Record) -> int | None:
+        wanted = footer_bytes(record.section_id or 0)
+        for _, end in self._fitting(record):
+            behind = self.source.read_at(end, FOOTER_SIZE + MOST_HEADER)
+            if behind.startswith(wanted) and goes_on(behind[FOOTER_SIZE:]):
+                return end
+        return None
 
     def skip_footer(self, record: Record) -> None:
         """Move behind the footer of ``record``; none is there in old streams.

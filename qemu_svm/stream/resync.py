@@ -16,16 +16,6 @@ from qemu_svm.stream.constants import RecordType
 
 _FIRST_STEP = 4 * KIB  # most sections are small, and there may be very many
 _STEP = 256 * KIB
-_BEHIND_FOOTER = frozenset(
-    {
-        RecordType.EOF,
-        RecordType.START,
-        RecordType.PART,
-        RecordType.END,
-        RecordType.FULL,
-        RecordType.COMMAND,
-    }
-)
 FOOTER_SIZE = 5
 
 
@@ -47,8 +37,7 @@ def find_footer(source: Source, start: int, section_id: int) -> int | None:
         data = source.read_at(at, step + FOOTER_SIZE)
         hit = data.find(wanted)
         while hit >= 0:
-            behind = source.read_at(at + hit + FOOTER_SIZE, 1)
-            if not behind or behind[0] in _BEHIND_FOOTER:
+            if goes_on(source.read_at(at + hit + FOOTER_SIZE, MOST_HEADER)):
                 return at + hit
             first = at + hit if first is None else first
             hit = data.find(wanted, hit + 1)
@@ -56,6 +45,25 @@ def find_footer(source: Source, start: int, section_id: int) -> int | None:
             return first
         at += step
         step = min(4 * step, _STEP)
+
+
+def goes_on(behind: bytes) -> bool:
+    """Whether ``behind`` a footer something like a record stands, or the input ends.
+
+    The kind of record alone would not do: behind the footer of section 0 in a payload,
+    ``7e 00 00 00 00``, there are often more zeros, and a zero is an EOF.
+    """
+    kind, more = behind[:1], behind[1:]
+    if kind == b"\0":
+        return more[:1] == b"\6" or not more.strip(b"\0")  # the description, or padding
+    if kind == b"\x08":
+        return more[:1] in (b"", b"\0")  # commands are few
+    if more[:1] not in (b"", b"\0"):
+        return not behind  # ids of sections are running numbers
+    if kind in (b"\2", b"\3"):
+        return True
+    length = more[4:5]
+    return kind in (b"", b"\1", b"\4") and length != b"\0" and _is_name(more[5:][: sum(length)])
 
 
 _BOUNDARY = re.compile(

@@ -17,6 +17,7 @@ from qemu_svm.findings import findings
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, Stream, Walk, read_stream
+from qemu_svm.stream.resync import footer_bytes
 from tests import builders
 from tests.builders import Section
 from tests.conftest import STREAMS, capture_bytes
@@ -193,3 +194,41 @@ def test_the_sample_without_description_has_its_vcpu() -> None:
     machine = of(bare(whole, footers=False))
     assert machine.stream.complete
     assert [vcpu.described for vcpu in machine.vcpus] == ["builtin"]
+
+
+FAKES = {
+    "the end": b"\0\0\0\0",
+    "a section": b"\4\0\0\0\7\3abc" + bytes(3) + b"\0\0\0\0\1",
+    "the same again": b"\2\0\0\0\2",
+}
+
+
+def test_ticks_that_look_like_a_footer(capture: dict[str, Any]) -> None:
+    # The timer is section 0, and behind its ticks, whose last byte may well be 7e, are zeros.
+    data = bare(capture_bytes(capture["file"]), footers=True)
+    (timer,) = [r for r in of(data).stream.sections() if r.name == "timer"]
+    ticks = timer.payload + 7
+    if timer.section_id != 0:
+        at = timer.payload + 24  # its footer
+        zero = bytes(4)
+        data = (
+            data[: timer.offset + 1]
+            + zero
+            + data[timer.offset + 5 : at + 1]
+            + zero
+            + data[at + 5 :]
+        )
+    found = of(data[:ticks] + b"\x7e" + data[ticks + 1 :])
+    assert found.stream.problems == ()
+    assert names(found.stream) == names(of(data).stream)
+
+
+@pytest.mark.parametrize("fake", FAKES)
+def test_registers_that_look_like_a_footer(fake: str) -> None:
+    data = bare(capture_bytes("qemu7.2-linux6.1-nested.mig.zst"), footers=True)
+    (cpu,) = [r for r in of(data).stream.sections() if r.name == "cpu"]
+    at, forged = cpu.payload + 560, footer_bytes(cpu.section_id or 0) + FAKES[fake]
+    found = of(data[:at] + forged + data[at + len(forged) :])
+    assert found.stream.problems == ()
+    assert names(found.stream) == names(of(data).stream)
+    assert found.vcpus[0].nested is not None
