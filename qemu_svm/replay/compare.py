@@ -160,7 +160,7 @@ def judged(outcome: str, found: str) -> bool | None:
     """
     if outcome == "waits":
         return found == "hang"
-    if outcome == "reset":
+    if outcome in ("reset", "smi"):
         return None
     if outcome in KERNEL_DECIDES:
         return outcome == found

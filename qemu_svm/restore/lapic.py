@@ -1,6 +1,6 @@
-"""INIT, SIPI and MP states: what KVM_RUN looks at before it enters anything.
+"""INIT, SIPI, SMI and MP states: what KVM_RUN looks at before it enters anything.
 
-Only with the local APIC in the kernel; without it every vCPU is runnable.
+INIT and MP states need the local APIC in the kernel; without it every vCPU is runnable.
 
 Source: Linux ``arch/x86/kvm/lapic.c`` (``kvm_apic_accept_events``), ``x86.c``
 (``vcpu_block``, ``kvm_vcpu_has_events``, ``kvm_arch_vcpu_ioctl_run``), ``svm.c``
@@ -15,7 +15,7 @@ from qemu_svm.nested import bits
 from qemu_svm.restore.svm import svm_set_segment
 from qemu_svm.restore.vcpu import INIT_RECEIVED, RUNNABLE, Vcpu
 
-_INIT = bits.INTERCEPTS.mask("INIT")
+_INIT, _SMI = (bits.INTERCEPTS.mask(name) for name in ("INIT", "SMI"))
 
 
 def init_blocked(vcpu: Vcpu) -> bool:
@@ -45,6 +45,12 @@ def kvm_apic_accept_events(vcpu: Vcpu) -> str | None:
         vcpu.arch.set("rip", 0, writer)
         vcpu.mp_state = RUNNABLE
     return None
+
+
+def enters_smm(vcpu: Vcpu) -> bool:
+    """Whether a pending SMI is taken before anything is entered (``svm_smi_allowed``)."""
+    intercepted = vcpu.guest_mode and bool(vcpu.nested.ctl.get("intercepts") & _SMI)
+    return vcpu.smi_pending and vcpu.gif and not vcpu.smm and not intercepted
 
 
 def _intercepted(vcpu: Vcpu) -> bool:

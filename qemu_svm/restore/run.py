@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qemu_svm.restore.area import Area
-from qemu_svm.restore.lapic import kvm_apic_accept_events
+from qemu_svm.restore.lapic import enters_smm, kvm_apic_accept_events
 from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
 from qemu_svm.restore.vcpu import HALTED, PAGES, RESET_HOLD, Vcpu
 from qemu_svm.x86.registers import CR0, EFER, canonical
@@ -30,8 +30,9 @@ class Outcome:
     """How KVM_RUN ended.
 
     :param result: ``exit`` (L1 has control again), ``l1`` (the vCPU was never in
-        guest mode), ``waits`` (for INIT or SIPI), ``reset`` (INIT was pending),
-        ``INTERNAL_ERROR``, ``EFAULT``, ``EINVAL``, ``EIO``, ``hang`` or ``SHUTDOWN``.
+        guest mode), ``waits`` (for INIT or SIPI), ``reset`` (INIT was pending), ``smi``
+        (SMM is entered first), ``INTERNAL_ERROR``, ``EFAULT``, ``EINVAL``, ``EIO``, ``hang``
+        or ``SHUTDOWN``.
     :param level: what was entered: ``L1``, ``L2``, or empty if nothing was.
     :param entry: save area that the processor was given.
     :param l1: L1's save area after the #VMEXIT, if there was one.
@@ -71,6 +72,8 @@ def _woken(vcpu: Vcpu) -> Outcome:
                 vcpu.note("the next KVM_RUN goes on with L1's MSR intercepts lost")
             return Outcome("INTERNAL_ERROR")
         vcpu.requests.discard(PAGES)
+    if enters_smm(vcpu):
+        return Outcome("smi")
     if vcpu.guest_mode and vcpu.mmu_broken in _DESTROYED and not _refused(vcpu):
         return Outcome(_DESTROYED[vcpu.mmu_broken])
     entry = enter(vcpu)

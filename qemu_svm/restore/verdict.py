@@ -95,8 +95,8 @@ def judge(simulation: Simulation) -> Judgement:
     if outcome.result in _BROKEN:
         lines.append(_BROKEN[outcome.result])
         return Judgement(Verdict.BROKEN, tuple(lines))
-    if outcome.result == "waits":
-        lines.append("KVM_RUN waits for INIT or SIPI: nothing was entered.")
+    if outcome.result in _NOT_ENTERED:
+        lines.append(_NOT_ENTERED[outcome.result])
         return Judgement(Verdict.REFUSED if refused else Verdict.RIGHT, tuple(lines))
     differences = tuple(_differences(simulation, runs[0]))
     lost = simulation.saved.guest_mode and outcome.level == "L1"
@@ -116,6 +116,10 @@ def judge(simulation: Simulation) -> Judgement:
 _RIGHT = {
     "L2": "L2 runs with its own registers, and L1 gets back those of the blob.",
     "L1": "The vCPU runs with its own registers; it was not in guest mode.",
+}
+_NOT_ENTERED = {
+    "waits": "KVM_RUN waits for INIT or SIPI: nothing was entered.",
+    "smi": "An SMI is pending: KVM_RUN enters SMM before L2.",
 }
 _LOST = (
     "L2's code would run in L1's context: the vCPU is not in guest mode, and nothing that L1 "

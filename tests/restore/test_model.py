@@ -257,6 +257,22 @@ def test_init_at_the_next_run(run: Run) -> None:
     assert waiting.result == "EINVAL"
 
 
+def test_smi_before_the_run(run: Run, saved_npt: Saved) -> None:
+    smi = "events:smm_pending=1:flags=8"
+    plans_ = {
+        f"cpuid,sregs,nested,regs,{smi},run": "smi",
+        f"cpuid,sregs,nested,cpuid,regs,{smi},run": "smi",  # 6.1.176: not EFAULT
+        f"cpuid,sregs,nested:flags=0x1,regs,{smi},run": "exit",
+        f"cpuid,sregs,nested:@0xc/4=0x80040004,regs,{smi},run": "exit",
+    }
+    for plan, result in plans_.items():
+        simulation = run("6.1", plan, saved=saved_npt)
+        outcome = simulation.results[-1].outcome
+        assert outcome is not None
+        assert outcome.result == result, plan
+        assert judge(simulation).verdict is Verdict.RIGHT
+
+
 def test_another_processor_waits_until_it_is_told_to_run(run: Run) -> None:
     other = Host(bsp=False)
     for plan, result in (("", "waits"), ("mpstate:0,", "exit")):
