@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, complain, near
-from qemu_svm.errors import PathError, PlanError, SourceError
+from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
 from qemu_svm.source import open_source
 from qemu_svm.stream import Walk, read_stream
 
@@ -78,8 +78,11 @@ def opened(path: str, walk: Walk = Walk.QUICK, lender: str | None = None) -> Ite
     if lender is not None:
         from qemu_svm.stream.borrow import description_of
 
-        with open_source(lender, limits()) as source:
-            borrowed = description_of(source, limits())
+        try:
+            with open_source(lender, limits()) as source:
+                borrowed = description_of(source, limits())
+        except StreamError as error:
+            raise SourceError(f"--description '{lender}': {error}", hint=error.hint) from error
     with open_source(path, limits()) as source:
         machine = read_machine(read_stream(source, limits(), walk, borrowed))
         with excused(lambda: warn(machine), damaged=_damaged(machine)):

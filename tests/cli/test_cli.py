@@ -112,6 +112,7 @@ def test_a_borrowed_description(sample: bytes, sample_file: Path, svmstream: Run
     assert b"uint32[6]" in done.stdout
     refused = svmstream("inspect", sample_file, "--description", "/etc/passwd")
     assert refused.returncode == 3
+    assert b"--description '/etc/passwd': offset 0x0" in refused.stderr
 
 
 def test_a_dump_instead_of_a_description(tmp_path: Path, svmstream: Run) -> None:
