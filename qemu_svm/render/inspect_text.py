@@ -236,7 +236,7 @@ def _section(record: Record) -> list[str | Text]:
     if record.kind is Kind.SKIPPED and record.count:
         name += f" ({record.count} parts)"
     elif record.kind is Kind.SKIPPED:
-        name += " (RAM data, stepped over; --ram reads it)"
+        name += " (--ram reads it)"
     elif record.kind is Kind.LOST:
         name = "(no record: damage)"
     elif record.described in _GUESSED:
