@@ -81,9 +81,16 @@ def _table(finished: Sequence[Simulation]) -> Iterator[Text]:
     yield from columns(rows, ("kernel", "basis", "verdict", "first reason"))
 
 
+_INSTEAD = {
+    "waits": "waits for INIT or SIPI",
+    "reset": "resets the vCPU (INIT)",
+    "smi": "enters SMM first",
+}
+
+
 def _how(outcome: Outcome) -> str:
-    if outcome.result == "waits":
-        return "waits for INIT or SIPI"
+    if outcome.result in _INSTEAD:
+        return _INSTEAD[outcome.result]
     level = f"entered {outcome.level}, " if outcome.level else ""
     return f"{level}ended with {outcome.result}"
 

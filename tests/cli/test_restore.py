@@ -135,3 +135,18 @@ def test_simulate_verbose_fits_and_runs(svmstream: Run) -> None:
     done = svmstream("simulate", FILE, "-v", "--kernel", "5.10")
     assert done.returncode == 0
     assert b"hsave" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("mpstate:2", b"5 run  waits for INIT or SIPI"),
+        ("events:smm_pending=1", b"5 run  enters SMM first"),
+        ("events:latched_init=1", b"5 run  resets the vCPU (INIT)"),
+    ],
+)
+def test_a_run_that_enters_neither_level(step: str, words: bytes, svmstream: Run) -> None:
+    plan = f"cpuid,sregs,nested,{step},run"
+    done = svmstream("simulate", FILE, "--kernel", "6.1", "--plan", plan)
+    assert words in done.stdout
+    assert b"entered" not in done.stdout.partition(b"5 run")[2].partition(b"\n")[0]
