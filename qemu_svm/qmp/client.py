@@ -290,6 +290,8 @@ class Client:
             )
         try:
             self._running().send_fd_scm(fd)
+        except ConnectionError as error:
+            raise QmpError(f"{self.address}: the connection was lost, no file passed") from error
         except OSError as error:
             raise QmpError(f"{self.address}: cannot pass a file: {error.strerror}") from error
 

@@ -238,3 +238,18 @@ def test_answers_of_other_types(answer: object) -> None:
             json.dumps(str(function(answer)))
         except QmpError:
             continue
+
+
+def test_a_line_that_is_lost_while_a_file_is_passed(
+    vm: Vm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_fd: int) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    async def ask() -> None:
+        async with Client.connect(vm.address) as qmp:
+            monkeypatch.setattr(qmp._running(), "send_fd_scm", gone)
+            with pytest.raises(QmpError, match="the connection was lost"):
+                await qmp.add_fd(0)
+
+    asyncio.run(ask())
