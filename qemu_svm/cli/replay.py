@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import click
 from qemu_svm.cli import EXIT_FINDINGS, common
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.lab.suites import KERNELS
+from qemu_svm.source import open_source
 
 if TYPE_CHECKING:
     from qemu_svm.replay.target import Probe, Target
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
               "with this kernel.")  # fmt: skip
 @click.option("--npt", type=click.Choice(("on", "off")), default="on", show_default=True,
               help="Nested paging of the emulated host.")  # fmt: skip
+@click.option("--channel", "channels", multiple=True, metavar="FILE",
+              help="A multifd channel, or a further connection of postcopy.")  # fmt: skip
 @click.option("--vcpu", "index", default=0, show_default=True, help="Which vCPU.")
 @click.option("--compare", "compared", is_flag=True, help="Mark what the model has differently.")
 @click.option("--timeout", "seconds", default=10.0, show_default=True,
@@ -50,6 +53,7 @@ def command(
     device: str | None,
     kernel: str | None,
     npt: str,
+    channels: tuple[str, ...],
     index: int,
     compared: bool,
     seconds: float,
@@ -78,12 +82,13 @@ def command(
         raise click.UsageError("--kvm means this machine, --lab an emulated one: give one of them")
     options = Options(seconds=seconds, irqchip=not no_irqchip, maxphyaddr=maxphyaddr,
                       shorten=shorten, emulated=kernel is not None, vcpu=index)  # fmt: skip
-    with common.opened(file) as machine:
+    with common.opened(file) as machine, ExitStack() as stack:
         vcpu = common.vcpu(machine, index)
         trial = Trial("0", from_vcpu(vcpu), steps, options, extras(machine, vcpu))
         check(trial.saved, steps)
+        others = [stack.enter_context(open_source(path, common.limits())) for path in channels]
         with target(device, kernel, npt=npt == "on") as (where, probe):
-            ram = extract_ram(machine, str(where.folder / "ram"))
+            ram = extract_ram(machine, str(where.folder / "ram"), others)
             (performed,) = where.perform(ram, [job(trial, ram, probe)])
         replayed = result(trial, performed)
         comparison = simulation = None

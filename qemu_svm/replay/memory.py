@@ -13,7 +13,8 @@ intercepts, so that a sequence does not wait for L2's own code.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from qemu_svm.errors import Malformed
@@ -25,6 +26,7 @@ from qemu_svm.restore import carried
 from qemu_svm.restore.area import RESET, Area
 from qemu_svm.restore.plan import Step
 from qemu_svm.restore.saved import Saved, areas
+from qemu_svm.source import Source
 from qemu_svm.x86.paging import Paging, Read, through
 
 STOP = bytes((0xE6, STOP_PORT, 0xF4))  # out %al, $port; hlt
@@ -74,10 +76,11 @@ class Ram:
         return found
 
 
-def extract_ram(machine: Machine, path: str, progress: Callable[[int], None] | None = None) -> Ram:
+def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) -> Ram:
     """Write the stream's main RAM to a new file.
 
-    :raises StreamError: the RAM cannot be read, or there is none.
+    :param channels: where else the stream's pages are, as for ``read_ram``.
+    :raises StreamError: the RAM cannot be read whole, or there is none.
     :raises OSError: the file cannot be written.
     """
     from qemu_svm.stream.ram_extract import extract
@@ -90,17 +93,18 @@ def extract_ram(machine: Machine, path: str, progress: Callable[[int], None] | N
             offset=0,
             hint="a stream saved with shared memory left out cannot be replayed",
         )
-    ram = read_ram(machine.stream)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        files = {ram.block(main_block(machine).name): fd}
-        if progress is None:
-            extract(ram, files)
-        else:
-            extract(ram, files, progress=progress)
-    except BaseException:
-        os.close(fd)
-        raise
+    ram = read_ram(machine.stream, channels)
+    with ExitStack() as stack:
+        for channel in ram.channels:
+            stack.callback(channel.source.close)
+        if ram.problems:
+            raise ram.problems[0]  # a guest with holes in its memory would show nothing
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            extract(ram, {ram.block(main_block(machine).name): fd})
+        except BaseException:
+            os.close(fd)
+            raise
     placed, offset = [], 0
     for start, end in ranges:
         placed.append((start, end - start, offset))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from qemu_svm.errors import Truncated
+from qemu_svm.machine import read_machine
 from qemu_svm.replay.conform import Guest
-from qemu_svm.replay.memory import STOP, patches
+from qemu_svm.replay.memory import STOP, extract_ram, patches
 from qemu_svm.restore import plan as plans
+from qemu_svm.source import open_source
+from qemu_svm.stream import read_stream
+from tests.conftest import STREAMS
 from tests.replay.conftest import guest
 
 CPUID_AND_HALT = b"\x0f\xa2\xf4"
@@ -56,3 +63,23 @@ def test_the_file_has_what_the_stream_has(plain: Guest) -> None:
     assert not plain.ram.backed(0x1000, 32 << 20)
     assert plain.ram.read(32 << 20, 8) == b""
     assert len(plain.ram.read((32 << 20) - 4, 8)) == 4
+
+
+def test_ram_that_went_over_other_channels(tmp_path: Path) -> None:
+    """Without them nothing is written: the guest would run in memory full of zeros."""
+    kinds = STREAMS / "kinds"
+    with ExitStack() as stack:
+        source, *channels = (
+            stack.enter_context(open_source(str(kinds / f"qemu10.0-multifd.{name}.zst")))
+            for name in ("mig", "channel1", "channel0")
+        )
+        machine = read_machine(read_stream(source))
+        with pytest.raises(Truncated, match="went over multifd channels"):
+            extract_ram(machine, str(tmp_path / "none"))
+        assert not (tmp_path / "none").exists()
+        ram = extract_ram(machine, str(tmp_path / "ram"), channels)
+    try:
+        assert ram.ranges == ((0, 16 << 20, 0),)
+        assert ram.read(0x7DFE, 2) == b"\x55\xaa"  # the boot sector
+    finally:
+        os.close(ram.fd)
