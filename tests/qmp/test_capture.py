@@ -30,7 +30,7 @@ from qemu_svm.stream import Walk, read_stream
 from qemu_svm.stream.ram_extract import extract
 from qemu_svm.stream.ram_index import read_ram
 from tests.conftest import Run
-from tests.qmp.vm import COUNTERS, Proxy, Vm, running
+from tests.qmp.vm import COUNTERS, UNMEASURED, Proxy, Vm, running
 
 PROGRAM = Path(sys.executable).with_name("svmstream")
 SLOW = Options(bandwidth=1 << 20)
@@ -371,7 +371,7 @@ def test_the_disk_is_full(vm: Vm, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
 
     before = settings(vm)
-    work = Process(vm, tmp_path, preexec_fn=small)
+    work = Process(vm, tmp_path, preexec_fn=small, env=UNMEASURED)
     status, said = work.end()
     assert status == 4
     assert said == f"svmstream: cannot write '{work.output}': File too large\n"

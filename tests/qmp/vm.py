@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import threading
@@ -21,6 +22,8 @@ BOOT_SECTOR = _CODE.ljust(510, b"\0") + b"\x55\xaa"
 COUNTERS = range(0x20000, 0x60000, 0x1000)
 
 QEMU = ("qemu-system-x86_64",)
+UNMEASURED = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+"""Environment of a process that must not write, or wake up, for the measuring of coverage."""
 
 
 class Vm:
