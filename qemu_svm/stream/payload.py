@@ -104,10 +104,12 @@ class Payloads:
         elif self.footers is False and record.kind is Kind.FULL:
             opaque, described = self._unmarked(record)
         else:
-            self._search(record)
-            opaque = True
-            if record.kind is Kind.FULL:
-                described = self._guessed(record)
+            opaque, full = True, record.kind is Kind.FULL
+            if full and self._builtin_before_footer(record):
+                described = "builtin"
+            else:
+                self._search(record)
+                described = self._guessed(record) if full else "none"
         return opaque, described
 
     def _formed(self, record: Record, form: Format) -> bool:
@@ -263,20 +265,19 @@ class Payloads:
                 section=record.name,
                 hint="the stream has neither a description of it nor footers",
             )
-        # Where a built-in layout leads to a footer, no bytes of a guest in between
-        # can be taken for one.
-        found = self._footer_of_builtin(record) if record.kind is Kind.FULL else None
-        if found is None:
-            found = find_footer(self.source, record.payload, record.section_id or 0)
+        found = find_footer(self.source, record.payload, record.section_id or 0)
         self.reader.offset = self._found(record, found, "its footer")
 
-    def _footer_of_builtin(self, record: Record) -> int | None:
+    def _builtin_before_footer(self, record: Record) -> bool:
+        # Where a built-in layout leads to a footer, no bytes of a guest in between
+        # can be taken for one.
         wanted = footer_bytes(record.section_id or 0)
-        for _, end in self._fitting(record):
+        for device, end in self._fitting(record):
             behind = self.source.read_at(end, FOOTER_SIZE + MOST_HEADER)
             if behind.startswith(wanted) and goes_on(behind[FOOTER_SIZE:]):
-                return end
-        return None
+                self.described[record.offset], self.reader.offset = device, end
+                return True
+        return False
 
     def skip_footer(self, record: Record) -> None:
         """Move behind the footer of ``record``; none is there in old streams.
