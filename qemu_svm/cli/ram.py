@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import click
 
@@ -96,10 +96,7 @@ def opened_ram(stream: Stream, channels: Sequence[str]) -> Iterator[Ram]:
     """Read the RAM of a stream and the files of its multifd channels."""
     with ExitStack() as stack:
         others = [stack.enter_context(open_source(path, common.limits())) for path in channels]
-        ram = read_ram(stream, others)
-        for channel in ram.channels:
-            stack.callback(channel.source.close)
-        yield ram
+        yield stack.enter_context(closing(read_ram(stream, others)))
 
 
 def tell(stream: Stream, ram: Ram, *, only_ram: bool = False) -> int:

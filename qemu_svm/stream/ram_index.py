@@ -53,6 +53,11 @@ class Ram:
     problems: tuple[StreamError, ...]
     extras: tuple[Extra, ...] = ()
 
+    def close(self) -> None:
+        """Close the inputs of the channels; the stream's own and those given stay open."""
+        for channel in self.channels:
+            channel.source.close()
+
     @property
     def resumed(self) -> bool:
         """Whether a further connection brought the end that the stream itself lacks."""

@@ -36,10 +36,7 @@ def real(name: str) -> Iterator[Ram]:
     with contextlib.ExitStack() as stack:
         paths = [KINDS / f"{name}.mig.zst", *sorted(KINDS.glob(f"{name}.channel?.zst"))]
         main, *others = (stack.enter_context(open_source(str(path))) for path in paths)
-        ram = read_ram(read_stream(main), others)
-        for channel in ram.channels:
-            stack.callback(channel.source.close)
-        yield ram
+        yield stack.enter_context(contextlib.closing(read_ram(read_stream(main), others)))
 
 
 def only(found: RamDiff) -> BlockDiff:

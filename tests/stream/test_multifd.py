@@ -207,8 +207,7 @@ def opened(main: Path, channels: Sequence[Path]) -> Ram:
     with open_source(str(main)) as source:
         stream = read_stream(source)
         ram = read_ram(stream, [BytesSource(unpacked(path)) for path in channels])
-        for channel in ram.channels:
-            channel.source.close()
+        ram.close()
         return ram
 
 

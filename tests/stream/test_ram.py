@@ -460,9 +460,7 @@ def test_every_kind_brings_the_same_firmware(release: str) -> None:
             main, *others = (
                 stack.enter_context(open_source(str(name))) for name in [path, *channels]
             )
-            ram = read_ram(read_stream(main), others)
-            for channel in ram.channels:
-                stack.callback(channel.source.close)
+            ram = stack.enter_context(contextlib.closing(read_ram(read_stream(main), others)))
             assert ram.problems == ()
             for number, block in enumerate(ram.blocks):
                 if block.name != "pc.ram":

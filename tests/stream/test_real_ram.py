@@ -128,8 +128,7 @@ def test_every_way(version: str, way: str, tmp_path: Path) -> None:
         assert bool(ram.channels) is way.startswith("multifd")
         assert sum(one.never for one in coverage(ram)) == 0
         check(ram, truth, tmp_path)
-        for channel in ram.channels:
-            channel.source.close()
+        ram.close()
 
 
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
