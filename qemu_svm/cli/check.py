@@ -70,8 +70,7 @@ def command(
             from qemu_svm.render.check_text import report
 
             common.print_lines(report(machine, found))
-        common.warn(machine)
-        unreadable = common.status(machine, [])
+        unreadable = common.told(machine)
     if unreadable:
         return unreadable
     bad = {"error"} if fail_on == "error" else {"error", "warning"}

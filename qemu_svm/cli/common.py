@@ -165,6 +165,12 @@ def _damaged(machine: Machine) -> bool:
     return bool(not machine.stream.complete or machine.stream.problems or machine.problems)
 
 
+def told(machine: Machine) -> int:
+    """Tell on standard error why a stream could not be read whole; the status that follows."""
+    warn(machine)
+    return status(machine, [])
+
+
 def warn(machine: Machine) -> None:
     """Tell on standard error why a stream could not be read whole."""
     for problem in machine.stream.problems + machine.problems:

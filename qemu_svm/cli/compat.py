@@ -64,8 +64,7 @@ def command(*, file: str, as_json: bool, target: str, timeout: int, verbose: boo
             from qemu_svm.render.compat_text import report
 
             common.print_lines(report(machine, found, target, verbose=verbose))
-        common.warn(machine)
-        unreadable = common.status(machine, [])
+        unreadable = common.told(machine)
     if unreadable:
         return unreadable
     return 0 if found.accepted else EXIT_FINDINGS

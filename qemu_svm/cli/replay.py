@@ -107,8 +107,7 @@ def command(
             lines = report(file, plan_text, probe, replayed, simulation, comparison,
                            verbose=verbose)  # fmt: skip
             common.print_lines(lines)
-        common.warn(machine)
-        unreadable = common.status(machine, [])
+        unreadable = common.told(machine)
     if unreadable:
         return unreadable
     good = replayed.clean if comparison is None else comparison.equal

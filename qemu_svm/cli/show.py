@@ -57,5 +57,4 @@ def command(
             from qemu_svm.render.show_text import report
 
             common.print_lines(report(place, data, verbose=verbose))
-        common.warn(machine)
-        return common.status(machine, [])
+        return common.told(machine)

@@ -87,8 +87,7 @@ def command(
             from qemu_svm.render.simulate_text import report
 
             common.print_lines(report(machine, finished, plan_text, verbose=verbose))
-        common.warn(machine)
-        unreadable = common.status(machine, [])
+        unreadable = common.told(machine)
     if unreadable:
         return unreadable
     good = all(judge(one).verdict in (Verdict.RIGHT, Verdict.OPEN) for one in finished)
