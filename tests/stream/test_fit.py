@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import Any
 
 import pytest
@@ -22,21 +21,8 @@ from qemu_svm.stream.vmstate import decode
 from qemu_svm.stream.vmstate_json import Dump, parse_dump
 from tests.conftest import STREAMS, capture_bytes
 
-QEMU = "qemu-system-x86_64"  # 7.2
 CAPTURES = ["qemu7.2-linux6.1-nested.mig.zst", "kinds/qemu7.2-xbzrle.mig.zst",
             "kinds/qemu7.2-slirp.mig.zst", "kinds/qemu7.2-block.mig.zst"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("dump") / "vmstate.json"
-    subprocess.run([QEMU, "-M", "pc", "-dump-vmstate", path], check=True)
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def dump(text: bytes) -> Dump:
-    return parse_dump(text)
 
 
 def leaves(value: Value) -> list[tuple[str, int, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,6 @@ import pytest
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError
 from qemu_svm.limits import Limits
 from qemu_svm.stream.vmstate_json import Dump, parse_dump
-
-QEMU = "qemu-system-x86_64"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("dump") / "vmstate.json"
-    subprocess.run([QEMU, "-M", "pc-q35-7.2", "-dump-vmstate", path], check=True)
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def dump(text: bytes) -> Dump:
-    return parse_dump(text)
 
 
 def made(*fields: dict[str, Any], **more: Any) -> bytes:
