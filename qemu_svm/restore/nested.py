@@ -13,7 +13,7 @@ from qemu_svm.restore.checks import LATE, SET_NESTED_STATE, Argument
 from qemu_svm.restore.cpuid import is_legal_gpa
 from qemu_svm.restore.kernels import LEAVE
 from qemu_svm.restore.leave import svm_leave_nested
-from qemu_svm.restore.vcpu import PAGES, VMLOAD_GROUP, VMRUN_FIELDS, Vcpu
+from qemu_svm.restore.vcpu import PAGES, RUNNABLE, VMLOAD_GROUP, VMRUN_FIELDS, Vcpu
 from qemu_svm.x86.registers import CR0, CR4
 
 _HEADER, _WHOLE = 128, 4224
@@ -245,7 +245,7 @@ def nested_svm_vmexit(vcpu: Vcpu) -> bool:
     vcpu.guest_mode = False
     nested.vmcb12_gpa = 0
     vcpu.requests.discard(PAGES)
-    vcpu.mp_state = 0
+    vcpu.mp_state = RUNNABLE
     if not kernel.split:
         vcpu.control01.clear()
         vcpu.control01.copy_from(vcpu.hsave_control)

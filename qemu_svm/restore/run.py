@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from qemu_svm.restore.area import Area
 from qemu_svm.restore.lapic import enters_smm, kvm_apic_accept_events
 from qemu_svm.restore.nested import nested_svm_vmexit, svm_get_nested_state_pages
-from qemu_svm.restore.vcpu import HALTED, PAGES, RESET_HOLD, Vcpu
+from qemu_svm.restore.vcpu import HALTED, PAGES, RESET_HOLD, RUNNABLE, Vcpu
 from qemu_svm.x86.registers import CR0, EFER, canonical
 
 _VMRUN_BASES = ("es", "cs", "ss", "ds", "gdtr", "idtr")
@@ -57,8 +57,8 @@ def vcpu_run(vcpu: Vcpu) -> Outcome:
     halted = vcpu.mp_state in (HALTED, RESET_HOLD)
     if halted:
         vcpu.note("the vCPU is halted: KVM_RUN waits for an event first")
-        vcpu.mp_state = 0
-    if vcpu.mp_state:
+        vcpu.mp_state = RUNNABLE
+    if vcpu.mp_state != RUNNABLE:
         return Outcome("waits")
     return replace(_woken(vcpu), halted=halted)
 

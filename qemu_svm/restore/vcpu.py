@@ -157,7 +157,7 @@ class Vcpu:
     sipi_pending: bool = False
     smi_pending: bool = False
     has_run: bool = False
-    mp_state: int = 0
+    mp_state: int = RUNNABLE
     mmu: str = "root"
     mmu_broken: str = ""
     requests: set[str] = field(default_factory=set)
