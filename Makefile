@@ -14,7 +14,7 @@ CAPTURE := streams/qemu10.0-linux6.12-nested-npt.mig.zst
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(STAMP): pyproject.toml setup.py qemu_svm/stream/_ram.c
+$(STAMP): pyproject.toml setup.py $(wildcard qemu_svm/stream/_ram*.[ch])
 	@PYTHON="$(PYTHON)" tools/need-venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		--config-settings editable_mode=compat --editable '.[dev]'

@@ -43,6 +43,13 @@ class Source(Protocol):
         """Return the number of bytes (reads a pipe or an archive to its end)."""
         ...
 
+    def file(self) -> tuple[int, int] | None:
+        """Return where all bytes lie as they are: a descriptor, and offset 0's place in it.
+
+        None if there is no such file.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of files."""
         ...
@@ -73,6 +80,9 @@ class SourceBase:
 
     def size(self) -> int:
         raise NotImplementedError
+
+    def file(self) -> tuple[int, int] | None:
+        return None
 
     def close(self) -> None:
         raise NotImplementedError

@@ -33,6 +33,10 @@ class OffsetSource(SourceBase):
         self.damage = self._parent.damage
         return max(0, size - self._start)
 
+    def file(self) -> tuple[int, int] | None:
+        parent = self._parent.file()
+        return parent and (parent[0], parent[1] + self._start)
+
     def close(self) -> None:
         self._parent.close()
 

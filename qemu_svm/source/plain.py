@@ -42,6 +42,9 @@ class FileSource(SourceBase):
     def size(self) -> int:
         return os.lseek(self._fd, 0, os.SEEK_END)
 
+    def file(self) -> tuple[int, int] | None:
+        return self._fd, 0
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

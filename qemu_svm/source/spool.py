@@ -97,6 +97,12 @@ class SpoolSource(SourceBase):
             self._fill(self._filled + _STEP)
         return self._filled
 
+    def file(self) -> tuple[int, int] | None:
+        if not self._ended or self._filled <= _IN_MEMORY:
+            return None
+        self._file.flush()
+        return self._file.fileno(), 0
+
     def close(self) -> None:
         if not self._file.closed:
             self._file.close()

@@ -8,15 +8,11 @@
  * No byte is read before its place is known to be inside the buffer, and nothing
  * is added to a number from the input before it is known to be small enough.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_ram.h"
 
-#include <stdint.h>
 #include <string.h>
 
-enum { WORD = 8, HEAD = 9 };                        /* a record's word; what is looked at */
 enum { ZERO = 0x02, PAGE = 0x08, CONTINUE = 0x20, XBZRLE = 0x40 };
-enum { KIND_ZERO = 1, KIND_PAGE = 2, KIND_XBZRLE = 3, KIND_BITS = 3 };
 
 static uint64_t
 word_at(const unsigned char *at)
@@ -27,19 +23,6 @@ word_at(const unsigned char *at)
         word = word << 8 | at[byte];
     return word;
 }
-
-/* Rows as they leave scan(): three arrays of the same length. */
-struct rows {
-    uint64_t *data, *where;
-    uint32_t *count;
-    Py_ssize_t room, used;
-};
-
-struct window {
-    const unsigned char *bytes;
-    Py_ssize_t size, at;
-    uint64_t base;                                  /* offset of the first byte */
-};
 
 /* The kind of the record at window->at and its length; 0 for an unusual one. */
 static int
@@ -56,23 +39,24 @@ classify(const struct window *window, uint64_t flags, uint64_t page_size, Py_ssi
         *length = HEAD;
         return body[0] == 0 ? KIND_ZERO : 0;
     case XBZRLE | CONTINUE:
-        if (left < 11 || body[0] != 1)
+        if (left < DELTA_HEAD || body[0] != 1)
             return 0;
-        *length = 11 + (body[1] << 8 | body[2]);
-        return *length <= left && (uint64_t)*length - 11 <= page_size ? KIND_XBZRLE : 0;
+        *length = DELTA_HEAD + (body[1] << 8 | body[2]);
+        return *length <= left && (uint64_t)*length - DELTA_HEAD <= page_size ? KIND_XBZRLE : 0;
     default:
         return 0;
     }
 }
 
-static void
-scan_window(struct window *window, struct rows *rows, uint64_t page_size, uint64_t top,
-            Py_ssize_t pages[KIND_XBZRLE + 1])
+void
+scan_window(struct window *window, struct rows *rows, const struct block *block)
 {
+    const uint64_t page_size = block->page_size;
     const uint64_t mask = page_size - 1;
-    const uint64_t most = top - page_size;          /* the caller knows: not below 0 */
-    uint64_t next = 0;                              /* the page behind the last row */
+    const uint64_t most = block->top - page_size;   /* for a block of less than a page: below */
 
+    if (block->top < page_size)
+        return;
     while (window->size - window->at >= HEAD && rows->used < rows->room) {
         const uint64_t word = word_at(window->bytes + window->at);
         const uint64_t page = word / page_size;
@@ -82,7 +66,7 @@ scan_window(struct window *window, struct rows *rows, uint64_t page_size, uint64
         uint32_t count = 0;
         int kind = classify(window, word & mask, page_size, &length);
 
-        if (!kind || word > most || page < next)
+        if (!kind || word > most || page < rows->next)
             return;
         do {
             count++;
@@ -91,8 +75,8 @@ scan_window(struct window *window, struct rows *rows, uint64_t page_size, uint64
         } while (kind != KIND_XBZRLE && expected <= most && window->size - window->at >= HEAD &&
                  word_at(window->bytes + window->at) == expected &&
                  (kind != KIND_ZERO || window->bytes[window->at + WORD] == 0));
-        next = page + count;
-        pages[kind] += count;
+        rows->next = page + count;
+        rows->pages[kind] += count;
         rows->data[rows->used] = data;
         rows->where[rows->used] = page << KIND_BITS | (uint64_t)kind;
         rows->count[rows->used] = count;
@@ -100,9 +84,14 @@ scan_window(struct window *window, struct rows *rows, uint64_t page_size, uint64
     }
 }
 
-static int
-scan_buffers(const Py_buffer *data, const Py_buffer *where, const Py_buffer *count,
-             struct rows *rows)
+int
+good_page_size(unsigned long long size)
+{
+    return size >= 1024 && size <= 1 << 24 && !(size & (size - 1));
+}
+
+int
+rows_of(const Py_buffer *data, const Py_buffer *where, const Py_buffer *count, struct rows *rows)
 {
     Py_ssize_t room = data->len / (Py_ssize_t)sizeof(uint64_t);
 
@@ -111,7 +100,8 @@ scan_buffers(const Py_buffer *data, const Py_buffer *where, const Py_buffer *cou
         PyErr_SetString(PyExc_ValueError, "rows of different lengths");
         return 0;
     }
-    *rows = (struct rows){data->buf, where->buf, count->buf, room, 0};
+    *rows = (struct rows){.data = data->buf, .where = where->buf, .count = count->buf,
+                          .room = room};
     return 1;
 }
 
@@ -122,22 +112,21 @@ scan(PyObject *module, PyObject *args)
     struct window window;
     struct rows rows;
     unsigned long long base, page_size, top;
-    Py_ssize_t at, pages[KIND_XBZRLE + 1] = {0};
+    Py_ssize_t at;
     PyObject *result = NULL;
 
     (void)module;
     if (!PyArg_ParseTuple(args, "y*nK(KK)w*w*w*:scan", &bytes, &at, &base, &page_size, &top,
                           &data, &where, &count))
         return NULL;
-    if (at < 0 || at > bytes.len || page_size < 1024 || page_size > 1 << 24 ||
-        page_size & (page_size - 1)) {
+    if (at < 0 || at > bytes.len || !good_page_size(page_size)) {
         PyErr_SetString(PyExc_ValueError, "no such place, or no page size");
-    } else if (scan_buffers(&data, &where, &count, &rows)) {
+    } else if (rows_of(&data, &where, &count, &rows)) {
         window = (struct window){bytes.buf, bytes.len, at, base};
-        if (top >= page_size)
-            scan_window(&window, &rows, page_size, top, pages);
-        result = Py_BuildValue("nn(nnnn)", window.at, rows.used, pages[0], pages[KIND_ZERO],
-                               pages[KIND_PAGE], pages[KIND_XBZRLE]);
+        scan_window(&window, &rows, &(struct block){page_size, top});
+        result = Py_BuildValue("nn(nnnn)", window.at, rows.used, rows.pages[0],
+                               rows.pages[KIND_ZERO], rows.pages[KIND_PAGE],
+                               rows.pages[KIND_XBZRLE]);
     }
     PyBuffer_Release(&bytes);
     PyBuffer_Release(&data);
@@ -167,7 +156,7 @@ cover(PyObject *module, PyObject *args)
 
         good = page <= pages && counts[row] <= pages - page;
         if (good) {
-            memset(kind + page, (int)(wheres[row] & ((1 << KIND_BITS) - 1)), counts[row]);
+            memset(kind + page, (int)(wheres[row] & KIND), counts[row]);
             for (uint64_t at = page; at < page + counts[row]; at++)
                 time[at] = (unsigned char)(time[at] + (time[at] != 255));
         }
@@ -185,6 +174,8 @@ cover(PyObject *module, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"scan", scan, METH_VARARGS, "See ram_scan.py."},
+    {"scan_file", ram_scan_file, METH_VARARGS, "See ram_scan.py."},
+    {"copy", ram_copy, METH_VARARGS, "See ram_extract.py."},
     {"cover", cover, METH_VARARGS, "See ram_coverage.py."},
     {NULL, NULL, 0, NULL},
 };
@@ -202,7 +193,7 @@ PyInit__ram(void)
 {
     PyObject *module = PyModule_Create(&definition);
 
-    if (module && PyModule_AddIntConstant(module, "INTERFACE", 1) < 0) {
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", 2) < 0) {
         Py_DECREF(module);
         return NULL;
     }

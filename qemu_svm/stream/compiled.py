@@ -5,7 +5,7 @@ Everything in it has a twin in Python, which is used then.
 
 from __future__ import annotations
 
-_INTERFACE = 1  # of the functions that this version of the package calls
+_INTERFACE = 2  # of the functions that this version of the package calls
 
 try:
     from qemu_svm.stream import _ram as ram

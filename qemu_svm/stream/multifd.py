@@ -52,6 +52,10 @@ class Content(Protocol):
         """Return up to ``size`` bytes at ``offset``; fewer only at the end."""
         ...
 
+    def file(self) -> tuple[int, int] | None:
+        """Return where they all lie, as sources do."""
+        ...
+
     def close(self) -> None:
         """Let go of files."""
         ...
@@ -348,6 +352,10 @@ class _Unpacked:
 
     def size(self) -> int:
         return self._size
+
+    def file(self) -> tuple[int, int] | None:
+        self._file.flush()
+        return self._file.fileno(), 0
 
     def close(self) -> None:
         self._file.close()

@@ -25,7 +25,7 @@ Source: QEMU ``migration/ram.c`` (``ram_save_setup``, ``save_page_header``,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qemu_svm.errors import Malformed, Unsupported
@@ -34,7 +34,14 @@ from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
 from qemu_svm.stream.mapped import page_runs
 from qemu_svm.stream.ram_blocks import BlockEntry, read_blocks
 from qemu_svm.stream.ram_runs import PageKind, RamRuns, Rows
-from qemu_svm.stream.ram_scan import XBZRLE_HEADER, Scanner, scan
+from qemu_svm.stream.ram_scan import (
+    FILE_ROWS,
+    XBZRLE_HEADER,
+    Scanner,
+    scan,
+    scan_compiled,
+    scan_file,
+)
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, RamBlock, RamPages
 from qemu_svm.stream.text import name_text
@@ -74,6 +81,7 @@ class RamState:
     runs: RamRuns | None = None
     scan: Scanner = scan
     rows: Rows = field(default_factory=Rows)
+    many: Rows | None = None
     mark: Callable[[RamFlag], None] = _nothing
     current: int = -1
     tops: tuple[int, ...] = ()
@@ -116,16 +124,35 @@ def step_over(reader: Reader, state: RamState) -> None:
             base, pages = reader.offset - at, (state.page_size, state.tops[state.current])
             behind, found, sums = state.scan(data, at, base, pages, rows)
             if found:
-                state.pages += RamPages(*(sums[kind] for kind in _SCANNED))
-                if state.runs is not None:
-                    state.runs.extend(state.current, rows, found, sums)
+                _note(state, rows, found, sums)
                 reader.offset = base + behind
                 if behind > len(data) - 9:
+                    _go_on(reader, state, pages)
                     least = _WINDOW  # behind this window; the next is a large one
                 continue
         if _uncommon(reader, state) == RamFlag.EOS:
             state.mark(RamFlag.EOS)
             return
+
+
+def _go_on(reader: Reader, state: RamState, pages: tuple[int, int]) -> None:
+    # More of what filled a whole window, from the file itself where there is one.
+    file = reader.file() if state.scan is scan_compiled else None
+    if file is None:
+        return
+    rows = state.many = state.many or Rows(FILE_ROWS)
+    while True:
+        behind, found, sums = scan_file(file, reader.offset, pages, rows)
+        if not found:
+            return
+        _note(state, rows, found, sums)
+        reader.offset = behind
+
+
+def _note(state: RamState, rows: Rows, found: int, sums: Sequence[int]) -> None:
+    state.pages += RamPages(*(sums[kind] for kind in _SCANNED))
+    if state.runs is not None:
+        state.runs.extend(state.current, rows, found, sums)
 
 
 def _window(reader: Reader, state: RamState, least: int) -> tuple[bytes, int]:

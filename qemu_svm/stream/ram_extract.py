@@ -3,24 +3,29 @@
 All copies of all pages are applied in the order of sending, so the input is
 read front to back once.  Zero pages are not written where nothing was before:
 the files are sparse.  Whole pages go from the input to the file without being
-looked at, many in one call.
+looked at, many in one call; where input and compiled part allow, without a step
+in Python for each run.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from qemu_svm.limits import KIB, MIB
+from qemu_svm.stream import compiled
 from qemu_svm.stream.ram_index import Ram
 from qemu_svm.stream.ram_runs import INPUT_SHIFT, KIND, KIND_BITS, PageKind
 
 _WINDOW = MIB
 _NEAR = 64 * KIB
+_LARGEST = 64 * KIB  # of pages that the compiled part copies
+_PORTION = 1 << 14  # pages between two words of progress; Ctrl-C waits for them
 _OFFSET = (1 << INPUT_SHIFT) - 1
 _WHOLE = (int(PageKind.PAGE), int(PageKind.PLACED))
 _EMPTY = (int(PageKind.ZERO), int(PageKind.ABSENT))
+_COPIED = frozenset((*_WHOLE, *_EMPTY))
 
 
 def _silent(_done: int) -> None:
@@ -45,11 +50,41 @@ def extract(
     ahead = _Ahead(ram)
     targets = {number: _Target(ram, number, fd, span, ahead) for number, fd in files.items()}
     done = 0
-    for block, where, count, data in ram.runs.pieces():
-        if block in targets:
-            targets[block].write(where, count, data)
-        done += sum(count)
-        progress(done)
+    for block, *runs in ram.runs.pieces():
+        for portion in _portions(runs, ram.runs.strides):
+            if block in targets:
+                targets[block].write(*portion)
+            done += sum(portion[1])
+            progress(done)
+
+
+def _portions(
+    runs: Sequence[array[int]], strides: Mapping[int, int]
+) -> Iterator[Sequence[array[int]]]:
+    # The same runs (where, count, data), not too many pages at a time; long ones are divided.
+    if sum(runs[1]) <= _PORTION:
+        yield runs
+        return
+    rows, pages = (array("Q"), array("I"), array("Q")), 0
+    for place, count, data in zip(*runs, strict=True):
+        for done in range(0, count, _PORTION // 4):
+            part = min(_PORTION // 4, count - done)
+            if pages + part > _PORTION:
+                yield rows
+                rows, pages = (array("Q"), array("I"), array("Q")), 0
+            rows[0].append(place + (done << KIND_BITS))
+            rows[1].append(part)
+            rows[2].append(data + done * strides[place & KIND])
+            pages += part
+    yield rows
+
+
+def _inputs(ram: Ram) -> array[int] | None:
+    # For the compiled part: of each input the file and its place there, or -1.
+    if compiled.ram is None or ram.page_size > _LARGEST:
+        return None
+    files = [source.file() or (-1, 0) for source in ram.sources]
+    return array("q", [number for file in files for number in file])
 
 
 class _Ahead:
@@ -94,20 +129,31 @@ class _Target:
         start = min(start, end)
         self.first, self.last = start // ram.page_size, -(-end // ram.page_size)
         self.written = bytearray(self.last - self.first)
+        self.inputs = _inputs(ram)
         os.ftruncate(fd, end - start)
 
     def write(self, where: array[int], counts: array[int], datas: array[int]) -> None:
-        """Apply runs, as :class:`~qemu_svm.stream.ram_runs.RamRuns` keeps them."""
-        length = len(self.written)
-        for place, pages, data in zip(where, counts, datas, strict=True):
-            page, kind = (place >> KIND_BITS) - self.first, place & KIND
-            if 0 <= page <= length - pages:
-                self._run(page, pages, kind, data)
-                continue
-            skip = max(0, -page)
-            rest = min(pages - skip, length - page - skip)
-            if rest > 0:
-                self._run(page + skip, rest, kind, data + skip * self.strides[kind])
+        """Apply runs of one sweep, as :class:`~qemu_svm.stream.ram_runs.RamRuns` keeps them."""
+        row, rows = 0, len(where)
+        while row < rows:
+            if self.inputs is not None and where[row] & KIND in _COPIED:
+                # Up to the first run that is not so simple, or where something is wrong.
+                row = compiled.ram.copy(
+                    self.inputs, self.fd, self.first, self.written, self.ram.page_size,
+                    where, counts, datas, row,
+                )  # fmt: skip
+                if row == rows:
+                    return
+            self._inside(where[row], counts[row], datas[row])
+            row += 1
+
+    def _inside(self, place: int, pages: int, data: int) -> None:
+        # What of a run is inside the span.
+        page, kind, length = (place >> KIND_BITS) - self.first, place & KIND, len(self.written)
+        skip = max(0, -page)
+        rest = min(pages - skip, length - page - skip)
+        if rest > 0:
+            self._run(page + skip, rest, kind, data + skip * self.strides[kind])
 
     def _run(self, page: int, count: int, kind: int, data: int) -> None:
         source, at = data >> INPUT_SHIFT, data & _OFFSET

@@ -23,6 +23,10 @@ pages
 rows
     Filled from its beginning, at most up to its end.
 
+Where a block of input is full of common records and the stream lies in a file, more
+of them can be read from there without coming back for each block: :func:`scan_file`,
+which is compiled only.
+
 The result says where the scanner stopped (behind ``data`` if a page's content
 goes on there), how many rows there are, and the pages of each kind.
 """
@@ -33,6 +37,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from qemu_svm.limits import MIB
 from qemu_svm.stream import compiled
 from qemu_svm.stream.constants import RamFlag
 from qemu_svm.stream.ram_gallop import gallop
@@ -112,6 +117,25 @@ scan_runs: Scanner = partial(_scan, plainly=_SCALAR)
 def scan_compiled(data: bytes, at: int, base: int, pages: tuple[int, int], rows: Rows) -> Found:
     """The compiled scanner."""
     return compiled.ram.scan(data, at, base, pages, rows.data, rows.where, rows.count)
+
+
+FILE_ROWS = 1 << 15
+"""Room that :func:`scan_file` should have, so that it seldom has to be called."""
+_STEP = MIB
+
+
+def scan_file(
+    file: tuple[int, int], offset: int, pages: tuple[int, int], rows: Rows, step: int = _STEP
+) -> Found:
+    """Common records of a stream that lies in a file, up to 128 MiB in one call.
+
+    :param file: descriptor, and where the stream starts in it.
+    :param offset: of a record in the stream; so is the position in the result.
+    :param step: how many bytes to read at a time, at least two pages.
+    """
+    fd, start = file
+    where = fd, start + offset, step, offset
+    return compiled.ram.scan_file(*where, pages, rows.data, rows.where, rows.count)
 
 
 scan: Scanner = scan_runs if compiled.ram is None else scan_compiled

@@ -42,6 +42,10 @@ class Reader:
             start = 0
         return self._block, start
 
+    def file(self) -> tuple[int, int] | None:
+        """Return where the input lies in a file, as its source says."""
+        return self._source.file()
+
     def peek(self, size: int) -> bytes:
         """Return up to ``size`` bytes without moving."""
         block, start = self.window(size)

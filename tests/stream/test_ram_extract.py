@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qemu_svm.errors import StreamError, Truncated
-from qemu_svm.stream import read_stream
+from qemu_svm.source import BytesSource, FileSource, Source
+from qemu_svm.stream import compiled, read_stream
 from qemu_svm.stream.ram_extract import extract
 from qemu_svm.stream.ram_index import Ram, read_ram
 from qemu_svm.stream.ram_runs import INPUT_SHIFT, PageKind
@@ -21,10 +24,13 @@ from tests.builders import PAGE, Counting, page, word, zero
 PAGES = 700
 
 
-def ram_of(*records: bytes) -> tuple[Ram, Counting]:
+def stream_of(*records: bytes) -> bytes:
     first = page(0, b"other", "n") + zero(0, "m")
-    data = builders.stream([], [first + b"".join(records)], {"m": PAGES * PAGE, "n": PAGE})
-    source = Counting(data)
+    return builders.stream([], [first + b"".join(records)], {"m": PAGES * PAGE, "n": PAGE})
+
+
+def ram_of(*records: bytes) -> tuple[Ram, Counting]:
+    source = Counting(stream_of(*records))
     ram = read_ram(read_stream(source))
     source.calls = source.bytes = 0
     return ram, source
@@ -39,6 +45,21 @@ def extracted(ram: Ram, path: Path, span: tuple[int, int] | None = None, block: 
         return os.fstat(fd).st_blocks * 512
     finally:
         os.close(fd)
+
+
+def in_file(path: Path, data: bytes) -> FileSource:
+    path.write_bytes(data)
+    return FileSource(os.open(path, os.O_RDONLY), "test")
+
+
+Opened = Callable[[bytes], Source]
+
+
+@pytest.fixture(scope="module", params=["in memory", "in a file"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """Gives bytes as a source: with a file, which the compiled part reads, or without."""
+    path = tmp_path_factory.mktemp("input") / "stream"
+    return (lambda data: in_file(path, data)) if "file" in request.param else BytesSource
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +104,14 @@ def sent(runs: Sequence[tuple[str, int, int]]) -> list[bytes]:
 @settings(max_examples=60)
 @given(runs=SENT, span=SPANS)
 def test_files_hold_what_the_pages_hold(
-    target: Path, runs: list[tuple[str, int, int]], span: tuple[int, int] | None
+    opened: Opened, target: Path, runs: list[tuple[str, int, int]], span: tuple[int, int] | None
 ) -> None:
-    ram, _ = ram_of(*sent(runs))
-    assert ram.problems == ()
-    took = extracted(ram, target, span)
-    start, end = span or (0, PAGES * PAGE)
-    wanted = ram.read(0, start, end - start)
+    with opened(stream_of(*sent(runs))) as source:
+        ram = read_ram(read_stream(source))
+        assert ram.problems == ()
+        took = extracted(ram, target, span)
+        start, end = span or (0, PAGES * PAGE)
+        wanted = ram.read(0, start, end - start)
     assert target.read_bytes() == wanted
     touched = {at for kind, first, count in runs if kind != "zero"
                for at in range(first, first + count)}  # fmt: skip
@@ -141,3 +163,85 @@ def test_a_damaged_delta(target: Path) -> None:
     ram, _ = ram_of(page(0, b"x"), delta(0, 5)[:-3] + b"\5\0x")
     with pytest.raises(StreamError):
         extracted(ram, target)
+
+
+def placed(ram: Ram, *runs: tuple[int, int, int]) -> Ram:
+    """The same RAM, but with these ``(page, count, data)`` of pages next to one another."""
+    changed = type(ram.runs)(PAGE)
+    for first, count, data in runs:
+        changed.add(0, first, count, PageKind.PLACED, data)
+    return type(ram)(ram.entries, changed, PAGE, ram.sources, (), 0, ())
+
+
+def test_a_file_that_shrank(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with in_file(path, stream_of(*(page(n * PAGE, b"x") for n in range(600)))) as source:
+        ram = read_ram(read_stream(source))
+        os.truncate(path, 300 * PAGE)
+        with pytest.raises(Truncated) as caught:
+            extracted(ram, tmp_path / "out")
+    assert caught.value.offset == 300 * PAGE
+    # What was there has been written.
+    assert (tmp_path / "out").read_bytes()[: 290 * PAGE] == b"x".ljust(PAGE, b"\0") * 290
+
+
+def test_an_output_that_takes_nothing_says_so(tmp_path: Path) -> None:
+    with in_file(tmp_path / "stream", stream_of(page(PAGE, b"x"))) as source:
+        ram = read_ram(read_stream(source))
+        # What can be set to a length, but not be written.
+        out = os.memfd_create("out", os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(out, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        try:
+            with pytest.raises(PermissionError):
+                extract(ram, {0: out})
+        finally:
+            os.close(out)
+
+
+def test_long_runs_are_done_in_portions(tmp_path: Path) -> None:
+    # 300 MiB of holes in the input, with a mark here and there.
+    pages = 75_000
+    path = tmp_path / "stream"
+    with in_file(path, builders.stream([], [zero(0, "m")], {"m": pages * PAGE})) as source:
+        ram = read_ram(read_stream(source))
+        start = 1 << 20
+        os.truncate(path, start + pages * PAGE)
+        with path.open("r+b") as file:
+            for number in range(0, pages, 5000):
+                file.seek(start + number * PAGE + 100)
+                file.write(b"mark %d" % number)
+        out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT, 0o600)
+        told: list[int] = []
+        try:
+            extract(placed(ram, (0, 60_000, start), (60_000, 15_000, start + 60_000 * PAGE)),
+                    {0: out}, progress=told.append)  # fmt: skip
+            for number in range(0, pages, 5000):
+                wanted = b"mark %d\0" % number
+                assert os.pread(out, len(wanted), number * PAGE + 100) == wanted
+        finally:
+            os.close(out)
+    assert told[-1] == pages
+    assert max(after - before for before, after in zip([0, *told], told, strict=False)) <= 1 << 14
+
+
+def test_the_compiled_copy_takes_no_nonsense(tmp_path: Path) -> None:
+    inputs, where = array("q", [-1, 0]), array("Q", [PageKind.PAGE])
+    count, data = array("I", [1]), array("Q", [0])
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for size, rows, row in (
+            (0, data, 0), (PAGE + 1, data, 0), (1 << 20, data, 0),
+            (PAGE, data * 2, 0), (PAGE, data, -1), (PAGE, data, 2),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match="runs"):
+                compiled.ram.copy(inputs, fd, 0, bytearray(9), size, where, count, rows, row)
+        # Nothing of these is for it: no file, another input, pages outside, another kind.
+        outside = PageKind.PAGE | 9 << 3
+        for place, number in ((where[0], 0), (where[0], 1 << INPUT_SHIFT), (outside, 0),
+                              (int(PageKind.XBZRLE), 0)):  # fmt: skip
+            copied = compiled.ram.copy(inputs, fd, 0, bytearray(9), PAGE, array("Q", [place]),
+                                       count, array("Q", [number]), 0)  # fmt: skip
+            assert copied == 0
+        assert compiled.ram.copy(inputs, fd, 0, bytearray(9), PAGE, where, count, data, 1) == 1
+    finally:
+        os.close(fd)

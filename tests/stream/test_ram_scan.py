@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,16 @@ from hypothesis import strategies as st
 
 from qemu_svm.stream import compiled
 from qemu_svm.stream.ram_coverage import cover_runs
-from qemu_svm.stream.ram_runs import KIND_BITS, PageKind, Rows
-from qemu_svm.stream.ram_scan import Scanner, scan, scan_compiled, scan_records, scan_runs
+from qemu_svm.stream.ram_runs import KIND_BITS, PageKind, RamRuns, Rows
+from qemu_svm.stream.ram_scan import (
+    Found,
+    Scanner,
+    scan,
+    scan_compiled,
+    scan_file,
+    scan_records,
+    scan_runs,
+)
 from tests.builders import PAGE, counted, page, word, zero
 
 TOP = 400 * PAGE | (PAGE - 1)
@@ -131,6 +140,86 @@ def test_the_compiled_scanner_takes_no_nonsense() -> None:
         compiled.ram.scan(b"", 0, 0, (PAGE, TOP), data, where, array("I", [0]))
     with pytest.raises(TypeError):
         compiled.ram.scan(b"", 0, 0, (PAGE, TOP), data, where, bytes(16))
+
+
+@pytest.fixture(scope="module")
+def descriptor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    path = tmp_path_factory.mktemp("scan") / "records"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    yield fd
+    os.close(fd)
+
+
+def fill(fd: int, data: bytes) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, data, 0)
+
+
+def all_of(scanner: Callable[[int, Rows], Found], at: int, rows: Rows) -> tuple[int, list[object]]:
+    runs = RamRuns(PAGE)
+    while True:
+        behind, used, sums = scanner(at, rows)
+        if not used:
+            return at, [runs.sums, *runs.raw()]
+        runs.extend(0, rows, used, sums)
+        at = behind
+
+
+@settings(max_examples=150)
+@given(
+    windows(), st.integers(0, 9), st.sampled_from([TOP, PAGE - 1, 30 * PAGE]),
+    st.sampled_from([1, 3, 4096]), st.sampled_from([2 * PAGE + 9, 3 * PAGE + 1, 1 << 16, 1 << 20]),
+)  # fmt: skip
+def test_a_file_is_scanned_as_its_bytes_are(
+    descriptor: int, data: bytes, front: int, top: int, room: int, step: int
+) -> None:
+    # However the windows lie in it, and whoever reads them.
+    fill(descriptor, bytes(front) + data)
+    rows, pages, file = Rows(room), (PAGE, top), (descriptor, front)
+    expected = all_of(lambda at, rows: scan_records(data, at, 0, pages, rows), 0, rows)
+    found = all_of(lambda at, rows: scan_file(file, at, pages, rows, step), 0, rows)
+    assert found == expected
+
+
+@pytest.mark.parametrize("kinds", ["p", "z", "pz", "d"])
+def test_a_file_is_scanned_in_few_calls(descriptor: int, kinds: str) -> None:
+    make = {"p": lambda offset: page(offset, b"x"), "z": zero, "d": delta}
+    fill(descriptor, b"".join(make[kinds[n % len(kinds)]](n * PAGE) for n in range(3000)))
+    rows, pages = Rows(4096), (PAGE, 3000 * PAGE | PAGE - 1)
+    size = os.fstat(descriptor).st_size
+    behind, used, sums = scan_file((descriptor, 0), 0, pages, rows, 2 * PAGE + 9)
+    if size > 128 * (2 * PAGE + 9):  # no more of these in one call
+        assert size > behind >= 128 * (2 * PAGE + 9)
+        behind, used, sums = scan_file((descriptor, 0), 0, pages, rows)
+    assert (behind, sum(sums), used) == (size, 3000, 3000 if kinds in ("pz", "d") else 1)
+
+
+def test_the_file_scanner_takes_no_nonsense(descriptor: int) -> None:
+    fill(descriptor, zero(0))
+    rows = Rows(4)
+    for start, step, size in (
+        (-1, 1 << 20, PAGE), (1 << 62, 1 << 20, PAGE), (0, 2 * PAGE, PAGE), (0, 1 << 29, PAGE),
+        (0, 1 << 20, 0), (0, 1 << 20, PAGE + 1), (0, 1 << 20, 1 << 25),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="no such"):
+            scan_file((descriptor, start), 0, (size, TOP), rows, step)
+    assert scan_file((descriptor, 9), 0, (PAGE, TOP), rows)[1] == 0  # behind the end
+    assert scan_file((1 << 20, 0), 0, (PAGE, TOP), rows)[1] == 0  # no such file
+    with pytest.raises(ValueError, match="lengths"):
+        compiled.ram.scan_file(
+            descriptor, 0, 1 << 20, 0, (PAGE, TOP), rows.data, rows.where, array("I", [0])
+        )
+
+
+def test_one_processor_reads_alone(descriptor: int) -> None:
+    fill(descriptor, b"".join(page(n * PAGE, b"x") for n in range(300)))
+    rows, before = Rows(8), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        found = scan_file((descriptor, 0), 0, (PAGE, TOP), rows, 1 << 16)
+    finally:
+        os.sched_setaffinity(0, before)
+    assert found == (300 * (PAGE + 8), 1, (0, 0, 300, 0))
 
 
 RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40), st.integers(1, 6)), max_size=40)
