@@ -5,7 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+STAMP := $(VENV)/.compiled
 CAPTURE := streams/qemu10.0-linux6.12-nested-npt.mig.zst
 
 .DEFAULT_GOAL := help
@@ -14,10 +15,15 @@ CAPTURE := streams/qemu10.0-linux6.12-nested-npt.mig.zst
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(STAMP): pyproject.toml setup.py $(wildcard qemu_svm/stream/_ram*.[ch])
+$(INSTALLED): pyproject.toml setup.py $(wildcard qemu_svm/stream/_ram*.[ch])
 	@PYTHON="$(PYTHON)" tools/need-venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		--config-settings editable_mode=compat --editable '.[dev]'
+	@touch $@
+
+# Where PYTHONDONTWRITEBYTECODE is set, every start would compile all modules anew.
+$(STAMP): $(INSTALLED) $(shell find qemu_svm -name '*.py')
+	@$(BIN)/python -m compileall -q qemu_svm
 	@touch $@
 
 .PHONY: install

@@ -133,18 +133,14 @@ def beside(name: str, path: Path, rounds: int) -> None:
 
 def into_files(name: str, path: Path, rounds: int) -> None:
     """The RAM of one stream into files, beside the script and ``cp``."""
-    # The script writes into the working directory; each begins with no file there.
-    folder = path.parent / "files"
-    inside = "import os, shutil, sys; shutil.rmtree(sys.argv[1], True); os.mkdir(sys.argv[1])\n"
-    inside += "os.chdir(sys.argv[1]); os.execvp(sys.argv[2], sys.argv[2:])"
-    begin = [sys.executable, "-I", "-S", "-c", inside, str(folder)]
-    peer = script("-x", "-f", str(path))
     commands = {
-        "cp": [*begin, "cp", "--reflink=never", str(path), "copy"],
-        "ram --extract": [*begin, *PROGRAM, "ram", "--json", "--extract", "out", str(path)],
-        "script -x": [*begin, *peer] if peer else [],
+        "cp": ["cp", "--reflink=never", str(path), "copy"],
+        "ram --extract": [*PROGRAM, "ram", "--json", "--extract", "out", str(path)],
+        "script -x": script("-x", "-f", str(path)),
     }
-    figures = take_turns({key: value for key, value in commands.items() if value}, rounds)
+    given = {key: value for key, value in commands.items() if value}
+    # The script writes into the working directory.
+    figures = take_turns(given, rounds, path.parent / "files")
     table(f"{name}, into files", figures, ("cp", "script -x"))
 
 
@@ -179,9 +175,12 @@ def streams(folder: Path, shape: Shape, *sizes: int) -> Iterator[list[Path]]:
 def every_figure(folder: Path, size: int, shape: Shape, rounds: int) -> None:
     """All about one shape."""
     title = shape.__name__.replace("_", " ")
-    with streams(folder, shape, size) as paths:
+    # Half of a mixed guest is zero, so a guest twice as large makes a stream of that size.
+    sizes = (size, 2 * size) if shape is mixed else (size,)
+    with streams(folder, shape, *sizes) as paths:
         for path in paths:
             beside(f"{title}, guest of {path.name} MiB", path, rounds)
+        for path in paths[:1]:
             by_record(title, path)
     # A file with a hole for every other page is a burden to most file systems,
     # to remove it above all; so that one is smaller.

@@ -6,6 +6,7 @@ Commands take turns, so that what else the machine does meets all of them.
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,22 +40,30 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def run(command: Sequence[str]) -> Figures:
+def run(command: Sequence[str], folder: Path | None = None) -> Figures:
     """Run a command once."""
     launcher = [sys.executable, "-I", "-S", "-c", LAUNCH, *command]
-    done = subprocess.run(launcher, stdout=subprocess.PIPE, check=False)
+    done = subprocess.run(launcher, stdout=subprocess.PIPE, check=False, cwd=folder)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}")
     wall, cpu, memory = done.stdout.split()
     return Figures(1e3 * float(wall), 1e3 * float(cpu), int(memory) / 1024)
 
 
-def take_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Figures]:
-    """Run all commands in turns, after one round to warm up."""
+def take_turns(
+    commands: Mapping[str, Sequence[str]], rounds: int, folder: Path | None = None
+) -> dict[str, Figures]:
+    """Run all commands in turns, after one round to warm up.
+
+    :param folder: where they run, emptied before each of them.
+    """
     seen: dict[str, list[Figures]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
-            figures = run(command)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+            figures = run(command, folder)
             if number:
                 seen[name].append(figures)
     return {

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import HEADING, entry
-from qemu_svm.source import LibvirtDetails, SnapshotDetails, Source
+from qemu_svm.source import Source
+from qemu_svm.source.details import LibvirtDetails, SnapshotDetails
 
 
 def container_lines(source: Source) -> Iterable[Text]:

@@ -19,7 +19,8 @@ from qemu_svm.nested import NestedState, bits, descriptions, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
 from qemu_svm.render.numbers import hex_text
-from qemu_svm.source import LibvirtDetails, SnapshotDetails, Source
+from qemu_svm.source import Source
+from qemu_svm.source.details import LibvirtDetails, SnapshotDetails
 from qemu_svm.stream import Record, Value
 from qemu_svm.x86.segments import Segment
 

@@ -9,7 +9,6 @@ says about where its stream is.
 from __future__ import annotations
 
 from qemu_svm.source.base import Source
-from qemu_svm.source.details import Details, LibvirtDetails, SnapshotDetails
 from qemu_svm.source.offset import OffsetSource
 from qemu_svm.source.opener import open_source
 from qemu_svm.source.plain import BytesSource, FileSource
@@ -17,11 +16,8 @@ from qemu_svm.source.spool import SpoolSource
 
 __all__ = [
     "BytesSource",
-    "Details",
     "FileSource",
-    "LibvirtDetails",
     "OffsetSource",
-    "SnapshotDetails",
     "Source",
     "SpoolSource",
     "open_source",

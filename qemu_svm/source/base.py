@@ -6,10 +6,12 @@ A source is random access to the bytes of one stream.  It never parses them.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from qemu_svm.errors import SourceError
-from qemu_svm.source.details import Details
+
+if TYPE_CHECKING:
+    from qemu_svm.source.details import Details
 
 
 class Source(Protocol):

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from qemu_svm.errors import (
     LimitExceeded,
@@ -36,8 +37,10 @@ from qemu_svm.stream.tail import Tail, find_chain, find_description
 from qemu_svm.stream.values import Value
 from qemu_svm.stream.vmdesc import Description, Device
 from qemu_svm.stream.vmstate import decode
-from qemu_svm.stream.vmstate_json import Dump
 from qemu_svm.stream.walk import Walker
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.vmstate_json import Dump
 
 _LOOKED_AT = 64 * MIB  # of what is behind the end
 _RAM_DATA = frozenset({RecordType.PART, RecordType.END})
@@ -150,12 +153,12 @@ def read_stream(
                 walker = _front_to_back(source, limits, description)
         if description is None and borrowed is not None:
             lent = borrowed
-            if isinstance(borrowed, Dump):
-                origin = "dump"
-                walker = _front_to_back(source, limits, None, dump=borrowed)
-            else:
+            if isinstance(borrowed, Description):
                 description, origin = borrowed, "borrowed"
                 walker = _front_to_back(source, limits, borrowed, origin)
+            else:
+                origin = "dump"
+                walker = _front_to_back(source, limits, None, dump=borrowed)
     problems = walker.problems + problems
     if source.damage is not None:
         problems.append(_source_problem(source, source.damage))

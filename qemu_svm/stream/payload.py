@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import Limits
@@ -28,7 +29,9 @@ from qemu_svm.stream.resync import (
 )
 from qemu_svm.stream.vmdesc import Description, Device, has_null_arrays
 from qemu_svm.stream.vmstate import decode
-from qemu_svm.stream.vmstate_json import Dump
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.vmstate_json import Dump
 
 _PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
 

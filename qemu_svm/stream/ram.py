@@ -31,7 +31,6 @@ from dataclasses import dataclass, field
 from qemu_svm.errors import Malformed, Unsupported
 from qemu_svm.limits import MIB
 from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
-from qemu_svm.stream.mapped import page_runs
 from qemu_svm.stream.ram_blocks import BlockEntry, read_blocks
 from qemu_svm.stream.ram_runs import PageKind, RamRuns, Rows
 from qemu_svm.stream.ram_scan import (
@@ -276,6 +275,10 @@ def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
 
 def _block_list(reader: Reader, state: RamState, total: int) -> None:
     state.take_blocks(read_blocks(reader, total, mapped=state.mapped, shared=state.shared))
+    if not state.mapped:
+        return
+    from qemu_svm.stream.mapped import page_runs
+
     end = reader.offset
     normal = zero = 0
     for number, entry in enumerate(state.entries):

@@ -15,13 +15,16 @@ to 10.2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qemu_svm.errors import Malformed
-from qemu_svm.stream.mapped import MappedBlock, read_header
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import RamBlock
 from qemu_svm.stream.structs import RamBlock as RamBlockLayout
 from qemu_svm.stream.text import name_text
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.mapped import MappedBlock
 
 _MOST_BLOCKS = 4096
 _FLAGS = 0x3FF
@@ -73,6 +76,8 @@ def read_blocks(
         if shared:
             address = reader.u64("a RAM block's address")
         if mapped:
+            from qemu_svm.stream.mapped import read_header
+
             placed, base = read_header(reader, entry.used_length, base)
         elif _extra(reader):
             word = reader.u64("a RAM block's page size")

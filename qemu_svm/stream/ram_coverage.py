@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from functools import cached_property
 
 from qemu_svm.errors import LimitExceeded
 from qemu_svm.stream import compiled
@@ -20,9 +21,9 @@ _ONE_MORE = bytes((*range(1, 256), 255))
 _ZERO = (int(PageKind.ZERO), int(PageKind.ABSENT))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BlockCoverage:
-    """One block.
+    """One block; what needs a look at every page is counted once.
 
     :param kinds: a byte for each page: 0 never sent, else its last kind.
     :param times: a byte for each page: how often it was sent, up to 255.
@@ -38,12 +39,12 @@ class BlockCoverage:
         """Pages of the block."""
         return len(self.kinds)
 
-    @property
+    @cached_property
     def zero(self) -> int:
         """Pages that are zero at the end."""
         return sum(self.kinds.count(kind) for kind in _ZERO)
 
-    @property
+    @cached_property
     def never(self) -> int:
         """Pages that were never sent."""
         return self.kinds.count(0)
@@ -58,12 +59,12 @@ class BlockCoverage:
         """Copies that a later one replaced or changed."""
         return self.sent - (self.pages - self.never)
 
-    @property
+    @cached_property
     def repeated(self) -> int:
         """Pages sent more than once."""
         return self.pages - self.never - self.times.count(1)
 
-    @property
+    @cached_property
     def most(self) -> int:
         """How often the page sent most often was sent; 255 stands for more."""
         often = self.times.translate(None, b"\0\1")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Unsupported
 from qemu_svm.limits import Limits
@@ -29,7 +29,9 @@ from qemu_svm.stream.structs import (
 )
 from qemu_svm.stream.text import name_text
 from qemu_svm.stream.vmdesc import Description
-from qemu_svm.stream.vmstate_json import Dump
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.vmstate_json import Dump
 
 _WORD = 8  # payload of a RAM section with nothing but its end
 _SMALL = 64  # bytes of a PART that may be one of very many

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from qemu_svm.errors import SourceError, StreamError
 from qemu_svm.machine import read_machine
-from qemu_svm.source import BytesSource, LibvirtDetails, SnapshotDetails, open_source
+from qemu_svm.source import BytesSource, open_source
+from qemu_svm.source.details import LibvirtDetails, SnapshotDetails
 from qemu_svm.source.qcow2 import open_snapshot
 from qemu_svm.source.structs import SAVE_IMAGES, QcowHeader, QcowHeader3, Snapshot
 from qemu_svm.stream import Walk, read_stream
