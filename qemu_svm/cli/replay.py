@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 )
 @common.file_argument
 @common.json_option
+@common.limit_option
 @click.option("--plan", "plan_text", default="qemu", show_default=True,
               help="qemu, qemu-VERSION, selftests, or steps separated by commas.")  # fmt: skip
 @click.option("--kvm", "device", metavar="PATH", help="A KVM of this machine.  [default: /dev/kvm]")

@@ -54,6 +54,7 @@ class _Wishes:
 @click.option("--qemu-file", metavar="PATH",
               help="QEMU reads FILE itself, under the name that it has there.")  # fmt: skip
 @common.json_option
+@common.limit_option
 @qmp_common.timeout_option
 def command(
     *,
@@ -88,7 +89,7 @@ def command(
     with ExitStack() as stack:
         machine = stack.enter_context(common.opened(file))
         common.warn(machine)
-        opened = tuple(stack.enter_context(open_source(name)) for name in channels)
+        opened = tuple(stack.enter_context(open_source(name, common.limits())) for name in channels)
         wishes = _Wishes(file, opened, capabilities, qemu_file, mode, guest, timeout, as_json)
         if address is not None:
             work = _into_waiting(address, machine, wishes)

@@ -65,6 +65,7 @@ class _Way:
               help="A path that does not count, as for diff.")  # fmt: skip
 @click.option("--all", "all_differences", is_flag=True, help="Show masked differences too.")
 @common.json_option
+@common.limit_option
 @qmp_common.timeout_option
 def command(
     *,
@@ -108,7 +109,7 @@ def command(
                 interrupts.run(_capture(address, way))
                 file = os.path.join(folder, _FIRST)
             first = stack.enter_context(common.opened(file or ""))
-            opened = [stack.enter_context(open_source(name)) for name in channels]
+            opened = [stack.enter_context(open_source(name, common.limits())) for name in channels]
             done = interrupts.run(_through(first, opened, way))
         except StreamRefused as error:
             print_refusal(first, file or "", error, as_json=as_json)

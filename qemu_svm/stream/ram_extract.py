@@ -56,6 +56,8 @@ def extract(
                 targets[block].write(*portion)
             done += sum(portion[1])
             progress(done)
+    for target in targets.values():
+        os.ftruncate(target.fd, target.length)  # a block may end inside its last page
 
 
 def _portions(
@@ -130,7 +132,8 @@ class _Target:
         self.first, self.last = start // ram.page_size, -(-end // ram.page_size)
         self.written = bytearray(self.last - self.first)
         self.inputs = _inputs(ram)
-        os.ftruncate(fd, end - start)
+        self.length = end - start
+        os.ftruncate(fd, self.length)
 
     def write(self, where: array[int], counts: array[int], datas: array[int]) -> None:
         """Apply runs of one sweep, as :class:`~qemu_svm.stream.ram_runs.RamRuns` keeps them."""

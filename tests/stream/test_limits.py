@@ -130,7 +130,17 @@ def test_the_option(svmstream: Run, sample_file: Path) -> None:
     document = json.loads(done.stdout)
     assert document["vcpus"] == []
     assert [problem["rule"] for problem in document["problems"]] == ["limit"]
-    done = svmstream("ram", "--limit", "nonsense=1", sample_file)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["check", "compat", "diff", "inspect", "lab conform", "lab restore", "lab witness", "ram",
+     "replay", "restore", "roundtrip", "show", "simulate"],
+)  # fmt: skip
+def test_every_verb_that_reads_a_stream_has_the_option(
+    svmstream: Run, sample_file: Path, verb: str
+) -> None:
+    done = svmstream(*verb.split(), "--limit", "nonsense=1", sample_file)
     assert done.returncode == 2
     assert b"description_bytes" in done.stderr
 

@@ -131,6 +131,15 @@ def test_another_block_is_left_alone(target: Path) -> None:
     assert target.read_bytes() == b"other".ljust(PAGE, b"\0")
 
 
+def test_a_block_that_ends_inside_a_page(opened: Opened, tmp_path: Path) -> None:
+    records = page(0, b"x", "m") + page(0, b"y", "n")
+    with opened(builders.stream([], [records], {"m": 100, "n": 3996})) as source:
+        ram = read_ram(read_stream(source))
+        for block, (start, size) in enumerate([(b"x", 100), (b"y", 3996)]):
+            extracted(ram, tmp_path / "out", block=block)
+            assert (tmp_path / "out").read_bytes() == start.ljust(size, b"\0")
+
+
 @pytest.mark.parametrize("kinds", ["p", "pz", "ppzz", "z", "p" * 50 + "z" * 50])
 def test_input_is_read_once_in_good_pieces(target: Path, kinds: str) -> None:
     records = [(page(n * PAGE, b"x") if kinds[n % len(kinds)] == "p" else zero(n * PAGE))

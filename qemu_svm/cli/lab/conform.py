@@ -26,6 +26,7 @@ _WORDS_EVERY = 250
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @common.json_option
+@common.limit_option
 @click.option("--kernel", type=click.Choice(KERNELS), default="6.1", show_default=True)
 @click.option("--npt", type=click.Choice(("on", "off")), default="on", show_default=True,
               help="Nested paging of the emulated host.")  # fmt: skip

@@ -29,6 +29,7 @@ from qemu_svm.cli.lab.target import RULE, session
     help="One more argument of QEMU, such as a device of the stream; may be repeated.",
 )
 @streams.json_option
+@streams.limit_option
 def command(
     *,
     file: str,

@@ -31,6 +31,7 @@ DEFAULT_KERNEL = "6.1"
               help="Wait so long for L1 to get control again.")  # fmt: skip
 @click.option("--log", "keep", metavar="FILE", help="Keep svmtrace's log; see vmruns.")
 @streams.json_option
+@streams.limit_option
 @click.option("-v", "--verbose", is_flag=True, help="All fields.")
 def command(
     *,
