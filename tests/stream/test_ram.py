@@ -259,6 +259,34 @@ def test_both_ways_to_read_agree(patterns: list[tuple[str, int, int, int, bool]]
         )
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ram") / "stream"
+
+
+@settings(max_examples=100)
+@given(PATTERNS, st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3),
+       st.sampled_from([1.0, 1.0, 0.99, 0.6, 0.3]) | st.floats(0, 1))  # fmt: skip
+def test_a_file_is_read_as_its_bytes_are(
+    path: Path,
+    patterns: list[tuple[str, int, int, int, bool]],
+    spoilt: list[tuple[float, int]],
+    part: float,
+) -> None:
+    # Long runs are read from the file without Python; cut and spoilt ones too.
+    data = bytearray(builders.stream([], [records(patterns * 2)], {"m": 2000 * PAGE}))
+    for place, byte in spoilt:
+        data[40 + int(place * (len(data) - 41))] = byte
+    data = data[: 40 + int(part * (len(data) - 40))]
+    path.write_bytes(data)
+    with open_source(str(path)) as source:
+        quick = read_ram(read_stream(source))
+        slow = read_ram(read_stream(source), scan=scan_records)
+    assert list(quick.runs) == list(slow.runs)
+    assert quick.runs.sums == slow.runs.sums
+    assert [str(one) for one in quick.problems] == [str(one) for one in slow.problems]
+
+
 def flags(kind: PageKind) -> int:
     names = {PageKind.PAGE: 8, PageKind.ZERO: 2, PageKind.XBZRLE: 0x40, PageKind.COMPRESSED: 0x100,
              PageKind.FILLED: 2}  # fmt: skip
