@@ -20,6 +20,7 @@ from qemu_svm.errors import CommandRefused, QmpError
 from qemu_svm.qmp import Client, answers, features
 from qemu_svm.qmp.address import Pair
 from qemu_svm.qmp.answers import Version
+from qemu_svm.qmp.finish import finish
 
 _START_SECONDS = 20.0
 _SAID = 1 << 16
@@ -137,7 +138,7 @@ async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            await finish(process.wait())
 
 
 async def _host_cpu(qmp: Client) -> dict[str, bool]:

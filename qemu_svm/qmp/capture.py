@@ -145,10 +145,11 @@ class _Capture:
         if held:
             self._hold = hold.Hold(client, receiver, self._output.temporary)
         try:
-            async with Session(client, before) as self._session:
+            # What QEMU writes to outlives its migration: 10.0 dies when it cannot be opened.
+            async with AsyncExitStack() as target, Session(client, before) as self._session:
                 await self._session.change(todo.capabilities, todo.parameters)
                 async with client.events("STOP", "RESUME") as events:
-                    await self._save(self._session, receiver)
+                    await self._save(self._session, receiver, target)
                     self._stopped = _between(events.pending())
         finally:
             await receiver.close()
@@ -171,15 +172,15 @@ class _Capture:
         newer = self._client.version >= hold.SINCE
         return newer and plain and handed and seen and not before.running
 
-    async def _save(self, session: Session, receiver: Receiver) -> None:
+    async def _save(self, session: Session, receiver: Receiver, target: AsyncExitStack) -> None:
         if not self._options.live:
             await session.stop()
-        async with self._target(receiver) as uri:
-            self._started = time.monotonic()
-            await session.migrate(uri)
-            await self._watch(session, receiver)
-            await session.resume()
-            await self._settle(receiver)
+        uri = await target.enter_async_context(self._target(receiver))
+        self._started = time.monotonic()
+        await session.migrate(uri)
+        await self._watch(session, receiver)
+        await session.resume()
+        await self._settle(receiver)
 
     def result(self, files: tuple[str, ...]) -> Captured:
         assert self._session is not None

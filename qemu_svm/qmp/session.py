@@ -17,6 +17,7 @@ from typing import Any, Self
 from qemu_svm.errors import CommandRefused, QmpError, SvmStreamError
 from qemu_svm.qmp.answers import Migration, Status, Version
 from qemu_svm.qmp.client import Client
+from qemu_svm.qmp.finish import finish
 
 RECONNECT_SECONDS = 10.0
 """How long to try to reach a QEMU whose connection was lost."""
@@ -24,8 +25,12 @@ RECONNECT_SECONDS = 10.0
 _END_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 
+_FIRST = "setup"
 _LAST_PASS = "finish-migrate"
-_LAST_PASS_SECONDS = 2.0
+_PATIENCE_SECONDS = 2.0
+_FRAGILE = ("mapped-ram", "multifd")  # together
+_SLOW = 10_000  # bytes a second
+_REST_SECONDS = 0.02
 _SAFE_TO_CANCEL = Version(10, 0)
 
 # Run states in which a guest stands that ran before, and that only we stopped.
@@ -99,20 +104,10 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        work = asyncio.ensure_future(self._put_back())
-        cancelled: asyncio.CancelledError | None = None
-        while not work.done():
-            try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError as stop:
-                cancelled = stop  # told when everything is as it was
-            except SvmStreamError:
-                break
-        fault = work.exception()
-        if fault is not None:
+        try:
+            await finish(self._put_back())
+        except SvmStreamError as fault:
             raise fault from error
-        if cancelled is not None:
-            raise cancelled
 
     async def _put_back(self) -> None:
         end = time.monotonic() + RECONNECT_SECONDS
@@ -145,12 +140,16 @@ class Session:
         cancelled = False
         while migration.active:
             # Where a late cancel is not safe, the last pass may end by itself.
+            patient = time.monotonic() - start < _PATIENCE_SECONDS
             late = (
-                self.client.version < _SAFE_TO_CANCEL
-                and time.monotonic() - start < _LAST_PASS_SECONDS
+                patient
+                and self.client.version < _SAFE_TO_CANCEL
                 and (await self.client.status()).state == _LAST_PASS
             )
-            if not cancelled and not late:
+            early = patient and migration.status == _FIRST
+            if not cancelled and not late and not early:
+                if self._fragile:
+                    await self._quieten()
                 await self.client.execute("migrate_cancel")
                 cancelled = True
             if time.monotonic() - start > _END_SECONDS:
@@ -158,6 +157,27 @@ class Session:
             await asyncio.sleep(_POLL_SECONDS)
             migration = await self.client.migration()
         return migration
+
+    @property
+    def _fragile(self) -> bool:
+        # A multifd thread that is not done with its pages uses what a cancelled migration of
+        # mapped-ram has given back, and QEMU dies (10.0, ``ramblock_set_file_bmap_atomic``).
+        return all(self._capabilities.get(name) is False for name in _FRAGILE)
+
+    async def _quieten(self) -> None:
+        # So slow, QEMU sends a little every tenth of a second and rests between.
+        await self.client.set_parameters({"max-bandwidth": _SLOW})
+        start = since = time.monotonic()
+        sent = None
+        while (now := time.monotonic()) - start < _PATIENCE_SECONDS:
+            migration = await self.client.migration()
+            if not migration.active:
+                return
+            if migration.transferred != sent:
+                sent, since = migration.transferred, now
+            elif now - since > _REST_SECONDS:
+                return
+            await asyncio.sleep(_REST_SECONDS / 4)
 
     def _left(self) -> str:
         # What somebody has to look after now.
