@@ -75,11 +75,11 @@ def command(
             chosen = [ram.block(name) for name in names] or list(range(len(ram.entries)))
         if span is not None and any(edge % ram.page_size for edge in span if edge < 1 << 63):
             raise click.UsageError(f"--range: not a multiple of the page size, {ram.page_size}")
+        covered = coverage(ram)
         files: dict[int, str] = {}
         status = 0
         if directory is not None:
             status, files = _extracted(ram, chosen, span, directory, force=force)
-        covered = coverage(ram)
         if as_json:
             from qemu_svm.render.ram_document import ram_document
 

@@ -35,6 +35,7 @@ from qemu_svm.stream.ram_blocks import BlockEntry, read_blocks
 from qemu_svm.stream.ram_runs import PageKind, RamRuns, Rows
 from qemu_svm.stream.ram_scan import (
     FILE_ROWS,
+    LARGEST,
     XBZRLE_HEADER,
     Scanner,
     scan,
@@ -136,7 +137,9 @@ def step_over(reader: Reader, state: RamState) -> None:
 
 def _go_on(reader: Reader, state: RamState, pages: tuple[int, int]) -> None:
     # More of what filled a whole window, from the file itself where there is one.
-    file = reader.file() if state.scan is scan_compiled else None
+    if state.scan is not scan_compiled or state.page_size > LARGEST:
+        return
+    file = reader.file()
     if file is None:
         return
     rows = state.many = state.many or Rows(FILE_ROWS)

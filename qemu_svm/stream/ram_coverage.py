@@ -88,21 +88,28 @@ def cover_runs(where: array[int], count: array[int], kinds: bytearray, times: by
 cover = cover_runs if compiled.ram is None else compiled.ram.cover
 
 
+def check_number(ram: Ram, pages: int, most: int = MOST_PAGES) -> None:
+    """Refuse to keep a byte for each of too many pages.
+
+    :raises LimitExceeded: there are more than ``most``.
+    """
+    if pages > most:
+        raise LimitExceeded(
+            "the guest is too large to look at every page",
+            offset=ram.entries[0].block.offset,
+            section="ram",
+            expected=f"at most {most} pages",
+            found=f"{pages}",
+        )
+
+
 def coverage(ram: Ram, most_pages: int = MOST_PAGES) -> tuple[BlockCoverage, ...]:
     """Go through all runs.
 
     :raises LimitExceeded: the guest has more than ``most_pages`` pages.
     """
-    total = sum(ram.pages_of(number) for number in range(len(ram.entries)))
-    if total > most_pages:
-        raise LimitExceeded(
-            "the guest is too large to look at every page",
-            offset=ram.entries[0].block.offset,
-            section="ram",
-            expected=f"at most {most_pages} pages",
-            found=f"{total}",
-        )
     sizes = [ram.pages_of(number) for number in range(len(ram.entries))]
+    check_number(ram, sum(sizes), most_pages)
     kinds = [bytearray(size) for size in sizes]
     times = [bytearray(size) for size in sizes]
     sent = [0] * len(sizes)

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from qemu_svm.limits import KIB, MIB
 from qemu_svm.stream import compiled
+from qemu_svm.stream.ram_coverage import check_number
 from qemu_svm.stream.ram_index import Ram
 from qemu_svm.stream.ram_runs import INPUT_SHIFT, KIND, KIND_BITS, PageKind
+from qemu_svm.stream.ram_scan import LARGEST
 
 _WINDOW = MIB
 _NEAR = 64 * KIB
-_LARGEST = 64 * KIB  # of pages that the compiled part copies
 _PORTION = 1 << 14  # pages between two words of progress; Ctrl-C waits for them
 _OFFSET = (1 << INPUT_SHIFT) - 1
 _WHOLE = (int(PageKind.PAGE), int(PageKind.PLACED))
@@ -45,7 +46,7 @@ def extract(
     :param span: only these bytes of each block, ``(start, end)``, multiples of
         the page size; they start at 0 in the file.
     :param progress: told how many of the copies in the stream are done.
-    :raises StreamError: a page is damaged.
+    :raises StreamError: a page is damaged, or there are too many.
     """
     ahead = _Ahead(ram)
     targets = {number: _Target(ram, number, fd, span, ahead) for number, fd in files.items()}
@@ -83,7 +84,7 @@ def _portions(
 
 def _inputs(ram: Ram) -> array[int] | None:
     # For the compiled part: of each input the file and its place there, or -1.
-    if compiled.ram is None or ram.page_size > _LARGEST:
+    if compiled.ram is None or ram.page_size > LARGEST:
         return None
     files = [source.file() or (-1, 0) for source in ram.sources]
     return array("q", [number for file in files for number in file])
@@ -130,6 +131,7 @@ class _Target:
         end = min(end, size)
         start = min(start, end)
         self.first, self.last = start // ram.page_size, -(-end // ram.page_size)
+        check_number(ram, self.last - self.first)
         self.written = bytearray(self.last - self.first)
         self.inputs = _inputs(ram)
         self.length = end - start

@@ -37,7 +37,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from qemu_svm.limits import MIB
+from qemu_svm.limits import KIB, MIB
 from qemu_svm.stream import compiled
 from qemu_svm.stream.constants import RamFlag
 from qemu_svm.stream.ram_gallop import gallop
@@ -119,6 +119,8 @@ def scan_compiled(data: bytes, at: int, base: int, pages: tuple[int, int], rows:
     return compiled.ram.scan(data, at, base, pages, rows.data, rows.where, rows.count)
 
 
+LARGEST = 64 * KIB
+"""Most bytes of a page for what is compiled to read files."""
 FILE_ROWS = 1 << 15
 """Room that :func:`scan_file` should have, so that it seldom has to be called."""
 _STEP = MIB

@@ -69,6 +69,15 @@ def test_real_captures(entry: dict[str, str], svmstream: Run, tmp_path: Path) ->
         assert (tmp_path / "out" / block["file"]).stat().st_size == block["size"]
 
 
+def test_a_guest_that_is_too_large(svmstream: Run, tmp_path: Path) -> None:
+    path = tmp_path / "dump.bin"
+    path.write_bytes(builders.stream([], [page(0, b"x", "m")], {"m": 1 << 62}))
+    done = svmstream("ram", "--extract", tmp_path / "out", path)
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"too large" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_extracted_files(dump: Path, svmstream: Run, tmp_path: Path) -> None:
     out = tmp_path / "a" / "out"
     out.parent.mkdir()

@@ -287,6 +287,22 @@ def test_a_file_is_read_as_its_bytes_are(
     assert [str(one) for one in quick.problems] == [str(one) for one in slow.problems]
 
 
+@pytest.mark.parametrize("bits", [10, 12, 16, 17, 20, 24])
+def test_pages_of_any_size_in_a_file(path: Path, bits: int) -> None:
+    count, size = 40_000, 1 << bits
+    zeros = [zero(0, "m")] + [zero(number * size) for number in range(1, count)]
+    config = builders.configuration(
+        "pc", builders.subsection("configuration/target-page-bits", 1, bits.to_bytes(4, "big"))
+    )
+    path.write_bytes(
+        builders.stream([], [b"".join(zeros)], {"m": count * size}, config=config, describe=False)
+    )
+    with open_source(str(path)) as source:
+        ram = read_ram(read_stream(source))
+    assert (ram.problems, ram.page_size, len(ram.runs)) == ((), size, 1)
+    assert ram.counts().zero == count
+
+
 def flags(kind: PageKind) -> int:
     names = {PageKind.PAGE: 8, PageKind.ZERO: 2, PageKind.XBZRLE: 0x40, PageKind.COMPRESSED: 0x100,
              PageKind.FILLED: 2}  # fmt: skip

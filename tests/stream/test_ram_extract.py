@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qemu_svm.errors import StreamError, Truncated
+from qemu_svm.errors import LimitExceeded, StreamError, Truncated
 from qemu_svm.source import BytesSource, FileSource, Source
 from qemu_svm.stream import compiled, read_stream
 from qemu_svm.stream.ram_extract import extract
@@ -231,6 +231,14 @@ def test_long_runs_are_done_in_portions(tmp_path: Path) -> None:
             os.close(out)
     assert told[-1] == pages
     assert max(after - before for before, after in zip([0, *told], told, strict=False)) <= 1 << 14
+
+
+def test_a_block_that_no_guest_has(tmp_path: Path) -> None:
+    ram = read_ram(read_stream(BytesSource(builders.stream([], [zero(0, "m")], {"m": 1 << 62}))))
+    with pytest.raises(LimitExceeded):
+        extracted(ram, tmp_path / "out")
+    extracted(ram, tmp_path / "out", span=(1 << 40, (1 << 40) + PAGE))
+    assert (tmp_path / "out").read_bytes() == bytes(PAGE)
 
 
 def test_the_compiled_copy_takes_no_nonsense(tmp_path: Path) -> None:
