@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,13 @@ CAPTURES: list[dict[str, Any]] = MANIFEST["streams"]
 # A busy machine is no defect: examples are counted, not timed.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# Who runs the tests in the background may ignore these, and with it what they start would.
+for _signal in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def capture_bytes(name: str) -> bytes:
