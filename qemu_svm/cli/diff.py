@@ -70,9 +70,11 @@ def command(
 
     with common.opened(a) as first, common.opened(b) as second:
         found = compare(first, second, masks)
-        pages, told = None, False
+        pages = None
         if ram:
-            pages, told = compare_pages(first, second, (channels_a, channels_b), masks)
+            pages, unreadable = compare_pages(first, second, (channels_a, channels_b), masks)
+        else:
+            unreadable = any([common.told(first), common.told(second)])
         if as_json:
             from qemu_svm.render.diff_document import document
 
@@ -81,10 +83,7 @@ def command(
             from qemu_svm.render.diff_text import report
 
             common.print_lines(report(first, second, found, pages, all_differences=all_differences))
-        common.warn(first)
-        common.warn(second)
-        unreadable = common.status(first, []) or common.status(second, [])
-    if unreadable or told:
+    if unreadable:
         return EXIT_UNREADABLE
     return EXIT_FINDINGS if found.counting or (pages and not pages.same) else 0
 
@@ -92,7 +91,7 @@ def command(
 def compare_pages(
     a: Machine, b: Machine, channels: tuple[Sequence[str], Sequence[str]], masks: Sequence[Mask]
 ) -> tuple[RamDiff, bool]:
-    """Compare RAM; also whether something was wrong with one side's, which is told."""
+    """Compare RAM; also whether something was wrong with one of the streams, which is told."""
     from qemu_svm.cli.ram import opened_ram, tell
     from qemu_svm.findings.ram_diff import compare_ram
 
@@ -100,7 +99,7 @@ def compare_pages(
         whole = sum(theirs.pages_of(number) for number in range(len(theirs.entries)))
         found = compare_ram(ours, theirs, masks, common.progress(whole, "of the pages compared"))
         told = [
-            tell(machine.stream, ram, only_ram=True) for machine, ram in ((a, ours), (b, theirs))
+            tell(machine.stream, ram, machine.problems) for machine, ram in ((a, ours), (b, theirs))
         ]
     return found, any(told) or bool(found.problems)
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 import click
 
 from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_UNREADABLE, common, complain
+from qemu_svm.errors import StreamError
 from qemu_svm.source import open_source
 from qemu_svm.stream import Stream, read_stream
 from qemu_svm.stream.ram_coverage import coverage
@@ -99,18 +100,14 @@ def opened_ram(stream: Stream, channels: Sequence[str]) -> Iterator[Ram]:
         yield stack.enter_context(closing(read_ram(stream, others)))
 
 
-def tell(stream: Stream, ram: Ram, *, only_ram: bool = False) -> int:
+def tell(stream: Stream, ram: Ram, others: Sequence[StreamError] = ()) -> int:
     """Tell on standard error what is wrong; the exit status that follows.
 
-    :param only_ram: what is wrong with the rest of the stream is told elsewhere.
+    :param others: what else is wrong, of which stream and RAM do not know.
     """
-    problems = all_problems(stream, ram)
-    if only_ram:
-        problems = tuple(problem for problem in problems if problem not in stream.problems)
-    for problem in problems:
+    for problem in (*all_problems(stream, ram), *others):
         complain(f"{stream.source.path}: {problem}")
-    fine = not problems and (only_ram or is_complete(stream, ram))
-    return 0 if fine else EXIT_UNREADABLE
+    return 0 if is_complete(stream, ram) and not others else EXIT_UNREADABLE
 
 
 def _extracted(

@@ -190,7 +190,7 @@ def _compared(
     from qemu_svm.findings.diff import compare
 
     found = compare(first, second, masks)
-    pages, told = compare_pages(first, second, (channels, ()), masks)
+    pages, unreadable = compare_pages(first, second, (channels, ()), masks)
     if as_json:
         from qemu_svm.render.diff_document import document
 
@@ -200,7 +200,6 @@ def _compared(
 
         click.echo(f"Through QEMU {done[0].version} and back, without running:")
         common.print_lines(report(first, second, found, pages, all_differences=everything))
-    common.warn(first)
-    if told or common.status(first, []) or common.status(second, []):
+    if unreadable:
         return EXIT_UNREADABLE
     return 0 if pages.same and not found.counting else EXIT_FINDINGS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests import builders
+from tests.builders import PAGE, counted, page
 from tests.conftest import STREAMS, Run
 
 A = STREAMS / "qemu5.2-linux5.10-nested.mig.zst"
@@ -91,3 +93,19 @@ def test_unreadable(svmstream: Run, sample: bytes, tmp_path: Path) -> None:
     assert b"0x98d00" in done.stderr
     assert b"NOT COMPLETE" in done.stdout
     assert svmstream("diff", A, tmp_path / "none").returncode == 3
+
+
+def test_a_postcopy_that_was_resumed(svmstream: Run, tmp_path: Path) -> None:
+    # Its first connection broke off; the second brought the rest, and the end.
+    whole = builders.stream([], [page(0, b"kept", "m") + page(PAGE, b"lost")], {"m": 4 * PAGE})
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(whole[: whole.index(b"lost")])
+    rest = builders.referring(2, 2, page(PAGE, b"again", "m") + builders.EOS)
+    end = builders.referring(3, 2, builders.EOS) + b"\0"
+    second.write_bytes(builders.command(10, counted("m")) + builders.command(9) + rest + end)
+    both = ["--channel-a", second, "--channel-b", second]
+    done = svmstream("diff", "--ram", *both, first, first)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = svmstream("diff", "--ram", *both[:2], first, first)
+    assert done.returncode == 3
+    assert b"the input ends" in done.stderr
