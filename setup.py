@@ -6,8 +6,8 @@ setup(
     ext_modules=[
         Extension(
             "qemu_svm.stream._ram",
-            ["qemu_svm/stream/_ram.c", "qemu_svm/stream/_ram_file.c"],
-            depends=["qemu_svm/stream/_ram.h"],
+            [f"qemu_svm/stream/_ram{part}.c" for part in ("", "_ahead", "_copy", "_help")],
+            depends=["qemu_svm/stream/_ram.h", "qemu_svm/stream/_ram_file.h"],
             optional=True,
         ),
     ]

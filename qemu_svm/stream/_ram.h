@@ -1,4 +1,4 @@
-/* What the two parts of the extension have in common: see _ram.c. */
+/* What the parts of the extension have in common: see _ram.c. */
 #ifndef SVMSTREAM_RAM_H
 #define SVMSTREAM_RAM_H
 
