@@ -36,9 +36,8 @@ MIB = 1 << 20
 SAME_PAGE, SAME_ZERO = 0x28, 0x22
 MARK = b"<here the pages come>"
 # As if no compiler had been there.
-WITHOUT = (
-    "import sys; sys.modules['qemu_svm.stream._ram'] = None; import qemu_svm.cli as c; c.main()"
-)
+WITHOUT = "import sys; sys.modules['qemu_svm.stream._ram'] = None; "
+WITHOUT += "from qemu_svm.__main__ import main; main()"
 
 Runs = Iterator[tuple[int, bool]]  # pages, whether they have content
 Shape = Callable[[int, random.Random], Runs]

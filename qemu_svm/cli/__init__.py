@@ -7,7 +7,6 @@ input, 4 environment, 5 the target refused, 130 interrupted.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import Any
@@ -27,7 +26,6 @@ EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
 
 _STANDARD_STREAMS = 3
-_OBJECTS = 50_000  # between two looks for garbage
 _EXITS = ((EnvironmentFault, EXIT_ENVIRONMENT), (Refused, EXIT_REFUSED))
 
 _VERBS = {
@@ -80,8 +78,6 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of ``svmstream``: turns every error into a message and a status."""
-    # Most verbs end before there is garbage in circles worth a look at all that was imported.
-    gc.set_threshold(_OBJECTS)
     _standard_streams()
     try:
         status = _run()
@@ -95,7 +91,6 @@ def main() -> None:
         complain(f"cannot write the output: {error.strerror}")
         _no_output()
         status = EXIT_ENVIRONMENT
-    gc.freeze()  # what is left goes with the process
     sys.exit(status)
 
 

@@ -265,6 +265,25 @@ def test_interrupt() -> None:
     assert errors.strip() == b"svmstream: interrupted"
 
 
+def test_as_a_module() -> None:
+    words = [sys.executable, "-m", "qemu_svm", "--version"]
+    assert subprocess.run(words, capture_output=True, check=True).stdout.startswith(b"svmstream ")
+
+
+def test_interrupted_before_there_is_anything() -> None:
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from qemu_svm.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.parametrize("columns", [80, 160])
 @pytest.mark.parametrize("no_color", [True, False])
 def test_on_a_terminal(columns: int, no_color: bool) -> None:
