@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import secrets
 import shlex
 import time
 from collections.abc import AsyncIterator, Callable
@@ -219,8 +220,10 @@ class _Capture:
         # mapped-ram seeks, and opens the file once for each channel.
         writer = self._output.writer()
         stack.callback(os.close, writer)
-        number = await self._client.add_fd(writer)
+        number = secrets.randbelow(1 << 31)
+        # Before it is there: nobody knows what was done of a command that is cancelled.
         stack.push_async_callback(self._remove_fd, number)
+        await self._client.add_fd(writer, number)
         return f"file:/dev/fdset/{number}"
 
     async def _remove_fd(self, number: int) -> None:

@@ -273,10 +273,14 @@ class Client:
         await self.execute("getfd", {"fdname": name})
         return name
 
-    async def add_fd(self, fd: int) -> int:
-        """Give QEMU a copy of a descriptor; return the number of its ``/dev/fdset/N``."""
+    async def add_fd(self, fd: int, number: int | None = None) -> int:
+        """Give QEMU a copy of a descriptor; return the number of its ``/dev/fdset/N``.
+
+        :param number: N, if it is not QEMU's choice: so it is known beforehand.
+        """
         self._send(fd)
-        answer = answers.mapping(await self.execute("add-fd"), "add-fd")
+        wanted = None if number is None else {"fdset-id": number}
+        answer = answers.mapping(await self.execute("add-fd", wanted), "add-fd")
         found = answers.number(answer, "fdset-id")
         if found is None:
             raise QmpError(f"QMP: the answer of add-fd is not understood: {answer!r}")

@@ -56,10 +56,14 @@ class Session:
         self, capabilities: Mapping[str, bool], parameters: Mapping[str, object]
     ) -> None:
         """Switch capabilities and set parameters, to be put back at the end."""
-        old = await self.client.parameters()
         self._capabilities = {name: not state for name, state in capabilities.items()}
-        self._parameters = {name: old[name] for name in parameters if name in old}
         await self.client.set_capabilities(capabilities)
+        await self._set(parameters)
+
+    async def _set(self, parameters: Mapping[str, object]) -> None:
+        old = await self.client.parameters()
+        found = {name: old[name] for name in parameters if name in old}
+        self._parameters = found | self._parameters  # what was noted first is what was there
         await self.client.set_parameters(parameters)
 
     async def stop(self) -> None:
@@ -139,16 +143,9 @@ class Session:
         migration = await self.client.migration()
         cancelled = False
         while migration.active:
-            # Where a late cancel is not safe, the last pass may end by itself.
             patient = time.monotonic() - start < _PATIENCE_SECONDS
-            late = (
-                patient
-                and self.client.version < _SAFE_TO_CANCEL
-                and (await self.client.status()).state == _LAST_PASS
-            )
-            early = patient and migration.status == _FIRST
-            if not cancelled and not late and not early:
-                if self._fragile:
+            if not cancelled and not (patient and await self._bad_moment(migration)):
+                if await self._fragile():
                     await self._quieten()
                 await self.client.execute("migrate_cancel")
                 cancelled = True
@@ -158,15 +155,23 @@ class Session:
             migration = await self.client.migration()
         return migration
 
-    @property
-    def _fragile(self) -> bool:
+    async def _bad_moment(self, migration: Migration) -> bool:
+        # Not while it is being set up; and where a late cancel is not safe, the last pass
+        # may end by itself.
+        if migration.status == _FIRST:
+            return True
+        late = self.client.version < _SAFE_TO_CANCEL
+        return late and (await self.client.status()).state == _LAST_PASS
+
+    async def _fragile(self) -> bool:
         # A multifd thread that is not done with its pages uses what a cancelled migration of
         # mapped-ram has given back, and QEMU dies (10.0, ``ramblock_set_file_bmap_atomic``).
-        return all(self._capabilities.get(name) is False for name in _FRAGILE)
+        states = await self.client.capabilities()
+        return all(states.get(name) for name in _FRAGILE)
 
     async def _quieten(self) -> None:
         # So slow, QEMU sends a little every tenth of a second and rests between.
-        await self.client.set_parameters({"max-bandwidth": _SLOW})
+        await self._set({"max-bandwidth": _SLOW})
         start = since = time.monotonic()
         sent = None
         while (now := time.monotonic()) - start < _PATIENCE_SECONDS:

@@ -125,9 +125,41 @@ def test_a_postcopy_stream(newer: Vm, binary: Path, svmstream: Run) -> None:
     assert (back.returncode, back.stderr) == (0, b"")
 
 
-def test_an_interrupt_asks_in_an_order_that_qemu_survives(newer: Vm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("there_before", [False, True])
+def test_an_interrupt_asks_in_an_order_that_qemu_survives(
+    there_before: bool, newer: Vm, tmp_path: Path
+) -> None:
     # QEMU 10.0 dies if the file goes before its migration does, and if multifd threads of
     # mapped-ram are busy when they are cancelled.
+    with sync.connect(newer.address) as qmp:
+        old = qmp.execute("query-migrate-parameters")["max-bandwidth"]
+        if there_before:  # then nothing of it has to be changed
+            qmp.run(qmp.client.set_capabilities({"multifd": True}))
+            qmp.execute("migrate-set-parameters", {"max-bandwidth": 100 << 10})
+    before = settings(newer)
+    try:
+        _interrupted(newer, tmp_path)
+        assert settings(newer) == before
+    finally:
+        with sync.connect(newer.address) as qmp:
+            qmp.run(qmp.client.set_capabilities({"multifd": False}))
+            qmp.execute("migrate-set-parameters", {"max-bandwidth": old})
+
+
+def test_an_interrupt_while_a_file_is_passed(newer: Vm, tmp_path: Path) -> None:
+    before = settings(newer)
+    for delay in (0, 0, 0.0005, 0.001, 0.002):
+        work = Process(newer, tmp_path, *LIMIT, "--mapped-ram")
+        while b'"add-fd"' not in work.proxy.asked:
+            assert work.process.poll() is None
+        time.sleep(delay)
+        work.process.send_signal(signal.SIGINT)
+        status, said = work.end()
+        assert (status, work.files) == (130, []), said
+        assert settings(newer) == before
+
+
+def _interrupted(newer: Vm, tmp_path: Path) -> None:
     work = Process(newer, tmp_path, *LIMIT, "--mapped-ram", "--multifd", "2")
     while b'"migrate"' not in work.proxy.asked:
         assert work.process.poll() is None

@@ -108,7 +108,6 @@ class Proxy:
         self._listener.bind(str(self.path))
         self._listener.listen(4)
         self._open: list[socket.socket] = []
-        self._near: list[socket.socket] = []
         self.connections = 0
         self.asked = bytearray()  # by the clients
         threading.Thread(target=self._accept, daemon=True).start()
@@ -121,19 +120,17 @@ class Proxy:
                 far.connect(str(self._behind))
                 self.connections += 1
                 self._open += [near, far]
-                self._near.append(near)
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+                for ends in ((near, far, self.asked), (far, near, bytearray())):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
 
-    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+    def _carry(self, one: socket.socket, other: socket.socket, said: bytearray) -> None:
         # Descriptors are passed on too.
         with contextlib.suppress(OSError):
             while True:
                 data, fds, _, _ = socket.recv_fds(one, 1 << 16, 4)
                 if not data:
                     break
-                if one in self._near:
-                    self.asked += data
+                said += data
                 if fds:
                     socket.send_fds(other, [data], fds)
                     for fd in fds:
