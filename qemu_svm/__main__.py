@@ -6,7 +6,7 @@ import gc
 import sys
 
 _OBJECTS = 50_000  # between two looks for garbage
-_INTERRUPTED = 130
+_INTERRUPTED = 130  # as of all verbs; where it is defined has not been imported then
 
 
 def main() -> None:

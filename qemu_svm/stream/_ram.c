@@ -105,6 +105,16 @@ rows_of(const Py_buffer *data, const Py_buffer *where, const Py_buffer *count, s
     return 1;
 }
 
+/* What a scan returns: see ram_scan.py. */
+PyObject *
+ram_found(uint64_t behind, const struct rows *rows)
+{
+    const Py_ssize_t *pages = rows->pages;
+
+    return Py_BuildValue("Kn(nnnn)", (unsigned long long)behind, rows->used, pages[0],
+                         pages[KIND_ZERO], pages[KIND_PAGE], pages[KIND_XBZRLE]);
+}
+
 static PyObject *
 scan(PyObject *module, PyObject *args)
 {
@@ -124,9 +134,7 @@ scan(PyObject *module, PyObject *args)
     } else if (rows_of(&data, &where, &count, &rows)) {
         window = (struct window){bytes.buf, bytes.len, at, base};
         scan_window(&window, &rows, &(struct block){page_size, top});
-        result = Py_BuildValue("nn(nnnn)", window.at, rows.used, rows.pages[0],
-                               rows.pages[KIND_ZERO], rows.pages[KIND_PAGE],
-                               rows.pages[KIND_XBZRLE]);
+        result = ram_found((uint64_t)window.at, &rows);
     }
     PyBuffer_Release(&bytes);
     PyBuffer_Release(&data);

@@ -44,6 +44,7 @@ int good_page_size(unsigned long long size);
 int rows_of(const Py_buffer *data, const Py_buffer *where, const Py_buffer *count,
             struct rows *rows);
 void scan_window(struct window *window, struct rows *rows, const struct block *block);
+PyObject *ram_found(uint64_t behind, const struct rows *rows);
 
 PyObject *ram_scan_file(PyObject *module, PyObject *args);
 PyObject *ram_copy(PyObject *module, PyObject *args);

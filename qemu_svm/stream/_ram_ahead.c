@@ -158,9 +158,7 @@ ram_scan_file(PyObject *module, PyObject *args)
             offset = scan_windows(&ahead, offset, &rows, &block);
             free(ahead.slots);
             Py_END_ALLOW_THREADS
-            result = Py_BuildValue("Kn(nnnn)", offset, rows.used, rows.pages[0],
-                                   rows.pages[KIND_ZERO], rows.pages[KIND_PAGE],
-                                   rows.pages[KIND_XBZRLE]);
+            result = ram_found(offset, &rows);
         }
     }
     PyBuffer_Release(&data);

@@ -45,7 +45,6 @@ struct piece {
 struct part {
     const struct copy *copy;
     Py_ssize_t row, end;
-    struct piece piece;
 };
 
 static Py_ssize_t
@@ -132,17 +131,17 @@ copy_part(void *argument)
 {
     struct part *part = argument;
     const struct copy *copy = part->copy;
+    struct piece piece = {.bytes = malloc(PIECE)};
 
-    part->piece = (struct piece){.bytes = malloc(PIECE)};
-    for (; part->piece.bytes != NULL && part->row < part->end; part->row++) {
+    for (; piece.bytes != NULL && part->row < part->end; part->row++) {
         if (simple(copy, part->row) == 2)
             continue;
-        if (!copy_row(copy, part->row, &part->piece))
+        if (!copy_row(copy, part->row, &piece))
             break;
         memset(copy->written + ((copy->where[part->row] >> KIND_BITS) - copy->first), 1,
                copy->count[part->row]);
     }
-    free(part->piece.bytes);
+    free(piece.bytes);
     return NULL;
 }
 
@@ -158,17 +157,15 @@ copy_rows(const struct copy *copy, Py_ssize_t row, Py_ssize_t rows)
         pages += copy->count[end];
     for (middle = row; middle < end && before < pages / 2; middle++)
         before += copy->count[middle];
-    struct part first = {copy, row, middle, {0}}, second = {copy, middle, end, {0}};
-    if (pages * (uint64_t)copy->page_size >= SHARED &&
-        start_help(copy_part, &second, &helper)) {
-        copy_part(&first);
-        pthread_join(helper, NULL);
-    } else {
-        copy_part(&first);
-        if (first.row == middle)
-            copy_part(&second);
+    struct part ours = {copy, row, end}, theirs = {copy, middle, end};
+    if (pages * (uint64_t)copy->page_size < SHARED || !start_help(copy_part, &theirs, &helper)) {
+        copy_part(&ours);
+        return ours.row;
     }
-    return first.row < middle ? first.row : second.row;
+    ours.end = middle;
+    copy_part(&ours);
+    pthread_join(helper, NULL);
+    return ours.row < middle ? ours.row : theirs.row;
 }
 
 PyObject *
@@ -192,7 +189,8 @@ ram_copy(PyObject *module, PyObject *args)
     copy.where = where.buf;
     copy.count = count.buf;
     copy.data = data.buf;
-    if (!good_page_size((unsigned long long)copy.page_size) || copy.page_size > PIECE || row < 0 || row > rows ||
+    if (!good_page_size((unsigned long long)copy.page_size) || copy.page_size > PIECE ||
+        row < 0 || row > rows ||
         where.len != rows * (Py_ssize_t)sizeof(uint64_t) || data.len != where.len ||
         copy.length > MOST_PAGES) {
         PyErr_SetString(PyExc_ValueError, "runs of different lengths, or no page size");

@@ -82,7 +82,7 @@ def _portions(
     yield rows
 
 
-def _inputs(ram: Ram) -> array[int] | None:
+def _files(ram: Ram) -> array[int] | None:
     # For the compiled part: of each input the file and its place there, or -1.
     if compiled.ram is None or ram.page_size > LARGEST:
         return None
@@ -97,6 +97,7 @@ class _Ahead:
         self._ram = ram
         self._blocks = [(0, memoryview(b""))] * len(ram.sources)
         self._look = 0
+        self.files = _files(ram)
 
     def view(self, source: int, at: int, least: int, most: int) -> memoryview:
         # From ``least`` to ``most`` bytes, as it comes.
@@ -133,7 +134,6 @@ class _Target:
         self.first, self.last = start // ram.page_size, -(-end // ram.page_size)
         check_number(ram, self.last - self.first)
         self.written = bytearray(self.last - self.first)
-        self.inputs = _inputs(ram)
         self.length = end - start
         os.ftruncate(fd, self.length)
 
@@ -141,10 +141,10 @@ class _Target:
         """Apply runs of one sweep, as :class:`~qemu_svm.stream.ram_runs.RamRuns` keeps them."""
         row, rows = 0, len(where)
         while row < rows:
-            if self.inputs is not None and where[row] & KIND in _COPIED:
+            if self.ahead.files is not None and where[row] & KIND in _COPIED:
                 # Up to the first run that is not so simple, or where something is wrong.
                 row = compiled.ram.copy(
-                    self.inputs, self.fd, self.first, self.written, self.ram.page_size,
+                    self.ahead.files, self.fd, self.first, self.written, self.ram.page_size,
                     where, counts, datas, row,
                 )  # fmt: skip
                 if row == rows:
