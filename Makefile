@@ -15,7 +15,7 @@ CAPTURE := streams/qemu10.0-linux6.12-nested-npt.mig.zst
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(INSTALLED): pyproject.toml setup.py $(wildcard qemu_svm/stream/_ram*.[ch])
+$(INSTALLED): pyproject.toml setup.py $(wildcard qemu_svm/stream/ram/_ram*.[ch])
 	@PYTHON="$(PYTHON)" tools/need-venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		--config-settings editable_mode=compat --editable '.[dev]'
@@ -83,4 +83,4 @@ witness: $(STAMP)  ## every capture on every kernel: what the processor is given
 .PHONY: clean
 clean:  ## remove everything that was made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* \
-		qemu_svm/stream/_ram*.so
+		qemu_svm/stream/ram/_ram*.so

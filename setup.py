@@ -5,9 +5,9 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "qemu_svm.stream._ram",
-            [f"qemu_svm/stream/_ram{part}.c" for part in ("", "_ahead", "_copy", "_help")],
-            depends=["qemu_svm/stream/_ram.h", "qemu_svm/stream/_ram_file.h"],
+            "qemu_svm.stream.ram._ram",
+            [f"qemu_svm/stream/ram/_ram{part}.c" for part in ("", "_ahead", "_copy", "_help")],
+            depends=["qemu_svm/stream/ram/_ram.h", "qemu_svm/stream/ram/_ram_file.h"],
             optional=True,
         ),
     ]

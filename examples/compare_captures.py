@@ -16,7 +16,7 @@ from qemu_svm.findings.ram_diff import compare_ram
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
-from qemu_svm.stream.ram_index import read_ram
+from qemu_svm.stream.ram.read import read_ram
 
 
 @contextmanager

@@ -27,16 +27,17 @@ from measure import CACHE, PROGRAM, Figures, table, take_turns  # noqa: E402
 
 from qemu_svm.source import open_source  # noqa: E402 - the tests are no installed package
 from qemu_svm.source.spool import spool_directory  # noqa: E402
-from qemu_svm.stream import compiled, read_stream  # noqa: E402
-from qemu_svm.stream.ram_index import read_ram  # noqa: E402
-from qemu_svm.stream.ram_scan import Scanner, scan, scan_compiled, scan_records, scan_runs  # noqa: E402
-from tests import builders  # noqa: E402
+from qemu_svm.stream import read_stream  # noqa: E402
+from qemu_svm.stream.ram import compiled  # noqa: E402
+from qemu_svm.stream.ram.read import read_ram  # noqa: E402
+from qemu_svm.stream.ram.scan import Scanner, scan, scan_compiled, scan_records, scan_runs  # noqa: E402
+from tests.support import builders  # noqa: E402
 
 MIB = 1 << 20
 SAME_PAGE, SAME_ZERO = 0x28, 0x22
 MARK = b"<here the pages come>"
 # As if no compiler had been there.
-WITHOUT = "import sys; sys.modules['qemu_svm.stream._ram'] = None; "
+WITHOUT = "import sys; sys.modules['qemu_svm.stream.ram._ram'] = None; "
 WITHOUT += "from qemu_svm.__main__ import main; main()"
 
 Runs = Iterator[tuple[int, bool]]  # pages, whether they have content

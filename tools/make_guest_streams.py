@@ -19,7 +19,7 @@ import zstandard
 from qemu_svm.lab import Box
 from qemu_svm.lab.capture import Capture, capture
 from qemu_svm.lab.guests import GUESTS, Guest, Image, assemble, values
-from qemu_svm.lab.suites import of_kernel
+from qemu_svm.lab.suites.catalogue import of_kernel
 from qemu_svm.lab.vm import Settings, running
 
 FOLDER = Path(__file__).resolve().parent.parent / "streams" / "guests"

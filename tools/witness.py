@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qemu_svm.errors import SvmStreamError
-from qemu_svm.lab.suites import KERNELS, is_of_line, of_kernel
+from qemu_svm.lab.suites.catalogue import KERNELS, is_of_line, of_kernel
 from qemu_svm.lab.witness import WitnessBox, hear, qemu_for
 from qemu_svm.machine import read_machine
-from qemu_svm.render.witness_text import verdict
+from qemu_svm.render.text.witness import verdict
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 

@@ -100,11 +100,11 @@ def command(
     if output == "-":
         return 0
     if as_json:
-        from qemu_svm.render.migration_document import captured_document
+        from qemu_svm.render.json.migration import captured_document
 
         common.print_json(captured_document(made[0]))
     else:
-        from qemu_svm.render.migration_text import captured_report
+        from qemu_svm.render.text.migration import captured_report
 
         common.print_lines(captured_report(made[0]))
     return 0

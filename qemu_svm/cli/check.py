@@ -7,8 +7,8 @@ import click
 from qemu_svm.cli import EXIT_FINDINGS, common
 from qemu_svm.cli.simulate import kernels
 from qemu_svm.errors import PlanError
-from qemu_svm.restore.kernels import RELEASED
-from qemu_svm.restore.rules import RULES
+from qemu_svm.findings.rules import RULES
+from qemu_svm.model.profiles import RELEASED
 
 
 @click.command(
@@ -49,7 +49,8 @@ def command(
         return _rules(explain_id, as_json=as_json)
     if file is None:
         raise click.UsageError("Missing argument 'FILE'.")
-    from qemu_svm.restore import judge, qemus
+    from qemu_svm.findings import check as judge
+    from qemu_svm.findings import qemus
 
     try:
         plan = qemus.qemu_plan(qemu_version) if qemu_version else "qemu"
@@ -63,11 +64,11 @@ def command(
             extra = tuple(qemus.qemu_findings(machine, qemu_version))
             found = judge.Report(found.findings + extra, found.verdicts)
         if as_json:
-            from qemu_svm.render.check_document import document
+            from qemu_svm.render.json.check import document
 
             common.print_json(document(machine, found))
         else:
-            from qemu_svm.render.check_text import report
+            from qemu_svm.render.text.check import report
 
             common.print_lines(report(machine, found))
         unreadable = common.told(machine)
@@ -82,11 +83,11 @@ def _rules(rule: str | None, *, as_json: bool) -> int:
         raise PlanError(f"there is no rule '{rule}'", near=_near(rule))
     chosen = [RULES[rule]] if rule is not None else list(RULES.values())
     if as_json:
-        from qemu_svm.render.check_document import rules
+        from qemu_svm.render.json.check import rules
 
         common.print_json(rules(chosen))
     else:
-        from qemu_svm.render.check_text import explain, rule_table
+        from qemu_svm.render.text.check import explain, rule_table
 
         common.print_lines(explain(chosen[0]) if rule is not None else rule_table(chosen))
     return 0

@@ -76,7 +76,7 @@ def opened(path: str, walk: Walk = Walk.QUICK, lender: str | None = None) -> Ite
 
     borrowed = None
     if lender is not None:
-        from qemu_svm.stream.borrow import description_of
+        from qemu_svm.stream.vmstate.lend import description_of
 
         try:
             with open_source(lender, limits()) as source:
@@ -126,7 +126,7 @@ def print_json(document: dict[str, Any]) -> None:
 
 def print_lines(lines: Iterable[Text]) -> None:
     """Print a report; wrapped to a terminal's width, but never in a pipe."""
-    from qemu_svm.render.text import console
+    from qemu_svm.render.text.base import console
 
     out = console()
     for line in lines:

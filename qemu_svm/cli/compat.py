@@ -11,7 +11,7 @@ import click
 
 from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common, complain
 from qemu_svm.limits import DEFAULT
-from qemu_svm.stream.vmstate_json import Dump, parse_dump
+from qemu_svm.stream.vmstate.dump import Dump, parse_dump
 
 _ANY_MACHINE = "none"
 """A machine type that every QEMU has; the dump is the same for all."""
@@ -57,11 +57,11 @@ def command(*, file: str, as_json: bool, target: str, timeout: int, verbose: boo
             dump, machines = _ask(target, machine.name, timeout)
         found = compatibility(machine, dump, machines)
         if as_json:
-            from qemu_svm.render.compat_document import document
+            from qemu_svm.render.json.compat import document
 
             common.print_json(document(machine, found, target))
         else:
-            from qemu_svm.render.compat_text import report
+            from qemu_svm.render.text.compat import report
 
             common.print_lines(report(machine, found, target, verbose=verbose))
         unreadable = common.told(machine)

@@ -76,11 +76,11 @@ def command(
         else:
             unreadable = any([common.told(first), common.told(second)])
         if as_json:
-            from qemu_svm.render.diff_document import document
+            from qemu_svm.render.json.diff import document
 
             common.print_json(document(first, second, found, pages))
         else:
-            from qemu_svm.render.diff_text import report
+            from qemu_svm.render.text.diff import report
 
             common.print_lines(report(first, second, found, pages, all_differences=all_differences))
     if unreadable:
@@ -108,11 +108,11 @@ def _list(*, as_json: bool) -> int:
     from qemu_svm.findings.masks import DEFAULT
 
     if as_json:
-        from qemu_svm.render.diff_document import mask_list
+        from qemu_svm.render.json.diff import mask_list
 
         common.print_json(mask_list(DEFAULT))
     else:
-        from qemu_svm.render.diff_text import mask_table
+        from qemu_svm.render.text.diff import mask_table
 
         common.print_lines(mask_table([(m.id, m.pattern, m.reason, m.source) for m in DEFAULT]))
     return 0

@@ -57,12 +57,12 @@ def command(
     if other is None:
         checks += interrupts.run(_here(qemu, socket, Path(directory)))
     if as_json:
-        from qemu_svm.render.doctor_document import document
+        from qemu_svm.render.json.doctor import document
 
         common.print_json(document(checks, found))
     else:
-        from qemu_svm.render.doctor_text import report
-        from qemu_svm.render.text import console
+        from qemu_svm.render.text.base import console
+        from qemu_svm.render.text.doctor import report
 
         out = console()
         common.print_lines(report(checks, out.width if out.is_terminal else None))
@@ -103,7 +103,7 @@ def _missing(group: str, error: QmpError, means: str, *needed_for: str) -> Check
 
 def _terminal() -> Check:
     from qemu_svm.doctor.place import judge_terminal
-    from qemu_svm.render.text import console
+    from qemu_svm.render.text.base import console
 
     out = console()
     return judge_terminal(

@@ -30,12 +30,12 @@ def command(*, file: str, as_json: bool, lender: str | None, ram: bool, verbose:
     with common.opened(file, Walk.RAM if ram else Walk.QUICK, lender) as machine:
         found = findings(machine)
         if as_json:
-            from qemu_svm.render.document import inspection
+            from qemu_svm.render.json.inspect import inspection
 
             common.print_json(inspection(machine, found, ram=ram))
             common.warn(machine)
         else:
-            from qemu_svm.render.inspect_text import report
+            from qemu_svm.render.text.inspect import report
 
             common.print_lines(report(machine, found, ram=ram, verbose=verbose))
         return common.status(machine, found)

@@ -47,7 +47,7 @@ def progress() -> Callable[[Migration], None]:
         return lambda _migration: None
     import shutil
 
-    from qemu_svm.render.migration_text import progress_line
+    from qemu_svm.render.text.migration import progress_line
 
     last = 0.0
 

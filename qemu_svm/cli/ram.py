@@ -12,8 +12,8 @@ from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_UNREADABLE, common, complain
 from qemu_svm.errors import StreamError
 from qemu_svm.source import open_source
 from qemu_svm.stream import Stream, read_stream
-from qemu_svm.stream.ram_coverage import coverage
-from qemu_svm.stream.ram_index import Ram, all_problems, is_complete, read_ram
+from qemu_svm.stream.ram.coverage import coverage
+from qemu_svm.stream.ram.read import Ram, all_problems, is_complete, read_ram
 
 Span = tuple[int, int]
 
@@ -82,11 +82,11 @@ def command(
         if directory is not None:
             status, files = _extracted(ram, chosen, span, directory, force=force)
         if as_json:
-            from qemu_svm.render.ram_document import ram_document
+            from qemu_svm.render.json.ram import ram_document
 
             common.print_json(ram_document(stream, ram, covered, chosen, files))
         else:
-            from qemu_svm.render.ram_text import report
+            from qemu_svm.render.text.ram import report
 
             common.print_lines(report(ram, covered, chosen, span, files))
         return status or tell(stream, ram)
@@ -113,8 +113,8 @@ def tell(stream: Stream, ram: Ram, others: Sequence[StreamError] = ()) -> int:
 def _extracted(
     ram: Ram, chosen: Sequence[int], span: Span | None, directory: str, *, force: bool
 ) -> tuple[int, dict[int, str]]:
-    from qemu_svm.stream.ram_extract import extract
-    from qemu_svm.stream.ram_files import BlockFiles
+    from qemu_svm.stream.ram.extract import extract
+    from qemu_svm.stream.ram.files import BlockFiles
 
     for signum in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: no part of the RAM stays
         signal.signal(signum, signal.default_int_handler)

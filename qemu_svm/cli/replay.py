@@ -12,7 +12,7 @@ import click
 
 from qemu_svm.cli import EXIT_FINDINGS, common
 from qemu_svm.errors import EnvironmentFault
-from qemu_svm.lab.suites import KERNELS
+from qemu_svm.lab.suites.catalogue import KERNELS
 from qemu_svm.source import open_source
 
 if TYPE_CHECKING:
@@ -69,14 +69,14 @@ def command(
     errno and state are shown after every step. L2 runs until L1 has control
     again, and L1's registers are what is shown then.
     """
+    from qemu_svm.model import plan as plans
+    from qemu_svm.model.saved import from_vcpu
+    from qemu_svm.model.simulate import simulate
     from qemu_svm.replay.compare import compare
     from qemu_svm.replay.encode import check
     from qemu_svm.replay.extras import extras
     from qemu_svm.replay.memory import can_shorten, extract_ram
     from qemu_svm.replay.replay import Options, Trial, host_of, job, profile, result
-    from qemu_svm.restore import plan as plans
-    from qemu_svm.restore.saved import from_vcpu
-    from qemu_svm.restore.simulate import simulate
 
     steps = plans.parse(plan_text)
     if device is not None and kernel is not None:
@@ -99,11 +99,11 @@ def command(
             short = shorten and can_shorten(ram.read, trial.saved)
             comparison = compare(simulation, replayed, shortened=short)
         if as_json:
-            from qemu_svm.render.replay_document import document
+            from qemu_svm.render.json.replay import document
 
             common.print_json(document(file, plan_text, probe, replayed, simulation, comparison))
         else:
-            from qemu_svm.render.replay_text import report
+            from qemu_svm.render.text.replay import report
 
             lines = report(file, plan_text, probe, replayed, simulation, comparison,
                            verbose=verbose)  # fmt: skip

@@ -172,11 +172,11 @@ async def _restore(client: Client, machine: Machine, wishes: _Wishes) -> Restore
 
 def _taken(done: Restored, wishes: _Wishes, socket: str | None) -> None:
     if wishes.json:
-        from qemu_svm.render.migration_document import restored_document
+        from qemu_svm.render.json.migration import restored_document
 
         common.print_json(restored_document(wishes.file, done, socket))
     else:
-        from qemu_svm.render.migration_text import restored_report
+        from qemu_svm.render.text.migration import restored_report
 
         common.print_lines(restored_report(wishes.file, done, socket))
 
@@ -188,10 +188,10 @@ def print_refusal(machine: Machine, path: str, error: StreamRefused, *, as_json:
     reason = error.reason.splitlines()
     known = explain(machine, reason)
     if as_json:
-        from qemu_svm.render.migration_document import refused_document
+        from qemu_svm.render.json.migration import refused_document
 
         common.print_json(refused_document(path, reason, known))
     else:
-        from qemu_svm.render.migration_text import refused_report
+        from qemu_svm.render.text.migration import refused_report
 
         common.print_lines(refused_report(path, reason, known))

@@ -192,11 +192,11 @@ def _compared(
     found = compare(first, second, masks)
     pages, unreadable = compare_pages(first, second, (channels, ()), masks)
     if as_json:
-        from qemu_svm.render.diff_document import document
+        from qemu_svm.render.json.diff import document
 
         common.print_json(document(first, second, found, pages) | {"qemu": str(done[0].version)})
     else:
-        from qemu_svm.render.diff_text import report
+        from qemu_svm.render.text.diff import report
 
         click.echo(f"Through QEMU {done[0].version} and back, without running:")
         common.print_lines(report(first, second, found, pages, all_differences=everything))

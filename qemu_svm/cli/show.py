@@ -50,11 +50,11 @@ def command(
                 raise click.UsageError("--raw writes bytes; send them into a file or a pipe")
             sys.stdout.buffer.write(data)
         elif as_json:
-            from qemu_svm.render.show_document import place as document
+            from qemu_svm.render.json.show import place as document
 
             common.print_json(document(place, data))
         else:
-            from qemu_svm.render.show_text import report
+            from qemu_svm.render.text.show import report
 
             common.print_lines(report(place, data, verbose=verbose))
         return common.told(machine)

@@ -6,13 +6,13 @@ import click
 
 from qemu_svm.cli import EXIT_FINDINGS, common
 from qemu_svm.errors import PlanError
+from qemu_svm.findings.verdict import Verdict, judge
 from qemu_svm.machine.memory import backed
-from qemu_svm.restore import plan as plans
-from qemu_svm.restore.kernels import KERNELS, Kernel
-from qemu_svm.restore.saved import from_vcpu, guest_cpuid
-from qemu_svm.restore.simulate import simulate
-from qemu_svm.restore.vcpu import Host
-from qemu_svm.restore.verdict import Verdict, judge
+from qemu_svm.model import plan as plans
+from qemu_svm.model.kvm.vcpu import Host
+from qemu_svm.model.profiles import KERNELS, Kernel
+from qemu_svm.model.saved import from_vcpu, guest_cpuid
+from qemu_svm.model.simulate import simulate
 
 
 def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -80,11 +80,11 @@ def command(
             for kernel in kernels(kernel_name)
         ]  # fmt: skip
         if as_json:
-            from qemu_svm.render.simulate_document import document
+            from qemu_svm.render.json.simulate import document
 
             common.print_json(document(machine, finished, plan_text))
         else:
-            from qemu_svm.render.simulate_text import report
+            from qemu_svm.render.text.simulate import report
 
             common.print_lines(report(machine, finished, plan_text, verbose=verbose))
         unreadable = common.told(machine)

@@ -26,16 +26,16 @@ def command(*, log: str, as_json: bool, verbose: bool) -> int:
     compressed.  Shown are the phases of each vCPU and, for every put of nested
     state, which rules of its order are kept.
     """
-    from qemu_svm.restore.trace.model import read_trace
+    from qemu_svm.trace.model import read_trace
 
     with open_source(log) as source:
         trace = read_trace(source)
     if as_json:
-        from qemu_svm.render.trace_document import trace_document
+        from qemu_svm.render.json.trace import trace_document
 
         common.print_json(trace_document(trace))
     else:
-        from qemu_svm.render.trace_text import report
+        from qemu_svm.render.text.trace import report
 
         unicode = "utf" in (sys.stdout.encoding or "").lower()
         common.print_lines(report(trace, verbose=verbose, arrow="→" if unicode else ">"))

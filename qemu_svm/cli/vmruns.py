@@ -57,11 +57,11 @@ def command(
         if number is not None:
             _show(_record(read, number), as_json=as_json, verbose=verbose)
         elif as_json:
-            from qemu_svm.render.vmruns_document import document
+            from qemu_svm.render.json.vmruns import document
 
             common.print_json(document(read, wanted))
         else:
-            from qemu_svm.render.vmruns_text import report
+            from qemu_svm.render.text.vmruns import report
 
             common.print_lines(report(read, wanted, verbose=verbose))
         if read.damage is None:
@@ -72,11 +72,11 @@ def command(
 
 def _show(event: Event, *, as_json: bool, verbose: bool) -> None:
     if as_json:
-        from qemu_svm.render.vmruns_document import page_document
+        from qemu_svm.render.json.vmruns import page_document
 
         common.print_json(page_document(event))
     else:
-        from qemu_svm.render.vmruns_text import page_report
+        from qemu_svm.render.text.vmruns import page_report
 
         common.print_lines(page_report(event, verbose=verbose))
 

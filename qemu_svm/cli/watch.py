@@ -36,7 +36,7 @@ def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout
     reached or was lost.
     """
     from qemu_svm.qmp import Client
-    from qemu_svm.render.text import console
+    from qemu_svm.render.text.base import console
 
     client = Client(address, timeout=timeout)
     out = console()
@@ -46,7 +46,7 @@ def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout
     from rich.console import Group
     from rich.live import Live
 
-    from qemu_svm.render.watch_text import area
+    from qemu_svm.render.text.watch import area
 
     with Live(console=out, auto_refresh=False) as live:
 
@@ -69,13 +69,13 @@ async def _watch(
 
 
 def _print_line(sample: Sample, _before: Sample | None) -> None:
-    from qemu_svm.render.watch_text import line
+    from qemu_svm.render.text.watch import line
 
     common.print_lines([line(sample)])
 
 
 def _print_document(sample: Sample, before: Sample | None) -> None:
-    from qemu_svm.render.watch_document import document
+    from qemu_svm.render.json.watch import document
 
     click.echo(json.dumps(document(sample, before)))
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import MIB
-from qemu_svm.restore.releases import Release, release
+from qemu_svm.model.releases import Release, release
 
 _T = TypeVar("_T")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qemu_svm.doctor.facts import Cpu, Host, Kvm
 from qemu_svm.doctor.model import Check, State
-from qemu_svm.restore.releases import known_bugs, profile
+from qemu_svm.model.releases import known_bugs, profile
 
 _PROCESSOR = "processor"
 _KVM = "KVM"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from qemu_svm.doctor.model import Check, State
 from qemu_svm.errors import LabError
-from qemu_svm.lab import apt, build, cache
-from qemu_svm.lab.suites import SUITES
+from qemu_svm.lab.suites import apt, build, cache
+from qemu_svm.lab.suites.catalogue import SUITES
 from qemu_svm.source.spool import spool_directory
 
 _DISK = "disk"

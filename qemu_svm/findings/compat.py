@@ -25,10 +25,10 @@ from qemu_svm.findings.model import Severity
 from qemu_svm.machine import Machine
 from qemu_svm.machine.paths import section_label
 from qemu_svm.stream import Kind, Record
-from qemu_svm.stream.types import SCALARS
-from qemu_svm.stream.values import join
-from qemu_svm.stream.vmdesc import Field, Fields
-from qemu_svm.stream.vmstate_json import UNLISTED, Dump, DumpField, DumpLayout
+from qemu_svm.stream.vmstate.description import Field, Fields
+from qemu_svm.stream.vmstate.dump import UNLISTED, Dump, DumpField, DumpLayout
+from qemu_svm.stream.vmstate.types import SCALARS
+from qemu_svm.stream.vmstate.values import join
 
 _IN_MEMORY = frozenset({"int32_as_uint16", "uint16_from_uint8", "nullptr", "ptr-marker", "timer"})
 """Types whose size in memory says nothing about the wire."""

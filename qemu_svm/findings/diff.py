@@ -26,7 +26,7 @@ from qemu_svm.findings.masks import DEFAULT, Mask, Masks, selects
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.paths import section_label, vcpu_tree
 from qemu_svm.stream import Kind, Record, Value
-from qemu_svm.stream.values import join
+from qemu_svm.stream.vmstate.values import join
 
 _NAMED = (Kind.START, Kind.FULL)
 _MOST_RANGES = 1000  # of one field that are told apart

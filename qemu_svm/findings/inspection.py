@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qemu_svm.findings.consistency import Violation, consistency
 from qemu_svm.findings.model import Finding, Severity, from_error
 from qemu_svm.machine import Machine
-from qemu_svm.restore.consistency import Violation, consistency
 
 
 def findings(machine: Machine) -> list[Finding]:
@@ -18,7 +18,7 @@ def findings(machine: Machine) -> list[Finding]:
 
 
 def _rule(violation: Violation) -> Finding:
-    from qemu_svm.restore.rules import RULES  # all the words: only if one is needed
+    from qemu_svm.findings.rules import RULES  # all the words: only if one is needed
 
     severity = Severity(RULES[violation.rule].severity)
     return Finding(severity, violation.rule, violation.message, violation.offset)

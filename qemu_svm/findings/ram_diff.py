@@ -15,9 +15,9 @@ from enum import StrEnum
 from qemu_svm.errors import StreamError, Unsupported
 from qemu_svm.findings.masks import Mask, Masks
 from qemu_svm.limits import MIB
-from qemu_svm.stream.ram_final import NEVER, FinalRam
-from qemu_svm.stream.ram_index import Ram
-from qemu_svm.stream.ram_runs import PageKind
+from qemu_svm.stream.ram.final import NEVER, FinalRam
+from qemu_svm.stream.ram.read import Ram
+from qemu_svm.stream.ram.runs import PageKind
 
 MOST_RANGES = 1 << 16
 """Ranges of differing pages that are kept; what is beyond them is counted."""

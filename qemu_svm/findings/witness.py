@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qemu_svm.findings.verdict import refusals
+from qemu_svm.model.area import RESET, Area, Content
+from qemu_svm.model.kvm.vmcb02 import Merged, vmcb02_control
+from qemu_svm.model.profiles import Kernel
+from qemu_svm.model.saved import Saved, areas
+from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested import bits
-from qemu_svm.restore.area import RESET, Area, Content
-from qemu_svm.restore.kernels import Kernel
-from qemu_svm.restore.merge import Merged, vmcb02_control
-from qemu_svm.restore.saved import Saved, areas
-from qemu_svm.restore.simulate import Simulation
-from qemu_svm.restore.verdict import refusals
 from qemu_svm.vmruns.log import Known, Log
 from qemu_svm.vmruns.roles import Role, state
 from qemu_svm.x86.registers import CR0, CR4, EFER

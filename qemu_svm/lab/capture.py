@@ -15,7 +15,7 @@ from qemu_svm.errors import LabError
 from qemu_svm.lab.guests import Guest, Image, differences
 from qemu_svm.lab.vm import Vm
 from qemu_svm.machine import read_machine
-from qemu_svm.restore.releases import release
+from qemu_svm.model.releases import release
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 

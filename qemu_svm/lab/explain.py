@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qemu_svm.findings import check as judge
+from qemu_svm.findings.check import Finding
+from qemu_svm.findings.qemus import qemu_findings
 from qemu_svm.machine import Machine
-from qemu_svm.restore import judge
-from qemu_svm.restore.judge import Finding
-from qemu_svm.restore.qemus import qemu_findings
-from qemu_svm.restore.releases import profile, release
+from qemu_svm.model.releases import profile, release
 
 _OF_SOURCES = frozenset({"A-03"})
 
@@ -22,7 +22,7 @@ def explanations(
 ) -> tuple[Finding, ...]:
     """Judge a stream for the kernel and the QEMU of a box.
 
-    :param versions: package versions, as of :attr:`qemu_svm.lab.session.Session.versions`.
+    :param versions: package versions, as of :attr:`qemu_svm.lab.box.session.Session.versions`.
     :param npt: whether the box's KVM uses nested paging.
     :param source: the versions with which it was saved, if they are known.
     """

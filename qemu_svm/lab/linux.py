@@ -18,11 +18,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab import boot, build, suites
+from qemu_svm.lab.box.session import Session
 from qemu_svm.lab.capture import STEADY_TRIES, Capture
 from qemu_svm.lab.guests import LINUX, assemble, values
-from qemu_svm.lab.modules import in_order
-from qemu_svm.lab.session import Session
+from qemu_svm.lab.suites import boot, build
+from qemu_svm.lab.suites import catalogue as suites
+from qemu_svm.lab.suites.modules import in_order
 from qemu_svm.lab.vm import Settings, Vm, running
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import open_source

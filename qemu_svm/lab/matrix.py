@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Self
 
 from qemu_svm.errors import EnvironmentFault, Refused
+from qemu_svm.findings.check import Finding
+from qemu_svm.lab.box.session import Session
 from qemu_svm.lab.capture import capture
 from qemu_svm.lab.explain import explanations
 from qemu_svm.lab.guests import Guest, assemble
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.restore import Outcome, Verdict, put, restore, settings_of
-from qemu_svm.lab.session import Session
-from qemu_svm.lab.suites import QEMUS, SUITES
+from qemu_svm.lab.suites.catalogue import QEMUS, SUITES
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine, read_machine
-from qemu_svm.restore.judge import Finding
 from qemu_svm.source import Source, open_source
 from qemu_svm.stream import read_stream
 

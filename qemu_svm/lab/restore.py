@@ -17,9 +17,9 @@ from enum import StrEnum
 
 from qemu_svm.errors import LabError, QmpError, Refused
 from qemu_svm.lab import linux
-from qemu_svm.lab.console import headline
+from qemu_svm.lab.box.console import headline
+from qemu_svm.lab.box.session import Session
 from qemu_svm.lab.guests import GUESTS, LINUX, Guest, assemble, values
-from qemu_svm.lab.session import Session
 from qemu_svm.lab.vm import Settings, Vm, running
 from qemu_svm.machine import Machine
 from qemu_svm.source import Source

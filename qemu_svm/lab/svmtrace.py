@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab import cache
-from qemu_svm.lab.emulator import comma
+from qemu_svm.lab.box.emulator import comma
+from qemu_svm.lab.suites import cache
 
 SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "svmtrace"
 EMULATORS = ("10.0", "11.1")

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qemu_svm.errors import LabError, QmpError, Refused, SvmStreamError
-from qemu_svm.lab.command import Command, Done
+from qemu_svm.lab.box.command import Command, Done
+from qemu_svm.lab.box.session import Session
 from qemu_svm.lab.guests.values import ADDRESSES, WORLD
-from qemu_svm.lab.session import Session
 from qemu_svm.qmp import sync
 
 _START_SECONDS = 60.0

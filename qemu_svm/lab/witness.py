@@ -19,21 +19,22 @@ from typing import Any, Self
 
 from qemu_svm.errors import LabError, QmpError, Truncated
 from qemu_svm.findings.witness import Witness, witness
-from qemu_svm.lab import suites, svmtrace
-from qemu_svm.lab.box import Box
-from qemu_svm.lab.console import headline
+from qemu_svm.lab import svmtrace
+from qemu_svm.lab.box.box import Box
+from qemu_svm.lab.box.console import headline
 from qemu_svm.lab.restore import put, settings_of
+from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine
+from qemu_svm.model import plan as plans
+from qemu_svm.model import releases
+from qemu_svm.model.kvm.vcpu import Host
+from qemu_svm.model.plan import Step
+from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
+from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.replay.memory import extract_ram
 from qemu_svm.replay.replay import Options, Replayed, Trial, host_of, job, profile, result
 from qemu_svm.replay.target import InBox
-from qemu_svm.restore import plan as plans
-from qemu_svm.restore import releases
-from qemu_svm.restore.plan import Step
-from qemu_svm.restore.saved import Saved, from_vcpu, guest_cpuid
-from qemu_svm.restore.simulate import Simulation, simulate
-from qemu_svm.restore.vcpu import Host
 from qemu_svm.source import Source, open_source
 from qemu_svm.vmruns.log import read_log
 from qemu_svm.vmruns.reader import Event, LogReader

@@ -25,7 +25,7 @@ from qemu_svm.machine.model import Machine
 from qemu_svm.machine.vcpu import Vcpu
 from qemu_svm.stream import Kind, Record, Value
 from qemu_svm.stream.commands import command_values
-from qemu_svm.stream.values import join
+from qemu_svm.stream.vmstate.values import join
 
 IN_PARTS = "section in parts"
 """Type of a node for a section that is written piece by piece."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from qemu_svm.errors import StreamError
 from qemu_svm.machine import flags
 from qemu_svm.nested import NestedState, from_values
-from qemu_svm.stream.values import Value
+from qemu_svm.stream.vmstate.values import Value
 from qemu_svm.x86.segments import Segment, attrib_from_flags
 
 _GENERAL = (

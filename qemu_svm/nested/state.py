@@ -19,7 +19,7 @@ from construct import Container, ListContainer
 from qemu_svm.errors import BuildError, Malformed
 from qemu_svm.nested import bits, layout
 from qemu_svm.nested.image import Image, type_name
-from qemu_svm.stream.values import Leaf, Value
+from qemu_svm.stream.vmstate.values import Leaf, Value
 
 _SVM = "cpu/kvm_nested_state/svm"
 

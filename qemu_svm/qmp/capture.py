@@ -25,7 +25,7 @@ from qemu_svm.qmp.features import Options
 from qemu_svm.qmp.output import Output, Standard
 from qemu_svm.qmp.receive import Listener, Receiver, pair
 from qemu_svm.qmp.session import Session
-from qemu_svm.stream.multifd import channel_number
+from qemu_svm.stream.ram.multifd import channel_number
 
 _POLL_SECONDS = 0.1
 _SHORT_SECONDS = 0.01  # where no connection tells the end: the guest waits for us

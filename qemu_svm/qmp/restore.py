@@ -32,7 +32,7 @@ from qemu_svm.source.base import Source
 from qemu_svm.source.spool import spool_directory
 from qemu_svm.stream import Stream
 from qemu_svm.stream.constants import Command
-from qemu_svm.stream.multifd import channel_head
+from qemu_svm.stream.ram.multifd import channel_head
 
 _POLL_SECONDS = 0.02
 _CONNECT_SECONDS = 5.0

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qemu_svm.replay.replay import Replayed, Seen
-from qemu_svm.restore.area import RESET, Area
-from qemu_svm.restore.observed import (
+from qemu_svm.model.area import RESET, Area
+from qemu_svm.model.observed import (
     ARCH_MSRS,
     SHARED_REGISTERS,
     SHARED_SEGMENTS,
@@ -24,9 +23,10 @@ from qemu_svm.restore.observed import (
     differences,
     flat,
 )
-from qemu_svm.restore.plan import Step
-from qemu_svm.restore.saved import areas
-from qemu_svm.restore.simulate import Result, Simulation
+from qemu_svm.model.plan import Step
+from qemu_svm.model.saved import areas
+from qemu_svm.model.simulate import Result, Simulation
+from qemu_svm.replay.replay import Replayed, Seen
 
 KERNEL_DECIDES = frozenset({"INTERNAL_ERROR", "EFAULT", "EINVAL", "EIO", "hang"})
 """Ends of KVM_RUN that the model predicts only where KVM alone brings them about."""

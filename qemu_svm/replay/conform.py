@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import IO, Any
 
+from qemu_svm.model import plan as plans
+from qemu_svm.model.observed import Observed
+from qemu_svm.model.saved import Saved
+from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.replay.compare import Comparison, Mismatch, compare
 from qemu_svm.replay.generate import sequence
 from qemu_svm.replay.memory import Ram, can_shorten
 from qemu_svm.replay.replay import Options, Replayed, Trial, host_of, job, profile, result
 from qemu_svm.replay.shrink import shrink
 from qemu_svm.replay.target import Probe, Target
-from qemu_svm.restore import plan as plans
-from qemu_svm.restore.observed import Observed
-from qemu_svm.restore.saved import Saved
-from qemu_svm.restore.simulate import Simulation, simulate
 
 BATCH = 600
 _QUICK, _PATIENT = 0.5, 5.0  # seconds for KVM_RUN

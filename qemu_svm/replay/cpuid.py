@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qemu_svm.restore.cpuid import Cpuid
+from qemu_svm.x86.cpuid import Cpuid
 
 BITS: Mapping[str, tuple[int, str, int]] = {
     "vmx": (1, "ecx", 5),

@@ -1,4 +1,4 @@
-"""What a real KVM shows of a vCPU, as the flat state of :mod:`qemu_svm.restore.observed`."""
+"""What a real KVM shows of a vCPU, as the flat state of :mod:`qemu_svm.model.observed`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qemu_svm.kvm import layouts
-from qemu_svm.nested import bits
-from qemu_svm.replay.encode import MSRS, segment_attrib
-from qemu_svm.restore.area import RESET
-from qemu_svm.restore.observed import (
+from qemu_svm.model.area import RESET
+from qemu_svm.model.observed import (
     ARCH_MSRS,
     CONTROL_REGISTERS,
     L1_REGISTERS,
@@ -20,7 +18,9 @@ from qemu_svm.restore.observed import (
     VMCB01_MSRS,
     Observed,
 )
-from qemu_svm.restore.saved import areas
+from qemu_svm.model.saved import areas
+from qemu_svm.nested import bits
+from qemu_svm.replay.encode import MSRS, segment_attrib
 
 WATCHED_MSRS = {MSRS[name]: name for name in (*VMCB01_MSRS, *ARCH_MSRS)}
 _NOT_STATE = frozenset({"flags"})

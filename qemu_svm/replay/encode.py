@@ -7,13 +7,13 @@ from typing import Any
 
 from qemu_svm.errors import PlanError
 from qemu_svm.kvm import layouts
+from qemu_svm.model import arguments as carried
+from qemu_svm.model.area import Area
+from qemu_svm.model.plan import Step
+from qemu_svm.model.saved import Saved
 from qemu_svm.replay.cpuid import Entry, changed
 from qemu_svm.replay.extras import Extras
-from qemu_svm.restore import carried
-from qemu_svm.restore.area import Area
-from qemu_svm.restore.cpuid import HOST_CPUID, Cpuid
-from qemu_svm.restore.plan import Step
-from qemu_svm.restore.saved import Saved
+from qemu_svm.x86.cpuid import HOST_CPUID, Cpuid
 from qemu_svm.x86.segments import Segment
 
 Operation = dict[str, Any]

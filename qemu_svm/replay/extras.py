@@ -13,7 +13,7 @@ from typing import Any
 
 from qemu_svm.kvm import layouts
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.stream.values import Value
+from qemu_svm.stream.vmstate.values import Value
 
 _ALL_X87 = 1
 _FXSAVE_MASK = 0xFFFF

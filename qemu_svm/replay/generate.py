@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
+from qemu_svm.model.saved import Saved
 from qemu_svm.nested import layout
-from qemu_svm.restore.cpuid import FEATURES
-from qemu_svm.restore.saved import Saved
+from qemu_svm.x86.cpuid import FEATURES
 
 _USUAL = ("regs", "msrs", "events", "debugregs")
 _ANY = (*_USUAL, "cpuid", "sregs", "sregs2", "nested", "get", "mpstate", "run")

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from qemu_svm.errors import Malformed
 from qemu_svm.machine import Machine
 from qemu_svm.machine.memory import main_block, ram_ranges
+from qemu_svm.model import arguments as carried
+from qemu_svm.model.area import RESET, Area
+from qemu_svm.model.plan import Step
+from qemu_svm.model.saved import Saved, areas
 from qemu_svm.nested import bits
 from qemu_svm.replay.encode import STOP_PORT
-from qemu_svm.restore import carried
-from qemu_svm.restore.area import RESET, Area
-from qemu_svm.restore.plan import Step
-from qemu_svm.restore.saved import Saved, areas
 from qemu_svm.source import Source
 from qemu_svm.x86.paging import Paging, Read, through
 
@@ -83,8 +83,8 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
     :raises StreamError: the RAM cannot be read whole, or there is none.
     :raises OSError: the file cannot be written.
     """
-    from qemu_svm.stream.ram_extract import extract
-    from qemu_svm.stream.ram_index import read_ram
+    from qemu_svm.stream.ram.extract import extract
+    from qemu_svm.stream.ram.read import read_ram
 
     ranges = ram_ranges(machine)
     if not ranges:

@@ -9,18 +9,19 @@ from typing import Any
 
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.kvm.run import INTR, IO, Exit, decode
+from qemu_svm.model import arguments as carried
+from qemu_svm.model import releases
+from qemu_svm.model.kvm.vcpu import Host
+from qemu_svm.model.observed import Observed
+from qemu_svm.model.plan import Step
+from qemu_svm.model.profiles import Kernel
+from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits, layout
 from qemu_svm.replay.decode import WATCHED_MSRS, observed
 from qemu_svm.replay.encode import STOP_PORT, Encoder
 from qemu_svm.replay.extras import Extras
 from qemu_svm.replay.memory import Ram, patches
 from qemu_svm.replay.target import Performed, Probe
-from qemu_svm.restore import carried, releases
-from qemu_svm.restore.kernels import Kernel
-from qemu_svm.restore.observed import Observed
-from qemu_svm.restore.plan import Step
-from qemu_svm.restore.saved import Saved
-from qemu_svm.restore.vcpu import Host
 
 Json = dict[str, Any]
 

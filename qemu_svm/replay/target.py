@@ -25,11 +25,11 @@ from qemu_svm.errors import EnvironmentFault, LabError, SvmStreamError
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.device import KVM_PATH
 from qemu_svm.lab import Box
-from qemu_svm.lab.command import Command
-from qemu_svm.lab.console import headline
+from qemu_svm.lab.box.command import Command
+from qemu_svm.lab.box.console import headline
 from qemu_svm.replay.cpuid import Entry, features
 from qemu_svm.replay.memory import Ram
-from qemu_svm.restore.cpuid import Cpuid
+from qemu_svm.x86.cpuid import Cpuid
 
 Json = dict[str, Any]
 

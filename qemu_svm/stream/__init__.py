@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qemu_svm.stream.model import Stream, Walk, read_stream
 from qemu_svm.stream.records import Configuration, Kind, RamBlock, RamPages, Record
-from qemu_svm.stream.values import Value
+from qemu_svm.stream.vmstate.values import Value
 
 __all__ = [
     "Configuration",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from qemu_svm.stream.constants import Command
 from qemu_svm.stream.text import name_text
-from qemu_svm.stream.values import Value
+from qemu_svm.stream.vmstate.values import Value
 
 _NUMBERS: Mapping[str, tuple[tuple[str, int], ...]] = {
     Command.PING.name: (("value", 4),),

@@ -27,20 +27,20 @@ from qemu_svm.errors import (
 )
 from qemu_svm.limits import DEFAULT, MIB, Limits
 from qemu_svm.source.base import Source
-from qemu_svm.stream import vmdesc
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.nonvmstate import format_of
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Configuration, Kind, RamBlock, RamPages, Record
 from qemu_svm.stream.resync import FOOTER_SIZE, find_header, footer_bytes, next_boundary
 from qemu_svm.stream.tail import Tail, find_chain, find_description
-from qemu_svm.stream.values import Value
-from qemu_svm.stream.vmdesc import Description, Device
-from qemu_svm.stream.vmstate import decode
+from qemu_svm.stream.vmstate import description as vmdesc
+from qemu_svm.stream.vmstate.decode import decode
+from qemu_svm.stream.vmstate.description import Description, Device
+from qemu_svm.stream.vmstate.values import Value
 from qemu_svm.stream.walk import Walker
 
 if TYPE_CHECKING:
-    from qemu_svm.stream.vmstate_json import Dump
+    from qemu_svm.stream.vmstate.dump import Dump
 
 _LOOKED_AT = 64 * MIB  # of what is behind the end
 _RAM_DATA = frozenset({RecordType.PART, RecordType.END})

@@ -14,7 +14,7 @@ keeps the items.  All numbers are big-endian.
 ``.../vfio``                the state of an assigned device, opaque inside
 =========================== ================================================
 
-``ram`` has :mod:`qemu_svm.stream.ram`.
+``ram`` has :mod:`qemu_svm.stream.ram.records`.
 
 Source: QEMU ``migration/block.c`` (7.2), ``migration/block-dirty-bitmap.c``,
 ``hw/ppc/spapr.c`` (``htab_save_*``), ``hw/s390x/s390-stattrib.c``,
@@ -31,7 +31,7 @@ from qemu_svm.limits import MIB, Limits
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Kind, Record
 from qemu_svm.stream.text import name_text
-from qemu_svm.stream.values import Value
+from qemu_svm.stream.vmstate.values import Value
 
 _KEEP = MIB  # bytes of data that a tree of values holds
 _NO_TABLE = 0xFFFFFFFF

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
-from qemu_svm.stream import ram
 from qemu_svm.stream.nonvmstate import Format, format_of
+from qemu_svm.stream.ram import records as ram
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import Kind, Record
 from qemu_svm.stream.resync import (
@@ -27,11 +27,11 @@ from qemu_svm.stream.resync import (
     goes_on,
     is_header,
 )
-from qemu_svm.stream.vmdesc import Description, Device, has_null_arrays
-from qemu_svm.stream.vmstate import decode
+from qemu_svm.stream.vmstate.decode import decode
+from qemu_svm.stream.vmstate.description import Description, Device, has_null_arrays
 
 if TYPE_CHECKING:
-    from qemu_svm.stream.vmstate_json import Dump
+    from qemu_svm.stream.vmstate.dump import Dump
 
 _PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
 
@@ -191,7 +191,7 @@ class Payloads:
 
     def _dumped(self, record: Record, dump: Dump) -> bool:
         # Whether a dump's layout fills the section, up to the reader's place.
-        from qemu_svm.stream.fit import fitted
+        from qemu_svm.stream.vmstate.fit import fitted
 
         name, size = record.name or "", self.reader.offset - record.payload
         layouts = dump.of_section(name)
@@ -206,7 +206,7 @@ class Payloads:
 
     def _fitting(self, record: Record) -> Iterator[tuple[Device, int]]:
         # Built-in layouts that can be read here, and where they end.
-        from qemu_svm.stream import builtin
+        from qemu_svm.stream.vmstate import builtin
 
         for device in builtin.candidates(
             record.name or "", record.instance_id or 0, record.version_id or 0

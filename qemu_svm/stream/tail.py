@@ -15,7 +15,7 @@ from qemu_svm.limits import KIB, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.resync import FOOTER_SIZE, footer_bytes
-from qemu_svm.stream.vmdesc import Description, Device
+from qemu_svm.stream.vmstate.description import Description, Device
 
 _FIRST_LOOK = 256 * KIB
 _HEADER = 5  # type byte and length

@@ -16,8 +16,8 @@ from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Unsupported
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordType
-from qemu_svm.stream.elsewhere import seen_elsewhere
 from qemu_svm.stream.payload import Payloads
+from qemu_svm.stream.recognise import seen_elsewhere
 from qemu_svm.stream.records import Configuration, Kind, Record, command_name
 from qemu_svm.stream.structs import (
     ConfigurationHeader,
@@ -28,10 +28,10 @@ from qemu_svm.stream.structs import (
     SectionReference,
 )
 from qemu_svm.stream.text import name_text
-from qemu_svm.stream.vmdesc import Description
+from qemu_svm.stream.vmstate.description import Description
 
 if TYPE_CHECKING:
-    from qemu_svm.stream.vmstate_json import Dump
+    from qemu_svm.stream.vmstate.dump import Dump
 
 _WORD = 8  # payload of a RAM section with nothing but its end
 _SMALL = 64  # bytes of a PART that may be one of very many

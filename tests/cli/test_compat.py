@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qemu_svm.stream.constants import RecordType
-from tests import builders
 from tests.conftest import STREAMS, Run
+from tests.support import builders
 
 QEMU = "qemu-system-x86_64"
 OLD = STREAMS / "qemu5.2-linux5.10-nested.mig.zst"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests import builders
-from tests.builders import PAGE, counted, page
 from tests.conftest import STREAMS, Run
+from tests.support import builders
+from tests.support.builders import PAGE, counted, page
 
 A = STREAMS / "qemu5.2-linux5.10-nested.mig.zst"
 B = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"

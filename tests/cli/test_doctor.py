@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qemu_svm.doctor import probe
-from qemu_svm.render.doctor_text import report
+from qemu_svm.render.text.doctor import report
 from tests.conftest import ROOT, Run
 from tests.qmp.vm import running
 

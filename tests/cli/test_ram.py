@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from qemu_svm.stream.ram_files import BlockFiles, file_name
-from tests import builders
-from tests.builders import PAGE, page, zero
+from qemu_svm.stream.ram.files import BlockFiles, file_name
 from tests.conftest import CAPTURES, STREAMS, Run
+from tests.support import builders
+from tests.support.builders import PAGE, page, zero
 
 BLOCKS = {"pc.ram": 64 * PAGE, "../../evil": 2 * PAGE, "/rom@etc/x": PAGE, "\x1b[2J": PAGE}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.restore.rules import RULES
+from qemu_svm.findings.rules import RULES
 from tests.conftest import CAPTURES, STREAMS, Run
 
 FILE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"

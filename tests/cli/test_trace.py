@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import STREAMS, Run
-from tests.restore.trace.logs import (
+from tests.trace.logs import (
     CREATION,
     LOGS,
     PUT,
@@ -189,7 +189,7 @@ def test_the_document_is_documented(svmstream: Run) -> None:
 
 
 def test_the_rules_are_documented() -> None:
-    from qemu_svm.restore.trace.rules import RULES
+    from qemu_svm.trace.rules import RULES
 
     page = (STREAMS.parent / "docs" / "trace.md").read_text()
     for rule in RULES:

@@ -45,7 +45,7 @@ def test_facts(entry: dict[str, Any], svmstream: Run) -> None:
 
 
 def test_a_document_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qemu_svm.render import vmruns_document
+    from qemu_svm.render.json import vmruns as vmruns_document
     from qemu_svm.source import open_source
     from qemu_svm.vmruns.log import read_log
     from qemu_svm.vmruns.select import Selection

@@ -8,7 +8,7 @@ import pytest
 
 from qemu_svm.doctor import place
 from qemu_svm.doctor.model import Check, State
-from qemu_svm.lab import cache
+from qemu_svm.lab.suites import cache
 
 BOUNDLESS = 1 << 62
 

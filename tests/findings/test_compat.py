@@ -16,9 +16,9 @@ from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import open_source
 from qemu_svm.source.plain import BytesSource
 from qemu_svm.stream import read_stream
-from qemu_svm.stream.vmstate_json import parse_dump
-from tests import builders
+from qemu_svm.stream.vmstate.dump import parse_dump
 from tests.conftest import CAPTURES, STREAMS
+from tests.support import builders
 
 QEMU = "qemu-system-x86_64"
 

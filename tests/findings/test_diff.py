@@ -14,8 +14,8 @@ from qemu_svm.machine.paths import find
 from qemu_svm.source import open_source
 from qemu_svm.source.plain import BytesSource
 from qemu_svm.stream import Value, read_stream
-from tests import builders
 from tests.conftest import CAPTURES, STREAMS
+from tests.support import builders
 
 ONCE = [entry["file"] for entry in CAPTURES if ".resaved" not in entry["file"]]
 

@@ -10,7 +10,7 @@ from qemu_svm.findings import Severity, findings
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Stream, read_stream
-from tests.builders import Section, stream
+from tests.support.builders import Section, stream
 
 
 def changed(sample: bytes, at: int, data: bytes) -> Machine:

@@ -16,11 +16,11 @@ from qemu_svm.findings.masks import user_masks
 from qemu_svm.findings.ram_diff import BlockDiff, RamDiff, RamRange, State, compare_ram
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import read_stream
-from qemu_svm.stream.ram_final import FinalRam
-from qemu_svm.stream.ram_index import Ram, read_ram
-from tests import builders
-from tests.builders import PAGE, counted, page, word, zero
+from qemu_svm.stream.ram.final import FinalRam
+from qemu_svm.stream.ram.read import Ram, read_ram
 from tests.conftest import STREAMS, Run
+from tests.support import builders
+from tests.support.builders import PAGE, counted, page, word, zero
 
 PAGES = 12
 KINDS = STREAMS / "kinds"

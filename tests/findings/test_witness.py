@@ -9,15 +9,15 @@ import pytest
 
 from qemu_svm.findings.witness import Verdict, Witness, explain, witness
 from qemu_svm.machine import read_machine
-from qemu_svm.render.witness_text import verdict
-from qemu_svm.restore import plan as plans
-from qemu_svm.restore import releases
-from qemu_svm.restore.area import RESET
-from qemu_svm.restore.kernels import KERNELS
-from qemu_svm.restore.merge import vmcb02_control
-from qemu_svm.restore.saved import Saved, areas, from_vcpu, guest_cpuid
-from qemu_svm.restore.simulate import simulate
-from qemu_svm.restore.vcpu import Host
+from qemu_svm.model import plan as plans
+from qemu_svm.model import releases
+from qemu_svm.model.area import RESET
+from qemu_svm.model.kvm.vcpu import Host
+from qemu_svm.model.kvm.vmcb02 import vmcb02_control
+from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.saved import Saved, areas, from_vcpu, guest_cpuid
+from qemu_svm.model.simulate import simulate
+from qemu_svm.render.text.witness import verdict
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from qemu_svm.vmruns.log import read_log

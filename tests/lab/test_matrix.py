@@ -6,13 +6,13 @@ from contextlib import nullcontext
 
 import pytest
 
+from qemu_svm.findings.check import Finding
 from qemu_svm.lab import Box, matrix
 from qemu_svm.lab.guests import find
 from qemu_svm.lab.matrix import Cell, Host, Result
 from qemu_svm.lab.restore import Outcome, Verdict
-from qemu_svm.render.lab_document import matrix_document
-from qemu_svm.render.matrix_text import table
-from qemu_svm.restore.judge import Finding
+from qemu_svm.render.json.lab import matrix_document
+from qemu_svm.render.text.matrix import table
 
 BOOKWORM = Host("6.1", "7.2")
 BULLSEYE = Host("5.10", "5.2")

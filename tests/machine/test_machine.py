@@ -11,7 +11,7 @@ from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import find, section_label
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Value, read_stream
-from tests.builders import Section, stream
+from tests.support.builders import Section, stream
 
 
 def test_registers_are_l2s(machine: Machine, capture: dict[str, Any]) -> None:

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from qemu_svm.errors import QmpError
-from qemu_svm.lab import build, cache, suites, svmtrace
-from qemu_svm.lab.emulator import program
+from qemu_svm.lab import svmtrace
+from qemu_svm.lab.box.emulator import program
 from qemu_svm.lab.guests import assemble, find, values
+from qemu_svm.lab.suites import build, cache
+from qemu_svm.lab.suites import catalogue as suites
+from qemu_svm.model.area import RESET
+from qemu_svm.model.saved import areas
 from qemu_svm.nested.exit_codes import EXIT_CODES
 from qemu_svm.qmp import sync
-from qemu_svm.restore.area import RESET
-from qemu_svm.restore.saved import areas
 from qemu_svm.source import open_source
 from qemu_svm.vmruns.log import Log, read_log
 from qemu_svm.vmruns.runs import Run

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from qemu_svm.lab.build import using
-from qemu_svm.lab.emulator import program
-from qemu_svm.lab.suites import of_qemu
+from qemu_svm.lab.box.emulator import program
+from qemu_svm.lab.suites.build import using
+from qemu_svm.lab.suites.catalogue import of_qemu
 from tests.qmp.vm import Vm, running
 
 

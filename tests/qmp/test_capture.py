@@ -27,8 +27,8 @@ from qemu_svm.qmp.features import UNLIMITED, Options
 from qemu_svm.qmp.receive import Receiver, pair
 from qemu_svm.source import open_source
 from qemu_svm.stream import Walk, read_stream
-from qemu_svm.stream.ram_extract import extract
-from qemu_svm.stream.ram_index import read_ram
+from qemu_svm.stream.ram.extract import extract
+from qemu_svm.stream.ram.read import read_ram
 from tests.conftest import Run
 from tests.qmp.vm import COUNTERS, UNMEASURED, Proxy, Vm, running
 

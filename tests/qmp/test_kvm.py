@@ -18,7 +18,7 @@ from qemu_svm.qmp.capture import capture
 from qemu_svm.qmp.roundtrip import save_again
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
-from qemu_svm.stream.ram_index import read_ram
+from qemu_svm.stream.ram.read import read_ram
 
 
 def in_l2(path: Path) -> bool:

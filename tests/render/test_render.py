@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from qemu_svm.findings import Finding, Severity, findings
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import Place, find
-from qemu_svm.render import document, inspect_text, show_document, show_text
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text import columns, finding_lines, size_words
+from qemu_svm.render.json import inspect as document
+from qemu_svm.render.json import show as show_document
+from qemu_svm.render.text import inspect as inspect_text
+from qemu_svm.render.text import show as show_text
+from qemu_svm.render.text.base import columns, finding_lines, size_words
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Value, Walk, read_stream
-from tests import builders
-from tests.builders import Section
+from tests.support import builders
+from tests.support.builders import Section
 
 
 def plain(lines: Any) -> str:

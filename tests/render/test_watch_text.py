@@ -9,8 +9,8 @@ import pytest
 
 from qemu_svm.qmp import Status, answers
 from qemu_svm.qmp.watch import Pace, Sample
-from qemu_svm.render.watch_document import document
-from qemu_svm.render.watch_text import area, line
+from qemu_svm.render.json.watch import document
+from qemu_svm.render.text.watch import area, line
 
 # QEMU 11.1 with auto-converge, a guest that writes faster than the line carries.
 THROTTLED: dict[str, Any] = {

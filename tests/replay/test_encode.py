@@ -7,15 +7,15 @@ import pytest
 from qemu_svm.errors import PlanError
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.numbers import by_name
+from qemu_svm.model import plan as plans
+from qemu_svm.model.observed import comparable
+from qemu_svm.model.saved import MSRS as SAVED_MSRS
+from qemu_svm.model.saved import Saved
 from qemu_svm.replay.cpuid import BITS, changed, features
 from qemu_svm.replay.decode import observed
 from qemu_svm.replay.encode import MSRS, Encoder
-from qemu_svm.restore import plan as plans
-from qemu_svm.restore.cpuid import FEATURES, HOST_CPUID, Cpuid
-from qemu_svm.restore.observed import comparable
-from qemu_svm.restore.saved import MSRS as SAVED_MSRS
-from qemu_svm.restore.saved import Saved
-from tests.restore.recorded import guests
+from qemu_svm.x86.cpuid import FEATURES, HOST_CPUID, Cpuid
+from tests.model.recorded import guests
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,15 @@ from collections import Counter
 
 import pytest
 
+from qemu_svm.model import plan as plans
+from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.saved import Saved
+from qemu_svm.model.simulate import simulate
 from qemu_svm.replay.cpuid import changed, features
 from qemu_svm.replay.encode import Encoder
 from qemu_svm.replay.generate import sequence
-from qemu_svm.restore import plan as plans
-from qemu_svm.restore.cpuid import HOST_CPUID
-from qemu_svm.restore.kernels import KERNELS
-from qemu_svm.restore.saved import Saved
-from qemu_svm.restore.simulate import simulate
-from tests.restore.recorded import backed, guests
+from qemu_svm.x86.cpuid import HOST_CPUID
+from tests.model.recorded import backed, guests
 
 MANY = 3000
 

@@ -7,17 +7,17 @@ import json
 
 import pytest
 
+from qemu_svm.model import plan as plans
+from qemu_svm.model.kvm.vcpu import Host
+from qemu_svm.model.observed import comparable, differences, flat
+from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.simulate import simulate
 from qemu_svm.replay.compare import Comparison, Mismatch, compare
 from qemu_svm.replay.conform import Guest, conform, modelled
 from qemu_svm.replay.replay import Options, Replayed, Trial, job, kernel_of, profile, result
 from qemu_svm.replay.target import InBox
-from qemu_svm.restore import plan as plans
-from qemu_svm.restore.kernels import KERNELS
-from qemu_svm.restore.observed import comparable, differences, flat
-from qemu_svm.restore.simulate import simulate
-from qemu_svm.restore.vcpu import Host
-from tests.restore.recorded import Recording
-from tests.restore.test_recorded import disagreement
+from tests.model.recorded import Recording
+from tests.model.test_recorded import disagreement
 
 SEED, SEQUENCES = 20261, 100
 PLANS = {

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from qemu_svm.stream.vmstate_json import Dump, parse_dump
+from qemu_svm.stream.vmstate.dump import Dump, parse_dump
 
 QEMU = "qemu-system-x86_64"  # 7.2
 

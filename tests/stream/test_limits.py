@@ -15,9 +15,9 @@ from qemu_svm.machine.paths import section_label
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Kind, Walk, read_stream
 from qemu_svm.stream.constants import RecordType
-from tests import builders
-from tests.builders import EOS, Section
 from tests.conftest import ROOT, Run
+from tests.support import builders
+from tests.support.builders import EOS, Section
 
 FIELD = [{"name": "a", "type": "uint8", "size": 1}]
 

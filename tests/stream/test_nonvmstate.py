@@ -16,8 +16,8 @@ from qemu_svm.machine.paths import find
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, Stream, Value, Walk, read_stream
 from qemu_svm.stream.constants import RecordType
-from tests import builders
 from tests.conftest import STREAMS, Run
+from tests.support import builders
 
 
 @contextmanager

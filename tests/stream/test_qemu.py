@@ -14,7 +14,7 @@ import pytest
 from qemu_svm.source import open_source
 from qemu_svm.stream import Walk, read_stream
 from tests.conftest import CAPTURES, STREAMS, capture_bytes
-from tests.oracle import differences
+from tests.support.oracle import differences
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qemu-svm"
 SCRIPT = CACHE / "analyze-migration.py"

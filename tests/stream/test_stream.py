@@ -22,15 +22,16 @@ from qemu_svm.errors import (
 from qemu_svm.limits import Limits
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import BytesSource, open_source
-from qemu_svm.stream import Kind, RamPages, Stream, Walk, builtin, read_stream
-from qemu_svm.stream.borrow import description_of
+from qemu_svm.stream import Kind, RamPages, Stream, Walk, read_stream
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.reader import Reader
-from qemu_svm.stream.vmdesc import Description
-from qemu_svm.stream.vmstate import decode
-from tests import builders
-from tests.builders import PAGE, Section, page, zero
+from qemu_svm.stream.vmstate import builtin
+from qemu_svm.stream.vmstate.decode import decode
+from qemu_svm.stream.vmstate.description import Description
+from qemu_svm.stream.vmstate.lend import description_of
 from tests.conftest import capture_bytes
+from tests.support import builders
+from tests.support.builders import PAGE, Section, page, zero
 
 
 def read(data: bytes, walk: Walk = Walk.QUICK, **limits: Any) -> Stream:

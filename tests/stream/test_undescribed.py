@@ -18,10 +18,10 @@ from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, Stream, Walk, read_stream
 from qemu_svm.stream.resync import footer_bytes
-from tests import builders
-from tests.builders import Section
 from tests.conftest import STREAMS, capture_bytes
 from tests.stream.test_qemu import save
+from tests.support import builders
+from tests.support.builders import Section
 
 _WITH_FOOTER = (Kind.START, Kind.PART, Kind.END, Kind.FULL)
 

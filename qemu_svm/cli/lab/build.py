@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from qemu_svm.cli.lab.common import mirror_option, progress
-from qemu_svm.lab.suites import DEFAULT_KERNEL, KERNELS, QEMUS, SUITES, of_kernel, of_qemu
+from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL, KERNELS, QEMUS, SUITES, of_kernel, of_qemu
 
 
 @click.command("build")
@@ -25,7 +25,7 @@ def command(
     of kernel 6.1.
     """
     from qemu_svm.cli.lab.target import end_on_signals
-    from qemu_svm.lab.build import need
+    from qemu_svm.lab.suites.build import need
 
     end_on_signals()
     wanted = [of_kernel(kernel) for kernel in kernels] + [of_qemu(qemu) for qemu in qemus]

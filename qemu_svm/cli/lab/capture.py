@@ -21,9 +21,9 @@ from qemu_svm.errors import EnvironmentFault
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from qemu_svm.lab.box.session import Session
     from qemu_svm.lab.capture import Capture
     from qemu_svm.lab.guests import Guest
-    from qemu_svm.lab.session import Session
     from qemu_svm.lab.vm import Settings, Vm
 
 _RECORD = ".json"
@@ -108,7 +108,7 @@ def command(
     if output is None:
         raise click.UsageError("Missing option '-o'.")
     from qemu_svm.lab.vm import Settings
-    from qemu_svm.render.lab_document import Made, capture_document
+    from qemu_svm.render.json.lab import Made, capture_document
 
     guest = find(guest_name)
     settings = Settings(machine, guest_cpu, len(guest.vcpus), guest_memory or guest.memory)
@@ -134,7 +134,7 @@ def command(
     if as_json:
         streams.print_json(documents[0] if count == 1 else {"captures": documents})
         return 0
-    from qemu_svm.render.lab_guests_text import capture_report
+    from qemu_svm.render.text.lab_guests import capture_report
 
     for document in documents:
         streams.print_lines(capture_report(document))
@@ -159,11 +159,11 @@ def _ways(
 
 def _list(guests: Sequence[Guest], *, as_json: bool) -> int:
     if as_json:
-        from qemu_svm.render.lab_document import guests_document
+        from qemu_svm.render.json.lab import guests_document
 
         streams.print_json(guests_document(guests))
     else:
-        from qemu_svm.render.lab_guests_text import guest_table
+        from qemu_svm.render.text.lab_guests import guest_table
 
         streams.print_lines(guest_table(guests))
     return 0

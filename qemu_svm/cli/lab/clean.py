@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from qemu_svm.cli.lab.common import progress
-from qemu_svm.lab.suites import SUITES
+from qemu_svm.lab.suites.catalogue import SUITES
 
 _NAMES = tuple(suite.name for suite in SUITES)
 
@@ -18,7 +18,7 @@ def command(names: tuple[str, ...], everything: bool) -> None:  # noqa: FBT001
 
     Waits for boxes that use them. Nothing else in the cache folder is touched.
     """
-    from qemu_svm.lab import cache
+    from qemu_svm.lab.suites import cache
 
     if not names and not everything:
         raise click.UsageError(f"name a suite ({', '.join(_NAMES)}) or say --all")

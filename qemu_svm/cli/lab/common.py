@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from qemu_svm.lab.progress import Progress
-from qemu_svm.lab.suites import KERNELS, QEMUS
+from qemu_svm.lab.suites.catalogue import KERNELS, QEMUS
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -12,7 +12,7 @@ import click
 from qemu_svm.cli import EXIT_FINDINGS, common
 from qemu_svm.cli.lab.common import mirror_option, progress
 from qemu_svm.errors import PlanError
-from qemu_svm.lab.suites import KERNELS
+from qemu_svm.lab.suites.catalogue import KERNELS
 
 if TYPE_CHECKING:
     from qemu_svm.replay.conform import Guest, Report
@@ -85,20 +85,20 @@ def command(
             record=out, progress=tell,
         )  # fmt: skip
     if as_json:
-        from qemu_svm.render.conform import document
+        from qemu_svm.render.text.conform import document
 
         common.print_json(document(found, kernel, npt=npt == "on"))
     else:
-        from qemu_svm.render.conform import report
+        from qemu_svm.render.text.conform import report
 
         common.print_lines(report(found, kernel, npt=npt == "on"))
     return EXIT_FINDINGS if found.disagreements else 0
 
 
 def _guest(path: str, ram: Path) -> Guest:
+    from qemu_svm.model.saved import from_vcpu
     from qemu_svm.replay.conform import Guest
     from qemu_svm.replay.memory import extract_ram
-    from qemu_svm.restore.saved import from_vcpu
 
     with common.opened(path) as machine:
         if not machine.vcpus:

@@ -12,7 +12,7 @@ from qemu_svm.cli.lab.common import name_option
 @click.option("--all", "everything", is_flag=True, help="All that are up.")
 def command(name: str | None, everything: bool) -> None:  # noqa: FBT001
     """End a box that stays; its share is removed if `lab up` made it."""
-    from qemu_svm.lab.named import down, find, running
+    from qemu_svm.lab.box.named import down, find, running
 
     for state in running() if everything else [find(name)]:
         down(state)

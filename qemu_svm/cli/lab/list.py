@@ -13,10 +13,10 @@ from qemu_svm.cli.common import json_option, print_json, print_lines
 @json_option
 def command(as_json: bool) -> None:  # noqa: FBT001
     """What is in the cache, with exact versions, and which boxes are up."""
-    from qemu_svm.lab import cache
-    from qemu_svm.lab.named import running
-    from qemu_svm.lab.suites import SUITES
-    from qemu_svm.render.lab_text import listing
+    from qemu_svm.lab.box.named import running
+    from qemu_svm.lab.suites import cache
+    from qemu_svm.lab.suites.catalogue import SUITES
+    from qemu_svm.render.text.lab import listing
 
     suites: list[dict[str, Any]] = []
     for suite in SUITES:

@@ -10,7 +10,7 @@ from qemu_svm.cli import EXIT_FINDINGS, EXIT_INTERRUPTED, complain
 from qemu_svm.cli import common as streams
 from qemu_svm.cli.lab.common import mirror_option, progress
 from qemu_svm.cli.lab.target import end_on_signals
-from qemu_svm.lab.suites import KERNELS, QEMUS
+from qemu_svm.lab.suites.catalogue import KERNELS, QEMUS
 
 if TYPE_CHECKING:
     from qemu_svm.lab import Box
@@ -78,11 +78,11 @@ def command(
         except KeyboardInterrupt:
             interrupted = True
     if as_json:
-        from qemu_svm.render.lab_document import matrix_document
+        from qemu_svm.render.json.lab import matrix_document
 
         streams.print_json(matrix_document(result))
     else:
-        from qemu_svm.render.matrix_text import table
+        from qemu_svm.render.text.matrix import table
 
         streams.print_lines(table(result))
     if interrupted:

@@ -60,11 +60,11 @@ def command(
         npt = bool(box_arguments(options).get("npt", True))
         why = () if outcome.good else explanations(saved, versions, npt=npt)
     if as_json:
-        from qemu_svm.render.lab_document import restore_document
+        from qemu_svm.render.json.lab import restore_document
 
         streams.print_json(restore_document(file, outcome, settings, versions, why))
     else:
-        from qemu_svm.render.lab_guests_text import restore_report
+        from qemu_svm.render.text.lab_guests import restore_report
 
         streams.print_lines(restore_report(file, outcome, versions, why))
     if outcome.verdict is Verdict.REFUSED:

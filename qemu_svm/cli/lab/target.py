@@ -12,7 +12,7 @@ import click
 from qemu_svm.cli.lab.common import box_arguments, progress
 
 if TYPE_CHECKING:
-    from qemu_svm.lab.session import Session
+    from qemu_svm.lab.box.session import Session
 
 RULE = """\b
 Which box: the one called --name; with any option of a box, a fresh one;
@@ -26,7 +26,7 @@ def session(name: str | None, options: dict[str, Any]) -> Iterator[Session]:
     :raises click.UsageError: a name and options of a fresh box.
     """
     from qemu_svm.lab import Box
-    from qemu_svm.lab.named import Attached, find, running
+    from qemu_svm.lab.box.named import Attached, find, running
 
     end_on_signals()
     arguments = box_arguments(options)

@@ -17,8 +17,9 @@ from qemu_svm.cli.lab.common import box_arguments, box_options, progress
 def command(name: str | None, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     """Start a box that stays, until `lab down`; the other verbs then use it."""
     from qemu_svm.cli.lab.target import end_on_signals
-    from qemu_svm.lab import build, suites
-    from qemu_svm.lab.named import DEFAULT_NAME, up
+    from qemu_svm.lab.box.named import DEFAULT_NAME, up
+    from qemu_svm.lab.suites import build
+    from qemu_svm.lab.suites import catalogue as suites
 
     end_on_signals()
     arguments = box_arguments(options)

@@ -75,11 +75,11 @@ def command(
             versions = dict(bench.box.versions)
     plan = QEMU if plan_text is None else f"plan {plan_text}"
     if as_json:
-        from qemu_svm.render.witness_document import document
+        from qemu_svm.render.json.witness import document
 
         streams.print_json(document(file, plan, versions, found))
     else:
-        from qemu_svm.render.witness_text import report
+        from qemu_svm.render.text.witness import report
 
         streams.print_lines(report(file, plan, versions, found, verbose=verbose))
     return 0 if found.clean else EXIT_FINDINGS

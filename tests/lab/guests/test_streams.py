@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from qemu_svm.findings.check import check
+from qemu_svm.findings.verdict import Verdict, judge
 from qemu_svm.lab.guests import GUESTS, values
 from qemu_svm.machine import Machine, Vcpu, read_machine
-from qemu_svm.restore import plan as plans
-from qemu_svm.restore.judge import check
-from qemu_svm.restore.kernels import KERNELS, RELEASED
-from qemu_svm.restore.saved import from_vcpu
-from qemu_svm.restore.simulate import simulate
-from qemu_svm.restore.verdict import Verdict, judge
+from qemu_svm.model import plan as plans
+from qemu_svm.model.profiles import KERNELS, RELEASED
+from qemu_svm.model.saved import from_vcpu
+from qemu_svm.model.simulate import simulate
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.conftest import STREAMS

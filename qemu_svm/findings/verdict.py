@@ -1,0 +1,218 @@
+"""What a simulated restore comes to, in words.
+
+A restore is right if the processor was given L2's registers for L2 and L1 got
+back its own.  Everything else is told: what is wrong, whose value it is, and
+which step wrote it last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qemu_svm.findings.rules import RULES
+from qemu_svm.model.area import Area, Content
+from qemu_svm.model.simulate import Result, Simulation, content_text
+from qemu_svm.x86.segments import Segment
+
+
+class Verdict(StrEnum):
+    """How it ends."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    """Accepted, but L2 or L1 goes on with wrong registers."""
+    REFUSED = "refused"
+    BROKEN = "broken"
+    """Accepted, but the vCPU cannot run."""
+    OPEN = "open"
+    """The plan does not run the vCPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One register that is not what it should be.
+
+    :param level: ``L2`` or ``L1``: who runs with it.
+    :param step: that wrote it last; 0 is the vCPU's reset.
+    :param whose: ``L1``, ``L2`` or empty: whose value this is.
+    """
+
+    level: str
+    register: str
+    value: Content
+    wanted: Content
+    step: int
+    whose: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict with its reasons; ``lines`` say it for people."""
+
+    verdict: Verdict
+    lines: tuple[str, ...]
+    differences: tuple[Difference, ...] = ()
+
+
+_WORDS = {
+    "cr3": "page tables: CR3",
+    "rip": "instruction pointer: RIP",
+    "rsp": "stack: RSP",
+    "rax": "RAX",
+    "efer": "EFER",
+    "cr0": "CR0",
+    "cr4": "CR4",
+    "cs": "code segment: CS",
+    "ss": "stack segment: SS",
+    "gdtr": "GDT",
+    "idtr": "IDT",
+}
+_L2 = (
+    *("cr3", "rip", "rsp", "cr0", "cr4", "efer", "cs", "ss", "ds", "es", "gdtr", "idtr"),
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rflags"),
+    *(f"r{number}" for number in range(8, 16)),
+)
+_L1 = (
+    *("cr3", "rip", "rsp", "rax", "cr0", "cr4", "efer", "rflags"),
+    *("cs", "ss", "ds", "es", "gdtr", "idtr"),
+)
+_RFLAGS_FIXED = 2
+_SVME = 1 << 12
+
+
+def judge(simulation: Simulation) -> Judgement:
+    """Judge a simulation."""
+    refused = [result for result in simulation.results if result.failed]
+    runs = [result for result in simulation.results if result.outcome is not None]
+    lines = list(refusals(simulation))
+    if not runs:
+        lines.append("The plan does not run the vCPU, so nothing was entered.")
+        return Judgement(Verdict.REFUSED if refused else Verdict.OPEN, tuple(lines))
+    outcome = runs[0].outcome
+    assert outcome is not None
+    if outcome.result in _BROKEN:
+        lines.append(_BROKEN[outcome.result])
+        return Judgement(Verdict.BROKEN, tuple(lines))
+    if outcome.result in _NOT_ENTERED:
+        lines.append(_NOT_ENTERED[outcome.result])
+        return Judgement(Verdict.REFUSED if refused else Verdict.RIGHT, tuple(lines))
+    differences = tuple(_differences(simulation, runs[0]))
+    lost = simulation.saved.guest_mode and outcome.level == "L1"
+    if lost:
+        lines.append(_LOST)
+    lines += [_tell(simulation, difference) for difference in differences]
+    verdict = Verdict.WRONG if differences or lost else Verdict.RIGHT
+    if outcome.result == "SHUTDOWN":
+        verdict = Verdict.BROKEN
+        lines.append("The next #VMEXIT ends in a shutdown.")
+    elif verdict is Verdict.RIGHT:
+        verdict = Verdict.REFUSED if refused else verdict
+        lines.append(_RIGHT[outcome.level])
+    return Judgement(verdict, tuple(lines), differences)
+
+
+_RIGHT = {
+    "L2": "L2 runs with its own registers, and L1 gets back those of the blob.",
+    "L1": "The vCPU runs with its own registers; it was not in guest mode.",
+}
+_NOT_ENTERED = {
+    "waits": "KVM_RUN waits for INIT or SIPI: nothing was entered.",
+    "smi": "An SMI is pending: KVM_RUN enters SMM before L2.",
+}
+_LOST = (
+    "L2's code would run in L1's context: the vCPU is not in guest mode, and nothing that L1 "
+    "intercepts is intercepted."
+)
+_BROKEN = {
+    "INTERNAL_ERROR": "KVM_RUN ends with an internal error (emulation): L1's MSR bitmap "
+    "is not in guest memory.",
+    "EFAULT": "KVM_RUN fails with EFAULT: the MMU for nested paging was destroyed.",
+    "EINVAL": "KVM_RUN fails with EINVAL: the vCPU waits for SIPI, and that is blocked.",
+    "reset": "INIT is pending: KVM_RUN resets the vCPU, and L2 is gone.",
+    "EIO": "KVM_RUN fails with EIO: the MMU for nested paging was destroyed.",
+    "hang": "KVM_RUN never returns: the MMU for nested paging was destroyed.",
+}
+
+
+def refusals(simulation: Simulation) -> tuple[str, ...]:
+    """Say for every ioctl that fails which, how and why."""
+    return tuple(_refusal(result) for result in simulation.results if result.failed)
+
+
+def _refusal(result: Result) -> str:
+    rule = RULES.get(result.failed or "")
+    why = f": {rule.fails_when}" if rule else ""
+    step = f"Step {result.number} ({result.step.text})"
+    return f"{step} fails with {result.errno}{why} [{result.failed}]"
+
+
+def _differences(simulation: Simulation, run: Result) -> Iterator[Difference]:
+    outcome, saved = run.outcome, simulation.saved
+    assert outcome is not None
+    l1 = saved.l1()
+    if outcome.entry is not None:
+        level = "L2" if saved.guest_mode else "L1"
+        for name in _L2:
+            wanted = _wanted(saved.sregs, saved.regs, name)
+            if wanted is not None:
+                yield from _compare(level, name, outcome.entry, wanted, l1)
+    if outcome.l1 is not None:
+        for name in _L1:
+            yield from _compare("L1", name, outcome.l1, _l1_wanted(l1, name), saved.sregs)
+
+
+def _wanted(sregs: Area, regs: object, name: str) -> Content | None:
+    if name in sregs:
+        return sregs.content(name)
+    assert isinstance(regs, dict)
+    value = regs.get(name)
+    return value | _RFLAGS_FIXED if name == "rflags" and isinstance(value, int) else value
+
+
+def _l1_wanted(l1: Area, name: str) -> Content:
+    value = l1.content(name)
+    if isinstance(value, int):
+        fixed = {"rflags": _RFLAGS_FIXED, "efer": _SVME, "cr0": 1}
+        return value | fixed.get(name, 0)
+    return value
+
+
+def _compare(
+    level: str, name: str, found: Area, wanted: Content, other: Area
+) -> Iterator[Difference]:
+    value = found.content(name) if name in found else 0
+    if name == "rflags" and isinstance(value, int):
+        value |= _RFLAGS_FIXED
+    if _same(value, wanted):
+        return
+    belongs = name in other and _same(value, other.content(name))
+    whose = ("L1" if level == "L2" else "L2") if belongs else ""
+    yield Difference(level, name, value, wanted, found.writer(name).step, whose)
+
+
+def _same(one: Content, two: Content) -> bool:
+    if isinstance(one, Segment) and isinstance(two, Segment):
+        mask = 0xFFE  # KVM sets the accessed bit
+        return (one.selector, one.base, one.limit, one.attrib & mask) == (
+            two.selector,
+            two.base,
+            two.limit,
+            two.attrib & mask,
+        )
+    return one == two
+
+
+def _tell(simulation: Simulation, difference: Difference) -> str:
+    words = _WORDS.get(difference.register, difference.register.upper())
+    whose = f"{difference.whose}'s" if difference.whose else "a wrong"
+    by = "left from the vCPU's reset"
+    if difference.step:
+        step = simulation.results[difference.step - 1].step
+        by = f"written by step {difference.step} ({step.text})"
+    kind, colon, register = words.partition(": ")
+    name = register if colon else ""
+    value = f"{content_text(difference.value)} instead of {content_text(difference.wanted)}"
+    middle = f"{kind}: {name} {value}" if colon else f"{words}: {value}"
+    return f"{difference.level} would run with {whose} {middle}, {by}"

@@ -1,0 +1,1 @@
+"""The emulated AMD host: started, spoken to, ended."""

@@ -1,0 +1,57 @@
+"""The process behind a box that stays: ``python -m qemu_svm.lab.box.keeper JSON``.
+
+It says one line of JSON when the box is ready, or why it is not, then lets go of its
+terminal and keeps the box until SIGTERM or the box's own end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qemu_svm.errors import SvmStreamError
+from qemu_svm.lab.box.box import Box
+from qemu_svm.lab.box.named import State, taken
+
+
+def main() -> None:
+    """Keep one box."""
+    signal.signal(signal.SIGTERM, _leave)
+    wish: dict[str, Any] = json.loads(sys.argv[1])
+    try:
+        _keep(wish["name"], wish["options"])
+    except SvmStreamError as error:
+        _say({"error": error.what, "hint": error.hint})
+
+
+def _keep(name: str, options: dict[str, Any]) -> None:
+    arguments = dict(options)
+    if arguments.get("share"):
+        arguments["share"] = Path(arguments["share"])
+    with taken(name) as path, Box(**arguments) as box:
+        state = State(
+            name=name, pid=os.getpid(), socket=str(box.serve()), share=str(box.share),
+            console=str(box.console_file), versions=box.versions, options=options,
+        )  # fmt: skip
+        path.write_text(json.dumps(state.document()))
+        _say({"ready": state.document()})
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
+        box.wait()
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)  # noqa: T201  to the one who started us
+
+
+def _leave(_number: int, _frame: object) -> NoReturn:
+    raise SystemExit
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Kernels and QEMUs of Debian's suites: fetched, unpacked, made bootable."""

@@ -1,0 +1,178 @@
+"""What a step of a plan carries: the argument of its ioctl, as values.
+
+The model and a real KVM are given the same: both take it from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qemu_svm.errors import PlanError
+from qemu_svm.model.area import Area, Writer
+from qemu_svm.model.plan import Step
+from qemu_svm.model.saved import MSRS as SAVED_MSRS
+from qemu_svm.model.saved import Saved
+from qemu_svm.nested import layout
+from qemu_svm.x86.cpuid import FEATURES, Cpuid
+from qemu_svm.x86.segments import Segment
+
+_SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldtr", "gdtr", "idtr")
+_L1_SREGS = ("es", "cs", "ss", "ds", "gdtr", "idtr", "cr0", "cr3", "cr4", "efer")
+_L1_REGS = ("rip", "rsp", "rax", "rflags")
+_ALIASES = {"gdt": "gdtr", "idt": "idtr", "ldt": "ldtr"}
+_PARTS = {
+    "type": (0, 0xF),
+    "s": (4, 1),
+    "dpl": (5, 3),
+    "present": (7, 1),
+    "avl": (8, 1),
+    "l": (9, 1),
+    "db": (10, 1),
+    "g": (11, 1),
+}
+_NMI_PENDING, _SHADOW, _SMM = 1, 4, 8
+MSRS = (*SAVED_MSRS, "fs_base", "gs_base", "tsc", "tsc_aux", "tsc_ratio", "debugctl", "vm_cr")
+"""MSRs that a plan may name."""
+WHOLE = layout.UAPI_HEADER_SIZE + layout.VMCB_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class NestedArgument:
+    """Header and VMCB of KVM_SET_NESTED_STATE."""
+
+    flags: int
+    format: int
+    size: int
+    vmcb_pa: int
+    gpat: int
+    vmcb: bytes
+
+
+def cpuid(host: Cpuid, step: Step) -> Cpuid:
+    """CPUID of a ``cpuid`` step: the host's, changed.
+
+    :raises PlanError: a feature that is not known.
+    """
+    found = host.without("svm") if "nosvm" in step.flags else host
+    for key, value in step.settings:
+        if isinstance(value, int):
+            found = Cpuid(found.features, value)
+        elif value not in FEATURES:
+            raise PlanError(f"'{value}' is no CPUID feature known here", near=sorted(FEATURES))
+        elif key == "no":
+            found = found.without(value)
+        else:
+            found = Cpuid(found.features | {value}, found.maxphyaddr)
+    return found
+
+
+def sregs(saved: Saved, step: Step) -> Area:
+    """Registers of ``sregs`` and ``sregs2``.
+
+    :raises PlanError: a register or part of a segment that does not exist.
+    """
+    found = saved.sregs.copy()
+    if "l1" in step.flags:
+        found.copy_from(saved.l1(), _L1_SREGS)
+    for key, value in step.settings:
+        register, _, part = key.partition(".")
+        register = _ALIASES.get(register, register)
+        if part and register in _SEGMENTS:
+            found.set(register, _changed(found.segment(register), part, value), Writer(0, "plan"))
+        elif key in found or key in ("cr8", "apic_base") or key.startswith("pdptr"):
+            found.set(key, int(value), Writer(0, "plan"))
+        else:
+            raise PlanError(f"'{step.name}' has no register '{key}'", near=tuple(found))
+    return found
+
+
+def _changed(segment: Segment, part: str, value: int | str) -> Segment:
+    number = int(value)
+    if part in ("selector", "base", "limit", "attrib"):
+        return replace(segment, **{part: number})
+    if part not in _PARTS:
+        raise PlanError(f"a segment has no part '{part}'", near=tuple(_PARTS))
+    shift, mask = _PARTS[part]
+    attrib = segment.attrib & ~(mask << shift) | (number & mask) << shift
+    return replace(segment, attrib=attrib)
+
+
+def regs(saved: Saved, step: Step) -> dict[str, int]:
+    """Registers of ``regs``.
+
+    :raises PlanError: a register that does not exist.
+    """
+    found = dict(saved.regs)
+    if "l1" in step.flags:
+        l1 = saved.l1()
+        found |= {name: l1.get(name) for name in _L1_REGS}
+    for key, value in step.settings:
+        if key not in found:
+            raise PlanError(f"'regs' has no register '{key}'", near=tuple(found))
+        found[key] = int(value)
+    return found
+
+
+def msrs(saved: Saved, step: Step) -> dict[str, int]:
+    """MSRs of ``msrs`` by name, in the order in which they are written.
+
+    :raises PlanError: an MSR that is not known here.
+    """
+    for name, _value in step.settings:
+        if name not in MSRS:
+            raise PlanError(f"'msrs' has no MSR '{name}'", near=MSRS)
+    return {key: int(value) for key, value in step.settings} or dict(saved.msrs)
+
+
+def events(saved: Saved, step: Step) -> dict[str, int]:
+    """Fields of ``events`` by the plan's names."""
+    flags = {"flags": _NMI_PENDING | _SHADOW | _SMM}
+    return flags | {"smm": saved.smm} | {key: int(value) for key, value in step.settings}
+
+
+def debugregs(saved: Saved, step: Step) -> dict[str, int]:
+    """Registers of ``debugregs``."""
+    return dict(saved.debugregs) | {key: int(value) for key, value in step.settings}
+
+
+def mp_state(saved: Saved, step: Step) -> int:
+    """State of ``mpstate``."""
+    return int(dict(step.settings).get("state", saved.mp_state))
+
+
+def get_size(step: Step) -> int:
+    """Size of the buffer that ``get`` offers."""
+    return int(dict(step.settings).get("size", WHOLE))
+
+
+def nested(saved: Saved, step: Step) -> NestedArgument:
+    """Argument of ``nested``: the blob with its changes.
+
+    :raises PlanError: a place outside of the VMCB.
+    """
+    blob = saved.blob
+    header: dict[str, int] = {
+        "flags": blob.flags,
+        "format": blob.format,
+        "size": blob.size,
+        "vmcb_pa": blob.vmcb_pa,
+        "gpat": blob.gpat,
+    }
+    vmcb = bytearray(blob.vmcb)
+    for key, value in step.settings:
+        if key.startswith("@"):
+            _damage(vmcb, key[1:], int(value))
+        else:
+            header[key] = int(value)
+    return NestedArgument(**header, vmcb=bytes(vmcb))
+
+
+def _damage(vmcb: bytearray, place: str, value: int) -> None:
+    offset_text, _, size_text = place.partition("/")
+    try:
+        offset, size = int(offset_text, 0), int(size_text or "8", 0)
+    except ValueError:
+        raise PlanError(f"'@{place}' is not an offset such as @0x550 or @0x5c/1") from None
+    if size not in (1, 2, 4, 8) or not 0 <= offset <= layout.VMCB_SIZE - size:
+        raise PlanError(f"'@{place}' is outside the VMCB, or its size is not 1, 2, 4 or 8")
+    vmcb[offset : offset + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")

@@ -1,0 +1,1 @@
+"""KVM's functions, under the kernel's names."""

@@ -1,0 +1,195 @@
+"""What KVM checks before it restores anything: one predicate a check.
+
+Each predicate answers whether the check *fails*.  Which kernel runs which, and
+in which order, is in :mod:`qemu_svm.model.profiles`; the words are in
+:mod:`qemu_svm.findings.rules`.
+
+Source: Linux ``arch/x86/kvm/svm/nested.c`` (``svm_set_nested_state``,
+``nested_vmcb_check_controls``, ``nested_vmcb_check_save``),
+``arch/x86/kvm/x86.c`` (``kvm_arch_vcpu_ioctl``, ``kvm_is_valid_sregs``;
+``regs.c`` since 7.2), 5.10, 6.1, 6.12, 7.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qemu_svm.model.area import Area
+from qemu_svm.model.kvm.vcpu import Vcpu
+from qemu_svm.nested import bits
+from qemu_svm.x86.cpuid import cr4_reserved, is_legal_gpa, page_address_valid, valid_efer
+from qemu_svm.x86.registers import CR0, CR4, EFER
+
+_HIGH = 0xFFFF_FFFF_0000_0000
+_LIVE = EFER.mask("LME")
+_SVME = EFER.mask("SVME")
+_LMA = EFER.mask("LMA")
+_PG, _PE, _NW, _CD = (CR0.mask(name) for name in ("PG", "PE", "NW", "CD"))
+_PAE = CR4.mask("PAE")
+_VM = 1 << 17
+_L_AND_DB = 0x600
+_V_NMI_ENABLE = 1 << 26
+_VMRUN_BIT = 128
+_NMI_BIT = 97
+_HEADER = 128
+_WHOLE = 128 + 4096
+_KNOWN_FLAGS = 0x10F
+_MSRPM_SIZE = 0x2000
+_IOPM_SIZE = 0x3000
+_APIC_BASE_RESERVED, _X2APIC, _APIC_ENABLED = 0x2FF, 1 << 10, 1 << 11
+_VALID_EXCEPTIONS = frozenset({0, 1, *range(3, 9), *range(10, 15), 16, 17, 18, 19, 28, 30})
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """The argument of KVM_SET_NESTED_STATE after copying: header and areas.
+
+    ``ctl`` is masked as the kernel's cache is; ``save`` is the blob's.
+    """
+
+    flags: int
+    format: int
+    size: int
+    vmcb_pa: int
+    gpat: int
+    ctl: Area
+    save: Area
+
+    @property
+    def guest_mode(self) -> bool:
+        """KVM_STATE_NESTED_GUEST_MODE."""
+        return bool(self.flags & bits.GUEST_MODE)
+
+
+Check = Callable[[Vcpu, Argument], bool]
+
+
+def _intercepts(argument: Argument, bit: int) -> bool:
+    return bool(argument.ctl.get("intercepts") >> bit & 1)
+
+
+def _bad_bitmap(vcpu: Vcpu, address: int, size: int) -> bool:
+    # nested_svm_check_bitmap_pa: PAGE_ALIGN rounds up; the last byte counts.
+    start = address + 0xFFF & ~0xFFF & (1 << 64) - 1
+    return not (is_legal_gpa(vcpu.cpuid, start) and is_legal_gpa(vcpu.cpuid, start + size - 1))
+
+
+def _nested_paging(argument: Argument) -> bool:
+    return bool(argument.ctl.get("nested_ctl") & 1)
+
+
+def _long_mode(argument: Argument) -> bool:
+    return bool(argument.save.get("efer") & _LIVE and argument.save.get("cr0") & _PG)
+
+
+def _bad_event(argument: Argument) -> bool:
+    event = argument.ctl.get("event_inj")
+    if not event & bits.EVENT_VALID:
+        return False
+    kind, vector = event >> 8 & 7, event & 0xFF
+    return kind not in (0, 2, 3, 4) or (kind == 3 and vector not in _VALID_EXCEPTIONS)
+
+
+def pat_valid(pat: int) -> bool:
+    """``kvm_pat_valid``: every entry is a memory type that exists."""
+    kinds = [pat >> shift & 0xFF for shift in range(0, 64, 8)]
+    return all(kind in (0, 1, 4, 5, 6, 7) for kind in kinds)
+
+
+SET_NESTED_STATE: dict[str, Check] = {
+    "SET-03": lambda _v, a: a.size < _HEADER,
+    "SET-04": lambda _v, a: bool(a.flags & ~_KNOWN_FLAGS),
+    "SET-05": lambda _v, a: bool(a.flags & bits.RUN_PENDING) and not a.guest_mode,
+    "SV-01": lambda _v, a: a.format != 1,
+    "SV-02": lambda _v, a: bool(a.flags & ~(bits.GUEST_MODE | bits.RUN_PENDING | bits.GIF_SET)),
+    "SV-03": lambda v, a: not v.arch.get("efer") & _SVME and a.flags != bits.GIF_SET,
+    "SV-03b": lambda v, a: not v.arch.get("efer") & _SVME and a.flags not in (0, bits.GIF_SET),
+    "SV-04": lambda v, a: v.smm and a.guest_mode,
+    "SV-05": lambda v, a: not page_address_valid(v.cpuid, a.vmcb_pa),
+    "SV-06": lambda _v, a: a.size < _WHOLE,
+    "C-01": lambda _v, a: not _intercepts(a, _VMRUN_BIT),
+    "C-02": lambda _v, a: a.ctl.get("asid") == 0,
+    "C-03": lambda v, a: _nested_paging(a) and not v.host.npt,
+    "C-03b": lambda v, a: _nested_paging(a) and not is_legal_gpa(v.cpuid, a.ctl.get("nested_cr3")),
+    "C-04": lambda v, a: _bad_bitmap(v, a.ctl.get("msrpm_base_pa"), _MSRPM_SIZE),
+    "C-05": lambda v, a: _bad_bitmap(v, a.ctl.get("iopm_base_pa"), _IOPM_SIZE),
+    "C-06": lambda _v, a: a.ctl.get("tlb_ctl") not in (0, 1),
+    "C-07": lambda _v, a: (
+        bool(a.ctl.get("int_ctl") & _V_NMI_ENABLE) and not _intercepts(a, _NMI_BIT)
+    ),
+    "C-08": lambda _v, a: _bad_event(a),
+    "SV-10": lambda v, _a: v.arch.get("cr0") & (_NW | _CD) == _NW,
+    "SV-11": lambda _v, a: not a.save.get("cr0") & _PG,
+    "SV-12": lambda _v, a: not a.save.get("efer") & _SVME,
+    "SV-13": lambda _v, a: not a.save.get("cr0") & _PE,
+    "SV-14": lambda _v, a: bool(a.save.get("rflags") & _VM),
+    "S-01": lambda _v, a: not a.save.get("efer") & _SVME,
+    "S-02": lambda _v, a: a.save.get("cr0") & (_NW | _CD) == _NW,
+    "S-03": lambda _v, a: bool(a.save.get("cr0") & _HIGH),
+    "S-04": lambda _v, a: bool((a.save.get("dr6") | a.save.get("dr7")) & _HIGH),
+    "S-05": lambda _v, a: _long_mode(a) and not a.save.get("cr4") & _PAE,
+    "S-06": lambda _v, a: _long_mode(a) and not a.save.get("cr0") & _PE,
+    "S-07": lambda v, a: _long_mode(a) and not is_legal_gpa(v.cpuid, a.save.get("cr3")),
+    "S-09": lambda _v, a: _long_mode(a) and a.save.segment("cs").attrib & _L_AND_DB == _L_AND_DB,
+    "S-10": lambda v, a: bool(
+        a.save.get("cr4") & (cr4_reserved(v.host.cpuid) | cr4_reserved(v.cpuid))
+    ),
+    "S-11": lambda v, a: not valid_efer(v.host.cpuid, v.cpuid, a.save.get("efer")),
+    "SV-16": lambda v, _a: not is_legal_gpa(v.cpuid, v.arch.get("cr3")),
+    "SV-17": lambda v, a: v.host.separate_pat and _nested_paging(a) and not pat_valid(a.gpat),
+}
+
+LATE = frozenset({"SV-16"})
+"""Checks that kernels since 5.17 make after the switch to L2."""
+
+
+def _sregs_long_mode(area: Area) -> bool:
+    return bool(area.get("efer") & _LIVE and area.get("cr0") & _PG)
+
+
+def _bad_mode(_vcpu: Vcpu, area: Area) -> bool:
+    if _sregs_long_mode(area):
+        return not area.get("cr4") & _PAE or not area.get("efer") & _LMA
+    return bool(area.get("efer") & _LMA or area.segment("cs").attrib & 0x200)
+
+
+def _cr4_of_guest(vcpu: Vcpu) -> int:
+    # Before a CPUID is set nothing is reserved, unless the kernel takes that for one.
+    known = vcpu.cpuid.features or vcpu.kernel.blank_cpuid_counts
+    return cr4_reserved(vcpu.cpuid) if known else 0
+
+
+def _bad_apic_base(vcpu: Vcpu, area: Area) -> bool:
+    # Bits 10 and 11: x2APIC mode, enabled.  x2APIC without enabled is no mode.
+    if "apic_base" not in area:
+        return False
+    base = area.get("apic_base")
+    if vcpu.kernel.same_apic_base and base == vcpu.arch.get("apic_base"):
+        return False
+    reserved = _APIC_BASE_RESERVED | (0 if vcpu.cpuid.has("x2apic") else _X2APIC)
+    return (
+        bool(base & reserved)
+        or not is_legal_gpa(vcpu.cpuid, base)
+        or base & (_X2APIC | _APIC_ENABLED) == _X2APIC
+    )
+
+
+def _pdptrs_without_pae(_vcpu: Vcpu, area: Area) -> bool:
+    pae = area.get("cr0") & _PG and area.get("cr4") & _PAE and not area.get("efer") & _LMA
+    return "pdptr0" in area and not pae
+
+
+SET_SREGS: dict[str, Callable[[Vcpu, Area], bool]] = {
+    "R-01": _bad_mode,
+    "R-02": lambda v, s: _sregs_long_mode(s) and not is_legal_gpa(v.cpuid, s.get("cr3")),
+    "R-03": lambda v, s: bool(s.get("cr4") & (cr4_reserved(v.host.cpuid) | _cr4_of_guest(v))),
+    "R-04": lambda _v, s: (
+        bool(s.get("cr0") & _HIGH)
+        or s.get("cr0") & (_NW | _CD) == _NW
+        or s.get("cr0") & (_PG | _PE) == _PG
+    ),
+    "R-05": lambda v, s: not valid_efer(v.host.cpuid, v.cpuid, s.get("efer")),
+    "R-07": _bad_apic_base,
+    "R-08": _pdptrs_without_pae,
+}

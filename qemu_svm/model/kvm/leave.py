@@ -1,0 +1,31 @@
+"""Leaving guest mode by force (``arch/x86/kvm/svm/nested.c``, 5.10 to 7.2).
+
+Apart from the rest of nested.c, because ``svm_set_efer`` needs it too.
+"""
+
+from __future__ import annotations
+
+from qemu_svm.model.kvm.vcpu import INVALID_GPA, PAGES, Vcpu
+
+
+def svm_leave_nested(vcpu: Vcpu) -> None:
+    """Leave guest mode by force (5.10 to 7.2)."""
+    nested = vcpu.nested
+    if vcpu.guest_mode:
+        nested.run_pending = 0
+        nested.vmcb12_gpa = INVALID_GPA
+        vcpu.guest_mode = False
+        vcpu.mmu, vcpu.mmu_broken = "root", ""
+        if not vcpu.kernel.split:
+            vcpu.control01.clear()
+            vcpu.control01.copy_from(vcpu.hsave_control)
+        if vcpu.kernel.leave_sets_gif:
+            vcpu.gif = True
+    vcpu.requests.discard(PAGES)
+
+
+def svm_free_nested(vcpu: Vcpu) -> None:
+    """Free vmcb02 and the merged bitmap."""
+    vcpu.nested.initialized = False
+    vcpu.nested.last_vmcb12_gpa = INVALID_GPA
+    vcpu.vmcb02.clear()

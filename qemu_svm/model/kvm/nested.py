@@ -1,0 +1,430 @@
+"""Entering and leaving L2 as ``arch/x86/kvm/svm/nested.c`` does it.
+
+The functions bear the kernel's names.  Read in 5.10.262, 6.1.192, 6.12.117 and
+7.2.12; where the generations differ, the profile decides.
+"""
+
+from __future__ import annotations
+
+from qemu_svm.model.area import Area, Writer
+from qemu_svm.model.kvm import svm
+from qemu_svm.model.kvm.checks import LATE, SET_NESTED_STATE, Argument
+from qemu_svm.model.kvm.leave import svm_leave_nested
+from qemu_svm.model.kvm.vcpu import PAGES, RUNNABLE, VMLOAD_GROUP, VMRUN_FIELDS, Vcpu
+from qemu_svm.model.profiles import LEAVE
+from qemu_svm.nested import bits
+from qemu_svm.x86.cpuid import is_legal_gpa
+from qemu_svm.x86.registers import CR0, CR4
+
+_HEADER, _WHOLE = 128, 4224
+_SAVE_CACHE = ("efer", "cr0", "cr3", "cr4", "dr6", "dr7")
+
+
+def nested_copy_vmcb_control_to_cache(vcpu: Vcpu, control: Area) -> Area:
+    """Copy the control fields that this kernel caches, masked as it masks them."""
+    kernel = vcpu.kernel
+    cache = Area("ctl cache")
+    cache.copy_from(control, kernel.control_fields)
+    for name, mask in kernel.control_masks.items():
+        cache.set(name, cache.get(name) & mask, cache.writer(name))
+    intercepts = cache.get("intercepts")
+    for instruction, feature in kernel.sanitises:
+        if not vcpu.cpuid.has(feature):
+            intercepts &= ~bits.INTERCEPTS.mask(instruction)
+    cache.set("intercepts", intercepts, cache.writer("intercepts"))
+    if kernel.sanitises:
+        allowed = {"npt": 1 << 0, "gmet": 1 << 3}
+        paging = cache.get("nested_ctl")
+        for feature, bit in allowed.items():
+            if not vcpu.cpuid.has(feature):
+                paging &= ~bit
+        cache.set("nested_ctl", paging, cache.writer("nested_ctl"))
+    return cache
+
+
+def nested_npt_enabled(vcpu: Vcpu) -> bool:
+    """Whether L1 uses nested paging for L2."""
+    return bool(vcpu.nested.ctl.get("nested_ctl") & 1)
+
+
+def first_failure(vcpu: Vcpu, argument: Argument, *, late: bool = False) -> str | None:
+    """Id of the first check that fails, in the kernel's order.
+
+    :param late: run the checks that come after the switch to L2 instead.
+    """
+    after = vcpu.kernel.cr3_check == "after"
+    for check in vcpu.kernel.set_nested_state:
+        if check == LEAVE:
+            if not argument.guest_mode:
+                return None
+            continue
+        if (after and check in LATE) is not late:
+            continue
+        if SET_NESTED_STATE[check](vcpu, argument):
+            return check
+    return None
+
+
+def svm_set_nested_state(vcpu: Vcpu, argument: Argument) -> str | None:
+    """KVM_SET_NESTED_STATE (``kvm_arch_vcpu_ioctl`` and ``svm_set_nested_state``).
+
+    :returns: the id of the check that failed, or None.
+    """
+    kernel, nested = vcpu.kernel, vcpu.nested
+    writer = vcpu.writer("svm_set_nested_state")
+    cached = argument.ctl
+    failed = first_failure(vcpu, argument)
+    if kernel.live_validation and argument.guest_mode and _reached_caches(failed):
+        # v3: what is checked has been loaded into the live caches already.
+        nested.ctl = cached.copy("ctl cache")
+        _fill_save_cache(vcpu, argument.save)
+        if failed and vcpu.guest_mode:
+            vcpu.note("the call failed, and the caches that L2 is running with hold its values")
+    if failed is not None:
+        return failed
+    if not argument.guest_mode:
+        svm_leave_nested(vcpu)
+        svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
+        return None
+    if kernel.split:
+        _enter_split(vcpu, argument, writer)
+    else:
+        _enter_single(vcpu, argument, writer)
+    late = first_failure(vcpu, argument, late=True) if kernel.cr3_check == "after" else None
+    if late is not None:
+        vcpu.note("the call failed after the vCPU had entered guest mode, and it stays there")
+        return late
+    _prepare_mmu(vcpu)
+    vcpu.requests.add(PAGES)
+    return None
+
+
+def _reached_caches(failed: str | None) -> bool:
+    return failed is None or failed.startswith(("C-", "S-", "SV-1"))
+
+
+def _fill_save_cache(vcpu: Vcpu, source: Area) -> None:
+    vcpu.nested.save.copy_from(source, _SAVE_CACHE)
+
+
+def _l2_cr3_into_cache(vcpu: Vcpu) -> None:
+    # The review means L2's values.  With NPT KVM_SET_SREGS leaves CR3 in
+    # vcpu->arch, and a VMCB gets it at KVM_RUN only (svm_load_mmu_pgd), so the
+    # code as sketched would have cached what stood in vmcb01 before.
+    if vcpu.vmcb02.get("cr3") != vcpu.arch.get("cr3"):
+        vcpu.note(
+            f"the review means L2's CR3 {vcpu.arch.get('cr3'):#x}; taken literally it would cache "
+            f"{vcpu.vmcb02.get('cr3'):#x}, since SREGS does not write CR3 to the VMCB"
+        )
+    vcpu.nested.save.copy_from(vcpu.arch, ("cr3",))
+
+
+def _enter_split(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
+    # vmcb01 and vmcb02: 5.13 and later.
+    kernel, nested = vcpu.kernel, vcpu.nested
+    if vcpu.guest_mode:
+        svm_leave_nested(vcpu)
+    else:
+        # L2's registers, as far as userspace has put them already.
+        vcpu.vmcb02.copy_from(vcpu.vmcb01)
+        if kernel.save_cache == "vmcb02":
+            _fill_save_cache(vcpu, vcpu.vmcb02)
+            _l2_cr3_into_cache(vcpu)
+    svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
+    _set_run_pending(vcpu, argument)
+    nested.vmcb12_gpa = argument.vmcb_pa
+    svm_copy_vmrun_state(vcpu.vmcb01, argument.save, writer)
+    nested.ctl = argument.ctl.copy("ctl cache")
+    if kernel.save_cache == "blob":
+        _fill_save_cache(vcpu, argument.save)
+    vcpu.guest_mode = True
+    nested_vmcb02_prepare_control(vcpu, writer)
+    if vcpu.host.separate_pat and nested_npt_enabled(vcpu):
+        vcpu.vmcb02.set("g_pat", argument.gpat, writer)
+
+
+def _enter_single(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
+    # One VMCB and hsave: up to 5.12.
+    nested = vcpu.nested
+    vcpu.hsave_control.clear()
+    vcpu.hsave_control.copy_from(vcpu.control01)
+    vcpu.hsave.clear()
+    vcpu.hsave.copy_from(argument.save)
+    if vcpu.guest_mode:
+        vcpu.note("called in guest mode: L1's own controls are replaced by those merged for L2")
+        svm_leave_nested(vcpu)
+    if vcpu.kernel.gif == "set":
+        svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
+    elif not argument.flags & bits.GIF_SET:
+        vcpu.note("this kernel ignores a clear GIF flag in guest mode")
+    _set_run_pending(vcpu, argument)
+    nested.vmcb12_gpa = argument.vmcb_pa
+    nested.ctl = argument.ctl.copy("ctl cache")
+    vcpu.guest_mode = True
+    nested_vmcb02_prepare_control(vcpu, writer)
+
+
+def _set_run_pending(vcpu: Vcpu, argument: Argument) -> None:
+    pending = bool(argument.flags & bits.RUN_PENDING)
+    kinds = {"ignored": 0, "kept": 1, "untrusted": 2}
+    vcpu.nested.run_pending = kinds[vcpu.kernel.run_pending] if pending else 0
+    if pending and not vcpu.nested.run_pending:
+        vcpu.note("this kernel ignores RUN_PENDING: an injection asked for by VMRUN may be lost")
+
+
+def svm_copy_vmrun_state(target: Area, source: Area, writer: Writer) -> None:
+    """Copy what VMRUN saves and #VMEXIT loads of L1 (5.13 to 7.2)."""
+    for name in VMRUN_FIELDS:
+        if name in source:
+            target.set(name, source.content(name), writer)
+    target.set("rflags", target.get("rflags") | 2, writer)
+    target.set("cpl", 0, writer)
+
+
+def nested_vmcb02_prepare_control(vcpu: Vcpu, writer: Writer) -> None:
+    """Merge vmcb12's controls with those of vmcb01 (``nested_prepare_vmcb_control``)."""
+    control, ctl = vcpu.current_control, vcpu.nested.ctl
+    for name in ("int_vector", "int_state", "event_inj", "event_inj_err", "tsc_offset"):
+        control.set(name, ctl.get(name), writer)
+    merged = vcpu.control01.get("intercepts") | ctl.get("intercepts")
+    control.set("intercepts", merged, writer)
+
+
+def _prepare_mmu(vcpu: Vcpu) -> None:
+    if not nested_npt_enabled(vcpu):
+        return
+    vcpu.mmu = "guest"
+    if not vcpu.kernel.mmu_ready:
+        vcpu.mmu_broken = "uninitialised"
+        vcpu.note(
+            "this kernel leaves the MMU for nested paging unset after KVM_SET_NESTED_STATE: the "
+            "first access of L2 that KVM must emulate crashes the host kernel, unless a "
+            "KVM_SET_SREGS with another CR0, CR3, CR4 or EFER follows"
+        )
+
+
+def nested_svm_load_cr3(vcpu: Vcpu, cr3: int, writer: Writer) -> bool:
+    """Load CR3 for the level that is entered; False if it is not a legal address."""
+    if not is_legal_gpa(vcpu.cpuid, cr3):
+        return False
+    vcpu.arch.set("cr3", cr3, writer)
+    return True
+
+
+def nested_svm_vmrun_msrpm(vcpu: Vcpu) -> bool:
+    """Merge L1's MSR bitmap (``nested_svm_merge_msrpm`` since 7.x); False if unreadable."""
+    ctl = vcpu.nested.ctl
+    if not ctl.get("intercepts") & bits.INTERCEPTS.mask("MSR_PROT"):
+        return True
+    return vcpu.backed(ctl.get("msrpm_base_pa"), 0x2000)
+
+
+def svm_get_nested_state_pages(vcpu: Vcpu) -> bool:
+    """What KVM_SET_NESTED_STATE left for the first run; False ends KVM_RUN."""
+    pae = vcpu.arch.get("cr0") & CR0.mask("PG") and vcpu.arch.get("cr4") & CR4.mask("PAE")
+    if pae and not vcpu.arch.get("efer") & 1 << 10 and not vcpu.pdptrs_from_userspace:
+        vcpu.note("L2 uses PAE paging: its PDPTEs are read from memory at the first run")
+    return nested_svm_vmrun_msrpm(vcpu)
+
+
+def nested_svm_vmexit(vcpu: Vcpu) -> bool:
+    """#VMEXIT from L2 to L1; False if it ends in a triple fault.
+
+    Writes L2's state to vmcb12 in memory and loads L1's from where it was kept.
+    Neither reads nor writes the save cache.
+    """
+    kernel, nested = vcpu.kernel, vcpu.nested
+    writer = vcpu.writer("nested_svm_vmexit")
+    mapped = vcpu.backed(nested.vmcb12_gpa, 4096)
+    if not mapped:
+        vcpu.note("vmcb12's page does not exist, so L2's state cannot be written to it")
+        if not kernel.exit_without_vmcb12:
+            return False
+    else:
+        _write_vmcb12(vcpu)
+    vcpu.guest_mode = False
+    nested.vmcb12_gpa = 0
+    vcpu.requests.discard(PAGES)
+    vcpu.mp_state = RUNNABLE
+    if not kernel.split:
+        vcpu.control01.clear()
+        vcpu.control01.copy_from(vcpu.hsave_control)
+    svm.svm_set_gif(vcpu, 0)
+    nested.ctl.set("nested_cr3", 0, writer)
+    source = vcpu.l1_save.copy()
+    if not kernel.split:
+        vcpu.vmcb01.copy_from(source, ("es", "cs", "ss", "ds", "gdtr", "idtr"))
+        vcpu.vmcb01.set("cpl", 0, writer)
+    svm.svm_set_rflags(vcpu, source.get("rflags"), source.writer("rflags"))
+    svm.svm_set_efer(vcpu, source.get("efer"), source.writer("efer"))
+    svm.svm_set_cr0(vcpu, source.get("cr0") | CR0.mask("PE"), source.writer("cr0"))
+    _load_l1_cr4(vcpu, source)
+    vcpu.arch.copy_from(source, ("rax", "rsp", "rip"))
+    vcpu.vmcb01.copy_from(source, ("rax", "rsp", "rip"))
+    vcpu.vmcb01.set("dr7", kernel.l1_dr7, writer)
+    if kernel.split:
+        vcpu.arch.set("dr7", kernel.l1_dr7, writer)
+    vcpu.mmu, vcpu.mmu_broken = "root", ""
+    loaded = nested_svm_load_cr3(vcpu, source.get("cr3"), source.writer("cr3"))
+    nested.save_valid = False
+    if not kernel.split and not loaded:
+        vcpu.note("L1's CR3 is not a legal address: L1 goes on with L2's page tables")
+        return mapped
+    vcpu.vmcb01.copy_from(source, ("cr3",))
+    return loaded and mapped
+
+
+def _load_l1_cr4(vcpu: Vcpu, source: Area) -> None:
+    # svm_set_cr0 may just have written L2's CR4 over the one that is read here.
+    kept = vcpu.vmcb01 if vcpu.kernel.split else source
+    value = kept.get("cr4")
+    if value != source.get("cr4"):
+        vcpu.note(
+            f"without nested paging on the host, leaving an L2 without paging replaces L1's CR4 "
+            f"{source.get('cr4'):#x} by {value:#x}, L2's with PAE and MCE"
+        )
+    svm.svm_set_cr4(vcpu, value, kept.writer("cr4"))
+
+
+_FROM_VMCB02 = ("es", "cs", "ss", "ds", "gdtr", "idtr", "rflags", "dr7", "cpl")
+_FROM_ARCH = ("efer", "cr0", "cr3", "cr2", "cr4", "rip", "rsp", "rax", "dr6")
+
+
+def _write_vmcb12(vcpu: Vcpu) -> None:
+    vcpu.vmcb12.copy_from(vcpu.current, _FROM_VMCB02)
+    vcpu.vmcb12.copy_from(vcpu.arch, _FROM_ARCH)
+    vcpu.vmcb12_control.copy_from(vcpu.nested.ctl)
+    vcpu.vmcb12_control.copy_from(vcpu.current_control, ("int_state",))
+
+
+def nested_svm_vmrun(vcpu: Vcpu, race: dict[str, int] | None = None) -> str | None:
+    """VMRUN executed by L1 on the vmcb12 that the last #VMEXIT wrote.
+
+    :param race: save fields that another vCPU of L1 changes in memory after
+        KVM checked them and before it uses them.
+    :returns: why VMRUN failed, or None.
+    """
+    kernel, rules = vcpu.kernel, vcpu.kernel.vmrun
+    if rules.hsave_needed and not vcpu.arch.get("vm_hsave_pa"):
+        return "#GP: VM_HSAVE_PA is 0"
+    if vcpu.smm:
+        return "#UD: VMRUN in SMM"
+    writer = vcpu.writer("nested_svm_vmrun")
+    memory = vcpu.vmcb12
+    vcpu.nested.ctl = nested_copy_vmcb_control_to_cache(vcpu, vcpu.vmcb12_control)
+    if kernel.has_save_cache:
+        vcpu.nested.save.copy_from(memory, rules.cached)
+        vcpu.nested.save_valid = True
+    checked = memory.copy("vmcb12 as checked")
+    argument = Argument(1, 1, 0, 0, 0, vcpu.nested.ctl, checked)
+    checks = [one for one in kernel.set_nested_state if one.startswith(("C-", "S-"))]
+    for check in (*rules.save_checks, *checks):
+        if SET_NESTED_STATE[check](vcpu, argument):
+            return f"exit INVALID: check {check}"
+    for name, value in (race or {}).items():
+        memory.set(name, value, Writer(vcpu.step, "race"))
+    _save_l1(vcpu)
+    used = memory.copy("vmcb12 as used")
+    used.copy_from(vcpu.save_cache(rules.cached, "nested_svm_vmrun") if rules.cached else Area(""))
+    for name in race or {}:
+        _tell_race(vcpu, name, checked.get(name), used.get(name))
+    return enter_svm_guest_mode(vcpu, used, writer)
+
+
+def _tell_race(vcpu: Vcpu, name: str, checked: int, used: int) -> None:
+    rules = vcpu.kernel.vmrun
+    if name == "efer" and rules.svme_forced:
+        used |= 1 << 12
+    if used == checked:
+        vcpu.note(f"{name} was checked and used as {used:#x}: the race has no effect")
+    elif name in rules.checked:
+        vcpu.note(f"L2 runs with {name} {used:#x}, which was never checked: {checked:#x} was")
+
+
+def _save_l1(vcpu: Vcpu) -> None:
+    area = vcpu.l1_save
+    if not vcpu.kernel.split:
+        area.copy_from(vcpu.vmcb01, ("es", "cs", "ss", "ds", "gdtr", "idtr", "rsp", "rax"))
+        vcpu.hsave_control.clear()
+        vcpu.hsave_control.copy_from(vcpu.control01)
+    area.copy_from(vcpu.arch, ("efer", "cr0", "cr3", "cr4", "rip", "rsp", "rax"))
+    area.copy_from(vcpu.vmcb01, ("rflags",))
+
+
+def enter_svm_guest_mode(
+    vcpu: Vcpu, save: Area, writer: Writer, *, merged: bool = True
+) -> str | None:
+    """Load L2 from vmcb12; why it failed, or None.
+
+    :param merged: the MSR bitmap is merged at once; RSM leaves that to the next KVM_RUN.
+    """
+    nested = vcpu.nested
+    nested.vmcb12_gpa = nested.last_vmcb12_gpa = vcpu.vmcb12.get("address")
+    vcpu.guest_mode = True
+    nested_vmcb02_prepare_control(vcpu, writer)
+    if not nested_vmcb02_prepare_save(vcpu, save, writer):
+        return "EFER.SVME was cleared while L2 was being entered: the nested state was freed in use"
+    if not nested_svm_load_cr3(vcpu, save.get("cr3"), save.writer("cr3")):
+        vcpu.guest_mode = False
+        return "exit INVALID: L2's CR3 is not a legal address"
+    if merged and not nested_svm_vmrun_msrpm(vcpu):
+        vcpu.guest_mode = False
+        return "exit INVALID: L1's MSR bitmap is not in guest memory"
+    svm.svm_set_gif(vcpu, 1)
+    nested.run_pending = 1
+    return None
+
+
+def nested_vmcb02_prepare_save(vcpu: Vcpu, save: Area, writer: Writer) -> bool:
+    """Load L2's save area; False if that threw the vCPU out of guest mode."""
+    target = vcpu.current
+    if vcpu.kernel.split:
+        target.copy_from(vcpu.vmcb01, VMLOAD_GROUP)
+    target.copy_from(save, ("es", "cs", "ss", "ds", "cpl", "gdtr", "idtr"))
+    svm.svm_set_rflags(vcpu, save.get("rflags") | 2, save.writer("rflags"))
+    efer = save.get("efer")
+    if vcpu.kernel.vmrun.svme_forced:
+        efer |= 1 << 12
+    svm.svm_set_efer(vcpu, efer, save.writer("efer"))
+    if not vcpu.guest_mode:
+        return False
+    svm.svm_set_cr0(vcpu, save.get("cr0"), save.writer("cr0"))
+    svm.svm_set_cr4(vcpu, save.get("cr4"), save.writer("cr4"))
+    vcpu.arch.copy_from(save, ("cr2", "rax", "rsp", "rip"))
+    target.copy_from(save, ("rax", "rsp", "rip"))
+    target.set("dr7", save.get("dr7") | 0x400, save.writer("dr7"))
+    vcpu.arch.set("dr6", save.get("dr6") | 0xFFFF0FF0, save.writer("dr6"))
+    vcpu.note(f"loaded from vmcb12 by {writer.function}")
+    return True
+
+
+def svm_get_nested_state(vcpu: Vcpu) -> dict[str, int]:
+    """The header that KVM_GET_NESTED_STATE gives for a buffer of the full size."""
+    flags = bits.GIF_SET if vcpu.gif else 0
+    if vcpu.guest_mode:
+        flags |= bits.GUEST_MODE
+        if vcpu.nested.run_pending:
+            flags |= bits.RUN_PENDING
+    return {
+        "flags": flags,
+        "format": 1,
+        "size": _WHOLE if vcpu.guest_mode else _HEADER,
+        "vmcb_pa": vcpu.nested.vmcb12_gpa if vcpu.guest_mode else 0,
+    }
+
+
+def kvm_get_nested_state(vcpu: Vcpu, size: int) -> str | None:
+    """KVM_GET_NESTED_STATE with a buffer that says it has ``size`` bytes (x86.c).
+
+    :returns: the id of the reason for E2BIG, or None.
+    """
+    if size < _HEADER:
+        vcpu.note(
+            f"only the header's size is written back, and it says {_HEADER} even in guest mode: "
+            "ask KVM_CAP_NESTED_STATE for the real one"
+        )
+        return "GET-01"
+    if size < svm_get_nested_state(vcpu)["size"]:
+        vcpu.note(f"all {_WHOLE} bytes are written although the buffer has {size}")
+        return "GET-02"
+    return None

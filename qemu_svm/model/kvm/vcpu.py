@@ -1,0 +1,223 @@
+"""The state of one vCPU inside KVM, as far as a nested restore concerns it.
+
+``arch`` is what belongs to the vCPU whatever it runs.  Since 5.13 there are two
+VMCBs: ``vmcb01`` to run L1 and ``vmcb02`` to run L2.  Before, there was one
+VMCB, and ``hsave`` kept L1's state while L2 ran; here the one VMCB is ``vmcb01``
+and ``hsave`` an area of its own.
+
+Source: Linux ``arch/x86/kvm/svm/svm.h`` (``struct svm_nested_state``),
+``arch/x86/include/asm/kvm_host.h`` (``struct kvm_vcpu_arch``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from qemu_svm.model.area import RESET, Area, Content, Writer
+from qemu_svm.model.profiles import Kernel
+from qemu_svm.x86.cpuid import HOST_CPUID, NONE, Cpuid
+from qemu_svm.x86.segments import Segment
+
+RUNNABLE, UNINITIALIZED, INIT_RECEIVED, HALTED, SIPI_RECEIVED = range(5)
+RESET_HOLD = 9
+"""MP states by number (Linux ``include/uapi/linux/kvm.h``)."""
+INVALID_GPA = (1 << 64) - 1
+PAGES = "NESTED_STATE_PAGES"
+"""KVM_REQ_GET_NESTED_STATE_PAGES: what the ioctl leaves for the first run."""
+
+VMLOAD_GROUP = (
+    *("fs", "gs", "tr", "ldtr", "star", "lstar", "cstar", "sfmask", "kernel_gs_base"),
+    *("sysenter_cs", "sysenter_esp", "sysenter_eip"),
+)
+"""Save fields that L1 and L2 share: they always live in vmcb01."""
+
+VMRUN_FIELDS = (
+    *("es", "cs", "ss", "ds", "gdtr", "idtr", "rflags", "efer", "cr0", "cr3", "cr4"),
+    *("rax", "rsp", "rip", "cpl"),
+)
+"""What ``svm_copy_vmrun_state`` copies."""
+
+GPRS = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+    *(f"r{number}" for number in range(8, 16)),
+)
+
+_DATA16 = Segment(0, 0, 0xFFFF, 0x92)  # init_seg: the accessed bit is clear
+
+
+def _reset_save() -> dict[str, Content]:
+    # init_vmcb (svm.c) and kvm_vcpu_reset (x86.c).
+    segments: dict[str, Content] = dict.fromkeys(("ds", "es", "fs", "gs", "ss"), _DATA16)
+    numbers: dict[str, Content] = dict.fromkeys(
+        (*VMLOAD_GROUP[4:], "cpl", "rax", "rsp", "cr2", "cr3", "cr4"), 0
+    )
+    return {
+        **segments,
+        **numbers,
+        "cs": Segment(0xF000, 0xFFFF0000, 0xFFFF, 0x9A),
+        "tr": Segment(0, 0, 0xFFFF, 0x83),
+        "ldtr": Segment(0, 0, 0xFFFF, 0x82),
+        "gdtr": Segment(0, 0, 0xFFFF, 0),
+        "idtr": Segment(0, 0, 0xFFFF, 0),
+        "efer": 0x1000,
+        "cr0": 0x10,
+        "dr6": 0xFFFF0FF0,
+        "dr7": 0x400,
+        "rflags": 2,
+        "rip": 0xFFF0,
+        "g_pat": 0x0007040600070406,
+    }
+
+
+_ZERO_AT_RESET = (
+    *("cr2", "cr3", "cr4", "cr8", "efer", "dr0", "dr1", "dr2", "dr3"),
+    *("vm_hsave_pa", "vm_cr"),
+)
+
+
+def _reset_arch() -> dict[str, Content]:
+    values: dict[str, Content] = dict.fromkeys((*GPRS, *_ZERO_AT_RESET), 0)
+    return {
+        **values,
+        "rip": 0xFFF0,
+        "cr0": 0x60000010,
+        "dr6": 0xFFFF0FF0,
+        "dr7": 0x400,
+        "pat": 0x0007040600070406,
+        "apic_base": 0xFEE00900,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the host and the VM provide, besides the kernel.
+
+    :param npt: kvm-amd uses nested paging (module parameter ``npt``).
+    :param irqchip: the local APIC is in the kernel.
+    :param bsp: it is the bootstrap processor; with an APIC in the kernel any other one
+        waits for INIT and SIPI until KVM_SET_MP_STATE says otherwise.
+    :param separate_pat: the quirk KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT is disabled.
+    :param cpuid: what the host supports at most.
+    """
+
+    npt: bool = True
+    irqchip: bool = True
+    bsp: bool = True
+    separate_pat: bool = False
+    cpuid: Cpuid = HOST_CPUID
+
+
+@dataclass
+class Nested:
+    """``svm->nested``: the two caches and what belongs to them.
+
+    ``save_valid`` tells whether ``save`` holds vmcb12's save area of the current
+    or coming VMRUN; reading it otherwise is a bug of the kernel.
+    """
+
+    initialized: bool = False
+    ctl: Area = field(default_factory=lambda: Area("ctl cache"))
+    save: Area = field(default_factory=lambda: Area("save cache"))
+    save_valid: bool = False
+    vmcb12_gpa: int = 0
+    last_vmcb12_gpa: int = INVALID_GPA
+    run_pending: int = 0
+
+
+@dataclass
+class Vcpu:
+    """Everything that the model changes.  ``step`` is the plan's current one.
+
+    :param backed: whether a page of guest memory exists.
+    :param init_pending: INIT has arrived and was not processed (``latched_init``);
+        ``sipi_pending`` and ``smi_pending`` likewise.
+    :param smram: what SMM entry saved: vmcb12's address, or None.
+    :param vmcb12: vmcb12's save area in memory, as last written.
+    :param mmu: ``root`` or ``guest``; ``mmu_broken`` tells that entering L2
+        would use tables that were never set up.
+    """
+
+    kernel: Kernel
+    host: Host = field(default_factory=Host)
+    cpuid: Cpuid = NONE
+    step: int = 0
+    arch: Area = field(default_factory=lambda: Area("arch", _reset_arch()))
+    vmcb01: Area = field(default_factory=lambda: Area("vmcb01", _reset_save()))
+    vmcb02: Area = field(default_factory=lambda: Area("vmcb02"))
+    hsave: Area = field(default_factory=lambda: Area("hsave"))
+    control01: Area = field(default_factory=lambda: Area("vmcb01 control", {"int_state": 0}))
+    control02: Area = field(default_factory=lambda: Area("vmcb02 control", {"int_state": 0}))
+    hsave_control: Area = field(default_factory=lambda: Area("hsave control"))
+    nested: Nested = field(default_factory=Nested)
+    guest_mode: bool = False
+    gif: bool = True
+    smm: bool = False
+    init_pending: bool = False
+    sipi_pending: bool = False
+    smi_pending: bool = False
+    has_run: bool = False
+    mp_state: int = RUNNABLE
+    mmu: str = "root"
+    mmu_broken: str = ""
+    requests: set[str] = field(default_factory=set)
+    pdptrs_from_userspace: bool = False
+    smram: int | None = None
+    hsave_page: Area = field(default_factory=lambda: Area("HSAVE page"))
+    vmcb12: Area = field(default_factory=lambda: Area("vmcb12 save"))
+    vmcb12_control: Area = field(default_factory=lambda: Area("vmcb12 control"))
+    backed: Callable[[int, int], bool] = lambda _address, _size: True
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.arch.set("rdx", self.kernel.reset_rdx, RESET)
+        if self.kernel.split:
+            self.vmcb01.set("dr6", 0, RESET)  # init_vmcb leaves it to svm_set_dr6
+        if not self.host.npt:
+            self.vmcb01.set("g_pat", 0, RESET)  # init_vmcb sets it for nested paging only
+        if self.host.irqchip and not self.host.bsp:
+            self.mp_state = UNINITIALIZED
+
+    @property
+    def current(self) -> Area:
+        """Save area of the active VMCB (``svm->vmcb->save``)."""
+        return self.vmcb02 if self.guest_mode and self.kernel.split else self.vmcb01
+
+    @property
+    def current_control(self) -> Area:
+        """Control area of the active VMCB."""
+        return self.control02 if self.guest_mode and self.kernel.split else self.control01
+
+    @property
+    def l1_save(self) -> Area:
+        """Where L1's state is kept while L2 runs."""
+        return self.vmcb01 if self.kernel.split else self.hsave
+
+    def writer(self, function: str) -> Writer:
+        """The current step, as the writer of a value."""
+        return Writer(self.step, function)
+
+    def save_cache(self, names: Iterable[str], reader: str) -> Area:
+        """Read the save cache; notes it if it was not filled for this use."""
+        if not self.nested.save_valid:
+            self.note(f"{reader} reads the save cache although nothing refilled it")
+        found = Area("save cache")
+        found.copy_from(self.nested.save, names)
+        return found
+
+    def note(self, text: str) -> None:
+        """Say something about the current step."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def areas(self) -> dict[str, Area]:
+        """Every area by name, as far as this kernel has it."""
+        found = {"arch": self.arch, "vmcb01": self.vmcb01}
+        if self.kernel.split:
+            found["vmcb02"] = self.vmcb02
+        else:
+            found["hsave"] = self.hsave
+        found["ctl_cache"] = self.nested.ctl
+        if self.kernel.has_save_cache:
+            found["save_cache"] = self.nested.save
+        return found

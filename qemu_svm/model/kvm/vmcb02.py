@@ -1,0 +1,68 @@
+"""What vmcb02's control area must hold: L0's own wishes merged with L1's.
+
+Nobody sees this from user space: KVM_GET_NESTED_STATE gives vmcb12's controls back.
+It is for whoever can look at the VMCB itself.
+
+Source: Linux ``arch/x86/kvm/svm/nested.c`` (``recalc_intercepts``, in 7.x
+``nested_vmcb02_recalc_intercepts``; ``nested_vmcb02_prepare_control``, before 5.13
+``nested_prepare_vmcb_control``), 5.10 to 7.2.  That 6.12.117 and 7.2.12 keep VMMCALL
+intercepted was seen on the processor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qemu_svm.model.area import Area
+from qemu_svm.model.profiles import Kernel
+from qemu_svm.nested import bits
+
+_ALL = (1 << 64) - 1
+_V_INTR_MASKING = bits.INT_CTL.mask("V_INTR_MASKING")
+_FROM_L1 = ("int_vector", "int_state", "event_inj", "event_inj_err")
+_FROM_L0 = ("iopm_base_pa", "nested_ctl", "virt_ext")
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """One control field.
+
+    :param value: what it must be; None if KVM is free to choose.
+    :param whence: out of what it is made, in a few words.
+    """
+
+    name: str
+    value: int | None
+    whence: str
+
+
+def vmcb02_control(kernel: Kernel, l0: Area, l1: Area) -> tuple[Merged, ...]:
+    """The merged fields.
+
+    :param l0: vmcb01's control area, as KVM fills it for L1.
+    :param l1: what L1 asked for: the control area of vmcb12, which the blob has.
+    """
+    fields = [
+        Merged("intercepts", _intercepts(kernel, l0, l1), "L0's and L1's"),
+        Merged("tsc_offset", l0.get("tsc_offset") + l1.get("tsc_offset") & _ALL, "L0's + L1's"),
+        Merged("int_ctl", l1.get("int_ctl") | _V_INTR_MASKING, "L1's, V_INTR_MASKING added"),
+    ]
+    fields += [Merged(name, l1.get(name), "L1's") for name in _FROM_L1]
+    fields += [Merged(name, l0.get(name), "L0's") for name in _FROM_L0]
+    if l1.get("intercepts") & bits.INTERCEPTS.mask("MSR_PROT"):
+        fields.append(Merged("msrpm_base_pa", None, "a bitmap that KVM merged"))
+    else:
+        fields.append(Merged("msrpm_base_pa", l0.get("msrpm_base_pa"), "L0's"))
+    fields.append(Merged("asid", None, "KVM's own choice, never 0"))
+    if l0.get("nested_ctl") & 1:
+        shadow = l1.get("nested_ctl") & 1
+        tables = "KVM's shadow of L1's nested tables" if shadow else "L0's tables for L1's memory"
+        fields.append(Merged("nested_cr3", None, tables))
+    return tuple(fields)
+
+
+def _intercepts(kernel: Kernel, l0: Area, l1: Area) -> int:
+    dropped = [] if kernel.l2_vmmcall else ["VMMCALL"]
+    if l1.get("int_ctl") & _V_INTR_MASKING:
+        dropped += ["CR8_WRITE", "VINTR"] if kernel.split else ["CR8_READ", "CR8_WRITE", "VINTR"]
+    return l0.get("intercepts") & ~bits.INTERCEPTS.mask(*dropped) | l1.get("intercepts")

@@ -1,0 +1,235 @@
+"""A plan run through the model of one kernel, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from qemu_svm.model import arguments as carried
+from qemu_svm.model.area import Area, Content
+from qemu_svm.model.kvm import nested, smm, x86
+from qemu_svm.model.kvm.checks import Argument
+from qemu_svm.model.kvm.run import Outcome, vcpu_run
+from qemu_svm.model.kvm.vcpu import Host, Vcpu
+from qemu_svm.model.plan import WITHOUT_EFFECT, Step
+from qemu_svm.model.profiles import Kernel
+from qemu_svm.model.saved import Saved, areas
+from qemu_svm.x86.segments import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole state after a step; ``shadow`` is the interrupt shadow in force."""
+
+    areas: Mapping[str, Area]
+    nested: Mapping[str, int]
+    guest_mode: bool
+    gif: bool
+    smm: bool
+    run_pending: int
+    mmu: str
+    mmu_broken: str
+    requests: tuple[str, ...]
+    save_cache_valid: bool
+    shadow: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One step and what it did.
+
+    :param number: of the step in the plan, from 1.
+    :param failed: id of the check that failed; None if the ioctl succeeded.
+    :param errno: name of the error, or None.
+    :param outcome: of ``run``.
+    """
+
+    number: int
+    step: Step
+    failed: str | None
+    errno: str | None
+    notes: tuple[str, ...]
+    state: Snapshot
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """A finished run.  ``start`` is the state of the fresh vCPU."""
+
+    kernel: Kernel
+    saved: Saved
+    start: Snapshot
+    results: tuple[Result, ...]
+
+
+def simulate(
+    kernel: Kernel,
+    saved: Saved,
+    plan: tuple[Step, ...],
+    *,
+    host: Host | None = None,
+    backed: Callable[[int, int], bool] | None = None,
+    race: Mapping[str, int] | None = None,
+) -> Simulation:
+    """Run ``plan`` with the values of ``saved`` on a fresh vCPU.
+
+    :param backed: tells whether guest memory exists at (address, size).
+    :param race: save fields that change in memory during ``vmrun``.
+    :raises PlanError: a step that makes no sense, such as an unknown register.
+    """
+    vcpu = Vcpu(kernel, host or Host())
+    if backed is not None:
+        vcpu.backed = backed
+    start = snapshot(vcpu)
+    results = []
+    for number, step in enumerate(plan, 1):
+        vcpu.step = number
+        vcpu.notes.clear()
+        failed, outcome = _perform(vcpu, saved, step, dict(race or {}))
+        results.append(
+            Result(
+                number,
+                step,
+                failed,
+                _errno(failed),
+                tuple(vcpu.notes),
+                snapshot(vcpu),
+                outcome,
+            )
+        )
+    return Simulation(kernel, saved, start, tuple(results))
+
+
+def snapshot(vcpu: Vcpu) -> Snapshot:
+    """Copy everything that later steps may change."""
+    return Snapshot(
+        areas={name: area.copy() for name, area in vcpu.areas().items()},
+        nested=nested.svm_get_nested_state(vcpu),
+        guest_mode=vcpu.guest_mode,
+        gif=vcpu.gif,
+        smm=vcpu.smm,
+        run_pending=vcpu.nested.run_pending,
+        mmu=vcpu.mmu,
+        mmu_broken=vcpu.mmu_broken,
+        requests=tuple(sorted(vcpu.requests)),
+        save_cache_valid=vcpu.nested.save_valid,
+        shadow=vcpu.current_control.get("int_state") & 1,
+    )
+
+
+def _errno(failed: str | None) -> str | None:
+    if failed is None:
+        return None
+    return "E2BIG" if failed.startswith("GET-") else "EINVAL"
+
+
+def _perform(
+    vcpu: Vcpu, saved: Saved, step: Step, race: dict[str, int]
+) -> tuple[str | None, Outcome | None]:
+    if step.name in WITHOUT_EFFECT:
+        return None, None
+    if step.name == "run":
+        return None, vcpu_run(vcpu)
+    if step.name == "vmrun":
+        return _vmrun(vcpu, race)
+    if step.name in ("smi", "rsm"):
+        why = smm.svm_enter_smm(vcpu) if step.name == "smi" else smm.svm_leave_smm(vcpu)
+        if why:
+            vcpu.note(why)
+        return None, None
+    return _IOCTLS[step.name](vcpu, saved, step), None
+
+
+def _vmrun(vcpu: Vcpu, race: dict[str, int]) -> tuple[str | None, Outcome | None]:
+    if vcpu.guest_mode or "rip" not in vcpu.vmcb12:
+        vcpu.note("L1 does not have control here: put 'run' before 'vmrun'")
+        return None, None
+    why = nested.nested_svm_vmrun(vcpu, race)
+    if why:
+        vcpu.note(why)
+    return None, None
+
+
+def _cpuid(vcpu: Vcpu, _saved: Saved, step: Step) -> str | None:
+    return x86.kvm_set_cpuid(vcpu, carried.cpuid(vcpu.host.cpuid, step))
+
+
+def _sregs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+    return x86.set_sregs(vcpu, carried.sregs(saved, step), second=step.name == "sregs2")
+
+
+def _regs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+    x86.set_regs(vcpu, carried.regs(saved, step))
+    return None
+
+
+def _msrs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+    for name, value in carried.msrs(saved, step).items():
+        failed = x86.set_msr(vcpu, name, value)
+        if failed is not None:
+            return failed
+    return None
+
+
+def _events(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+    return x86.set_vcpu_events(vcpu, carried.events(saved, step))
+
+
+def _debugregs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+    return x86.set_debugregs(vcpu, carried.debugregs(saved, step))
+
+
+def _mpstate(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+    return x86.set_mp_state(vcpu, carried.mp_state(saved, step))
+
+
+def argument(saved: Saved, step: Step, vcpu: Vcpu) -> Argument:
+    """Build the argument of KVM_SET_NESTED_STATE for a step."""
+    given = carried.nested(saved, step)
+    control, save = areas(given.vmcb, vcpu.writer("KVM_SET_NESTED_STATE"))
+    return Argument(
+        flags=given.flags,
+        format=given.format,
+        size=given.size,
+        vmcb_pa=given.vmcb_pa,
+        gpat=given.gpat,
+        ctl=nested.nested_copy_vmcb_control_to_cache(vcpu, control),
+        save=save,
+    )
+
+
+def _nested(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+    made = argument(saved, step, vcpu)
+    failed = nested.svm_set_nested_state(vcpu, made)
+    if failed is None and made.guest_mode:
+        vcpu.vmcb12.set("address", made.vmcb_pa, vcpu.writer("KVM_SET_NESTED_STATE"))
+    return failed
+
+
+def _get(vcpu: Vcpu, _saved: Saved, step: Step) -> str | None:
+    return nested.kvm_get_nested_state(vcpu, carried.get_size(step))
+
+
+_IOCTLS: dict[str, Callable[[Vcpu, Saved, Step], str | None]] = {
+    "cpuid": _cpuid,
+    "sregs": _sregs,
+    "sregs2": _sregs,
+    "nested": _nested,
+    "get": _get,
+    "regs": _regs,
+    "msrs": _msrs,
+    "events": _events,
+    "debugregs": _debugregs,
+    "mpstate": _mpstate,
+}
+
+
+def content_text(value: Content) -> str:
+    """A register's content in one word or a few."""
+    if isinstance(value, Segment):
+        return (
+            f"{value.selector:#x} base {value.base:#x} limit {value.limit:#x} "
+            f"attrib {value.attrib:#x}"
+        )
+    return f"{value:#x}"

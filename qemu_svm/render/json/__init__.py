@@ -1,0 +1,1 @@
+"""Results as JSON documents; each module has one entry, ``render``."""

@@ -1,0 +1,135 @@
+"""The JSON document of ``diff``, version 1 (``docs/diff.md``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qemu_svm.findings.diff import Comparison, Difference
+from qemu_svm.findings.masks import Mask
+from qemu_svm.findings.ram_diff import BlockDiff, RamDiff
+from qemu_svm.machine import Machine
+from qemu_svm.render.json.inspect import SCHEMA_VERSION, leaf
+from qemu_svm.render.numbers import hex_text
+from qemu_svm.render.words import bit_names, meaning
+from qemu_svm.stream import Value
+
+_NUMBERS = frozenset({"ram block", "section"})
+
+
+def document(
+    a: Machine, b: Machine, found: Comparison, pages: RamDiff | None = None
+) -> dict[str, Any]:
+    """The document of ``diff``; masked differences are in it too, and marked."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "a": _stream(a),
+        "b": _stream(b),
+        "same": not found.counting and (pages is None or pages.same),
+        "differences": [_difference(one) for one in found.differences],
+        "masks": [
+            {
+                "id": name,
+                "reason": members[0].mask.reason if members[0].mask else "",
+                "source": members[0].mask.source if members[0].mask else "",
+                "count": len(members),
+            }
+            for name, members in found.masked().items()
+        ],
+        "renamed": [{"path": path, "name": name} for path, name in found.renamed],
+        "problems": [
+            {"stream": side, "rule": error.rule, "message": str(error), "offset": error.offset}
+            for side, error in (*found.problems, *(pages.problems if pages else ()))
+        ],
+        "ram": None if pages is None else [_block(block) for block in pages.blocks],
+    }
+
+
+def _block(block: BlockDiff) -> dict[str, Any]:
+    return {
+        "name": block.name,
+        "size_a": block.size_a,
+        "size_b": block.size_b,
+        "pages": {
+            "all": block.pages,
+            "same": block.same,
+            "never": block.never,
+            "different": block.different,
+            "only_a": block.only_a,
+            "only_b": block.only_b,
+            "unreadable": block.unreadable,
+        },
+        "ranges": [
+            {
+                "start": one.page * block.page_size,
+                "size": one.count * block.page_size,
+                "a": one.a.value,
+                "b": one.b.value,
+                "different_bytes": one.different,
+                "offset_a": one.place_a,
+                "offset_b": one.place_b,
+            }
+            for one in block.ranges
+        ],
+        "pages_in_no_range": block.dropped,
+        "mask": None if block.mask is None else block.mask.id,
+    }
+
+
+def mask_list(masks: Sequence[Mask]) -> dict[str, Any]:
+    """The document of ``diff --list-masks``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "masks": [
+            {
+                "id": mask.id,
+                "pattern": mask.pattern,
+                "reason": mask.reason,
+                "source": mask.source,
+                "type": mask.type,
+                "ignore": None if mask.ignore is None else hex_text(mask.ignore & (1 << 64) - 1),
+            }
+            for mask in masks
+        ],
+    }
+
+
+def _stream(machine: Machine) -> dict[str, Any]:
+    return {
+        "path": machine.stream.source.path,
+        "machine": machine.name,
+        "complete": machine.stream.complete,
+    }
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    return {
+        "group": one.group,
+        "path": one.path,
+        "change": one.change.value,
+        "a": _side(one.path, one.a),
+        "b": _side(one.path, one.b),
+        "mask": None if one.mask is None else one.mask.id,
+    }
+
+
+def _side(path: str, value: Value | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    result: dict[str, Any] = {
+        "offset": value.offset,
+        "size": value.size,
+        "type": value.type,
+        "value": _value(value),
+    }
+    names = bit_names(path, value)
+    if names is not None:
+        result["names"] = names
+    if words := meaning(path, value):
+        result["meaning"] = words
+    return result
+
+
+def _value(value: Value) -> Any:
+    # Sizes and versions of what the comparison itself made are plain numbers.
+    return value.value if value.type in _NUMBERS or value.name == "version" else leaf(value)

@@ -1,0 +1,109 @@
+"""The JSON document of ``replay``, version 1 (``docs/replay.md``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qemu_svm.model.simulate import Simulation
+from qemu_svm.nested.exit_codes import exit_name
+from qemu_svm.render.json.inspect import SCHEMA_VERSION
+from qemu_svm.render.json.simulate import snapshot
+from qemu_svm.render.numbers import hex_text
+from qemu_svm.replay.compare import Comparison, Mismatch
+from qemu_svm.replay.replay import Ran, Replayed, Seen, kernel_of
+from qemu_svm.replay.target import Probe
+
+_EXIT_CODE = slice(0x70, 0x78)
+_COUNTS = frozenset({"nested.size", "smm", "shadow"})
+
+
+def document(  # noqa: PLR0917
+    path: str,
+    plan: str,
+    probe: Probe,
+    replayed: Replayed,
+    simulation: Simulation | None,
+    comparison: Comparison | None,
+) -> dict[str, Any]:
+    """The document; ``model`` and ``comparison`` are null without ``--compare``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": {"path": path},
+        "plan": plan,
+        "kernel": {"release": probe.release, "version": kernel_of(probe)},
+        "steps": [_step(seen) for seen in replayed.steps],
+        "end": replayed.end,
+        "host": replayed.host,
+        "error": replayed.error,
+        "model": None if simulation is None else _model(simulation),
+        "comparison": None if comparison is None else _comparison(comparison),
+    }
+
+
+def _step(seen: Seen) -> dict[str, Any]:
+    return {
+        "number": seen.number,
+        "step": seen.step.text,
+        "errno": seen.errno,
+        "run": None if seen.run is None else _run(seen.run),
+        "state": {name: shown(name, value) for name, value in seen.state.items()},
+    }
+
+
+def _run(ran: Ran) -> dict[str, Any]:
+    code = int.from_bytes(ran.vmcb12[_EXIT_CODE], "little") if ran.vmcb12 else None
+    return {
+        "result": ran.result,
+        "detail": {name: hex_text(value) for name, value in ran.found.detail.items()},
+        "exit_code": None if code is None else hex_text(code),
+        "exit_code_name": None if code is None else exit_name(code),
+    }
+
+
+def shown(name: str, value: Any) -> Any:
+    """A part of the state: numbers as ``"0x…"``, segments and tables as objects."""
+    if isinstance(value, list):
+        parts = ("selector", "base", "limit", "attrib") if len(value) == 4 else ("base", "limit")
+        return {part: hex_text(number) for part, number in zip(parts, value, strict=True)}
+    if isinstance(value, int) and name not in _COUNTS:
+        return hex_text(value)
+    return value
+
+
+def _model(simulation: Simulation) -> dict[str, Any]:
+    return {
+        "profile": simulation.kernel.name,
+        "steps": [
+            {
+                "number": result.number,
+                "errno": result.errno,
+                "failed_check": result.failed,
+                "run": None if result.outcome is None else result.outcome.result,
+                "state": snapshot(result.state),
+            }
+            for result in simulation.results
+        ],
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "equal": comparison.equal,
+        "steps": [
+            {
+                "number": step.number,
+                "differences": [_mismatch(one) for one in step.mismatches],
+                "open": step.open,
+            }
+            for step in comparison.steps
+        ],
+        "ending": None if comparison.ending is None else _mismatch(comparison.ending),
+    }
+
+
+def _mismatch(one: Mismatch) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "kernel": shown(one.name, one.kernel),
+        "model": shown(one.name, one.model),
+    }

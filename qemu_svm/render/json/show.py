@@ -1,0 +1,45 @@
+"""The JSON document of ``show``, version 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qemu_svm.machine.paths import Place
+from qemu_svm.render.json.inspect import SCHEMA_VERSION, leaf
+from qemu_svm.render.words import bit_names, description, meaning
+from qemu_svm.stream import Value
+from qemu_svm.stream.vmstate.values import join
+
+
+def place(found: Place, raw: bytes) -> dict[str, Any]:
+    """The document of ``show``.
+
+    :param raw: the bytes of the node.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "path": found.path,
+        **_node(found.path, found.value),
+        "raw": raw.hex(),
+    }
+
+
+def _node(path: str, value: Value) -> dict[str, Any]:
+    names = bit_names(path, value)
+    text = meaning(path, value)
+    result: dict[str, Any] = {
+        "name": value.name,
+        "type": value.type,
+        "offset": value.offset,
+        "size": value.size,
+        "value": leaf(value),
+    }
+    if names is not None:
+        result["names"] = names
+    if text:
+        result["meaning"] = text
+    if words := description(path):
+        result["description"] = words
+    if value.children:
+        result["children"] = [_node(join(path, c.name), c) for c in value.children]
+    return result

@@ -1,0 +1,145 @@
+"""The JSON document of ``trace``, version 1; ``docs/trace.md`` describes it.
+
+Numbers of ioctls and EFER are strings ``"0x…"``; lines and counts are numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qemu_svm.render.numbers import hex_text
+from qemu_svm.trace.guess import Guess, Version
+from qemu_svm.trace.model import Trace, VcpuTrace
+from qemu_svm.trace.phases import Phase, Step
+from qemu_svm.trace.rules import RULES
+from qemu_svm.trace.verdict import Put, Verdict
+
+SCHEMA_VERSION = 1
+
+
+def trace_document(trace: Trace) -> dict[str, Any]:
+    """The document of ``trace``."""
+    puts = [put for vcpu in trace.vcpus for put in vcpu.puts]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": {"path": trace.path, "compression": trace.compression},
+        "log": {
+            "lines": trace.lines,
+            "used": trace.used,
+            "ignored": trace.lines - trace.used,
+            "formats": [{"name": kind.value, "lines": lines} for kind, lines in trace.formats],
+            "ioctls": trace.calls,
+            "results": trace.results,
+            "complete": trace.complete,
+        },
+        "qemu": _guess(trace.guess),
+        "verdict": _verdict(puts),
+        "vcpus": [_vcpu(vcpu) for vcpu in trace.vcpus],
+        "others": [
+            {
+                "name": other.name,
+                "level": other.level,
+                "count": other.count,
+                "line": other.line,
+                "failed": other.failed,
+            }
+            for other in trace.others
+        ],
+        "rules": _rules(puts),
+        "not_shown": [{"what": one.what, "rules": list(one.rules)} for one in trace.blind],
+    }
+
+
+def _verdict(puts: Sequence[Put]) -> str | None:
+    for verdict in (Verdict.VIOLATES, Verdict.UNKNOWN, Verdict.OK):
+        if any(put.verdict is verdict for put in puts):
+            return verdict.value
+    return None
+
+
+def _guess(guess: Guess) -> dict[str, Any]:
+    return {
+        "guess": guess.words(),
+        "low": _version(guess.low),
+        "high": _version(guess.high),
+        "clues": [clue.seen for clue in guess.clues],
+    }
+
+
+def _version(version: Version | None) -> str | None:
+    return None if version is None else f"{version[0]}.{version[1]}"
+
+
+def _vcpu(vcpu: VcpuTrace) -> dict[str, Any]:
+    return {
+        "index": vcpu.vcpu.index,
+        "fd": vcpu.vcpu.fd,
+        "ioctls": vcpu.ioctls,
+        "runs": vcpu.runs,
+        "migrated": vcpu.migrated,
+        "phases": [_phase(phase) for phase in vcpu.phases],
+        "puts": [_put(put) for put in vcpu.puts],
+    }
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    return {
+        "kind": phase.kind.value,
+        "line": phase.line,
+        "last_line": phase.last_line,
+        "count": phase.count,
+        "times": phase.times,
+        "ioctls": [_step(step) for step in phase.steps],
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "number": None if step.number is None else hex_text(step.number),
+        "line": step.line,
+        "last_line": step.last_line,
+        "count": step.count,
+        "value": step.value,
+        "error": step.error,
+        "efer": None if step.efer is None else hex_text(step.efer),
+        "exit_reason": step.exit_reason,
+    }
+
+
+def _put(put: Put) -> dict[str, Any]:
+    return {
+        "phase": put.phase,
+        "line": put.line,
+        "verdict": put.verdict.value,
+        "order": [step.name for step in put.order],
+        "run_line": None if put.run is None else put.run.line,
+        "superseded_line": put.superseded,
+        "rules": [
+            {
+                "id": one.rule.id,
+                "outcome": one.outcome.value,
+                "severity": one.rule.severity.value,
+                "line": one.line,
+                "note": one.note,
+            }
+            for one in put.judged
+        ],
+    }
+
+
+def _rules(puts: Sequence[Put]) -> dict[str, Any]:
+    used = {one.rule.id for put in puts for one in put.judged}
+    return {
+        rule.id: {
+            "severity": rule.severity.value,
+            "rule": rule.rule,
+            "broken": rule.broken,
+            "advice": rule.advice,
+            "kernels": rule.kernels,
+            "source": rule.source,
+        }
+        for rule in RULES
+        if rule.id in used
+    }

@@ -1,0 +1,133 @@
+"""The JSON documents of ``vmruns``, version 1 (``docs/json.md``)."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from qemu_svm.nested import layout
+from qemu_svm.render.json.inspect import SCHEMA_VERSION, source_document
+from qemu_svm.render.numbers import hex_text
+from qemu_svm.render.vmruns_words import CERTAINTY, exit_words, role_name
+from qemu_svm.vmruns.fields import Change, changes, fields
+from qemu_svm.vmruns.log import Log
+from qemu_svm.vmruns.reader import Event
+from qemu_svm.vmruns.roles import Vmcb
+from qemu_svm.vmruns.runs import control_field, save_field
+from qemu_svm.vmruns.select import Chosen, Selection, choose
+from qemu_svm.vmruns.structs import kind_name
+
+MAX_RUNS = 50_000
+"""What one document holds at most; some 200 MB of memory.  Filters choose others."""
+_REGISTERS = ("rip", "rsp", "rax", "rflags", "cr0", "cr3", "cr4", "efer")
+
+
+def document(log: Log, wanted: Selection) -> dict[str, Any]:
+    """What the log holds, and the first ``MAX_RUNS`` of the runs that are wanted."""
+    found = choose(log, wanted)
+    chosen = [_run(one) for one in islice(found, MAX_RUNS)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": source_document(log.source),
+        "log": {
+            "api": log.header.api,
+            "vcpus": log.header.vcpus,
+            "complete": log.damage is None,
+            "end": log.end,
+            "time_ns": log.nanoseconds,
+            "records": {kind_name(kind): count for kind, count in sorted(log.counts.items())},
+            "problem": None
+            if log.damage is None
+            else {"rule": log.damage.rule, "message": str(log.damage), "offset": log.damage.offset},
+        },
+        "vmcbs": [_vmcb(vmcb) for vmcb in log.vmcbs],
+        "runs": chosen,
+        "runs_complete": next(found, None) is None,
+    }
+
+
+def _vmcb(vmcb: Vmcb) -> dict[str, Any]:
+    return {
+        "address": hex_text(vmcb.address),
+        "role": "shared" if vmcb.shared else role_name(vmcb.role),
+        "certainty": CERTAINTY[vmcb.certainty],
+        "vcpu": vmcb.pair if vmcb.pair >= 0 else None,
+        "entries": vmcb.runs,
+        "first": vmcb.first,
+        "last": vmcb.last,
+        "exits": [
+            {"code": hex_text(code), "name": exit_words(code), "count": count}
+            for code, count in sorted(vmcb.exits.items())
+        ],
+    }
+
+
+def _run(chosen: Chosen) -> dict[str, Any]:
+    known, old = chosen.known, chosen.before
+    run = known.run
+    page, left = run.entry.page, run.exit.page if run.exit is not None else None
+    return {
+        "number": run.number,
+        "cpu": run.entry.vcpu,
+        "time_ns": run.entry.time,
+        "vmcb": hex_text(run.address),
+        "role": role_name(known.role),
+        "certainty": CERTAINTY[known.certainty],
+        "entry": None if page is None else _registers(page),
+        "changed": None
+        if page is None or old is None
+        else [_change(change) for change in changes(old, page)],
+        "exit": None
+        if run.exit is None or left is None
+        else {
+            "number": run.exit.number,
+            "time_ns": run.exit.time,
+            "code": hex_text(run.exit_code or 0),
+            "name": exit_words(run.exit_code),
+            "info_1": hex_text(control_field(left, "exit_info_1")),
+            "info_2": hex_text(control_field(left, "exit_info_2")),
+            **_registers(left),
+        },
+        "vmrun": None
+        if run.vmrun is None
+        else {
+            "number": run.vmrun.number,
+            "rip": hex_text(run.vmrun.rip),
+            "vmcb12_gpa": hex_text(run.vmrun.rax),
+            "vmcb12_number": None if run.vmcb12 is None else run.vmcb12.number,
+        },
+    }
+
+
+def _registers(page: bytes) -> dict[str, str]:
+    return {name: hex_text(save_field(page, name)) for name in _REGISTERS}
+
+
+def _change(change: Change) -> dict[str, str]:
+    return {
+        "field": change.field.path,
+        "old": _content(change.old),
+        "new": _content(change.new),
+    }
+
+
+def _content(content: int | bytes) -> str:
+    return content.hex() if isinstance(content, bytes) else hex_text(content)
+
+
+def page_document(event: Event) -> dict[str, Any]:
+    """One VMCB with all its fields."""
+    page = event.page
+    assert page is not None
+    assert len(page) == layout.VMCB_SIZE
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "number": event.number,
+        "kind": kind_name(event.kind),
+        "cpu": event.vcpu,
+        "time_ns": event.time,
+        "rip": hex_text(event.rip),
+        "rax": hex_text(event.rax),
+        "vmcb": hex_text(event.address),
+        "fields": {field.path: _content(field.read(page)) for field in fields()},
+    }

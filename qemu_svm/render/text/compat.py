@@ -1,0 +1,55 @@
+"""The report of ``compat``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.text import Text
+
+from qemu_svm.findings import Severity
+from qemu_svm.findings.compat import Compatibility
+from qemu_svm.machine import Machine
+from qemu_svm.render.escape import printable
+from qemu_svm.render.text.base import FAINT, HEADING, STYLES, entry
+
+_ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
+
+
+def report(
+    machine: Machine, found: Compatibility, target: str, *, verbose: bool = False
+) -> Iterable[Text]:
+    """The verdict, what is in the way, what could not be compared.
+
+    :param target: what the stream was held against.
+    """
+    stream = machine.stream
+    state = "" if stream.complete else " (NOT COMPLETE)"
+    yield Text(
+        f"{printable(stream.source.path)}: {printable(machine.name or 'unknown machine')}{state}",
+        HEADING,
+    )
+    errors = sum(one.severity is Severity.ERROR for one in found.objections)
+    if errors:
+        reasons = "one reason" if errors == 1 else f"{errors} reasons"
+        verdict = f"{printable(target)} would refuse it: {reasons}"
+    else:
+        verdict = f"nothing found that makes {printable(target)} refuse it"
+    yield Text(f"  {verdict}")
+    shown = [one for one in found.objections if verbose or one.severity is not Severity.INFO]
+    if shown:
+        yield Text()
+    for one in sorted(shown, key=lambda one: _ORDER[one.severity]):
+        line = Text("  ").append(one.severity.value, STYLES[one.severity])
+        line.append(f" {printable(one.path)}", HEADING)
+        if one.offset is not None:
+            line.append(f" at {one.offset:#x}")
+        yield line.append(f": {printable(one.message)}").append(f" ({one.rule})", FAINT)
+        yield Text(f"    do: {printable(one.do)}", FAINT)
+    yield Text()
+    yield entry("compared", f"{len(found.compared)} sections, {found.fields} fields")
+    if stream.description is None:
+        yield entry("", "the stream has no description: only names and versions were compared")
+    yield entry("not in dump", ", ".join(found.unlisted) or "none")
+    hidden = len(found.objections) - len(shown)
+    if hidden:
+        yield entry("", f"{hidden} that can only be told with the source's QEMU (-v)")

@@ -1,0 +1,146 @@
+"""The report of ``diff``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from rich.text import Text
+
+from qemu_svm.findings.diff import Change, Comparison, Difference
+from qemu_svm.findings.ram_diff import RamDiff
+from qemu_svm.machine import Machine
+from qemu_svm.render.escape import printable
+from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, entry
+from qemu_svm.render.text.diff_ram import ram_lines
+from qemu_svm.render.words import bit_names, meaning
+from qemu_svm.stream import Value
+
+_BRIEF = 8
+"""Elements of a range that are shown."""
+_PATHS = 4
+"""Fields listed behind a mask."""
+
+
+def report(
+    a: Machine,
+    b: Machine,
+    found: Comparison,
+    pages: RamDiff | None = None,
+    *,
+    all_differences: bool = False,
+) -> Iterable[Text]:
+    """How many there are, then the groups, RAM, then what was masked.
+
+    :param pages: RAM page by page, if that was compared.
+    """
+    for side, machine in (("A", a), ("B", b)):
+        state = "" if machine.stream.complete else " (NOT COMPLETE)"
+        yield Text(
+            f"{side}: {printable(machine.stream.source.path)}: "
+            f"{printable(machine.name or 'unknown machine')}{state}",
+            HEADING,
+        )
+    counting = len(found.counting)
+    masked = len(found.differences) - counting
+    yield Text(f"{_count(counting, 'difference')}{f', {masked} more masked' if masked else ''}")
+    for side, error in found.problems:
+        yield Text(f"  not compared field by field: {side.upper()}: {printable(str(error))}")
+    shown = found.differences if all_differences else found.counting
+    for group, members in _groups(shown):
+        yield Text()
+        yield Text(group, HEADING)
+        yield from columns([_row(one) for one in members], ("field", "A", "B", ""))
+    if pages is not None:
+        yield Text()
+        yield from ram_lines(pages, all_differences=all_differences)
+    if masked and not all_differences:
+        yield Text()
+        yield Text("masked (--all shows them)", HEADING)
+        for members in found.masked().values():
+            yield from _masked(members)
+    if found.renamed:
+        yield Text()
+        yield Text("renamed (names are not on the wire; compared)", HEADING)
+        for path, name in found.renamed:
+            yield Text(f"  {printable(path)} is {printable(name)} in B")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
+def _groups(found: Sequence[Difference]) -> Iterable[tuple[str, list[Difference]]]:
+    # A group's parts may stand apart; it is shown once, where it first appears.
+    order = {one.group: index for index, one in reversed(list(enumerate(found)))}
+    ordered = sorted(found, key=lambda one: order[one.group])
+    for group, members in groupby(ordered, key=lambda one: one.group):
+        yield group, list(members)
+
+
+def _masked(members: list[Difference]) -> Iterable[Text]:
+    mask = members[0].mask
+    assert mask is not None
+    names = list(dict.fromkeys(one.path for one in members))
+    text = ", ".join(names[:_PATHS])
+    if len(names) > _PATHS:
+        text += f" and {len(names) - _PATHS} more"
+    line = Text(f"  {mask.id}", KEY).append(f": {len(members)}, ", "default")
+    line.append(printable(f"{mask.reason}"), "default")
+    yield line.append(f" ({printable(text)})", FAINT)
+
+
+def _row(one: Difference) -> list[str | Text]:
+    what = Text(_words(one))
+    if one.mask is not None:
+        what.append(f" masked: {one.mask.id}" if what else f"masked: {one.mask.id}", FAINT)
+    return [Text(printable(one.path), KEY), _side(one, one.a), _side(one, one.b), what]
+
+
+def _side(one: Difference, value: Value | None) -> Text:
+    if value is None:
+        return Text("not there")
+    text = plain(value)
+    if one.change is Change.SIZE:
+        text += f", {value.size} bytes"
+    return Text(text).append(f" at {value.offset:#x}", FAINT)
+
+
+def _words(one: Difference) -> str:
+    if one.a is None or one.b is None:
+        return ""
+    ours, theirs = bit_names(one.path, one.a), bit_names(one.path, one.b)
+    if ours is not None and theirs is not None:
+        gone = [f"-{name}" for name in ours if name not in theirs]
+        return " ".join(gone + [f"+{name}" for name in theirs if name not in ours])
+    words = [meaning(one.path, value) for value in (one.a, one.b)]
+    return f"{words[0]} / {words[1]}" if all(words) else ""
+
+
+def plain(value: Value) -> str:
+    """A value in brief; of a structure, its type and size."""
+    leaf = value.value
+    if leaf is None:
+        return f"{value.type}, {value.size} bytes" if value.size else value.type
+    if isinstance(leaf, bool):
+        return str(leaf).lower()
+    if isinstance(leaf, int):
+        return str(leaf) if value.type == "ram block" or value.name == "version" else f"{leaf:#x}"
+    if isinstance(leaf, str):
+        return repr(printable(leaf))
+    more = f" … ({len(leaf)})" if len(leaf) > _BRIEF else ""
+    if isinstance(leaf, bytes):
+        return leaf[:_BRIEF].hex(" ") + more
+    return " ".join(f"{number:#x}" for number in leaf[:_BRIEF]) + more
+
+
+def mask_table(rows: Sequence[tuple[str, str, str, str]]) -> Iterable[Text]:
+    """All masks: id, pattern, reason and source."""
+    last = ""
+    for mask, pattern, reason, source in rows:
+        if mask != last:
+            yield Text(mask, HEADING)
+            yield entry("reason", reason)
+            yield entry("source", source)
+        last = mask
+        yield Text(f"    {printable(pattern)}")

@@ -1,0 +1,120 @@
+"""The report of ``ram`` for people: blocks, pages, a map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.text import Text
+
+from qemu_svm.render.escape import printable
+from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, size_words
+from qemu_svm.stream.ram.coverage import BlockCoverage
+from qemu_svm.stream.ram.read import Ram
+from qemu_svm.stream.ram.runs import PageKind
+
+_WIDTH = 64
+_ROWS = 8
+_ZERO = bytes((PageKind.ZERO, PageKind.ABSENT))
+_LEGEND = ". zero   - up to half data   + more   # all data   ' ' never sent"
+
+
+def report(
+    ram: Ram,
+    covered: Sequence[BlockCoverage],
+    chosen: Sequence[int],
+    span: tuple[int, int] | None,
+    files: Mapping[int, str],
+) -> Iterable[Text]:
+    """Lines of the report."""
+    yield from _pages(ram, covered)
+    yield Text("RAM blocks", HEADING)
+    rows = [_row(ram, covered, number) for number in chosen]
+    yield from columns(rows, ("size", "data", "zero", "never", "sent again", "name"))
+    yield Text("")
+    yield Text("Map", HEADING).append(f"  {_LEGEND}", FAINT)
+    for number in chosen:
+        yield from _map(ram, covered[number], number, span)
+    if files:
+        yield Text("")
+        yield Text("Written", HEADING)
+        yield from columns(
+            [(size_words(ram.blocks[number].used_length), name) for number, name in files.items()]
+        )
+
+
+def _pages(ram: Ram, covered: Sequence[BlockCoverage]) -> Iterable[Text]:
+    counts = ram.counts()
+    kinds = {
+        "normal": counts.normal,
+        "zero": counts.zero,
+        "XBZRLE": counts.xbzrle,
+        "compressed": counts.compressed,
+    }
+    yield Text("Pages", HEADING)
+    sent = ram.runs.records
+    words = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    yield entry("sent", f"{sent} ({words})" if words else "0")
+    every = sum(block.pages for block in covered)
+    zero = sum(block.zero for block in covered)
+    again = sum(block.again for block in covered)
+    repeated = sum(block.repeated for block in covered)
+    most = max((block.most for block in covered), default=0)
+    yield entry("zero", f"{zero} of {every} at the end ({_share(zero, every)})")
+    if again:
+        times = "255 times or more" if most == 255 else f"{most} times"
+        yield entry("sent again", f"{again} copies of {repeated} pages; one {times}")
+    yield entry("page size", size_words(ram.page_size))
+    for channel in ram.channels:
+        how = " and ".join(channel.methods) or "nothing"
+        yield entry(f"channel {channel.number}", f"{len(channel.packets)} packets ({how})")
+    for extra in ram.extras:
+        what = "resumed" if extra.kind == "resumed" else "pages asked for"
+        yield entry("connection", f"{extra.pages} pages ({what})")
+    yield Text("")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "0 %"
+
+
+def _row(ram: Ram, covered: Sequence[BlockCoverage], number: int) -> tuple[str, ...]:
+    block, pages = ram.blocks[number], covered[number]
+    return (
+        size_words(block.used_length),
+        str(pages.data),
+        str(pages.zero),
+        str(pages.never),
+        str(pages.again),
+        block.name,
+    )
+
+
+def _map(
+    ram: Ram, covered: BlockCoverage, number: int, span: tuple[int, int] | None
+) -> Iterable[Text]:
+    size = ram.page_size
+    first = min((span[0] if span else 0) // size, covered.pages)
+    last = min(-(-span[1] // size) if span else covered.pages, covered.pages)
+    pages = last - first
+    if pages <= 0:
+        return
+    cell = max(1, -(-pages // (_WIDTH * _ROWS)))
+    cell = 1 << (cell - 1).bit_length()
+    yield Text(f"  {printable(ram.blocks[number].name)}").append(
+        f", a character is {size_words(cell * size)}", FAINT
+    )
+    for row in range(first, last, cell * _WIDTH):
+        cells = range(row, min(last, row + cell * _WIDTH), cell)
+        text = "".join(_cell(covered.kinds[at : min(at + cell, last)]) for at in cells)
+        yield Text(f"  {row * size:>11x} ", FAINT).append(text.rstrip() or " ", "default")
+
+
+def _cell(kinds: bytearray) -> str:
+    never = kinds.count(0)
+    zero = sum(kinds.count(kind) for kind in _ZERO)
+    data = len(kinds) - never - zero
+    if data == len(kinds):
+        return "#"
+    if data:
+        return "+" if 2 * data > len(kinds) else "-"
+    return "." if zero else " "

@@ -1,0 +1,176 @@
+"""The report of ``simulate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.text import Text
+
+from qemu_svm.findings.verdict import Judgement, Verdict, judge
+from qemu_svm.machine import Machine
+from qemu_svm.model.area import Area, Content
+from qemu_svm.model.kvm.run import Outcome
+from qemu_svm.model.simulate import Result, Simulation, Snapshot
+from qemu_svm.nested import bits
+from qemu_svm.render.escape import printable
+from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, named_bits
+from qemu_svm.x86.segments import Segment, attrib_words
+
+_STYLES = {
+    Verdict.RIGHT: "bold green",
+    Verdict.WRONG: "bold red",
+    Verdict.REFUSED: "yellow",
+    Verdict.BROKEN: "bold red",
+    Verdict.OPEN: "blue",
+}
+_SHOWN = (
+    *("efer", "cr0", "cr3", "cr4", "rip", "rsp", "rax", "rflags", "dr6", "dr7"),
+    *("cs", "ss", "ds", "es", "gdtr", "idtr", "cpl", "int_state"),
+    *("asid", "nested_ctl", "nested_cr3"),
+)
+_QUIET = frozenset({"arch"})
+_BRIEF = 8
+
+
+def report(
+    machine: Machine, finished: Sequence[Simulation], plan: str, *, verbose: bool
+) -> Iterable[Text]:
+    """One simulation in full, or a table of several."""
+    path = printable(machine.stream.source.path)
+    yield Text(f"{path}: plan {printable(plan)}", HEADING)
+    if len(finished) > 1:
+        yield from _table(finished)
+        return
+    (one,) = finished
+    kernel = one.kernel
+    yield Text(f"kernel {kernel.name}: {kernel.about}")
+    basis = "; ".join(
+        f"{kind} {', '.join(names)}"
+        for kind, names in (("measured on", kernel.measured), ("read in", kernel.read))
+        if names
+    )
+    yield Text(f"  {basis or 'derived'}", FAINT)
+    before = one.start
+    for result in one.results:
+        yield Text()
+        yield from _step(result, before, verbose=verbose)
+        before = result.state
+    yield Text()
+    yield from verdict_lines(judge(one))
+
+
+def verdict_lines(judgement: Judgement) -> Iterator[Text]:
+    """The verdict and its reasons."""
+    line = Text("verdict: ", HEADING)
+    yield line.append(judgement.verdict.value, _STYLES[judgement.verdict])
+    for text in judgement.lines[:_BRIEF]:
+        yield Text(f"  {text}")
+    if len(judgement.lines) > _BRIEF:
+        yield Text(f"  and {len(judgement.lines) - _BRIEF} more registers (--json lists them)")
+
+
+def _table(finished: Sequence[Simulation]) -> Iterator[Text]:
+    rows: list[list[str | Text]] = []
+    for one in finished:
+        judgement = judge(one)
+        basis = "measured" if one.kernel.measured else "read"
+        errors = [f"{r.step.text.split(':')[0]} {r.failed}" for r in one.results if r.failed]
+        words = ", ".join(errors) if errors else (judgement.lines[0] if judgement.lines else "")
+        verdict = Text(judgement.verdict.value, _STYLES[judgement.verdict])
+        rows.append([one.kernel.name, basis, verdict, words])
+    yield from columns(rows, ("kernel", "basis", "verdict", "first reason"))
+
+
+_INSTEAD = {
+    "waits": "waits for INIT or SIPI",
+    "reset": "resets the vCPU (INIT)",
+    "smi": "enters SMM first",
+}
+
+
+def _how(outcome: Outcome) -> str:
+    if outcome.result in _INSTEAD:
+        return _INSTEAD[outcome.result]
+    level = f"entered {outcome.level}, " if outcome.level else ""
+    return f"{level}ended with {outcome.result}"
+
+
+def _step(result: Result, before: Snapshot, *, verbose: bool) -> Iterator[Text]:
+    line = Text(f"{result.number:2} {result.step.text}", HEADING)
+    if result.errno:
+        line.append(f"  {result.errno}", "bold red").append(f" ({result.failed})")
+    elif result.outcome is not None:
+        line.append(f"  {_how(result.outcome)}")
+    yield line
+    yield from (Text(f"     note: {note}", "yellow") for note in result.notes)
+    state = result.state
+    yield from _flags(before, state)
+    for name, area in state.areas.items():
+        old = before.areas.get(name)
+        rows = list(_changes(area, old, verbose=verbose))
+        if rows and (verbose or name not in _QUIET or result.outcome is None):
+            yield Text(f"     {name}", KEY)
+            yield from (Text("     ").append_text(row) for row in columns(rows))
+    if result.outcome is not None and result.outcome.entry is not None:
+        yield from _entry(result)
+
+
+def _flags(before: Snapshot, state: Snapshot) -> Iterator[Text]:
+    words = []
+    for name in ("guest_mode", "gif", "smm", "run_pending", "mmu"):
+        old, new = getattr(before, name), getattr(state, name)
+        if old != new:
+            words.append(f"{name} {_word(old)} -> {_word(new)}")
+    if before.nested["flags"] != state.nested["flags"]:
+        flags = state.nested["flags"]
+        text = Text("     KVM_GET_NESTED_STATE would say flags ")
+        yield text.append_text(named_bits(f"{flags:#x}", bits.FLAGS.names(flags)))
+    if words:
+        yield Text("     " + ", ".join(words))
+
+
+def _word(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _changes(area: Area, old: Area | None, *, verbose: bool) -> Iterator[list[str | Text]]:
+    shown = [name for name in area if verbose or name in _SHOWN]
+    for name in shown:
+        value = area.content(name)
+        previous = old.content(name) if old is not None and name in old else None
+        writer = area.writer(name)
+        if value == previous and not verbose:
+            continue
+        text = Text(_content(value), "bold" if value != previous else "")
+        if previous is not None and value != previous:
+            text.append(f"  was {_content(previous)}", FAINT)
+        by = f"step {writer.step}" if writer.step else "reset"
+        yield [f"  {name}", text, Text(by, FAINT)]
+
+
+def _content(value: Content) -> str:
+    if isinstance(value, Segment):
+        words = attrib_words(value.attrib) if value.attrib else f"limit {value.limit:#x}"
+        return f"{value.selector:#x} base {value.base:#x} {words}"
+    return f"{value:#x}"
+
+
+def _entry(result: Result) -> Iterator[Text]:
+    outcome = result.outcome
+    assert outcome is not None
+    assert outcome.entry is not None
+    yield Text(f"     the processor enters {outcome.level} with", KEY)
+    yield from _brief(outcome.entry)
+    if outcome.l1 is not None:
+        yield Text("     after the next #VMEXIT L1 goes on with", KEY)
+        yield from _brief(outcome.l1)
+
+
+def _brief(area: Area) -> Iterator[Text]:
+    rows: list[list[str | Text]] = []
+    for name in ("rip", "rsp", "cr3", "efer", "cs"):
+        if name in area:
+            writer = area.writer(name)
+            by = f"step {writer.step}" if writer.step else "reset"
+            rows.append([f"  {name}", _content(area.content(name)), Text(by, FAINT)])
+    yield from (Text("     ").append_text(row) for row in columns(rows))

@@ -1,0 +1,256 @@
+"""The report of ``trace``; no line is wider than 80 columns unless a name is."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from rich.text import Text
+
+from qemu_svm.findings import Severity
+from qemu_svm.render.escape import printable
+from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns, entry
+from qemu_svm.trace.model import Trace, VcpuTrace
+from qemu_svm.trace.phases import NESTED, Kind, Phase, Step
+from qemu_svm.trace.rules import ALL_KERNELS
+from qemu_svm.trace.verdict import Judged, Outcome, Put, Verdict
+
+_WIDTH = 80
+_WHAT = 36
+_BRIEF = 12
+_HEAD, _TAIL = 6, 3
+_NAMED = frozenset({Kind.CREATION, Kind.APIC, Kind.OTHER})
+_PUTTING = frozenset({Kind.CREATION, Kind.APIC, Kind.FULL, Kind.RESET})
+_VERDICTS = {
+    Verdict.OK: "green",
+    Verdict.VIOLATES: STYLES[Severity.ERROR],
+    Verdict.UNKNOWN: STYLES[Severity.WARNING],
+}
+
+
+def report(trace: Trace, *, verbose: bool, arrow: str = "→") -> Iterable[Text]:
+    """Lines of the report.
+
+    :param arrow: stands between the ioctls of a put.
+    """
+    yield from _head(trace, verbose=verbose)
+    told: set[str] = set()
+    for vcpu in trace.vcpus:
+        yield Text()
+        yield from _vcpu(vcpu, verbose=verbose)
+        yield from _puts(vcpu, arrow, told, verbose=verbose)
+    if verbose and trace.others:
+        yield Text()
+        yield from _others(trace)
+    if any(vcpu.puts for vcpu in trace.vcpus):
+        yield Text()
+        yield Text("What this log cannot show", HEADING)
+        for blind in trace.blind:
+            yield from _wrapped(f"{blind.what} ({', '.join(blind.rules)})", 2)
+
+
+def _head(trace: Trace, *, verbose: bool) -> Iterable[Text]:
+    state = "" if trace.complete else ", NOT READ TO ITS END"
+    yield Text(f"{printable(trace.path)}: log of KVM ioctls{state}", HEADING)
+    kinds = ", ".join(kind.value for kind, _ in trace.formats)
+    packed = "" if trace.compression == "none" else f" (from {trace.compression})"
+    yield entry("format", f"{kinds}{packed}")
+    yield entry("lines", f"{trace.lines}, {trace.used} used, {trace.lines - trace.used} ignored")
+    results = {0: "without results", trace.calls: "with results"}
+    some = f"{trace.results} with results"
+    yield entry("ioctls", f"{trace.calls}, {results.get(trace.results, some)}")
+    if trace.others and not verbose:
+        count = sum(other.count for other in trace.others)
+        yield entry("not vCPUs'", f"{count} of them, {len(trace.others)} kinds (-v lists them)")
+    if trace.vcpus:
+        yield entry("QEMU", f"{trace.guess.words()} (a guess from the order)")
+    if verbose:
+        for clue in trace.guess.clues:
+            yield entry("", clue.seen)
+    yield entry("nested state", _summary(trace))
+
+
+def _summary(trace: Trace) -> Text:
+    puts = [put for vcpu in trace.vcpus for put in vcpu.puts]
+    if not puts:
+        return Text("is never put")
+    text = Text(f"put {len(puts)} times: " if len(puts) > 1 else "put once: ")
+    words = []
+    for verdict in Verdict:
+        count = sum(put.verdict is verdict for put in puts)
+        if count:
+            words.append((f"{count} {_words(verdict)}", _VERDICTS[verdict]))
+    for at, (word, style) in enumerate(words):
+        text.append(", " if at else "").append(word, style)
+    return text
+
+
+def _words(verdict: Verdict) -> str:
+    return {Verdict.OK: "ok", Verdict.VIOLATES: "against the rules"}.get(verdict, verdict.value)
+
+
+# --- a vCPU's phases ---
+
+
+def _vcpu(vcpu: VcpuTrace, *, verbose: bool) -> Iterable[Text]:
+    yield Text(f"{vcpu.vcpu.label}: {vcpu.ioctls} ioctls, {vcpu.runs} of them KVM_RUN", HEADING)
+    rows: list[list[str | Text]] = []
+    if verbose:
+        for at, phase in enumerate(vcpu.phases):
+            rows.append([_lines(phase.line, phase.last_line), *_phase(vcpu, at, phase)])
+            rows += [["", *_step(step)] for step in phase.steps]
+        yield from columns(rows, ("lines", "phase, ioctl", "count", "what"))
+        return
+    for at, hidden in _brief(vcpu.phases):
+        if hidden:
+            rows.append(["...", f"{hidden} phases", "", "(-v lists them)"])
+        else:
+            phase = vcpu.phases[at]
+            rows.append([_lines(phase.line, phase.last_line), *_phase(vcpu, at, phase)])
+    yield from columns(rows, ("lines", "phase", "ioctls", "what"))
+
+
+def _lines(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _phase(vcpu: VcpuTrace, at: int, phase: Phase) -> list[str | Text]:
+    what = []
+    if phase.times > 1:
+        what.append(f"{phase.times} times in turn")
+    if at == vcpu.migrated:
+        what.append("the migrated state")
+    elif phase.nested:
+        what.append("with nested state")
+    if phase.kind in _NAMED:
+        what.append(" ".join(step.short for step in phase.steps))
+    text = ", ".join(what)
+    if len(text) > _WHAT:
+        text = text[: _WHAT - 3].rpartition(" ")[0] + " ..."
+    row: list[str | Text] = [phase.kind.value, str(phase.count)]
+    return [*row, text] if text else row
+
+
+def _step(step: Step) -> list[str | Text]:
+    words = [f"line {_lines(step.line, step.last_line)}"]
+    if step.value is not None:
+        words.append(f"= {step.error or step.value}")
+    if step.exit_reason is not None:
+        words.append(f"exit reason {step.exit_reason}")
+    if step.efer is not None:
+        words.append(f"EFER {step.efer:#x}")
+    name = Text("  ").append(printable(step.name), STYLES[Severity.ERROR] if step.error else "")
+    return [name, str(step.count), " ".join(words)]
+
+
+def _brief(phases: Sequence[Phase]) -> Iterable[tuple[int, int]]:
+    # Numbers of the phases to show; the middle of a long life as (number, hidden).
+    start = 0
+    while start < len(phases):
+        if phases[start].kind in _PUTTING:
+            yield start, 0
+            start += 1
+            continue
+        end = start
+        while end < len(phases) and phases[end].kind not in _PUTTING:
+            end += 1
+        if end - start <= _BRIEF:
+            yield from ((at, 0) for at in range(start, end))
+        else:
+            yield from ((at, 0) for at in range(start, start + _HEAD))
+            yield start + _HEAD, end - start - _HEAD - _TAIL
+            yield from ((at, 0) for at in range(end - _TAIL, end))
+        start = end
+
+
+# --- puts ---
+
+
+def _puts(vcpu: VcpuTrace, arrow: str, told: set[str], *, verbose: bool) -> Iterable[Text]:
+    # What a rule is about is told where it is broken first.
+    for put in vcpu.puts:
+        kind = vcpu.phases[put.phase].kind.value
+        line = Text(f"  line {put.line}, {kind}")
+        if put.phase == vcpu.migrated:
+            line.append(", the migrated state")
+        line.append(": ").append(_words(put.verdict), _VERDICTS[put.verdict])
+        if put.run is not None:
+            line.append(f", runs at line {put.run.line}", FAINT)
+        elif put.superseded is not None:
+            line.append(f", put again at line {put.superseded}", FAINT)
+        yield line
+        yield from _order(put, arrow)
+        for one in put.judged:
+            if one.outcome in (Outcome.VIOLATED, Outcome.UNKNOWN):
+                yield from _judged(one, told)
+            elif verbose:
+                yield from _rest(one)
+
+
+def _order(put: Put, arrow: str) -> Iterable[Text]:
+    line = Text("    ")
+    for at, step in enumerate(put.order):
+        word = step.short + (f"({step.error})" if step.error else "")
+        if at:
+            line.append(arrow)
+            if len(line) + len(word) + 1 > _WIDTH:
+                yield line
+                line = Text("    ")
+        style = HEADING if step.name == NESTED else ""
+        line.append(printable(word), STYLES[Severity.ERROR] if step.error else style)
+    yield line
+
+
+def _judged(one: Judged, told: set[str]) -> Iterable[Text]:
+    severity = Severity(one.rule.severity.value)
+    word = severity.value if one.outcome is Outcome.VIOLATED else "not known"
+    text = f"{one.rule.id} {one.rule.rule}"
+    if one.note:
+        text += f": {one.note}"
+    first, *rest = _wrapped(text, 6, first=f"    {word} ")
+    first.stylize(STYLES[severity], 4, 4 + len(word))
+    yield first
+    yield from rest
+    if one.outcome is Outcome.VIOLATED and one.rule.id not in told:
+        told.add(one.rule.id)
+        yield from _wrapped(one.rule.broken, 6)
+        kernels = "" if one.rule.kernels == ALL_KERNELS else f" Linux {one.rule.kernels}."
+        yield from _wrapped(f"Do: {one.rule.advice}.{kernels}", 6)
+
+
+def _rest(one: Judged) -> Iterable[Text]:
+    note = f": {one.note}" if one.note else ""
+    first, *rest = _wrapped(
+        f"{one.rule.id} {one.rule.rule}{note}", 6, first=f"    {one.outcome.value} "
+    )
+    for line in (first, *rest):
+        line.stylize(FAINT)
+        yield line
+
+
+def _others(trace: Trace) -> Iterable[Text]:
+    yield Text("Not of a vCPU", HEADING)
+    rows: list[list[str | Text]] = [
+        [
+            str(other.line),
+            other.name,
+            str(other.count),
+            other.level + (f", {other.failed} failed" if other.failed else ""),
+        ]
+        for other in trace.others
+    ]
+    yield from columns(rows, ("first line", "ioctl", "count", "of the"))
+
+
+def _wrapped(text: str, indent: int, *, first: str | None = None) -> list[Text]:
+    return [
+        Text(line)
+        for line in textwrap.wrap(
+            printable(text),
+            _WIDTH,
+            initial_indent=" " * indent if first is None else first,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]

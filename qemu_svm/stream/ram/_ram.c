@@ -1,0 +1,209 @@
+/*
+ * What is done for every RAM record, compiled.
+ *
+ * The same in Python, and what it means, is in ram_scan.py and ram_coverage.py;
+ * tests hold both against each other.  Nothing here knows a stream: bytes go in,
+ * numbers come out, and whatever is unusual is left to Python.
+ *
+ * No byte is read before its place is known to be inside the buffer, and nothing
+ * is added to a number from the input before it is known to be small enough.
+ */
+#include "_ram.h"
+
+#include <string.h>
+
+enum { ZERO = 0x02, PAGE = 0x08, CONTINUE = 0x20, XBZRLE = 0x40 };
+
+static uint64_t
+word_at(const unsigned char *at)
+{
+    uint64_t word = 0;
+
+    for (int byte = 0; byte < WORD; byte++)
+        word = word << 8 | at[byte];
+    return word;
+}
+
+/* The kind of the record at window->at and its length; 0 for an unusual one. */
+static int
+classify(const struct window *window, uint64_t flags, uint64_t page_size, Py_ssize_t *length)
+{
+    const unsigned char *body = window->bytes + window->at + WORD;
+    Py_ssize_t left = window->size - window->at;
+
+    switch (flags) {
+    case PAGE | CONTINUE:
+        *length = WORD + (Py_ssize_t)page_size;
+        return KIND_PAGE;
+    case ZERO | CONTINUE:
+        *length = HEAD;
+        return body[0] == 0 ? KIND_ZERO : 0;
+    case XBZRLE | CONTINUE:
+        if (left < DELTA_HEAD || body[0] != 1)
+            return 0;
+        *length = DELTA_HEAD + (body[1] << 8 | body[2]);
+        return *length <= left && (uint64_t)*length - DELTA_HEAD <= page_size ? KIND_XBZRLE : 0;
+    default:
+        return 0;
+    }
+}
+
+void
+scan_window(struct window *window, struct rows *rows, const struct block *block)
+{
+    const uint64_t page_size = block->page_size;
+    const uint64_t mask = page_size - 1;
+    const uint64_t most = block->top - page_size;   /* for a block of less than a page: below */
+
+    if (block->top < page_size)
+        return;
+    while (window->size - window->at >= HEAD && rows->used < rows->room) {
+        const uint64_t word = word_at(window->bytes + window->at);
+        const uint64_t page = word / page_size;
+        const uint64_t data = window->base + (uint64_t)window->at + WORD;
+        Py_ssize_t length = 0;
+        uint64_t expected = word;
+        uint32_t count = 0;
+        int kind = classify(window, word & mask, page_size, &length);
+
+        if (!kind || word > most || page < rows->next)
+            return;
+        do {
+            count++;
+            expected += page_size;
+            window->at += length;
+        } while (kind != KIND_XBZRLE && expected <= most && window->size - window->at >= HEAD &&
+                 word_at(window->bytes + window->at) == expected &&
+                 (kind != KIND_ZERO || window->bytes[window->at + WORD] == 0));
+        rows->next = page + count;
+        rows->pages[kind] += count;
+        rows->data[rows->used] = data;
+        rows->where[rows->used] = page << KIND_BITS | (uint64_t)kind;
+        rows->count[rows->used] = count;
+        rows->used++;
+    }
+}
+
+int
+good_page_size(unsigned long long size)
+{
+    return size >= 1024 && size <= 1 << 24 && !(size & (size - 1));
+}
+
+int
+rows_of(const Py_buffer *data, const Py_buffer *where, const Py_buffer *count, struct rows *rows)
+{
+    Py_ssize_t room = data->len / (Py_ssize_t)sizeof(uint64_t);
+
+    if (where->len / (Py_ssize_t)sizeof(uint64_t) != room ||
+        count->len / (Py_ssize_t)sizeof(uint32_t) != room) {
+        PyErr_SetString(PyExc_ValueError, "rows of different lengths");
+        return 0;
+    }
+    *rows = (struct rows){.data = data->buf, .where = where->buf, .count = count->buf,
+                          .room = room};
+    return 1;
+}
+
+/* What a scan returns: see ram_scan.py. */
+PyObject *
+ram_found(uint64_t behind, const struct rows *rows)
+{
+    const Py_ssize_t *pages = rows->pages;
+
+    return Py_BuildValue("Kn(nnnn)", (unsigned long long)behind, rows->used, pages[0],
+                         pages[KIND_ZERO], pages[KIND_PAGE], pages[KIND_XBZRLE]);
+}
+
+static PyObject *
+scan(PyObject *module, PyObject *args)
+{
+    Py_buffer bytes, data, where, count;
+    struct window window;
+    struct rows rows;
+    unsigned long long base, page_size, top;
+    Py_ssize_t at;
+    PyObject *result = NULL;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*nK(KK)w*w*w*:scan", &bytes, &at, &base, &page_size, &top,
+                          &data, &where, &count))
+        return NULL;
+    if (at < 0 || at > bytes.len || !good_page_size(page_size)) {
+        PyErr_SetString(PyExc_ValueError, "no such place, or no page size");
+    } else if (rows_of(&data, &where, &count, &rows)) {
+        window = (struct window){bytes.buf, bytes.len, at, base};
+        scan_window(&window, &rows, &(struct block){page_size, top});
+        result = ram_found((uint64_t)window.at, &rows);
+    }
+    PyBuffer_Release(&bytes);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&where);
+    PyBuffer_Release(&count);
+    return result;
+}
+
+static PyObject *
+cover(PyObject *module, PyObject *args)
+{
+    Py_buffer where, count, kinds, times;
+    int good = 1;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*y*w*w*:cover", &where, &count, &kinds, &times))
+        return NULL;
+    const uint64_t *wheres = where.buf;
+    const uint32_t *counts = count.buf;
+    unsigned char *kind = kinds.buf, *time = times.buf;
+    const Py_ssize_t rows = count.len / (Py_ssize_t)sizeof(uint32_t);
+    const uint64_t pages = (uint64_t)kinds.len;
+
+    good = where.len / (Py_ssize_t)sizeof(uint64_t) == rows && times.len == kinds.len;
+    for (Py_ssize_t row = 0; good && row < rows; row++) {
+        const uint64_t page = wheres[row] >> KIND_BITS;
+
+        good = page <= pages && counts[row] <= pages - page;
+        if (good) {
+            memset(kind + page, (int)(wheres[row] & KIND), counts[row]);
+            for (uint64_t at = page; at < page + counts[row]; at++)
+                time[at] = (unsigned char)(time[at] + (time[at] != 255));
+        }
+    }
+    PyBuffer_Release(&where);
+    PyBuffer_Release(&count);
+    PyBuffer_Release(&kinds);
+    PyBuffer_Release(&times);
+    if (!good) {
+        PyErr_SetString(PyExc_ValueError, "a run behind the last page");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"scan", scan, METH_VARARGS, "See ram_scan.py."},
+    {"scan_file", ram_scan_file, METH_VARARGS, "See ram_scan.py."},
+    {"copy", ram_copy, METH_VARARGS, "See ram_extract.py."},
+    {"cover", cover, METH_VARARGS, "See ram_coverage.py."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "qemu_svm.stream.ram._ram",
+    .m_doc = "What is done for every RAM record.",
+    .m_size = 0,
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC
+PyInit__ram(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", 2) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

@@ -1,0 +1,92 @@
+"""The list of RAM blocks behind MEM_SIZE.
+
+Each entry is a counted name and the block's length, and behind these what
+capabilities add: a page size of the block's own (postcopy), the guest-physical
+address (x-ignore-shared), header and pages (mapped-ram).
+
+Nothing on the wire announces the page size.  It starts with a zero byte, which
+no name's length does, and has no bit where a record has its flags; so eight
+bytes like that behind an entry are one.
+
+Source: QEMU ``migration/ram.c`` (``ram_save_setup``, ``parse_ramblock``), 5.2
+to 10.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qemu_svm.errors import Malformed
+from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.records import RamBlock
+from qemu_svm.stream.structs import RamBlock as RamBlockLayout
+from qemu_svm.stream.text import name_text
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.ram.mapped import MappedBlock
+
+_MOST_BLOCKS = 4096
+_FLAGS = 0x3FF
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEntry:
+    """One entry of the list with all that capabilities add.
+
+    :param page_size: of the block itself, in bytes; None if it is ordinary.
+    :param address: where the block's memory region starts in its container
+        (x-ignore-shared).
+    :param mapped: where its pages are (mapped-ram).
+    """
+
+    block: RamBlock
+    page_size: int | None = None
+    address: int | None = None
+    mapped: MappedBlock | None = None
+
+
+def read_blocks(
+    reader: Reader, total: int, *, mapped: bool, shared: bool
+) -> tuple[BlockEntry, ...]:
+    """Read the list.
+
+    :param total: sum of the lengths of all blocks.
+    :param mapped: mapped-ram is on.
+    :param shared: x-ignore-shared is on.
+    :raises Malformed: the lengths do not add up.
+    """
+    entries: list[BlockEntry] = []
+    listed = 0
+    base: int | None = None  # the first mapped block tells it
+    while listed < total:
+        start = reader.offset
+        entry = reader.structure(RamBlockLayout, "a RAM block of the block list")
+        listed += entry.used_length
+        if not entry.name or listed > total or len(entries) >= _MOST_BLOCKS:
+            raise Malformed(
+                "the RAM blocks do not add up to the total",
+                offset=start,
+                section="ram",
+                expected=f"{total:#x} bytes",
+                found=f"{listed:#x} in {len(entries) + 1} blocks",
+            )
+        block = RamBlock(name_text(entry.name), entry.used_length, start)
+        page_size = address = placed = None
+        if shared:
+            address = reader.u64("a RAM block's address")
+        if mapped:
+            from qemu_svm.stream.ram.mapped import read_header
+
+            placed, base = read_header(reader, entry.used_length, base)
+        elif _extra(reader):
+            word = reader.u64("a RAM block's page size")
+            # With an address too, the page size comes first.
+            page_size, address = (address, word) if shared else (word, None)
+        entries.append(BlockEntry(block, page_size, address, placed))
+    return tuple(entries)
+
+
+def _extra(reader: Reader) -> bool:
+    head = reader.peek(8)
+    return len(head) == 8 and not head[0] and not int.from_bytes(head, "big") & _FLAGS

@@ -1,0 +1,298 @@
+"""The payload of ``ram`` sections, record by record.
+
+Every record starts with a 64-bit word: flags in the bits below the page size,
+above them the offset in a RAM block (for MEM_SIZE: the sum of all blocks).
+What follows depends on the flags::
+
+    MEM_SIZE                the block list (:mod:`qemu_svm.stream.ram.blocks`)
+    ZERO            [name]  the byte that fills the page
+    PAGE            [name]  the page
+    XBZRLE          [name]  1, 16-bit length, the difference
+    COMPRESS_PAGE   [name]  32-bit length, a zlib stream
+    EOS, HOOK, MULTIFD_FLUSH    nothing
+
+The counted name stands there unless CONTINUE is set; the block then is the
+one of the page before, also across sections.  Later copies of a page replace
+earlier ones.
+
+What nearly all of a stream is, pages that continue a block, a scanner
+(:mod:`qemu_svm.stream.ram.scan`) reads without a call per page; :func:`_uncommon`
+does the rest.
+
+Source: QEMU ``migration/ram.c`` (``ram_save_setup``, ``save_page_header``,
+``ram_load_precopy``), 5.2 to 10.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from qemu_svm.errors import Malformed, Unsupported
+from qemu_svm.limits import MIB
+from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
+from qemu_svm.stream.ram.blocks import BlockEntry, read_blocks
+from qemu_svm.stream.ram.runs import PageKind, RamRuns, Rows
+from qemu_svm.stream.ram.scan import (
+    FILE_ROWS,
+    LARGEST,
+    XBZRLE_HEADER,
+    Scanner,
+    scan,
+    scan_compiled,
+    scan_file,
+)
+from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.records import Configuration, RamBlock, RamPages
+from qemu_svm.stream.text import name_text
+
+_WINDOW = MIB
+_MOST_TOP = (1 << 64) - 1
+_PAGE_KINDS = {
+    RamFlag.ZERO: PageKind.ZERO,
+    RamFlag.PAGE: PageKind.PAGE,
+    RamFlag.XBZRLE: PageKind.XBZRLE,
+    RamFlag.COMPRESS_PAGE: PageKind.COMPRESSED,
+}
+
+_SCANNED = (PageKind.PAGE, PageKind.ZERO, PageKind.XBZRLE)
+
+
+def _nothing(_flag: RamFlag) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class RamState:
+    """What ``ram`` records carry over from one section to the next.
+
+    :param runs: where to note each page; None to count only.
+    :param scan: how common records are read.
+    :param mark: called at each EOS and MULTIFD_FLUSH.
+    """
+
+    blocks: tuple[RamBlock, ...] = ()
+    pages: RamPages = field(default_factory=RamPages)
+    page_size: int = TARGET_PAGE_SIZE
+    names: frozenset[str] = frozenset()
+    mapped: bool = False
+    shared: bool = False
+    entries: tuple[BlockEntry, ...] = ()
+    runs: RamRuns | None = None
+    scan: Scanner = scan
+    rows: Rows = field(default_factory=Rows)
+    many: Rows | None = None
+    mark: Callable[[RamFlag], None] = _nothing
+    current: int = -1
+    tops: tuple[int, ...] = ()
+    index: dict[str, int] = field(default_factory=dict)
+
+    def configure(self, configuration: Configuration) -> None:
+        """Take page size and layout from the stream's configuration."""
+        if configuration.page_bits is not None:
+            self.page_size = 1 << configuration.page_bits
+        self.mapped = "mapped-ram" in configuration.capabilities
+        self.shared = "x-ignore-shared" in configuration.capabilities
+
+    def take_blocks(self, entries: tuple[BlockEntry, ...]) -> None:
+        """Use a block list."""
+        self.entries = entries
+        self.blocks = tuple(entry.block for entry in entries)
+        self.names = frozenset(block.name for block in self.blocks)
+        self.index = {block.name: number for number, block in enumerate(self.blocks)}
+        mask = self.page_size - 1
+        # The highest word that the page behind a block's last one may have.
+        self.tops = tuple(
+            min((block.used_length + mask) | mask, _MOST_TOP) for block in self.blocks
+        )
+        self.current = -1
+
+
+def step_over(reader: Reader, state: RamState) -> None:
+    """Move ``reader`` behind the payload of one ``ram`` section.
+
+    Reads every record up to and including EOS and adds to ``state``.
+
+    :raises Malformed: a record that cannot be.
+    """
+    rows = state.rows
+    least = 8
+    while True:
+        data, at = _window(reader, state, least)
+        least = 8
+        if state.current >= 0:
+            base, pages = reader.offset - at, (state.page_size, state.tops[state.current])
+            behind, found, sums = state.scan(data, at, base, pages, rows)
+            if found:
+                _note(state, rows, found, sums)
+                reader.offset = base + behind
+                if behind > len(data) - 9:
+                    _go_on(reader, state, pages)
+                    least = _WINDOW  # behind this window; the next is a large one
+                continue
+        if _uncommon(reader, state) == RamFlag.EOS:
+            state.mark(RamFlag.EOS)
+            return
+
+
+def _go_on(reader: Reader, state: RamState, pages: tuple[int, int]) -> None:
+    # More of what filled a whole window, from the file itself where there is one.
+    if state.scan is not scan_compiled or state.page_size > LARGEST:
+        return
+    file = reader.file()
+    if file is None:
+        return
+    rows = state.many = state.many or Rows(FILE_ROWS)
+    while True:
+        behind, found, sums = scan_file(file, reader.offset, pages, rows)
+        if not found:
+            return
+        _note(state, rows, found, sums)
+        reader.offset = behind
+
+
+def _note(state: RamState, rows: Rows, found: int, sums: Sequence[int]) -> None:
+    state.pages += RamPages(*(sums[kind] for kind in _SCANNED))
+    if state.runs is not None:
+        state.runs.extend(state.current, rows, found, sums)
+
+
+def _window(reader: Reader, state: RamState, least: int) -> tuple[bytes, int]:
+    # A block of input with at least one word.
+    data, at = reader.window(least)
+    have = len(data) - at
+    if have >= 8:
+        return data, at
+    error = reader.truncated("the RAM records", 8, have, section="ram")
+    if error.offset < reader.offset:
+        # Only whole pages are stepped over without a look at their end.
+        state.pages += RamPages(normal=-1)
+        if state.runs is not None:
+            state.runs.drop_last()
+    raise error
+
+
+def _outside(state: RamState, offset: int, word: int) -> Malformed:
+    # The error for a page that its block does not have.
+    if state.current < 0:
+        return Malformed(
+            "a page that continues no RAM block",
+            offset=offset,
+            section="ram",
+            expected="the name of a block before",
+            found=f"{word:#x}",
+        )
+    block = state.blocks[state.current]
+    return Malformed(
+        "a page outside its RAM block",
+        offset=offset,
+        section="ram",
+        expected=f"an offset below {block.used_length:#x} in '{block.name}'",
+        found=f"{word & -state.page_size:#x}",
+    )
+
+
+def _uncommon(reader: Reader, state: RamState) -> int:
+    # Any one record, read whole; returns its flags.
+    start, mask = reader.offset, state.page_size - 1
+    word = reader.u64("a RAM record")
+    flags, rest = word & mask, word & ~mask
+    if flags == RamFlag.EOS:
+        return flags
+    if flags in (RamFlag.MULTIFD_FLUSH, RamFlag.HOOK):
+        state.mark(RamFlag(flags))
+        return flags
+    if flags == RamFlag.MEM_SIZE:
+        _block_list(reader, state, rest)
+        return flags
+    kind = _PAGE_KINDS.get(RamFlag(flags & ~RamFlag.CONTINUE & 0x3FF))
+    if kind is None or flags & ~0x3FF:
+        raise Malformed(
+            "a RAM record with impossible flags",
+            offset=start,
+            section="ram",
+            expected="one of ZERO, MEM_SIZE, PAGE, EOS, XBZRLE, HOOK, COMPRESS_PAGE, MULTIFD_FLUSH",
+            found=f"{flags:#x}",
+        )
+    if not flags & RamFlag.CONTINUE:
+        name = name_text(reader.take(reader.u8("a RAM block name"), "a RAM block name"))
+        if name not in state.index:
+            raise Malformed(
+                "a page of a RAM block that the block list lacks",
+                offset=start + 8,
+                section="ram",
+                found=repr(name),
+            )
+        state.current = state.index[name]
+    if state.current < 0 or word + mask + 1 > state.tops[state.current]:
+        raise _outside(state, start, word)
+    data = reader.offset
+    if kind is PageKind.ZERO and reader.peek(1) > b"\0":
+        kind = PageKind.FILLED
+    _content(reader, kind, mask + 1)
+    state.pages += RamPages(
+        normal=int(kind is PageKind.PAGE),
+        zero=int(kind in (PageKind.ZERO, PageKind.FILLED)),
+        xbzrle=int(kind is PageKind.XBZRLE),
+        compressed=int(kind is PageKind.COMPRESSED),
+    )
+    if state.runs is not None:
+        state.runs.add(state.current, rest // (mask + 1), 1, kind, data)
+    return flags
+
+
+def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
+    # Step over what follows a page record's header.
+    if kind in (PageKind.ZERO, PageKind.FILLED):
+        reader.take(1, "a zero page")
+        return
+    if kind is PageKind.PAGE:
+        reader.take(page_size, "a RAM page")
+        return
+    start = reader.offset
+    if kind is PageKind.XBZRLE:
+        encoding = reader.u8("an XBZRLE page")
+        size = int.from_bytes(reader.take(2, "an XBZRLE page"), "big")
+        most = page_size
+        if encoding != XBZRLE_HEADER:
+            raise Unsupported(
+                "an XBZRLE page in an unknown encoding",
+                offset=start,
+                section="ram",
+                expected=f"{XBZRLE_HEADER}",
+                found=f"{encoding}",
+            )
+    else:
+        size = reader.u32("a compressed page")
+        most = page_size + page_size // 1000 + 64  # zlib's bound is a little less
+    if size > most:
+        raise Malformed(
+            "an encoded page that is larger than a page",
+            offset=start,
+            section="ram",
+            expected=f"at most {most} bytes",
+            found=f"{size}",
+        )
+    reader.take(size, "an encoded RAM page")
+
+
+def _block_list(reader: Reader, state: RamState, total: int) -> None:
+    state.take_blocks(read_blocks(reader, total, mapped=state.mapped, shared=state.shared))
+    if not state.mapped:
+        return
+    from qemu_svm.stream.ram.mapped import page_runs
+
+    end = reader.offset
+    normal = zero = 0
+    for number, entry in enumerate(state.entries):
+        if entry.mapped is None:
+            continue
+        for stored, page, count in page_runs(reader, entry.mapped):
+            normal += count * stored
+            zero += count * (not stored)
+            if state.runs is not None:
+                data = entry.mapped.pages + page * entry.mapped.page_size if stored else 0
+                kind = PageKind.PLACED if stored else PageKind.ABSENT
+                state.runs.add(number, page, count, kind, data)
+    reader.offset = end
+    state.pages += RamPages(normal, zero)

@@ -1,0 +1,1 @@
+"""Descriptions of device state, and values decoded by them."""

@@ -1,0 +1,211 @@
+"""Bytes of a section plus its description give values.
+
+The wire leads wherever it can tell: counted strings, lists and subsections
+are read as they stand there, and a description that disagrees loses.  Where
+only the description knows (a buffer, an unknown type) its ``size`` counts.
+
+Source: QEMU ``migration/vmstate.c``, ``migration/vmstate-types.c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated
+from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.stream.constants import RecordType
+from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.structs import Subsection
+from qemu_svm.stream.text import name_text
+from qemu_svm.stream.vmstate import types
+from qemu_svm.stream.vmstate.description import UNKNOWN, Field, Fields
+from qemu_svm.stream.vmstate.values import Leaf, Value, join
+
+
+def decode(reader: Reader, layout: Fields, section: str, limits: Limits = DEFAULT) -> Value:
+    """Read the payload of ``section`` at the reader's place.
+
+    :raises Truncated: the input ends inside it.
+    :raises Malformed: the wire does not hold what the description says.
+    :raises LimitExceeded: more than ``limits.section_values`` values.
+    """
+    return _Decoder(reader, section, limits.section_values).body(layout, section, "section", "")
+
+
+class _Decoder:
+    def __init__(self, reader: Reader, section: str, budget: int) -> None:
+        self._reader = reader
+        self._section = section
+        self._budget = budget
+
+    def body(self, layout: Fields, name: str, kind: str, path: str, start: int = -1) -> Value:
+        # The fields and subsections of one description.
+        start = self._reader.offset if start < 0 else start
+        children: list[Value] = []
+        for field_name, run in groupby(layout.fields, key=lambda field: field.name):
+            children.append(self._run(list(run), join(path, field_name)))
+        for subsection in layout.subsections:
+            found = self._subsection(subsection, path)
+            if found is not None:
+                children.append(found)
+        return self._value(name, kind, start, children=tuple(children))
+
+    def _value(
+        self, name: str, kind: str, start: int, value: Leaf = None, children: Sequence[Value] = ()
+    ) -> Value:
+        self._budget -= 1
+        if self._budget < 0:
+            raise LimitExceeded(
+                "a section has more values than the limit allows",
+                offset=start,
+                section=self._section,
+                field=name,
+            )
+        return Value(name, kind, start, self._reader.offset - start, value, tuple(children))
+
+    def _subsection(self, layout: Fields, path: str) -> Value | None:
+        start = self._reader.offset
+        wanted = layout.name.encode()
+        head = self._reader.peek(2 + len(wanted))
+        there = head == bytes((RecordType.SUBSECTION, len(wanted) & 0xFF)) + wanted
+        if not there and layout.optional:
+            return None
+        if not there and len(head) == 2 + len(wanted):
+            raise Malformed(
+                "a subsection is not where the description says",
+                offset=start,
+                section=self._section,
+                field=join(path, layout.name),
+                expected=f"subsection '{layout.name}'",
+                found=head[:16].hex(" "),
+            )
+        self._reader.take(1, "a subsection")
+        header = self._reader.structure(Subsection, "the header of a subsection")
+        name = name_text(header.name)
+        return self.body(layout, name, "subsection", join(path, name), start)
+
+    def _run(self, run: list[Field], path: str) -> Value:
+        # Entries of equal name behind each other are elements of one array.
+        if len(run) == 1:
+            field = run[0]
+            if field.array_len is None:
+                return self._one(field, field.name, path)
+            return self._array(field, field.array_len, path)
+        start = self._reader.offset
+        elements: list[Value] = []
+        for field, count in zip(run, _counts(run), strict=True):
+            for _ in range(count):
+                name = f"[{len(elements)}]"
+                elements.append(self._one(field, name, path + name))
+        return self._value(run[0].name, "array", start, children=elements)
+
+    def _array(self, field: Field, count: int, path: str) -> Value:
+        start = self._reader.offset
+        scalar = types.SCALARS.get(field.type)
+        if scalar is not None and scalar.size == field.size:
+            data = self._take(scalar.size * count, path)
+            if scalar == types.SCALARS["uint8"]:
+                return self._value(field.name, f"{field.type}[{count}]", start, data)
+            numbers = tuple(
+                int.from_bytes(data[at : at + scalar.size], "big", signed=scalar.signed)
+                for at in range(0, len(data), scalar.size)
+            )
+            return self._value(field.name, f"{field.type}[{count}]", start, numbers)
+        if field.size == 0:
+            return self._value(field.name, f"{field.type}[{count}]", start)
+        elements = [
+            self._one(field, f"[{index}]", f"{path}[{index}]", exact=False)
+            for index in range(count)
+        ]
+        return self._value(field.name, "array", start, children=elements)
+
+    def _one(self, field: Field, name: str, path: str, *, exact: bool = True) -> Value:
+        # ``exact``: the description's size is that of this very element.
+        start = self._reader.offset
+        exact = exact and field.size != UNKNOWN
+        if field.groups and (field.size or not exact):
+            try:
+                value = self._nested(field, name, path)
+            except (Truncated, LimitExceeded):
+                raise
+            except StreamError:
+                if not exact:
+                    raise
+                value = None
+            if value is not None and (not exact or value.size == field.size):
+                return value
+            self._reader.offset = start
+        return self._value(name, field.type, start, self._leaf(field, path))
+
+    def _nested(self, field: Field, name: str, path: str) -> Value:
+        if field.type not in types.LISTS and field.type != types.TREE:
+            return self.body(field.groups[0], name, field.type, path)
+        start = self._reader.offset
+        step = 1
+        if field.type == types.TREE:
+            count = self._reader.u32(path)
+            step = 2 if len(field.groups) == 2 * count else 1
+        elements: list[Value] = []
+        for index in range(0, len(field.groups), step):
+            self._marker(1, path)
+            at, label = self._reader.offset, f"[{len(elements)}]"
+            if field.type == types.TREE:
+                key = (
+                    self.body(field.groups[index], "key", "struct", path)
+                    if step == 2
+                    else self._key(path)
+                )
+                element = self.body(field.groups[index + step - 1], "value", "struct", path)
+                elements.append(self._value(label, "pair", at, children=(key, element)))
+            else:
+                elements.append(self.body(field.groups[index], label, "struct", path + label))
+        self._marker(0, path)
+        return self._value(name, field.type, start, children=elements)
+
+    def _key(self, path: str) -> Value:
+        start = self._reader.offset
+        return self._value("key", "uint64", start, self._reader.u64(path))
+
+    def _marker(self, wanted: int, path: str) -> None:
+        found = self._reader.u8(path)
+        if found != wanted:
+            raise Malformed(
+                "a list has no marker where one is due",
+                offset=self._reader.offset - 1,
+                section=self._section,
+                field=path,
+                expected=f"{wanted:#x}",
+                found=f"{found:#x}",
+            )
+
+    def _leaf(self, field: Field, path: str) -> Leaf:
+        if field.type == types.COUNTED_STRING:
+            length = self._reader.u8(path)
+            return name_text(self._take(length, path))
+        if field.type == types.COUNTED_BYTES:
+            return self._take(self._reader.u32(path), path)
+        data = self._take(field.size, path)
+        scalar = types.SCALARS.get(field.type)
+        if scalar is None or scalar.size != field.size:
+            return data
+        number = int.from_bytes(data, "big", signed=scalar.signed)
+        return bool(number) if field.type == "bool" else number
+
+    def _take(self, size: int, path: str) -> bytes:
+        try:
+            return self._reader.take(size, f"field {path}")
+        except Truncated as error:
+            error.section, error.field = self._section, path
+            raise
+
+
+def _counts(run: list[Field]) -> list[int]:
+    # Of an array of pointers whose first is not NULL, QEMU 10 and later
+    # describe the first run with the length of the whole array as soon as a
+    # NULL follows; a run of NULLs in front is described with its own length.
+    counts = [1 if field.array_len is None else field.array_len for field in run]
+    nulls = [field.type in types.NULLS for field in run]
+    if counts[0] > 1 and not nulls[0] and any(nulls):
+        counts[0] = max(1, counts[0] - sum(counts[1:]))
+    return counts

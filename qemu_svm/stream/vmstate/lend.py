@@ -1,0 +1,44 @@
+"""A description taken from elsewhere, for a stream that has none.
+
+The best lender is a stream of the same machine, saved by the same QEMU with the
+same devices; its sizes are proved section by section all the same.  The JSON
+itself, as ``show --raw`` of the record or an editor gives it, will do too.
+What QEMU's ``-dump-vmstate`` writes tells less, see :mod:`~qemu_svm.stream.vmstate.fit`.
+"""
+
+from __future__ import annotations
+
+from qemu_svm.errors import SourceError
+from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.source.base import Source
+from qemu_svm.stream.model import read_stream
+from qemu_svm.stream.vmstate import description as vmdesc
+from qemu_svm.stream.vmstate.description import Description
+from qemu_svm.stream.vmstate.dump import MACHINE, Dump, parse_dump
+
+
+def description_of(source: Source, limits: Limits = DEFAULT) -> Description | Dump:
+    """Take the description out of another stream, or out of its JSON; or read a dump.
+
+    :raises SourceError: there is none in it.
+    :raises StreamError: it is damaged.
+    """
+    if source.read_at(0, 64).lstrip()[:1] == b"{":
+        text = source.read_at(0, limits.description_bytes + 1)
+        if f'"{MACHINE}"'.encode() in text:
+            return parse_dump(text, limits)
+        found = vmdesc.parse(text, 0, limits)
+    else:
+        described = read_stream(source, limits)
+        if described.description is None:
+            raise SourceError(
+                f"'{source.path}' has no description to lend",
+                hint="take a complete stream of the same machine and QEMU",
+            )
+        found = described.description
+    if not found.devices:
+        raise SourceError(
+            f"'{source.path}' describes no device",
+            hint="take a complete stream of the same machine and QEMU",
+        )
+    return found

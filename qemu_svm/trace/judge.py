@@ -1,0 +1,75 @@
+"""Judges every put of nested state by the order rules.
+
+What counts for a put is the stretch from the put or KVM_RUN before it to the
+next KVM_RUN or the next put of nested state, whatever comes first.  If another
+put of nested state comes first, nothing ran with this one: QEMU's puts of a new
+vCPU and at reset are like that in a restore, and only what the kernel may
+refuse at once is held against them.
+
+What the order shows is judged; what depends on data, or on the kernel, is said
+to depend.  An ioctl that failed counts as not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qemu_svm.trace.phases import NESTED, PUTS, RUNNING, Kind, Phase, Step
+from qemu_svm.trace.verdict import Put
+from qemu_svm.trace.window import Past, Surroundings, Window
+
+
+def judge(phases: Sequence[Phase], around: Surroundings) -> tuple[Put, ...]:
+    """Judge every put of nested state among one vCPU's phases."""
+    past = Past()
+    puts = []
+    before: list[Step] = []
+    for at, phase in enumerate(phases):
+        if phase.nested:
+            window = _window(phases, at, before, past, around)
+            puts.append(window.put(at))
+        if phase.nested or phase.kind in RUNNING:
+            before = []
+        elif phase.kind in PUTS or phase.kind is Kind.OTHER:
+            before += phase.steps
+        past.add(phase)
+    return tuple(puts)
+
+
+def _window(
+    phases: Sequence[Phase],
+    at: int,
+    before: Sequence[Step],
+    past: Past,
+    around: Surroundings,
+) -> Window:
+    own = phases[at].steps
+    first = next(i for i, step in enumerate(own) if step.name == NESTED)
+    last = max(i for i, step in enumerate(own) if step.name == NESTED)
+    after: list[Step] = []
+    setup: list[Step] = []
+    run = None
+    superseded = None
+    for index in range(at + 1, len(phases)):
+        phase = phases[index]
+        if phase.kind in RUNNING:
+            run = phase.steps[0]
+            break
+        if phase.nested:
+            superseded = phase.nested[0].line
+            break
+        if phase.kind in PUTS or phase.kind is Kind.OTHER:
+            after += phase.steps
+        elif phase.kind is Kind.CREATION:
+            setup += phase.steps
+    return Window(
+        before=[*before, *own[:first]],
+        nested=list(own[first : last + 1]),
+        after=[*own[last + 1 :], *after],
+        setup=setup,
+        order=[*own, *after],
+        past=past,
+        around=around,
+        run=run,
+        superseded=superseded,
+    )

@@ -1,0 +1,230 @@
+"""A log, read and judged: everything of this room together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qemu_svm.errors import SourceError, SvmStreamError
+from qemu_svm.trace.calls import Call, Format, RunExit, Vcpu
+from qemu_svm.trace.guess import Guess, guess
+from qemu_svm.trace.judge import judge
+from qemu_svm.trace.limits import DEFAULT, TraceLimits
+from qemu_svm.trace.lines import Bytes
+from qemu_svm.trace.parse import KNOWN_FORMATS, Counts, Parser
+from qemu_svm.trace.phases import (
+    CREATE,
+    LAPIC,
+    MSRS,
+    NESTED,
+    Kind,
+    Phase,
+    Splitter,
+)
+from qemu_svm.trace.rules import BLIND, Blind
+from qemu_svm.trace.verdict import Put, Verdict
+from qemu_svm.trace.window import Surroundings
+
+_MEMORY = frozenset({"KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2"})
+_MAKING = frozenset({"KVM_CREATE_VM", CREATE})
+
+
+class Log(Bytes, Protocol):
+    """A log to read: :class:`qemu_svm.source.Source` is one."""
+
+    path: str
+    compression: str
+    damage: SourceError | None
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuTrace:
+    """One vCPU.
+
+    :param ioctls: how many it had; ``runs`` of them KVM_RUN.
+    :param migrated: which phase puts the state of a loaded stream, if one does.
+    """
+
+    vcpu: Vcpu
+    phases: tuple[Phase, ...]
+    puts: tuple[Put, ...]
+    ioctls: int
+    runs: int
+    migrated: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """An ioctl of the VM, the system or a device, counted."""
+
+    name: str
+    level: str
+    count: int
+    line: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A whole log.
+
+    :param formats: lines of each kind of log, most frequent first.
+    :param cut: line where reading ended because too much was kept.
+    :param damage: why the log could not be read to its end.
+    """
+
+    path: str
+    compression: str
+    lines: int
+    formats: tuple[tuple[Format, int], ...]
+    calls: int
+    results: int
+    vcpus: tuple[VcpuTrace, ...]
+    others: tuple[Other, ...]
+    guess: Guess
+    blind: tuple[Blind, ...]
+    cut: int | None = None
+    damage: SvmStreamError | None = None
+
+    @property
+    def used(self) -> int:
+        """Lines that were understood."""
+        return sum(count for _, count in self.formats)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the log was read to its end."""
+        return self.cut is None and self.damage is None
+
+    @property
+    def clean(self) -> bool:
+        """Whether no put breaks a rule."""
+        puts = (put for vcpu in self.vcpus for put in vcpu.puts)
+        return all(put.verdict is not Verdict.VIOLATES for put in puts)
+
+
+def read_trace(log: Log, limits: TraceLimits = DEFAULT) -> Trace:
+    """Read a log and judge it.
+
+    :raises SourceError: no line of the log is understood.
+    """
+    collector = _Collector(limits)
+    parser = Parser(limits)
+    cut = collector.read(parser, log)
+    counts = parser.counts
+    if not counts.used:
+        if log.damage is not None:
+            raise log.damage
+        raise SourceError(
+            f"'{log.path}' has no line of a known ioctl log; known are {KNOWN_FORMATS}"
+        )
+    return collector.trace(log, counts, cut)
+
+
+class _Collector:
+    # Sorts the ioctls by what they are for.
+    def __init__(self, limits: TraceLimits) -> None:
+        self._limits = limits
+        self._vcpus: dict[Vcpu, Splitter] = {}
+        self._others: dict[tuple[str, str], Other] = {}
+        self._kept = 0
+        self._puts = 0
+
+    def read(self, parser: Parser, log: Log) -> int | None:
+        for call in parser.calls(log):
+            if isinstance(call, RunExit):
+                if call.vcpu in self._vcpus:
+                    self._vcpus[call.vcpu].exit(call.reason)
+                continue
+            self._add(call)
+            if self._kept > self._limits.steps or self._puts > self._limits.puts:
+                return call.line
+        return None
+
+    def _add(self, call: Call) -> None:
+        if call.vcpu is None or call.name == CREATE:
+            self._count(call)
+        if call.vcpu is None:
+            return
+        splitter = self._vcpus.get(call.vcpu)
+        if splitter is None:
+            if len(self._vcpus) >= self._limits.vcpus:
+                self._count(call)
+                return
+            splitter = self._vcpus[call.vcpu] = Splitter()
+        before = splitter.kept
+        splitter.add(call)
+        self._puts += call.name == NESTED
+        self._kept += splitter.kept - before
+
+    def _count(self, call: Call) -> None:
+        key = (call.name, call.level.value)
+        old = self._others.get(key)
+        if old is None:
+            if len(self._others) >= self._limits.names:
+                key = ("others", call.level.value)
+            old = self._others.get(key, Other(key[0], key[1], 0, call.line, 0))
+        failed = old.failed + (call.error is not None)
+        self._others[key] = Other(old.name, old.level, old.count + 1, old.line, failed)
+
+    def trace(self, log: Log, counts: Counts, cut: int | None) -> Trace:
+        split = [(vcpu, one, one.finish()) for vcpu, one in self._vcpus.items()]
+        migrated = [_migrated(phases) for _, _, phases in split]
+        around = self._surroundings()
+        vcpus = tuple(
+            VcpuTrace(vcpu, phases, judge(phases, around), one.ioctls, one.runs, loaded)
+            for (vcpu, one, phases), loaded in zip(split, migrated, strict=True)
+        )
+        return Trace(
+            log.path,
+            log.compression,
+            counts.lines,
+            tuple(sorted(counts.formats.items(), key=lambda item: -item[1])),
+            counts.calls,
+            counts.results,
+            tuple(sorted(vcpus, key=_rank)),
+            tuple(sorted(self._others.values(), key=lambda other: other.line)),
+            guess([phases for _, _, phases in split], migrated),
+            self._blind(vcpus, counts, around),
+            cut,
+            log.damage,
+        )
+
+    def _surroundings(self) -> Surroundings:
+        regions = [o.line for o in self._others.values() if o.name in _MEMORY]
+        making = any(other.name in _MAKING for other in self._others.values())
+        return Surroundings(min(regions, default=None), making)
+
+    def _blind(
+        self, vcpus: Sequence[VcpuTrace], counts: Counts, around: Surroundings
+    ) -> tuple[Blind, ...]:
+        sregs = [
+            step
+            for vcpu in vcpus
+            for put in vcpu.puts
+            for step in put.order
+            if step.name.startswith("KVM_SET_SREGS")
+        ]
+        seen = {
+            "efer": bool(sregs) and all(step.efer is not None for step in sregs),
+            "results": counts.results > 0,
+            "vm": around.vm or around.memory is not None,
+        }
+        return tuple(blind for blind in BLIND if not seen.get(blind.key, False))
+
+
+def _rank(vcpu: VcpuTrace) -> tuple[int, int, int]:
+    index = vcpu.vcpu.index
+    return (1 << 32 if index is None else index, vcpu.vcpu.fd or 0, vcpu.vcpu.born or 0)
+
+
+def _migrated(phases: Sequence[Phase]) -> int | None:
+    # A stream is loaded between the APIC's own writes and the first KVM_RUN (or
+    # KVMCLOCK_CTRL before it); the vCPU had a full put before, when it was made.
+    full = [at for at, phase in enumerate(phases) if phase.kind is Kind.FULL]
+    for at in reversed(full[1:]):
+        load = phases[at - 1]
+        if load.kind is Kind.APIC and load.has(LAPIC) and load.has(MSRS):
+            return at
+    return None

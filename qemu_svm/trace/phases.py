@@ -1,0 +1,366 @@
+"""The ioctls of one vCPU as phases: created, read, written, run.
+
+QEMU writes a vCPU's state at three levels, told apart here by what is in the
+put: at *full* level (a new vCPU, a loaded stream) it also sets the TSC
+frequency; at *reset* level it does not, but still puts nested state and the MP
+state; at *run-time* level neither.  It reads all state in one go before it
+saves or stops.  Around a load the APIC device writes MSR APICBASE, the LAPIC
+and the TPR reporting on its own.
+
+The end of a put is DEBUGREGS in all versions, which is how two puts in a row
+are told apart.  Programs other than QEMU put in any order: as long as no
+DEBUGREGS was seen, whatever is written or read belongs to the same put.
+
+Source: QEMU ``target/i386/kvm/kvm.c`` (``kvm_arch_put_registers``,
+``kvm_arch_get_registers``) and ``hw/i386/kvm/apic.c``, 5.2 to 11.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from qemu_svm.trace.calls import Call
+
+RUN = "KVM_RUN"
+NESTED = "KVM_SET_NESTED_STATE"
+SREGS = frozenset({"KVM_SET_SREGS", "KVM_SET_SREGS2"})
+REGS = frozenset({"KVM_SET_REGS"})
+MSRS = frozenset({"KVM_SET_MSRS"})
+EVENTS = frozenset({"KVM_SET_VCPU_EVENTS"})
+MP_STATE = frozenset({"KVM_SET_MP_STATE"})
+DEBUGREGS = frozenset({"KVM_SET_DEBUGREGS"})
+CPUID = frozenset({"KVM_SET_CPUID2", "KVM_SET_CPUID"})
+LAPIC = frozenset({"KVM_SET_LAPIC"})
+CREATE = "KVM_CREATE_VCPU"
+
+STATE = (
+    SREGS
+    | REGS
+    | MSRS
+    | EVENTS
+    | MP_STATE
+    | DEBUGREGS
+    | {NESTED, "KVM_SET_FPU", "KVM_SET_XSAVE", "KVM_SET_XCRS", "KVM_SET_ONE_REG"}
+    | {"KVM_XEN_VCPU_SET_ATTR", "KVM_SET_GUEST_DEBUG"}
+)
+"""What a put is made of."""
+
+_READS = frozenset(
+    f"KVM_GET_{name}"
+    for name in (
+        *("VCPU_EVENTS", "MP_STATE", "REGS", "FPU", "XSAVE", "XSAVE2", "XCRS", "SREGS", "SREGS2"),
+        *("MSRS", "LAPIC", "DEBUGREGS", "NESTED_STATE", "ONE_REG"),
+    )
+) | {"KVM_XEN_VCPU_GET_ATTR"}
+_APIC = LAPIC | {"KVM_TPR_ACCESS_REPORTING", "KVM_SET_VAPIC_ADDR"}
+_SETUP = CPUID | {
+    *(CREATE, "KVM_X86_SETUP_MCE", "KVM_GET_CPUID2", "KVM_GET_STATS_FD", "KVM_ENABLE_CAP"),
+    *("KVM_SET_SIGNAL_MASK", "KVM_GET_SUPPORTED_HV_CPUID", "KVM_GET_REG_LIST"),
+}
+TSC = frozenset({"KVM_GET_TSC_KHZ", "KVM_SET_TSC_KHZ"})
+_INTERRUPTED = frozenset({None, "EINTR", "EAGAIN"})
+_CYCLE = 6
+
+
+class Kind(StrEnum):
+    """What a phase is; the names of the puts are QEMU's levels."""
+
+    CREATION = "creation"
+    GET = "get"
+    APIC = "apic load"
+    RESET = "reset put"
+    FULL = "full put"
+    RUNTIME = "run-time put"
+    RUN = "run"
+    MIXED = "run and others"
+    OTHER = "other"
+
+
+PUTS = frozenset({Kind.RESET, Kind.FULL, Kind.RUNTIME})
+RUNNING = frozenset({Kind.RUN, Kind.MIXED})
+_LIVING = frozenset({Kind.GET, Kind.RUNTIME, Kind.RUN, Kind.OTHER})
+_STRETCH = 512
+_ENDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One ioctl, or several that are the same.
+
+    :param line: where the first of them begins; ``last_line`` the last.
+    :param value: what the first returned, None if the log does not say.
+    :param error: name of the errno of the first (and, but for KVM_RUN
+        interrupted, of all).
+    :param exit_reason: of KVM_RUN: how the first came back.
+    """
+
+    name: str
+    number: int | None
+    line: int
+    last_line: int
+    count: int = 1
+    value: int | None = None
+    error: str | None = None
+    efer: int | None = None
+    exit_reason: int | None = None
+
+    @property
+    def short(self) -> str:
+        """The name as people say it: ``SREGS2``, ``NESTED``, ``get REGS``."""
+        return short_name(self.name)
+
+
+_SHORT = {"NESTED_STATE": "NESTED", "VCPU_EVENTS": "EVENTS"}
+
+
+def short_name(name: str) -> str:
+    """Shorten ``KVM_SET_NESTED_STATE`` to ``NESTED``."""
+    way, _, rest = name.removeprefix("KVM_").partition("_")
+    if way not in ("SET", "GET") or not rest:
+        return name.removeprefix("KVM_")
+    return ("get " if way == "GET" else "") + _SHORT.get(rest, rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Steps that belong together.
+
+    :param times: how often it came, if it is part of a cycle that repeats;
+        ``last_line`` is then that of the last time.
+    :param count: ioctls, of all times together.
+    """
+
+    kind: Kind
+    steps: tuple[Step, ...]
+    last_line: int
+    count: int
+    times: int = 1
+
+    @property
+    def line(self) -> int:
+        """Where it begins in the log."""
+        return self.steps[0].line
+
+    @property
+    def nested(self) -> tuple[Step, ...]:
+        """Its KVM_SET_NESTED_STATE."""
+        return tuple(step for step in self.steps if step.name == NESTED)
+
+    def has(self, names: frozenset[str]) -> bool:
+        """Whether one of these ioctls is in it."""
+        return any(step.name in names for step in self.steps)
+
+
+class Splitter:
+    """Makes phases of one vCPU's ioctls as they come."""
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self._stretch = 0
+        self.kept = 0
+        self.ioctls = 0
+        self.runs = 0
+        # Of a put that is open the level is not known yet: it is FULL until it ends.
+        self._mode: Kind | None = None
+        self._steps: list[Step] = []
+        self._names: set[str] = set()
+        # Reads and others inside an open put, which is over if no more is written.
+        self._held: list[Step] = []
+
+    def add(self, call: Call) -> None:
+        """Take the next ioctl."""
+        self.ioctls += 1
+        self.runs += call.name == RUN
+        steps = self._held or self._steps
+        if steps and _same(steps[-1], call):
+            last = steps[-1]
+            steps[-1] = replace(last, count=last.count + 1, last_line=call.line)
+            return
+        self._take(
+            Step(
+                call.name,
+                call.number,
+                call.line,
+                call.line,
+                value=call.value,
+                error=call.error,
+                efer=call.efer,
+            )
+        )
+        self.kept += 1
+
+    def exit(self, reason: int) -> None:
+        """KVM_RUN came back."""
+        if self._mode is Kind.RUN:
+            last = self._steps[-1]
+            if last.count == 1 and last.exit_reason is None:
+                self._steps[-1] = replace(last, exit_reason=reason)
+
+    def finish(self) -> tuple[Phase, ...]:
+        """Say that nothing more comes."""
+        self._flush()
+        return tuple(self.phases)
+
+    # --- what a step does to the phase that is open ---
+
+    def _take(self, step: Step) -> None:
+        name = step.name
+        if name == RUN:
+            self._go(Kind.RUN, step)
+        elif name in STATE:
+            self._state(step)
+        elif name in _APIC:
+            self._apic(step)
+        elif self._mode is Kind.FULL and not self._closed():
+            if name in _SETUP or name in TSC:
+                self._join(step)
+            else:
+                self._held.append(step)
+        elif name in _READS:
+            self._go(Kind.GET, step)
+        elif name in _SETUP or (name in TSC and self._mode in (None, Kind.CREATION)):
+            self._go(Kind.CREATION, step)
+        else:
+            self._go(Kind.OTHER, step)
+
+    def _state(self, step: Step) -> None:
+        if self._mode is Kind.FULL:
+            again = step.name in self._names and (step.name == NESTED or step.name in SREGS)
+            if self._closed() and again:
+                self._split(Kind.FULL)
+            self._join(step)
+        elif self._mode is Kind.CREATION and step.name in MSRS:
+            self._append(step)
+        elif self._mode is Kind.APIC:
+            if step.name in MSRS:
+                self._append(step)
+            else:
+                # MSRs that no LAPIC followed are the put's.
+                self._split(Kind.FULL)
+                self._join(step)
+        else:
+            self._go(Kind.FULL, step)
+
+    def _apic(self, step: Step) -> None:
+        if self._mode is Kind.FULL:
+            if self._names <= MSRS and not self._held:
+                self._mode = Kind.APIC
+            elif self._closed():
+                # APICBASE was written before the LAPIC, after the put.
+                self._split(Kind.APIC)
+            else:
+                self._join(step)
+                return
+        self._go(Kind.APIC, step)
+
+    def _closed(self) -> bool:
+        return not (
+            self._names.isdisjoint(DEBUGREGS) or self._names.isdisjoint(SREGS | REGS | {NESTED})
+        )
+
+    def _append(self, *steps: Step) -> None:
+        self._steps += steps
+        self._names.update(step.name for step in steps)
+
+    def _join(self, step: Step) -> None:
+        self._append(*self._held, step)
+        self._held = []
+
+    def _go(self, kind: Kind, step: Step) -> None:
+        # Add to the open phase if it is of this kind, else begin a new one.
+        if self._mode is not kind:
+            self._flush()
+            self._mode = kind
+        self._append(step)
+
+    def _split(self, kind: Kind) -> None:
+        # Begin a new phase with the MSRS at the end of the open one.
+        at = len(self._steps)
+        while at and self._steps[at - 1].name in MSRS:
+            at -= 1
+        moved = self._steps[at:]
+        del self._steps[at:]
+        self._flush()
+        self._mode = kind
+        self._append(*moved)
+
+    def _flush(self) -> None:
+        if self._steps:
+            steps = tuple(self._steps)
+            kind = self._mode if self._mode is not Kind.FULL else _put_kind(steps)
+            assert kind is not None
+            count = sum(step.count for step in steps)
+            self.phases.append(Phase(kind, steps, steps[-1].last_line, count))
+            self._stretch = 0 if kind not in _LIVING else self._stretch + 1
+            self._fold()
+            if self._stretch >= _STRETCH:
+                self._shrink()
+        held, self._held = self._held, []
+        self._steps = []
+        self._names = set()
+        self._mode = None
+        for step in held:
+            self._take(step)
+        if held:
+            self._flush()
+
+    def _fold(self) -> None:
+        # A cycle that comes again is counted, not kept.
+        phases = self.phases
+        for size in range(1, min(_CYCLE, len(phases) // 2) + 1):
+            old, new = phases[-2 * size : -size], phases[-size:]
+            if all(map(_alike, old, new)):
+                phases[-2 * size :] = [
+                    replace(
+                        one,
+                        times=one.times + other.times,
+                        last_line=other.last_line,
+                        count=one.count + other.count,
+                    )
+                    for one, other in zip(old, new, strict=True)
+                ]
+                self.kept -= sum(len(phase.steps) for phase in new)
+                dead = [at for at, phase in enumerate(new) if phase.kind not in _LIVING]
+                self._stretch = size - 1 - dead[-1] if dead else self._stretch - size
+                return
+
+    def _shrink(self) -> None:
+        # The middle of a long life is told as one phase.
+        first = len(self.phases) - self._stretch + _ENDS
+        middle = self.phases[first:-_ENDS]
+        runs = [phase for phase in middle if phase.kind in RUNNING]
+        if not runs:
+            self._stretch = 0
+            return
+        count = sum(phase.count for phase in middle)
+        mixed = Phase(Kind.MIXED, runs[0].steps, middle[-1].last_line, count)
+        self.phases[first:-_ENDS] = [mixed]
+        self.kept += len(mixed.steps) - sum(len(phase.steps) for phase in middle)
+        self._stretch = 2 * _ENDS + 1
+
+
+def _same(step: Step, call: Call) -> bool:
+    if step.name != call.name:
+        return False
+    if call.name == RUN and step.error in _INTERRUPTED and call.error in _INTERRUPTED:
+        return True
+    return step.error == call.error and step.efer == call.efer
+
+
+def _alike(one: Phase, other: Phase) -> bool:
+    # Puts of nested state are never folded: each is judged.
+    if one.kind is not other.kind or len(one.steps) != len(other.steps) or one.nested:
+        return False
+    return all(
+        (a.name, a.error, a.efer) == (b.name, b.error, b.efer)
+        for a, b in zip(one.steps, other.steps, strict=True)
+    )
+
+
+def _put_kind(steps: Sequence[Step]) -> Kind:
+    names = {step.name for step in steps}
+    if not names.isdisjoint(TSC):
+        return Kind.FULL
+    return Kind.RUNTIME if names.isdisjoint(MP_STATE | {NESTED}) else Kind.RESET

@@ -1,0 +1,168 @@
+"""Output of ``strace -f -e trace=ioctl``, with or without ``-y -t -T -X raw``.
+
+::
+
+    [pid 27643] ioctl(9<anon_inode:kvm-vcpu:0>, KVM_SET_SREGS2, 0x7f66291fe390) = 0
+    27610      0.000029 ioctl(9, 0x4080aebf, 0x5635) = -1 EINVAL (Invalid argument)
+    1792  ioctl(13, KVM_RUN <unfinished ...>
+    1792  <... ioctl resumed>, 0)           = -1 EINTR (Interrupted system call)
+
+A call that another thread's output interrupts comes in two halves; it counts
+when it returns, because that is when KVM is done with the vCPU.  Threads share
+descriptors; logs of several processes at once may confuse them.
+
+Source: strace 6.1, ``strace(1)`` and real output.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qemu_svm.kvm import numbers
+from qemu_svm.kvm.numbers import Level
+from qemu_svm.trace.calls import (
+    Call,
+    Descriptors,
+    Format,
+    RunExit,
+    errno_name,
+    level_of,
+)
+
+_PID = r"^(?:\[pid\s{1,8}(\d{1,10})\] |(\d{1,10}) )?[^(<]{0,64}?"
+_START = re.compile(
+    _PID + r"(?<!\w)ioctl\((?P<fd>-?\d{1,10})(?:<(?P<what>.*?)>)?, "
+    r"(?:(?P<raw>0x[0-9a-fA-F]{1,16})|_IOC\((?P<ioc>[^)]{1,80})\)"
+    r"|(?P<names>[A-Z]\w{0,63}(?: or [A-Z]\w{0,63})*))"
+)
+_RESUMED = re.compile(_PID + r"<\.\.\. ioctl resumed>")
+_RESULT = re.compile(
+    r".*\)\s+= (?P<value>\?|-?\d{1,20})(?:<(?P<what>[^>]*)>)?(?: (?P<errno>E\w+))?"
+)
+_VCPU = re.compile(r"kvm-vcpu:(\d{1,6})")
+_NUMBER = re.compile(r", (?:0x[0-9a-fA-F]{1,8} )?(\d{1,6})\)")
+_EFER = re.compile(r"\befer=(0x[0-9a-fA-F]{1,16}|\d{1,20})")
+_IOC_WAYS = {"_IOC_NONE": 0, "_IOC_WRITE": 1, "_IOC_READ": 2, "0": 0}
+_UNFINISHED = "<unfinished ...>"
+_TAIL = 400
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    # The first half of a call.
+    line: int
+    fd: int
+    index: int | None
+    name: str
+    number: int | None
+    arg: int | None
+    efer: int | None
+
+
+class Strace:
+    """Reader of strace's output."""
+
+    format = Format.STRACE
+
+    def __init__(self, descriptors: Descriptors, pending: int) -> None:
+        self._descriptors = descriptors
+        self._limit = pending
+        self._pending: dict[str, _Begun] = {}
+
+    def read(self, line: int, text: str) -> list[Call | RunExit] | None:
+        """Say what a line completes; None if it is no ioctl of KVM's."""
+        start = _START.match(text)
+        if start is not None:
+            return self._start(line, text, start)
+        resumed = _RESUMED.match(text)
+        if resumed is None:
+            return None
+        begun = self._pending.pop(resumed[1] or resumed[2] or "", None)
+        return None if begun is None else [self._done(begun, text)]
+
+    def finish(self) -> list[Call | RunExit]:
+        """Return the calls that never came back."""
+        left = list(self._pending.values())
+        self._pending.clear()
+        return [self._done(begun, "") for begun in left]
+
+    def _start(self, line: int, text: str, start: re.Match[str]) -> list[Call | RunExit] | None:
+        begun = _begun(line, text, start)
+        if begun is None:
+            return None
+        if _UNFINISHED in text[-_TAIL:]:
+            if len(self._pending) < self._limit:
+                self._pending[start[1] or start[2] or ""] = begun
+            return []
+        return [self._done(begun, text)]
+
+    def _done(self, begun: _Begun, text: str) -> Call:
+        ioctl = None if begun.number is None else numbers.by_number(begun.number)
+        value, error, made = _result(text)
+        vcpu = self._descriptors.vcpu(begun.fd, begun.index, ioctl)
+        level = Level.VCPU if vcpu is not None else level_of(ioctl)
+        if begun.name == "KVM_CREATE_VCPU":
+            level = Level.VM
+            vcpu = None
+            if value is not None and value >= 0:
+                index = made if made is not None else begun.arg
+                vcpu = self._descriptors.born(value, index, begun.line)
+        return Call(
+            begun.line, begun.name, begun.number, level, vcpu, value, error, begun.efer
+        )  # fmt: skip
+
+
+def _begun(line: int, text: str, start: re.Match[str]) -> _Begun | None:
+    # None: an ioctl, but not one of KVM's.
+    number = _number(start)
+    if number is not None:
+        if not numbers.is_kvm(number):
+            return None
+        name = numbers.name_of(number)
+    else:
+        kvm = [name for name in (start["names"] or "").split(" or ") if name.startswith("KVM_")]
+        if not kvm:
+            return None
+        known = next((name for name in kvm if numbers.by_name(name)), None)
+        name = known or kvm[0]
+        ioctl = numbers.by_name(name)
+        number = ioctl.number if ioctl is not None else None
+    vcpu = _VCPU.search(start["what"] or "")
+    arg = _NUMBER.match(text, start.end()) if name == "KVM_CREATE_VCPU" else None
+    efer = _EFER.search(text, start.end()) if name.startswith("KVM_SET_SREGS") else None
+    return _Begun(
+        line,
+        int(start["fd"]),
+        int(vcpu[1]) if vcpu else None,
+        name,
+        number,
+        int(arg[1]) if arg else None,
+        int(efer[1], 0) if efer else None,
+    )
+
+
+def _number(start: re.Match[str]) -> int | None:
+    if start["raw"]:
+        return int(start["raw"], 16) & 0xFFFF_FFFF
+    if start["ioc"]:
+        # _IOC(_IOC_READ|_IOC_WRITE, 0xae, 0xca, 0x48)
+        way, *rest = start["ioc"].split(", ")
+        try:
+            kind, nr, size = (int(part, 0) & 0x3FFF for part in rest)
+        except ValueError:
+            return None
+        bits = sum(_IOC_WAYS.get(part, 0) for part in set(way.split("|")))
+        return bits << 30 | size << 16 | (kind & 0xFF) << 8 | nr & 0xFF
+    return None
+
+
+def _result(text: str) -> tuple[int | None, str | None, int | None]:
+    # What was returned, the error, and the vCPU that the result is a descriptor of.
+    found = _RESULT.match(text[-_TAIL:])
+    if found is None or found["value"] == "?":
+        return None, None, None
+    value = int(found["value"])
+    made = _VCPU.search(found["what"] or "")
+    error = found["errno"] or errno_name(value) if value < 0 else None
+    return value, error, int(made[1]) if made else None

@@ -1,0 +1,205 @@
+"""Streams judged by the rules: the right rule, on the right kernels, and on no other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qemu_svm.findings.check import FIELDS, Report, check, ranges, summary
+from qemu_svm.findings.rules import RULES
+from qemu_svm.findings.verdict import Verdict
+from qemu_svm.machine import Machine
+from qemu_svm.model.profiles import KERNELS, LEAVE, RELEASED
+from qemu_svm.stream import RamBlock
+from tests.model.conftest import PAGED, PLAIN, damaged, machine_of, patched
+
+ALL = [KERNELS[name] for name in RELEASED]
+
+
+def judged(machine: Machine, **options: Any) -> Report:
+    return check(machine, ALL, **options)
+
+
+def test_captures_pass_on_every_kernel(machine: Machine, capture: dict[str, Any]) -> None:
+    report = judged(machine)
+    assert {v.verdict for v in report.verdicts[0].values()} == {Verdict.RIGHT}
+    expected = ["O-28"] if capture["provenance"]["guest"] == "nested-npt" else []
+    assert [finding.rule for finding in report.findings] == expected
+    assert not [finding for finding in report.findings if finding.level == "error"]
+
+
+def since(first: str) -> set[str]:
+    names = list(RELEASED)
+    return set(names[names.index(first) :])
+
+
+OLD = {"5.8", "5.10", "5.10.262", "5.11"}
+FIXED = {"6.1", "6.12", "6.12.117", "7.2"}
+
+# VMCB offset, size, value, rule, kernels that must refuse by that rule.
+BROKEN = [
+    (0x010, 4, 0, "C-01", set(RELEASED)),
+    (0x058, 4, 0, "C-02", set(RELEASED)),
+    (0x048, 8, 1 << 52, "C-04", since("5.13")),
+    (0x040, 8, 1 << 52, "C-05", since("5.13")),
+    (0x05C, 1, 3, "C-06", {"5.15", "5.17", "6.6"}),
+    (0x060, 4, 1 << 26, "C-07", {"6.6", "6.12", "6.12.117", "7.2"}),
+    (0x0A8, 4, 0x8000_0100, "C-08", {"7.2"}),
+    (0x0A8, 4, 0x8000_0309, "C-08", {"7.2"}),
+    (0x558, 8, 0x11, "SV-11", set(RELEASED)),
+    (0x558, 8, 0x8000_0010, "SV-13", since("5.13")),
+    (0x558, 8, 0xA000_0011, "S-02", since("5.13")),
+    (0x558, 8, 0x1_8000_0011, "S-03", since("5.13")),
+    (0x570, 8, 0x2_0002, "SV-14", since("5.13")),
+    (0x568, 8, 1 << 32, "S-04", since("5.13")),
+    (0x560, 8, 1 << 32, "S-04", since("5.13")),
+    (0x548, 8, 0, "S-05", since("5.13")),
+    (0x550, 8, 1 << 40, "S-07", since("5.13")),
+    (0x412, 2, 0xE9B, "S-09", FIXED),
+    (0x548, 8, 0x8000_0020, "S-10", since("5.13")),
+    (0x4D0, 8, 0x1504, "S-11", since("5.13")),
+]
+
+
+@pytest.mark.parametrize(("offset", "size", "value", "rule", "kernels"), BROKEN)
+def test_one_broken_field(offset: int, size: int, value: int, rule: str, kernels: set[str]) -> None:
+    report = judged(damaged(PLAIN, offset, value, size))
+    errors = [finding for finding in report.findings if finding.level == "error"]
+    assert [(finding.rule, set(finding.kernels)) for finding in errors] == [(rule, kernels)]
+    (finding,) = errors
+    nested = machine_of(PLAIN).vcpus[0].nested
+    assert nested is not None
+    assert finding.offset is not None
+    assert finding.message.startswith("vCPU 0: ")
+    for name, judgement in report.verdicts[0].items():
+        refused = any(rule in line for line in judgement.lines)
+        assert refused is (name in kernels), name
+
+
+def test_broken_svme_and_nested_cr3() -> None:
+    report = judged(damaged(PLAIN, 0x4D0, 0x500))
+    found = {finding.rule: set(finding.kernels) for finding in report.findings}
+    assert found["SV-12"] == {"5.10", "5.10.262", "5.11"}
+    assert found["S-01"] == since("5.13")
+    report = judged(damaged(PAGED, 0x0B0, 1 << 52))
+    found = {finding.rule: set(finding.kernels) for finding in report.findings}
+    assert found["C-03b"] == FIXED
+
+
+def test_headers_and_registers() -> None:
+    machine = machine_of(PLAIN)
+    vcpu, nested = machine.vcpus[0], machine.vcpus[0].nested
+    assert nested is not None
+
+    def rules(offset: int, change: bytes, **options: Any) -> dict[str, set[str]]:
+        report = judged(patched(PLAIN, offset, change), **options)
+        return {finding.rule: set(finding.kernels) for finding in report.findings}
+
+    address = nested.vmcb_offset - 8
+    found = rules(address, (0x108001).to_bytes(8, "big"))
+    assert found["SV-05"] == set(RELEASED)
+    assert "X-09" in found
+    found = rules(address, (0x7F00_0000).to_bytes(8, "big"))
+    assert "X-06" in found
+    assert rules(nested.offset + 4, (128).to_bytes(4, "big"))["SV-06"] == set(RELEASED)
+    found = rules(vcpu.registers["efer"].offset, (0x500).to_bytes(8, "big"))
+    assert found["SV-03"] == set(RELEASED) - {"7.2"}
+    assert found["SV-03b"] == {"7.2"}
+    assert "X-05" in found
+    found = rules(vcpu.registers["cr0"].offset, (0xA000_0011).to_bytes(8, "big"))
+    assert found["SV-10"] == {"5.8", "5.10", "5.10.262", "5.11", "5.13", "5.15", "5.17"}
+    assert found["R-04"] == {"6.1", "6.6", "6.12", "6.12.117", "7.2"}
+    found = rules(vcpu.registers["hflags"].offset, (0x28C0B0).to_bytes(4, "big"))
+    assert set(found) >= {"X-10"}
+    assert "X-08" in rules(vcpu.registers["vm_hsave_pa"].offset, bytes(8))
+    assert judged(machine_of(PAGED), npt=False).findings[0].rule == "C-03"
+    assert judged(machine, maxphyaddr=20).findings[0].rule
+
+
+def test_l1s_bitmap_outside_ram() -> None:
+    machine = damaged(PLAIN, 0x00C, 0x1004_0000, 4)
+    nested = machine.vcpus[0].nested
+    assert nested is not None
+    both = bytearray(PLAIN)
+    at = nested.vmcb_offset
+    both[at + 0x0C : at + 0x10] = (0x1004_0000).to_bytes(4, "little")
+    both[at + 0x48 : at + 0x50] = (0x300_0000).to_bytes(8, "little")
+    report = judged(machine_of(bytes(both)))
+    assert [finding.rule for finding in report.findings] == ["X-07", "A-01"]
+    assert {v.verdict for v in report.verdicts[0].values()} == {Verdict.BROKEN}
+
+
+def test_advisories() -> None:
+    machine = machine_of(PLAIN)
+    nested = machine.vcpus[0].nested
+    assert nested is not None
+    pending = patched(PLAIN, nested.offset, (0x103).to_bytes(2, "big"))
+    found = {finding.rule: finding for finding in judged(pending).findings}
+    assert set(found["O-21"].kernels) == {"5.8", "5.10", "5.10.262"}
+    assert found["O-21"].level == "warning"
+    data = bytearray(PLAIN)
+    data[nested.offset : nested.offset + 2] = (0x103).to_bytes(2, "big")
+    at = nested.vmcb_offset + 0xA8
+    data[at : at + 4] = (0x8000_0480).to_bytes(4, "little")
+    assert "O-10" in {finding.rule for finding in judged(machine_of(bytes(data))).findings}
+    data[at + 0x20 : at + 0x28] = (0x1234).to_bytes(8, "little")  # next_rip
+    found = {finding.rule: finding for finding in judged(machine_of(bytes(data))).findings}
+    assert set(found["A-02"].kernels) == set(RELEASED) - since("6.1")
+    bitmap = judged(damaged(PLAIN, 0x00C, 0x1004_0000, 4)).findings
+    assert [(finding.rule, finding.kernels) for finding in bitmap] == [("A-01", ("5.8",))]
+    hyperv = judged(damaged(PLAIN, 0x3E0, 1, 4)).findings
+    assert [finding.rule for finding in hyperv] == ["O-29"]
+    stack = judged(damaged(PLAIN, 0x5E8, 0x1000)).findings
+    assert [finding.rule for finding in stack] == ["O-30"]
+    hflags2 = machine.vcpus[0].registers["hflags2"].offset
+    data = bytearray(PLAIN)
+    data[hflags2 : hflags2 + 4] = bytes(4)
+    data[nested.offset : nested.offset + 2] = (1).to_bytes(2, "big")
+    found = {finding.rule: finding for finding in judged(machine_of(bytes(data))).findings}
+    assert set(found["O-19"].kernels) == {"5.10", "5.10.262", "5.11"}
+
+
+def test_the_order_of_old_qemus() -> None:
+    found = judged(machine_of(PLAIN), plan="qemu-5.0").findings
+    assert [finding.rule for finding in found] == ["SV-03", "SV-03b"]
+
+
+def test_fields_of_the_checks_exist() -> None:
+    nested = machine_of(PLAIN).vcpus[0].nested
+    assert nested is not None
+    for rule, path in FIELDS.items():
+        assert nested.tree().resolve(path) is not None, rule
+        assert rule in RULES
+    for kernel in KERNELS.values():
+        for check_id in kernel.set_nested_state:
+            assert check_id == LEAVE or check_id in RULES
+
+
+def test_summaries() -> None:
+    report = judged(damaged(PLAIN, 0x0A8, 0x8000_0100, 4))
+    assert summary(report, 0) == "accepted by 5.8 to 6.12.117; refused 7.2" or (
+        summary(report, 0).startswith("accepted by 5.8 to 6.12.117; ")
+    )
+    assert ranges(["6.1", "5.8", "5.10"]) == "5.8 to 5.10, 6.1"
+    assert summary(report, 99) == ""
+
+
+def test_high_memory() -> None:
+    from qemu_svm.machine.memory import backed, ram_ranges
+
+    gib = 1 << 30
+    machine = machine_of(PLAIN)
+    for name, size, ranges_ in (
+        ("pc-i440fx-7.2", 8 * gib, [(0, 3 * gib), (4 * gib, 9 * gib)]),
+        ("pc-q35-7.2", 8 * gib, [(0, 2 * gib), (4 * gib, 10 * gib)]),
+        ("microvm", 4 * gib, [(0, 3 * gib), (4 * gib, 5 * gib)]),
+        ("pc-i440fx-7.2", gib, [(0, gib)]),
+    ):
+        other = replace(machine, name=name, blocks=(RamBlock("pc.ram", size, 0),))
+        assert ram_ranges(other) == ranges_
+    big = replace(machine, blocks=(RamBlock("x", 8 * gib, 0), RamBlock("rom", 5, 0)))
+    assert backed(big, 4 * gib, 4096)
+    assert not backed(big, 3 * gib, 4096)
+    assert not backed(replace(machine, blocks=()), 0, 1)
