@@ -175,7 +175,7 @@ def _guest(saved: Saved) -> bool:
 def _control(vcpu: Vcpu, name: str) -> int:
     if vcpu.nested is None or not vcpu.nested.vmcb:
         return 0
-    value = vcpu.nested.control()[name]
+    value = vcpu.nested.control[name]
     return int(value) if isinstance(value, int) else 0
 
 
@@ -194,14 +194,14 @@ def _pae(vcpu: Vcpu) -> bool:
 def _any(vcpu: Vcpu, *names: str) -> bool:
     if vcpu.nested is None or not vcpu.nested.vmcb:
         return False
-    save = vcpu.nested.save()
+    save = vcpu.nested.l1_save
     return any(save[name] for name in names)
 
 
 def _hyperv(vcpu: Vcpu) -> bool:
     if vcpu.nested is None or not vcpu.nested.vmcb:
         return False
-    area = vcpu.nested.control().hv_enlightenments
+    area = vcpu.nested.control.hv_enlightenments
     return bool(area.control or area.partition_assist_page)
 
 

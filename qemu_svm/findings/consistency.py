@@ -104,7 +104,7 @@ def _guest_mode(
             "ends in a shutdown",
             at - 8,
         )
-    control, save = nested.control(), nested.save()
+    control, save = nested.control, nested.l1_save
     intercepts = bits.intercept_words(list(control.intercepts))
     bitmap = control.msrpm_base_pa & ~0xFFF
     merged = known and intercepts & bits.INTERCEPTS.mask("MSR_PROT")

@@ -152,7 +152,7 @@ def differences(machine: Machine) -> Iterator[str]:
         return
     if vcpu.get("rbx") != values.l2_rbx():
         yield f"vcpu0.rbx: expected {values.l2_rbx():#x}, found {vcpu.get('rbx'):#x}"
-    save, control = vcpu.nested.save(), vcpu.nested.control()
+    save, control = vcpu.nested.l1_save, vcpu.nested.control
     if save.rip < _KERNEL_HALF or not save.efer & _SVME:
         yield "vcpu0.nested.l1_save: expected a kernel with EFER.SVME"
     if not control.nested_ctl & _NP_ENABLE:

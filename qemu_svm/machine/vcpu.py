@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from qemu_svm.errors import StreamError
+from qemu_svm.fields import Fields
 from qemu_svm.machine import flags
 from qemu_svm.nested import NestedState, from_values
 from qemu_svm.stream.vmstate.values import Value
@@ -58,12 +59,45 @@ _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 _TABLES = {"ldt": "env.ldt", "tr": "env.tr", "gdt": "env.gdt", "idt": "env.idt"}
 
 
+class Registers(Mapping[str, Value]):
+    """Registers by name.
+
+    ``registers["rip"]`` is the :class:`Value` with its offset in the stream,
+    ``registers.rip`` the number.
+
+    :raises AttributeError: (attribute access) this vCPU has no register of that name.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> int:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"no register '{name}'")
+        value = self._values[name].value
+        return value if isinstance(value, int) else 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+
 @dataclass(frozen=True, slots=True)
 class Vcpu:
     """A vCPU as it was saved.
 
     :param index: QEMU's CPU index (the section's instance id).
-    :param registers: by name; each knows its offset in the stream.
+    :param registers: by name, as numbers or with their offsets in the stream.
     :param segments: by name, ``ldt``, ``tr``, ``gdt`` and ``idt`` included.
     :param segment_values: the same as values with offsets.
     :param nested: None if the stream carries none for this vCPU.
@@ -72,8 +106,8 @@ class Vcpu:
     """
 
     index: int
-    registers: Mapping[str, Value]
-    segments: Mapping[str, Segment]
+    registers: Registers
+    segments: Fields
     segment_values: Mapping[str, Value]
     nested: NestedState | None
     section: Value
@@ -103,7 +137,7 @@ class Vcpu:
     @property
     def cpl(self) -> int:
         """Privilege level: SS.DPL, as QEMU takes it on load."""
-        stack = self.segments.get("ss")
+        stack: Segment | None = self.segments.get("ss")
         return stack.dpl if stack is not None else 0
 
 
@@ -120,8 +154,8 @@ def read_vcpu(index: int, section: Value, described: str = "embedded") -> Vcpu:
     values = dict(_segment_values(section))
     return Vcpu(
         index=index,
-        registers=dict(_registers(section)),
-        segments={name: _segment(value) for name, value in values.items()},
+        registers=Registers(dict(_registers(section))),
+        segments=Fields({name: _segment(value) for name, value in values.items()}),
         segment_values=values,
         nested=nested,
         section=section,

@@ -11,12 +11,13 @@ Source: QEMU ``target/i386/machine.c`` (``vmstate_kvm_nested_state``,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from construct import Container, ListContainer
 
-from qemu_svm.errors import BuildError, Malformed
+from qemu_svm.errors import BuildError, Malformed, PathError
+from qemu_svm.fields import Fields
 from qemu_svm.nested import bits, layout
 from qemu_svm.nested.image import Image, type_name
 from qemu_svm.stream.vmstate.values import Leaf, Value
@@ -41,6 +42,7 @@ class NestedState:
     vmcb: bytes = b""
     offset: int = -1
     vmcb_offset: int = -1
+    _parsed: dict[str, Fields] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def is_svm(self) -> bool:
@@ -52,13 +54,23 @@ class NestedState:
         """``svm``, ``vmx`` or ``format N``."""
         return bits.FORMATS.get(self.format, f"format {self.format}")
 
-    def control(self) -> Container[Any]:
-        """Parse the control area: what L1 asked for L2."""
-        return _parse(layout.CONTROL, self.vmcb[: layout.CONTROL_SIZE])
+    @property
+    def control(self) -> Fields:
+        """The control area by field name: what L1 asked for L2."""
+        return self._area("control", layout.CONTROL, 0)
 
-    def save(self) -> Container[Any]:
-        """Parse the save area: L1's own state."""
-        return _parse(layout.SAVE, self.vmcb[layout.SAVE_OFFSET :])
+    @property
+    def l1_save(self) -> Fields:
+        """The save area by field name: L1's own state."""
+        return self._area("l1_save", layout.SAVE, layout.SAVE_OFFSET)
+
+    def _area(self, name: str, image: Image, start: int) -> Fields:
+        if name not in self._parsed:
+            if not self.vmcb:
+                raise PathError(f"this nested state has no {name}: it carries no VMCB")
+            parsed = _parse(image, self.vmcb[start : start + image.size])
+            self._parsed[name] = _frozen(parsed)
+        return self._parsed[name]
 
     def uapi(self) -> bytes:
         """Build the argument of KVM_SET_NESTED_STATE (little-endian)."""
@@ -92,6 +104,12 @@ class NestedState:
         )
         end = at + layout.VMCB_SIZE
         return Value("nested", "struct", start, end - start, None, header + areas)
+
+
+def _frozen(parsed: Any) -> Any:
+    if isinstance(parsed, Container):
+        return Fields({k: _frozen(v) for k, v in parsed.items() if not k.startswith("_")})
+    return tuple(parsed) if isinstance(parsed, ListContainer) else parsed
 
 
 def _parse(image: Image, data: bytes) -> Container[Any]:

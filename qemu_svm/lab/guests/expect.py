@@ -115,7 +115,7 @@ def _l1_save(guest: Guest, image: Image, vcpu: Vcpu) -> Iterator[str]:
         "gdtr.limit": image.symbols["gdt_end"] - image.symbols["gdt"] - 1,
     }
     assert vcpu.nested is not None
-    save = vcpu.nested.save()
+    save = vcpu.nested.l1_save
 
     def look(name: str) -> int:
         segment, _, part = name.partition(".")
@@ -128,7 +128,7 @@ def _l1_save(guest: Guest, image: Image, vcpu: Vcpu) -> Iterator[str]:
 def _control(guest: Guest, vcpu: Vcpu) -> Iterator[str]:
     assert vcpu.nested is not None
     nested = vcpu.nested
-    control = nested.control()
+    control = nested.control
     words = control.intercepts
     wanted: dict[str, int] = {
         "nested_ctl": int(guest.nested_paging),

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from construct import Container
-
+from qemu_svm.fields import Fields
 from qemu_svm.findings import Finding
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits, descriptions, layout
@@ -153,7 +152,7 @@ def _nested(nested: NestedState) -> dict[str, Any]:
     }
     if nested.vmcb:
         result["control"] = _control(nested)
-        result["l1_save"] = _area(layout.SAVE, nested.save(), layout.SAVE_OFFSET)
+        result["l1_save"] = _area(layout.SAVE, nested.l1_save, layout.SAVE_OFFSET)
         result["l1_save"]["not_l1_state"] = not_l1_state()
     return result
 
@@ -165,7 +164,7 @@ def not_l1_state() -> list[str]:
 
 
 def _control(nested: NestedState) -> dict[str, Any]:
-    control = nested.control()
+    control = nested.control
     result = _area(layout.CONTROL, control, layout.CONTROL_OFFSET)
     words = list(control.intercepts)
     result["intercepts"] = bits.INTERCEPTS.names(bits.intercept_words(words))
@@ -176,7 +175,7 @@ def _control(nested: NestedState) -> dict[str, Any]:
     return result
 
 
-def _area(image: Image, values: Container[Any], base: int) -> dict[str, Any]:
+def _area(image: Image, values: Fields, base: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     reserved: dict[str, str] = {}
     for member in image.members:
@@ -190,11 +189,11 @@ def _area(image: Image, values: Container[Any], base: int) -> dict[str, Any]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, Container):
-        return {key: _plain(key, item) for key, item in value.items() if key != "_io"}
+    if isinstance(value, Fields):
+        return {key: _plain(key, item) for key, item in value.items()}
     if isinstance(value, bytes):
         return value.hex()
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return [hex_text(item) for item in value]
     return value if name in _COUNTS else hex_text(value)
 

@@ -141,7 +141,7 @@ def _vcpu(vcpu: Vcpu, *, full: bool) -> Iterable[Text]:
 
 
 def _both(vcpu: Vcpu, nested: NestedState) -> Iterable[Text]:
-    save = nested.save()
+    save = nested.l1_save
     rows: list[list[str | Text]] = [
         [name, _register(name, vcpu.get(name)), _register(name, save[name])] for name in _COMPARED
     ]
@@ -160,7 +160,7 @@ def _both(vcpu: Vcpu, nested: NestedState) -> Iterable[Text]:
 
 
 def _control(nested: NestedState) -> Iterable[Text]:
-    control = nested.control()
+    control = nested.control
     yield Text("  What L1 asked for L2 (control area)", HEADING)
     names = bits.INTERCEPTS.names(bits.intercept_words(list(control.intercepts)))
     yield entry("vmcb12 at", f"{nested.vmcb_pa:#x} (L1 physical)")

@@ -30,6 +30,12 @@ class Value:
         """Offset of the first byte behind it."""
         return self.offset + self.size
 
+    def __index__(self) -> int:
+        """The number of a numeric leaf, for ``hex(value)`` and ``int(value)``."""
+        if isinstance(self.value, int):
+            return int(self.value)
+        raise TypeError(f"'{self.name}' ({self.type}) is not a number")
+
     def child(self, name: str) -> Value | None:
         """Return the first child of that name."""
         for child in self.children:

@@ -71,7 +71,7 @@ def test_decodes_as_recorded(kept: tuple[str, dict[str, Any]], machine: Machine)
             assert hex(vcpu.get(name)) == value, name
         if "l1_save" in facts:
             assert vcpu.nested is not None
-            save = vcpu.nested.save()
+            save = vcpu.nested.l1_save
             assert {name: hex(save[name]) for name in facts["l1_save"]} == facts["l1_save"]
 
 
@@ -115,12 +115,12 @@ def test_pae_carries_its_page_directory_pointers() -> None:
 def test_the_pending_event_is_in_the_control_area() -> None:
     nested = vcpu_of("inject").nested
     assert nested is not None
-    assert nested.control().event_inj == values.CONSTANTS["EVENT"]
+    assert nested.control.event_inj == values.CONSTANTS["EVENT"]
 
 
 def test_intercepted_msrs() -> None:
     nested = vcpu_of("msrs").nested
     assert nested is not None
-    control = nested.control()
+    control = nested.control
     assert control.intercepts[3] & 1 << 28
     assert control.msrpm_base_pa == values.ADDRESSES["MSRPM"]
