@@ -10,7 +10,7 @@ from qemu_svm.findings.verdict import Verdict, judge
 from qemu_svm.machine.memory import backed
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
-from qemu_svm.model.profiles import KERNELS, Kernel
+from qemu_svm.model.profiles import PROFILES, Profile
 from qemu_svm.model.saved import from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import simulate
 
@@ -94,13 +94,13 @@ def command(
     return 0 if good else EXIT_FINDINGS
 
 
-def kernels(name: str) -> list[Kernel]:
+def kernels(name: str) -> list[Profile]:
     """Profiles by name; ``all`` for every one.
 
     :raises PlanError: no such profile.
     """
     if name == "all":
-        return list(KERNELS.values())
-    if name not in KERNELS:
-        raise PlanError(f"there is no kernel profile '{name}'", near=tuple(KERNELS))
-    return [KERNELS[name]]
+        return list(PROFILES.values())
+    if name not in PROFILES:
+        raise PlanError(f"there is no kernel profile '{name}'", near=tuple(PROFILES))
+    return [PROFILES[name]]

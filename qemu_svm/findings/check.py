@@ -18,7 +18,7 @@ from qemu_svm.machine.memory import backed
 from qemu_svm.model import plan as plans
 from qemu_svm.model.area import RESET
 from qemu_svm.model.kvm.vcpu import Host
-from qemu_svm.model.profiles import KERNELS, Kernel
+from qemu_svm.model.profiles import PROFILES, Profile
 from qemu_svm.model.saved import Saved, areas, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.nested import bits
@@ -100,7 +100,7 @@ _REGISTERS = {
 
 def check(
     machine: Machine,
-    kernels: Iterable[Kernel],
+    kernels: Iterable[Profile],
     *,
     plan: str = "qemu",
     maxphyaddr: int = 40,
@@ -230,7 +230,7 @@ _SEVERITY = {"O-20": "info"}
 
 
 def _advisories(
-    machine: Machine, vcpu: Vcpu, saved: Saved, kernels: list[Kernel]
+    machine: Machine, vcpu: Vcpu, saved: Saved, kernels: list[Profile]
 ) -> Iterator[Finding]:
     for rule, applies in _ADVISORIES.items():
         concerned = RULES[rule].kernels
@@ -252,8 +252,8 @@ def summary(report: Report, index: int) -> str:
 
 
 def ranges(names: Iterable[str]) -> str:
-    """Kernel names with neighbours joined: ``5.8 to 5.11, 6.1``."""
-    order = list(KERNELS)
+    """Names of kernels with neighbours joined: ``5.8 to 5.11, 6.1``."""
+    order = list(PROFILES)
     runs: list[list[int]] = []
     for place in sorted(order.index(name) for name in names):
         if runs and runs[-1][-1] + 1 == place:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from qemu_svm.model.profiles import KERNELS, RELEASED
+from qemu_svm.model.profiles import PROFILES, RELEASED
 from qemu_svm.trace.rules import RULES as ORDERS
 from qemu_svm.trace.rules import Rule as OrderRule
 
@@ -176,13 +176,11 @@ _CHECKS = (
 )  # fmt: skip
 
 _ALL = ()
-_NPT_BUG = tuple(name for name in RELEASED if not KERNELS[name].mmu_ready)
-_NO_PENDING = tuple(n for n in RELEASED if KERNELS[n].run_pending == "ignored")
-_NO_GIF = tuple(n for n in RELEASED if KERNELS[n].gif == "ignored")
-_LATE_CPUID = tuple(n for n in RELEASED if KERNELS[n].late_cpuid in ("efault", "hang"))
+_NPT_BUG = tuple(name for name in RELEASED if not PROFILES[name].mmu_ready)
+_NO_PENDING = tuple(n for n in RELEASED if PROFILES[n].run_pending == "ignored")
+_NO_GIF = tuple(n for n in RELEASED if PROFILES[n].gif == "ignored")
 # The series that made VMRUN look at VM_HSAVE_PA also made SMM entry use it (5.14).
-_SMM_LOSES_L1 = tuple(name for name in RELEASED if not KERNELS[name].vmrun.hsave_needed)
-_SILENT = "no error, wrong values"
+_SMM_LOSES_L1 = tuple(name for name in RELEASED if not PROFILES[name].vmrun.hsave_needed)
 
 _OTHERS = (
     ("O-10", WARNING, "a soft event is pending for L2 and L1 lacks NRIPS",
@@ -196,7 +194,7 @@ _OTHERS = (
      "use another kernel", "commit 063ab16c14db", _NO_GIF),
     ("O-20", WARNING, "flags are 0 and SVME is clear", "kernels before 7.0 refuse (SV-03)",
      "pass 0x100 to them", "commit 6f4d3ebc24c6",
-     tuple(n for n in RELEASED if "SV-03" in KERNELS[n].set_nested_state)),
+     tuple(n for n in RELEASED if "SV-03" in PROFILES[n].set_nested_state)),
     ("O-21", WARNING, "RUN_PENDING is set", "up to 5.10 it is lost: VMRUN's event may be dropped",
      "use 5.11 or later", "commit 81f76adad560", _NO_PENDING),
     ("O-23", WARNING, "L2 uses PAE paging without PDPTRs from SREGS2",
@@ -217,7 +215,7 @@ _OTHERS = (
     ("A-02", WARNING, "a soft event with NextRIP is pending for L2",
      "kernels before 5.19 lose NextRIP: a wrong return address is pushed", "use 5.19 or later",
      "commit 00f08d99dd7d",
-     tuple(n for n in RELEASED if "next_rip" not in KERNELS[n].control_fields)),
+     tuple(n for n in RELEASED if "next_rip" not in PROFILES[n].control_fields)),
     ("A-03", WARNING, "the source was in SMM, perhaps out of L2",
      "up to 5.13, as source or as destination, L1's state does not travel with SMRAM",
      "save again outside SMM, or use 5.14 or later",
@@ -257,7 +255,7 @@ _OTHERS = (
 
 
 def _check_kernels(check: str) -> tuple[str, ...]:
-    return tuple(name for name in KERNELS if check in KERNELS[name].checks)
+    return tuple(name for name in PROFILES if check in PROFILES[name].checks)
 
 
 def _ordering(rule: OrderRule) -> Rule:

@@ -21,7 +21,7 @@ from enum import StrEnum
 from qemu_svm.findings.verdict import refusals
 from qemu_svm.model.area import RESET, Area, Content
 from qemu_svm.model.kvm.vmcb02 import Merged, vmcb02_control
-from qemu_svm.model.profiles import Kernel
+from qemu_svm.model.profiles import Profile
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested import bits
@@ -80,7 +80,7 @@ class Witness:
     :param refusals: ioctls that the model lets fail, in words.
     """
 
-    kernel: Kernel
+    kernel: Profile
     parts: tuple[Part, ...]
     missing: tuple[str, ...]
     refusals: tuple[str, ...] = ()
@@ -318,7 +318,7 @@ def _explain_segment(wanted: Segment, given: Segment) -> str | None:
 # --- control fields of vmcb02 ---
 
 
-def _control(kernel: Kernel, seen: _Seen, saved: Saved) -> Iterator[Field]:
+def _control(kernel: Profile, seen: _Seen, saved: Saved) -> Iterator[Field]:
     assert seen.first is not None
     assert seen.last is not None
     assert seen.l1 is not None

@@ -1,4 +1,4 @@
-"""Kernel generations that restore nested SVM state differently, as data.
+"""Generations of KVM that restore nested SVM state differently, as data.
 
 A profile says which checks run in which order and which transitions follow;
 the model consults it and never compares versions.  ``measured`` names the
@@ -42,7 +42,6 @@ class Vmrun:
     """How VMRUN reads vmcb12.
 
     :param hsave_needed: #GP if VM_HSAVE_PA is 0.
-    :param control_cached: controls are checked after they were copied.
     :param cached: save fields that are copied first, then checked, then used.
     :param checked: save fields that are checked.
     :param svme_forced: EFER.SVME is set again when memory is read a second time.
@@ -50,7 +49,6 @@ class Vmrun:
     """
 
     hsave_needed: bool
-    control_cached: bool
     cached: frozenset[str]
     checked: frozenset[str]
     svme_forced: bool
@@ -65,7 +63,7 @@ _EVERYTHING = _SIX | {
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class Profile:
     """One generation.
 
     :param split: vmcb01 and vmcb02; otherwise one VMCB and an ``hsave`` page.
@@ -78,11 +76,8 @@ class Kernel:
         in guest mode already).
     :param gif: ``set`` or ``ignored`` in the guest-mode branch.
     :param run_pending: ``ignored``, ``kept`` or ``untrusted``.
-    :param l1_save: the blob's save area is taken ``verbatim``, ``whole`` into
-        vmcb01, or the ``vmrun`` fields only.
-    :param l1_control_kept: a second call in guest mode keeps L1's controls.
-    :param cr3_check: when L2's CR3 is checked: ``never``, ``before`` or
-        ``after`` the switch to L2.
+    :param late_cr3_check: L2's CR3 is checked after the switch to L2, so a call that
+        fails there leaves the vCPU in guest mode; otherwise before it, if at all.
     :param mmu_ready: nested paging works for L2 right after the call.
     :param leave_sets_gif: leaving guest mode by force sets GIF.
     :param svme_clear_sets_gif: clearing EFER.SVME sets GIF.
@@ -131,9 +126,7 @@ class Kernel:
     has_save_cache: bool = True
     gif: str = "set"
     run_pending: str = "kept"
-    l1_save: str = "vmrun"
-    l1_control_kept: bool = True
-    cr3_check: str = "after"
+    late_cr3_check: bool = False
     mmu_ready: bool = True
     leave_sets_gif: bool = False
     svme_clear_sets_gif: bool = True
@@ -195,7 +188,7 @@ _L1_STATE = (
     *("S-07", "S-10", "S-11"),
 )
 
-V5_8 = Kernel(
+V5_8 = Profile(
     name="5.8",
     about="first kernel that restores nested SVM; also 5.9",
     measured=(),
@@ -205,7 +198,6 @@ V5_8 = Kernel(
     sregs=tuple(check for check in _SREGS if check != "R-04"),
     vmrun=Vmrun(
         hsave_needed=False,
-        control_cached=False,
         cached=frozenset(),
         checked=_SIX,
         svme_forced=False,
@@ -214,9 +206,6 @@ V5_8 = Kernel(
     has_save_cache=False,
     gif="set",
     run_pending="ignored",
-    l1_save="verbatim",
-    l1_control_kept=False,
-    cr3_check="never",
     mmu_ready=False,
     sysenter="never",
     smm_leaves=False,
@@ -259,7 +248,7 @@ V5_11 = replace(
     smm_leaves=False,
 )
 
-V5_13 = Kernel(
+V5_13 = Profile(
     name="5.13",
     about="vmcb01 and vmcb02 apart; the blob's L1 state is checked",
     measured=(),
@@ -269,7 +258,6 @@ V5_13 = Kernel(
     sregs=tuple(check for check in _SREGS if check != "R-04"),
     vmrun=Vmrun(
         hsave_needed=False,
-        control_cached=True,
         cached=frozenset(),
         checked=_SIX,
         svme_forced=True,
@@ -277,7 +265,6 @@ V5_13 = Kernel(
     has_save_cache=False,
     has_sregs2=False,
     reset_rdx=0,
-    cr3_check="never",
     smm_leaves=False,
     tsc_ratio_msr=False,
     control_fields=_CONTROL_5_8,
@@ -293,7 +280,6 @@ V5_15 = replace(
     vmrun=replace(V5_13.vmrun, hsave_needed=True),
     has_sregs2=True,
     reset_rdx=0x600,
-    cr3_check="before",
     mmu_ready=False,
     late_cpuid="efault",
 )
@@ -305,13 +291,12 @@ V5_17 = replace(
     read=("commits f2740a8d851a, 355d0473b1a1, f7e570780efc",),
     vmrun=Vmrun(
         hsave_needed=True,
-        control_cached=True,
         cached=_SIX,
         checked=_SIX,
         svme_forced=True,
     ),
     has_save_cache=True,
-    cr3_check="after",
+    late_cr3_check=True,
     mmu_ready=True,
     smm_leaves=True,
     tsc_ratio_msr=True,
@@ -378,7 +363,6 @@ V7_2 = replace(
     sregs=(*_SREGS, "R-05"),
     vmrun=Vmrun(
         hsave_needed=True,
-        control_cached=True,
         cached=_EVERYTHING,
         checked=_SIX | {"cs"},
         svme_forced=False,
@@ -425,7 +409,7 @@ REVIEW = replace(
     save_cache="vmcb02",
 )
 
-KERNELS: Mapping[str, Kernel] = MappingProxyType(
+PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
         kernel.name: kernel
         for kernel in (
@@ -436,5 +420,5 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
 )
 """All profiles by name: kernels, oldest first, then the two proposals."""
 
-RELEASED = tuple(name for name in KERNELS if name not in ("v3", "review"))
+RELEASED = tuple(name for name in PROFILES if name not in ("v3", "review"))
 """Names of those that are kernels, not proposals."""

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from qemu_svm.findings.rules import RULES, Rule
-from qemu_svm.model.profiles import KERNELS, Kernel
+from qemu_svm.model.profiles import PROFILES, Profile
 
 _FIRST: tuple[tuple[tuple[int, ...], str], ...] = (
     ((5, 8), "5.8"),
@@ -51,7 +51,7 @@ class Release:
         """For comparison; an update that is not told counts as the first."""
         return self.major, self.minor, self.update or 0
 
-    def measured(self, kernel: Kernel) -> bool:
+    def measured(self, kernel: Profile) -> bool:
         """Whether a kernel of this release line was measured for that profile."""
         line = f"{self.major}.{self.minor}."
         return any(one.startswith(line) for one in kernel.measured)
@@ -76,16 +76,16 @@ def release(name: str, version: str = "", signature: str = "") -> Release | None
     return Release(int(base[1]), int(base[2]), int(base[3] or 0) or None)
 
 
-def profile(found: Release) -> Kernel | None:
+def profile(found: Release) -> Profile | None:
     """The profile that fits a release best; None before Linux 5.8."""
     name = None
     for first, candidate in _FIRST:
         if found.numbers >= first:
             name = candidate
-    return None if name is None else KERNELS[name]
+    return None if name is None else PROFILES[name]
 
 
-def known_bugs(kernel: Kernel) -> list[Rule]:
+def known_bugs(kernel: Profile) -> list[Rule]:
     """Rules that single out this profile among others: what is wrong with it."""
     return [
         rule

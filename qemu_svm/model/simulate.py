@@ -12,7 +12,7 @@ from qemu_svm.model.kvm.checks import Argument
 from qemu_svm.model.kvm.run import Outcome, vcpu_run
 from qemu_svm.model.kvm.vcpu import Host, Vcpu
 from qemu_svm.model.plan import WITHOUT_EFFECT, Step
-from qemu_svm.model.profiles import Kernel
+from qemu_svm.model.profiles import Profile
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.x86.segments import Segment
 
@@ -57,14 +57,14 @@ class Result:
 class Simulation:
     """A finished run.  ``start`` is the state of the fresh vCPU."""
 
-    kernel: Kernel
+    kernel: Profile
     saved: Saved
     start: Snapshot
     results: tuple[Result, ...]
 
 
 def simulate(
-    kernel: Kernel,
+    kernel: Profile,
     saved: Saved,
     plan: tuple[Step, ...],
     *,

@@ -14,7 +14,7 @@ from qemu_svm.model import releases
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import Observed
 from qemu_svm.model.plan import Step
-from qemu_svm.model.profiles import Kernel
+from qemu_svm.model.profiles import Profile
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits, layout
 from qemu_svm.replay.decode import WATCHED_MSRS, observed
@@ -113,7 +113,7 @@ def kernel_of(probe: Probe) -> str:
     return probe.release if found is None else str(found)
 
 
-def profile(probe: Probe) -> Kernel:
+def profile(probe: Probe) -> Profile:
     """The model's profile for a kernel.
 
     :raises EnvironmentFault: it is too old to have one.

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from qemu_svm.cli import replay as verb
 from qemu_svm.cli.lab import conform as conform_verb
 from qemu_svm.lab import Box
-from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.profiles import PROFILES
 from qemu_svm.replay import conform as campaign
 from qemu_svm.replay import replay as replays
 from qemu_svm.replay import target as targets
@@ -91,7 +91,7 @@ def test_without_compare_a_refusal_is_a_finding(in_box: Command) -> None:
 
 def test_a_difference_is_marked(in_box: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel is a 6.1, the model that of a 5.10."""
-    monkeypatch.setattr(replays, "profile", lambda _probe: KERNELS["5.10"])
+    monkeypatch.setattr(replays, "profile", lambda _probe: PROFILES["5.10"])
     done = in_box(verb.command, FILE, "--lab", "6.1", "--compare", "--plan", "cpuid,sregs")
     assert done.return_value == 1
     assert "DIFFERS regs.rdx: kernel 0x600, model 0x0" in done.stdout

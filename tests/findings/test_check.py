@@ -11,11 +11,11 @@ from qemu_svm.findings.check import FIELDS, Report, check, ranges, summary
 from qemu_svm.findings.rules import RULES
 from qemu_svm.findings.verdict import Verdict
 from qemu_svm.machine import Machine
-from qemu_svm.model.profiles import KERNELS, LEAVE, RELEASED
+from qemu_svm.model.profiles import LEAVE, PROFILES, RELEASED
 from qemu_svm.stream import RamBlock
 from tests.model.conftest import PAGED, PLAIN, damaged, machine_of, patched
 
-ALL = [KERNELS[name] for name in RELEASED]
+ALL = [PROFILES[name] for name in RELEASED]
 
 
 def judged(machine: Machine, **options: Any) -> Report:
@@ -172,7 +172,7 @@ def test_fields_of_the_checks_exist() -> None:
     for rule, path in FIELDS.items():
         assert nested.tree().resolve(path) is not None, rule
         assert rule in RULES
-    for kernel in KERNELS.values():
+    for kernel in PROFILES.values():
         for check_id in kernel.set_nested_state:
             assert check_id == LEAVE or check_id in RULES
 

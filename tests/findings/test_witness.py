@@ -14,7 +14,7 @@ from qemu_svm.model import releases
 from qemu_svm.model.area import RESET
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.kvm.vmcb02 import vmcb02_control
-from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved, areas, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import simulate
 from qemu_svm.render.text.witness import verdict
@@ -87,7 +87,7 @@ def test_wrong_registers_are_told_with_their_owner() -> None:
 
 def test_nothing_was_seen(tmp_path: Any) -> None:
     saved = saved_of(LOGS[0])
-    simulation = simulate(KERNELS["6.12"], saved, plans.parse("qemu"))
+    simulation = simulate(PROFILES["6.12"], saved, plans.parse("qemu"))
     found = witness(read_log(Writer().source()), saved, simulation, npt=True)
     assert found.parts == ()
     assert len(found.missing) == 2
@@ -105,7 +105,7 @@ def test_l1_first_is_no_mistake() -> None:
     log.run(0xA000, vmcb(0, **l1), vmcb(0x400, **l1))
     log.run(0xA000, vmcb(0x400, **l1), vmcb(0x80, **vmrun), vmcb12=vmcb(0x60, **l2))
     log.run(0xB000, vmcb(0, **l2), vmcb(0x72, **l2))
-    simulation = simulate(KERNELS["6.12"], saved, plans.parse("qemu"))
+    simulation = simulate(PROFILES["6.12"], saved, plans.parse("qemu"))
     found = witness(read_log(log.source()), saved, simulation, npt=True)
     (part,) = found.parts
     assert (part.name, part.level) == ("vmcb01", "L1")
@@ -161,7 +161,7 @@ def test_merge_of_controls() -> None:
     l1.set("int_ctl", 1 << 24, RESET)
     l1.set("tsc_offset", 7, RESET)
     for name, kept in (("6.1", 0), ("6.12.117", vmmcall), ("7.2", vmmcall)):
-        merged = {one.name: one for one in vmcb02_control(KERNELS[name], l0, l1)}
+        merged = {one.name: one for one in vmcb02_control(PROFILES[name], l0, l1)}
         assert merged["intercepts"].value == msr | kept
         assert merged["tsc_offset"].value == 2
         assert merged["msrpm_base_pa"].value is None

@@ -9,7 +9,7 @@ import pytest
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
-from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved, from_vcpu
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.source import BytesSource
@@ -58,6 +58,6 @@ def run(saved: Saved) -> Run:
         assert isinstance(values, Saved)
         host = options.pop("host", Host())
         assert isinstance(host, Host)
-        return simulate(KERNELS[kernel], values, plans.parse(plan), host=host, **options)  # type: ignore[arg-type]
+        return simulate(PROFILES[kernel], values, plans.parse(plan), host=host, **options)  # type: ignore[arg-type]
 
     return simulated

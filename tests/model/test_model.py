@@ -17,7 +17,7 @@ from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.kvm.checks import SET_NESTED_STATE, SET_SREGS
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import flat
-from qemu_svm.model.profiles import KERNELS, LEAVE, RELEASED
+from qemu_svm.model.profiles import LEAVE, PROFILES, RELEASED
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import simulate
 from qemu_svm.x86.cpuid import Cpuid, infer, valid_efer
@@ -27,7 +27,7 @@ from tests.model.conftest import Run
 RESTORE = "cpuid,sregs,nested,regs,msrs,events,debugregs,run"
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", PROFILES)
 @pytest.mark.parametrize("order", ["qemu", "selftests", "qemu-7.2", "qemu-11.1"])
 def test_real_orders_are_right_everywhere(run: Run, kernel: str, order: str) -> None:
     simulation = run(kernel, order)
@@ -195,7 +195,7 @@ def test_pae_l2_reads_its_pdptes(saved: Saved) -> None:
     pae = replace(saved, sregs=sregs)
     for settings_, said in (("", True), (":pdptr0=0x1000", False)):
         steps = plans.parse(f"cpuid,sregs2{settings_},nested,regs,run")
-        notes = simulate(KERNELS["6.1"], pae, steps).results[-1].notes
+        notes = simulate(PROFILES["6.1"], pae, steps).results[-1].notes
         assert any("PDPTEs" in note for note in notes) is said
 
 
@@ -408,19 +408,19 @@ STEP = st.sampled_from(
 
 
 @settings(max_examples=400)
-@given(st.lists(STEP, min_size=1, max_size=10), st.sampled_from(list(KERNELS)))
+@given(st.lists(STEP, min_size=1, max_size=10), st.sampled_from(list(PROFILES)))
 def test_invariants_hold_in_any_order(steps: list[str], kernel: str) -> None:
     from tests.model.recorded import backed, guests
 
     model = simulate(
-        KERNELS[kernel], guests()["nested-x"], plans.parse(",".join(steps)), backed=backed
+        PROFILES[kernel], guests()["nested-x"], plans.parse(",".join(steps)), backed=backed
     )
     judge(model)
     previous = model.start
     for result in model.results:
         state = result.state
         assert (state.nested["size"] == 4224) is state.guest_mode
-        if not KERNELS[kernel].leave_sets_gif and not state.guest_mode:
+        if not PROFILES[kernel].leave_sets_gif and not state.guest_mode:
             assert state.run_pending == 0
         # An ioctl that fails changes nothing; MSRs stop at the bad one.
         clean = result.failed != "SV-16" and kernel != "v3" and result.step.name != "msrs"
@@ -436,13 +436,13 @@ def test_invariants_hold_in_any_order(steps: list[str], kernel: str) -> None:
 
 
 def test_profiles_name_only_checks_that_exist() -> None:
-    for kernel in KERNELS.values():
+    for kernel in PROFILES.values():
         for check in kernel.set_nested_state:
             assert check == LEAVE or check in SET_NESTED_STATE, (kernel.name, check)
         assert set(kernel.sregs) <= set(SET_SREGS)
         assert kernel.set_nested_state.count(LEAVE) == 1
         assert kernel.measured or kernel.read
-    used = {check for kernel in KERNELS.values() for check in kernel.checks}
+    used = {check for kernel in PROFILES.values() for check in kernel.checks}
     assert used == set(SET_NESTED_STATE) | set(SET_SREGS)
 
 
@@ -456,7 +456,7 @@ def test_every_check_has_words() -> None:
         assert rule.kernels
     assert {rule.kind for rule in RULES.values()} == {"check", "order", "consistency", "advisory"}
     for rule in RULES.values():
-        assert set(rule.kernels) <= set(KERNELS)
+        assert set(rule.kernels) <= set(PROFILES)
 
 
 def test_cpuid_of_a_saved_vcpu() -> None:

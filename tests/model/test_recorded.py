@@ -13,7 +13,7 @@ from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import comparable, flat
 from qemu_svm.model.observed import differences as differing
-from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.simulate import Result, simulate
 from tests.model.recorded import (
     EDGES,
@@ -52,7 +52,7 @@ def judged(outcome: str, recorded: str) -> bool | None:
 
 def disagreement(recording: Recording) -> str | None:
     """The first place where model and kernel differ."""
-    entry, kernel = recording.entry, KERNELS[recording.profile]
+    entry, kernel = recording.entry, PROFILES[recording.profile]
     host = Host(
         npt=entry.get("npt", True),
         irqchip=entry.get("irqchip", False),
@@ -141,7 +141,7 @@ def test_every_row_of_the_check_matrix(kernel: str) -> None:
     for row in MATRIX["set_nested_state"]:
         steps = plans.parse(row["plan"])
         model = simulate(
-            KERNELS[kernel], guests()[row["guest"]], steps, host=Host(irqchip=False), backed=backed
+            PROFILES[kernel], guests()[row["guest"]], steps, host=Host(irqchip=False), backed=backed
         )
         result = model.results[row["step"] - 1]
         if result.errno != row["errno"][kernel]:
@@ -159,7 +159,7 @@ def test_every_row_of_the_order_matrix(kernel: str) -> None:
             continue
         steps = plans.parse(row["plan"])[: len(expected["errno"])]
         model = simulate(
-            KERNELS[kernel], guests()[row["guest"]], steps, host=Host(irqchip=False), backed=backed
+            PROFILES[kernel], guests()[row["guest"]], steps, host=Host(irqchip=False), backed=backed
         )
         errnos = [r.errno for r in model.results]
         if errnos != expected["errno"]:

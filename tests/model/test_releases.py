@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemu_svm.model.profiles import KERNELS, RELEASED
+from qemu_svm.model.profiles import PROFILES, RELEASED
 from qemu_svm.model.releases import Release, known_bugs, profile, release
 
 DEBIAN = "#1 SMP PREEMPT_DYNAMIC Debian {}-1 (2026-09-01)"
@@ -50,11 +50,11 @@ def test_each_profile_stands_for_its_own_release(name: str) -> None:
     told = release(name)
     assert told is not None
     found = profile(told)
-    assert found is KERNELS[name]
-    for one in KERNELS[name].measured:
+    assert found is PROFILES[name]
+    for one in PROFILES[name].measured:
         measured = release(one)
         assert measured is not None
-        assert measured.measured(KERNELS[name])
+        assert measured.measured(PROFILES[name])
 
 
 @given(st.text(), st.text(), st.text())
@@ -65,5 +65,5 @@ def test_any_text(name: str, version: str, signature: str) -> None:
 
 
 def test_bugs_that_profiles_have_are_told() -> None:
-    assert {"O-19", "O-21", "O-28"} <= {rule.id for rule in known_bugs(KERNELS["5.10"])}
-    assert "O-28" not in {rule.id for rule in known_bugs(KERNELS["6.1"])}
+    assert {"O-19", "O-21", "O-28"} <= {rule.id for rule in known_bugs(PROFILES["5.10"])}
+    assert "O-28" not in {rule.id for rule in known_bugs(PROFILES["6.1"])}

@@ -9,7 +9,7 @@ import pytest
 
 from qemu_svm.model.kvm import nested
 from qemu_svm.model.kvm.vcpu import Vcpu
-from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import Simulation
 from tests.model.conftest import Run
@@ -67,7 +67,7 @@ def test_nothing_reads_it_before_it_is_refilled(run: Run, kernel: str, then: str
 
 
 def test_a_stale_read_is_reported() -> None:
-    vcpu = Vcpu(KERNELS["6.1"])
+    vcpu = Vcpu(PROFILES["6.1"])
     vcpu.save_cache(("cr3",), "somebody")
     assert vcpu.notes == ["somebody reads the save cache although nothing refilled it"]
 
@@ -113,12 +113,12 @@ def test_the_oldest_kernels_could_lose_the_nested_state(run: Run) -> None:
 
 def test_which_fields_each_kernel_uses_unchecked(run: Run) -> None:
     # Before 5.17 everything that is checked is read twice.
-    checked = KERNELS["5.10"].vmrun.checked
+    checked = PROFILES["5.10"].vmrun.checked
     for field in sorted(checked - {"efer"}):
         simulation = run("5.10", f"{RESTORE},run,vmrun", race={field: 0x70})
         assert any(f"{field} 0x70" in note for note in simulation.results[-1].notes), field
     for kernel in ("5.17", "6.1", "7.2"):
-        rules = KERNELS[kernel].vmrun
+        rules = PROFILES[kernel].vmrun
         assert rules.checked <= rules.cached
 
 

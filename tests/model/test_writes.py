@@ -8,7 +8,7 @@ from qemu_svm.findings.verdict import Verdict, judge
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.run import Outcome
 from qemu_svm.model.kvm.vcpu import Host
-from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import Result, Simulation, simulate
 from qemu_svm.x86.segments import Segment
@@ -103,7 +103,7 @@ def test_ss_brings_cpl(run: Run) -> None:
 
 
 def test_a_fresh_vcpus_task_register() -> None:
-    state = simulate(KERNELS["6.1"], guests()["nested"], plans.parse("cpuid")).start
+    state = simulate(PROFILES["6.1"], guests()["nested"], plans.parse("cpuid")).start
     assert state.areas["vmcb01"].segment("tr") == Segment(0, 0, 0xFFFF, 0x83)
 
 
@@ -312,7 +312,7 @@ def test_cr0_is_not_read_back_where_its_writes_are_intercepted(run: Run) -> None
 def test_the_saved_vcpu_is_never_changed() -> None:
     saved = guests()["nested-x"]
     before = saved.sregs.copy()
-    simulate(KERNELS["6.1"], saved, plans.parse("cpuid,sregs:cr3=0x1000,nested,regs,run"))
+    simulate(PROFILES["6.1"], saved, plans.parse("cpuid,sregs:cr3=0x1000,nested,regs,run"))
     assert {name: saved.sregs.content(name) for name in saved.sregs} == {
         name: before.content(name) for name in before
     }

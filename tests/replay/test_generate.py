@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from qemu_svm.model import plan as plans
-from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import simulate
 from qemu_svm.replay.cpuid import changed, features
@@ -40,7 +40,7 @@ def test_every_plan_can_be_modelled_and_encoded(saved: Saved, drawn: list[str]) 
     encoder = Encoder(saved, cpuid, features(cpuid), seconds=1)
     for text in drawn[:300]:
         steps = plans.parse(text)
-        simulate(KERNELS["7.2"], saved, steps, backed=backed)
+        simulate(PROFILES["7.2"], saved, steps, backed=backed)
         for step in steps:
             assert encoder.operations(step)
 

@@ -10,7 +10,7 @@ import pytest
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import comparable, differences, flat
-from qemu_svm.model.profiles import KERNELS
+from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.simulate import simulate
 from qemu_svm.replay.compare import Comparison, Mismatch, compare
 from qemu_svm.replay.conform import Guest, conform, modelled
@@ -124,10 +124,10 @@ def test_a_difference_is_found_and_named(in_box: InBox, plain: Guest) -> None:
     one = Trial("0", plain.saved, plans.parse(text), Options(emulated=True))
     probe = in_box.probe()
     assert kernel_of(probe).startswith("6.1.")
-    assert profile(probe) is KERNELS["6.1"]
+    assert profile(probe) is PROFILES["6.1"]
     (performed,) = in_box.perform(plain.ram, [job(one, plain.ram, probe)])
     host = Host(cpuid=probe.features)
-    wrong = simulate(KERNELS["5.10"], plain.saved, one.steps, host=host, backed=plain.ram.backed)
+    wrong = simulate(PROFILES["5.10"], plain.saved, one.steps, host=host, backed=plain.ram.backed)
     found = compare(wrong, result(one, performed), shortened=False).first()
     assert found == (1, Mismatch("regs.rdx", 0, 0x600))
 
@@ -156,7 +156,7 @@ def test_recordings_made_here_have_the_format_of_the_others(in_box: InBox, plain
 
 def test_flat_names_are_what_kvm_shows(in_box: InBox, plain: Guest) -> None:
     ((one, seen, _),) = replayed(in_box, plain, ["cpuid,sregs,nested,regs,msrs"])
-    model = simulate(KERNELS["6.1"], plain.saved, one.steps, backed=plain.ram.backed)
+    model = simulate(PROFILES["6.1"], plain.saved, one.steps, backed=plain.ram.backed)
     ours = flat(model.results[-1].state, split=True)
     theirs = seen.steps[-1].state
     assert set(ours) <= set(theirs)

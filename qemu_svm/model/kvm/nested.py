@@ -52,13 +52,12 @@ def first_failure(vcpu: Vcpu, argument: Argument, *, late: bool = False) -> str 
 
     :param late: run the checks that come after the switch to L2 instead.
     """
-    after = vcpu.kernel.cr3_check == "after"
     for check in vcpu.kernel.set_nested_state:
         if check == LEAVE:
             if not argument.guest_mode:
                 return None
             continue
-        if (after and check in LATE) is not late:
+        if (vcpu.kernel.late_cr3_check and check in LATE) is not late:
             continue
         if SET_NESTED_STATE[check](vcpu, argument):
             return check
@@ -90,7 +89,7 @@ def svm_set_nested_state(vcpu: Vcpu, argument: Argument) -> str | None:
         _enter_split(vcpu, argument, writer)
     else:
         _enter_single(vcpu, argument, writer)
-    late = first_failure(vcpu, argument, late=True) if kernel.cr3_check == "after" else None
+    late = first_failure(vcpu, argument, late=True)
     if late is not None:
         vcpu.note("the call failed after the vCPU had entered guest mode, and it stays there")
         return late

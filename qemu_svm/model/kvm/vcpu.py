@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from qemu_svm.model.area import RESET, Area, Content, Writer
-from qemu_svm.model.profiles import Kernel
+from qemu_svm.model.profiles import Profile
 from qemu_svm.x86.cpuid import HOST_CPUID, NONE, Cpuid
 from qemu_svm.x86.segments import Segment
 
@@ -138,7 +138,7 @@ class Vcpu:
         would use tables that were never set up.
     """
 
-    kernel: Kernel
+    kernel: Profile
     host: Host = field(default_factory=Host)
     cpuid: Cpuid = NONE
     step: int = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qemu_svm.model.area import Area
-from qemu_svm.model.profiles import Kernel
+from qemu_svm.model.profiles import Profile
 from qemu_svm.nested import bits
 
 _ALL = (1 << 64) - 1
@@ -36,7 +36,7 @@ class Merged:
     whence: str
 
 
-def vmcb02_control(kernel: Kernel, l0: Area, l1: Area) -> tuple[Merged, ...]:
+def vmcb02_control(kernel: Profile, l0: Area, l1: Area) -> tuple[Merged, ...]:
     """The merged fields.
 
     :param l0: vmcb01's control area, as KVM fills it for L1.
@@ -61,7 +61,7 @@ def vmcb02_control(kernel: Kernel, l0: Area, l1: Area) -> tuple[Merged, ...]:
     return tuple(fields)
 
 
-def _intercepts(kernel: Kernel, l0: Area, l1: Area) -> int:
+def _intercepts(kernel: Profile, l0: Area, l1: Area) -> int:
     dropped = [] if kernel.l2_vmmcall else ["VMMCALL"]
     if l1.get("int_ctl") & _V_INTR_MASKING:
         dropped += ["CR8_WRITE", "VINTR"] if kernel.split else ["CR8_READ", "CR8_WRITE", "VINTR"]

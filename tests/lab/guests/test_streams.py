@@ -14,7 +14,7 @@ from qemu_svm.findings.verdict import Verdict, judge
 from qemu_svm.lab.guests import GUESTS, values
 from qemu_svm.machine import Machine, Vcpu, read_machine
 from qemu_svm.model import plan as plans
-from qemu_svm.model.profiles import KERNELS, RELEASED
+from qemu_svm.model.profiles import PROFILES, RELEASED
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.simulate import simulate
 from qemu_svm.source import open_source
@@ -79,7 +79,7 @@ def test_every_kernel_of_the_model_takes_it(machine: Machine) -> None:
     for vcpu in machine.vcpus:
         saved = from_vcpu(vcpu)
         for kernel in RELEASED:
-            verdict = judge(simulate(KERNELS[kernel], saved, plans.parse("qemu")))
+            verdict = judge(simulate(PROFILES[kernel], saved, plans.parse("qemu")))
             assert verdict.verdict is Verdict.RIGHT, (kernel, verdict.lines)
 
 
@@ -100,7 +100,7 @@ def test_every_kernel_of_the_model_takes_it(machine: Machine) -> None:
 )
 def test_what_check_finds(name: str, rules: set[str]) -> None:
     for machine in opened(name):
-        found = check(machine, [KERNELS[kernel] for kernel in RELEASED])
+        found = check(machine, [PROFILES[kernel] for kernel in RELEASED])
         assert {finding.rule for finding in found.findings} == rules
 
 
