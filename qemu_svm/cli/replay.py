@@ -122,13 +122,14 @@ def target(device: str | None, kernel: str | None, *, npt: bool) -> Iterator[tup
     :raises EnvironmentFault: it cannot run nested guests.
     """
     from qemu_svm.kvm.device import KVM_PATH
-    from qemu_svm.replay.target import SVM_STATE, InBox, Local
+    from qemu_svm.replay.target import SVM_STATE, Local
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     if kernel is not None:
         from qemu_svm.cli.lab.common import progress
         from qemu_svm.lab import Box
+        from qemu_svm.lab.kvm import InBox
 
         def boot(share: Path) -> Box:
             return Box(kernel=kernel, npt=npt, share=share, progress=shown)

@@ -36,9 +36,9 @@ from qemu_svm.kvm.run import RUN_BYTES, run
 
 _WATCHED = ("SREGS", "REGS", "DEBUGREGS", "VCPU_EVENTS")
 _GRACE = 5.0  # seconds that a killed child gets to die
-# Exit statuses: a child cannot be killed, so the kernel is broken; a signal
-# killed one, so the kernel may be.
-_STUCK, _CRASHED = 3, 5
+STUCK, CRASHED = 3, 5
+"""Exit statuses: a child cannot be killed, so the kernel is broken; a signal killed
+one, so the kernel may be."""
 _ENVIRONMENT = 4
 _LME, _PG, _PAE = 1 << 8, 1 << 31, 1 << 5
 _PR_SET_PDEATHSIG = 1
@@ -70,9 +70,9 @@ def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
                 end = _in_child(job, memory, out, path)
                 _write(out, {"id": job["id"], "end": end})
                 if end == "stuck":
-                    return _STUCK
+                    return STUCK
                 if end.startswith("signal"):
-                    return _CRASHED
+                    return CRASHED
     finally:
         os.close(out)
     return 0

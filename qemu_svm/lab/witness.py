@@ -22,6 +22,7 @@ from qemu_svm.findings.witness import Witness, witness
 from qemu_svm.lab import svmtrace
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.console import headline
+from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.restore import put, settings_of
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.vm import Settings, running
@@ -34,7 +35,6 @@ from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.replay.memory import extract_ram
 from qemu_svm.replay.replay import Options, Replayed, Trial, host_of, job, profile, result
-from qemu_svm.replay.target import InBox
 from qemu_svm.source import Source, open_source
 from qemu_svm.vmruns.log import read_log
 from qemu_svm.vmruns.reader import Event, LogReader

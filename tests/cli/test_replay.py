@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 from qemu_svm.cli import replay as verb
 from qemu_svm.cli.lab import conform as conform_verb
 from qemu_svm.lab import Box
+from qemu_svm.lab import kvm as targets
+from qemu_svm.lab.kvm import InBox
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.replay import conform as campaign
 from qemu_svm.replay import replay as replays
-from qemu_svm.replay import target as targets
 from qemu_svm.replay.compare import Mismatch
-from qemu_svm.replay.target import InBox
 from tests.conftest import STREAMS, Run
 
 FILE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"

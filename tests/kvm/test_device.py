@@ -14,7 +14,7 @@ from qemu_svm.kvm import run as runs
 from qemu_svm.kvm.device import KVM_PATH, KvmRefused, System, Vcpu
 from qemu_svm.kvm.run import run
 from qemu_svm.lab import Box
-from qemu_svm.replay.target import pack_agent
+from qemu_svm.lab.kvm import pack_agent
 from tests.conftest import ROOT
 
 CODE = 0x1000

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.layouts import ARGUMENTS, Layout
 from qemu_svm.kvm.numbers import by_name
-from qemu_svm.replay.target import pack_agent
+from qemu_svm.lab.kvm import pack_agent
 from tests.conftest import ROOT
 
 ALL = {

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from qemu_svm.lab import Box
+from qemu_svm.lab.kvm import InBox
 from qemu_svm.machine import read_machine
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.replay.conform import Guest
 from qemu_svm.replay.memory import extract_ram
-from qemu_svm.replay.target import InBox
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.conftest import STREAMS

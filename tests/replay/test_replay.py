@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from qemu_svm.lab.kvm import InBox
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import comparable, differences, flat
@@ -15,7 +16,6 @@ from qemu_svm.model.simulate import simulate
 from qemu_svm.replay.compare import Comparison, Mismatch, compare
 from qemu_svm.replay.conform import Guest, conform, modelled
 from qemu_svm.replay.replay import Options, Replayed, Trial, job, kernel_of, profile, result
-from qemu_svm.replay.target import InBox
 from tests.model.recorded import Recording
 from tests.model.test_recorded import disagreement
 

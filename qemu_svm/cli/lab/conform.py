@@ -57,8 +57,8 @@ def command(
     plan that shows it is printed as a command.
     """
     from qemu_svm.lab import Box
+    from qemu_svm.lab.kvm import InBox
     from qemu_svm.replay.conform import conform
-    from qemu_svm.replay.target import InBox
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

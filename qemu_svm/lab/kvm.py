@@ -1,0 +1,187 @@
+"""The KVM of a box, for replays; it is started again when its kernel has died."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import qemu_svm
+from qemu_svm.errors import LabError, SvmStreamError
+from qemu_svm.kvm.agent import CRASHED, STUCK
+from qemu_svm.lab.box.box import Box
+from qemu_svm.lab.box.command import Command
+from qemu_svm.lab.box.console import headline
+from qemu_svm.replay.memory import Ram
+from qemu_svm.replay.target import (
+    POLL_SECONDS,
+    Json,
+    Performed,
+    Probe,
+    Results,
+    memory_description,
+    read_probe,
+    write_jobs,
+)
+
+_STALLED = 120.0  # seconds without a result, beyond what a job may take
+_MODULES = ("__init__", "errors", "kvm/__init__") + tuple(
+    f"kvm/{name}" for name in ("numbers", "layouts", "device", "run", "agent")
+)
+
+
+class InBox:
+    """The KVM of a box: a :class:`~qemu_svm.replay.target.Target`.  Use it with ``with``.
+
+    :param boot: makes a box with the given folder as its share; or a box that runs,
+        and is not started again.
+    """
+
+    def __init__(self, boot: Callable[[Path], Box] | Box) -> None:
+        self._boot = None if isinstance(boot, Box) else boot
+        self._held = boot if isinstance(boot, Box) else None
+        self._inside = "/share"
+        self._stack = ExitStack()
+        self._running = ExitStack()
+        self._box: Box | None = None
+        self._copies: dict[str, str] = {}
+        self._number = 0
+        self.boots = 0
+
+    def __enter__(self) -> Self:
+        share = self._held.share if self._held is not None else None
+        made = tempfile.TemporaryDirectory(prefix="replay", dir=share)
+        self.folder = Path(self._stack.enter_context(made))
+        if share is not None:
+            self._inside = f"/share/{self.folder.name}"
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._halt()
+        self._stack.close()
+
+    @property
+    def box(self) -> Box:
+        """The box; started if it does not run."""
+        if self._box is None:
+            pack_agent(self.folder / "agent.zip")
+            self._box = self._start()
+            self.boots += 1
+        return self._box
+
+    def _start(self) -> Box:
+        if self._boot is not None:
+            return self._running.enter_context(self._boot(self.folder))
+        assert self._held is not None
+        if self.boots:
+            raise LabError("the kernel in the box died, and it is not ours to start again")
+        return self._held
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": f"{self._inside}/agent.zip"}
+
+    def _halt(self) -> None:
+        self._box = None
+        self._running.close()
+
+    def _agent(self, *arguments: str) -> list[str]:
+        return ["python3", "-m", "qemu_svm.kvm.agent", *arguments]
+
+    def probe(self) -> Probe:
+        """See :meth:`Target.probe`."""
+        done = self.box.run(self._agent("probe"), timeout=120, env=self._environment)
+        if done.returncode:
+            raise LabError("in the box: " + done.stderr.decode(errors="replace").strip())
+        return read_probe(done.stdout)
+
+    def perform(self, ram: Ram, jobs: Sequence[Json]) -> Iterator[Performed]:
+        """See :meth:`Target.perform`."""
+        remaining = list(jobs)
+        while remaining:
+            self._number += 1
+            given, back = (self.folder / f"{kind}{self._number}" for kind in ("jobs", "results"))
+            inside = f"{self._inside}/{self._placed(ram)}"
+            write_jobs(given, memory_description(ram, inside, copied=True), remaining)
+            command = self.box.start(
+                self._agent("perform", *(f"{self._inside}/{one.name}" for one in (given, back))),
+                env=self._environment,
+            )
+            yield from self._results(command, Results(back), remaining)
+            given.unlink()
+            back.unlink(missing_ok=True)
+
+    def _placed(self, ram: Ram) -> str:
+        # Name of the RAM's file in the folder; it is copied if it lies elsewhere.
+        path = Path(ram.path)
+        if path.parent == self.folder:
+            return path.name
+        name = self._copies.setdefault(ram.path, f"copy{len(self._copies)}")
+        copy = self.folder / name
+        if not copy.exists():
+            with copy.open("wb") as out:
+                for start, size in ram.extents(0, os.fstat(ram.fd).st_size):
+                    out.seek(start)
+                    out.write(os.pread(ram.fd, size, start))
+        return name
+
+    def _results(
+        self, command: Command, results: Results, remaining: list[Json]
+    ) -> Iterator[Performed]:
+        last = time.monotonic()
+        ended = False
+        while not ended:
+            ended = not command.running()
+            came, finished = results.more()
+            if came:
+                last = time.monotonic()
+            for job in finished:
+                remaining.pop(0)
+                yield self._after(job)
+            if remaining and time.monotonic() - last > _STALLED + remaining[0]["timeout"]:
+                break
+            if not ended:
+                time.sleep(POLL_SECONDS)
+        yield from self._end(command, results, remaining, ended=ended)
+
+    def _after(self, job: Performed) -> Performed:
+        # A child that was killed may have taken a part of the kernel with it.
+        if job.end.startswith("signal") and self._box is not None:
+            time.sleep(POLL_SECONDS)
+            job.host = self._box.oops()
+        return job
+
+    def _end(
+        self, command: Command, results: Results, remaining: list[Json], *, ended: bool
+    ) -> Iterator[Performed]:
+        assert self._box is not None
+        try:
+            status = command.wait(1).returncode if ended else STUCK
+        except SvmStreamError:
+            status = STUCK
+        trouble = self._box.oops()
+        if status == 0 and not remaining:
+            return
+        if status == STUCK and remaining:
+            lost = results.unfinished(remaining.pop(0)["id"])
+            lost.end = "host"
+            lost.host = headline(trouble) if trouble else "the host hangs"
+            yield lost
+        elif status not in (STUCK, CRASHED):
+            words = command.wait(1).stderr.decode(errors="replace").strip().splitlines()
+            raise LabError(f"the agent failed: {words[-1] if words else 'it said nothing'}")
+        if status == STUCK or trouble:
+            self._halt()
+
+
+def pack_agent(path: Path) -> None:
+    """Write the modules that the agent needs into a file that Python can import from."""
+    root = Path(qemu_svm.__file__).parent
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in _MODULES:
+            archive.write(root / f"{name}.py", f"qemu_svm/{name}.py")
