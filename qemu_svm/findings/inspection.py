@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from qemu_svm.findings.consistency import Violation, consistency
 from qemu_svm.findings.model import Finding, Severity, from_error
 from qemu_svm.machine import Machine
+from qemu_svm.stream import LayoutOrigin
 
 
 def findings(machine: Machine) -> list[Finding]:
@@ -33,7 +34,7 @@ def _description(machine: Machine) -> Iterator[Finding]:
             "machine type): vCPUs and a few sections are decoded with built-in layouts, "
             + (
                 "others where the dump fits in one way only, the rest is only listed"
-                if machine.stream.description_source == "dump"
+                if machine.stream.description_source is LayoutOrigin.DUMP
                 else "the other device sections are only listed"
             )
             + (

@@ -16,6 +16,7 @@ from qemu_svm.errors import StreamError
 from qemu_svm.fields import Fields
 from qemu_svm.machine import flags
 from qemu_svm.nested import NestedState, from_values
+from qemu_svm.stream import LayoutOrigin
 from qemu_svm.stream.vmstate.values import Value
 from qemu_svm.x86.segments import Segment, attrib_from_flags
 
@@ -112,7 +113,7 @@ class Vcpu:
     nested: NestedState | None
     section: Value
     problems: tuple[StreamError, ...] = ()
-    described: str = "embedded"
+    described: LayoutOrigin = LayoutOrigin.EMBEDDED
 
     def get(self, name: str) -> int:
         """Return a register; 0 if this CPU model has none of that name."""
@@ -141,7 +142,7 @@ class Vcpu:
         return stack.dpl if stack is not None else 0
 
 
-def read_vcpu(index: int, section: Value, described: str = "embedded") -> Vcpu:
+def read_vcpu(index: int, section: Value, described: LayoutOrigin = LayoutOrigin.EMBEDDED) -> Vcpu:
     """Make a vCPU of a decoded ``cpu`` section."""
     problems: list[StreamError] = []
     nested = None

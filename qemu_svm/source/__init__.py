@@ -8,13 +8,14 @@ says about where its stream is.
 
 from __future__ import annotations
 
-from qemu_svm.source.base import Source
+from qemu_svm.source.base import BackingFile, Source
 from qemu_svm.source.offset import OffsetSource
 from qemu_svm.source.opener import open_source
 from qemu_svm.source.plain import BytesSource, FileSource
 from qemu_svm.source.spool import SpoolSource
 
 __all__ = [
+    "BackingFile",
     "BytesSource",
     "FileSource",
     "OffsetSource",

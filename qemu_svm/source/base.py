@@ -1,12 +1,13 @@
-"""What every input looks like to the rest of the package.
+"""The interface of every input: random access to the bytes of one stream.
 
-A source is random access to the bytes of one stream.  It never parses them.
+A source never parses what it holds.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from qemu_svm.errors import SourceError
 
@@ -14,60 +15,33 @@ if TYPE_CHECKING:
     from qemu_svm.source.details import Details
 
 
-class Source(Protocol):
-    """Random access to the (decompressed) bytes of a stream.
+class BackingFile(NamedTuple):
+    """An open file that holds all bytes of a source, uncompressed and in order.
 
-    ``path`` is the name the user gave.  ``compression`` is the innermost of
-    ``none``, ``gzip``, ``xz``, ``bzip2``, ``zstd``, ``lzop``; ``layers`` names
-    every wrapping, outermost first.  ``container`` is ``plain``, ``libvirt`` or
-    ``qcow2``, ``details`` what it tells.
-
-    ``stream_offset`` is where the stream starts in its container (for qcow2 0:
-    the stream is scattered).
-
-    ``damage`` is the error that ended a decompression or an image early, once
-    that has been met.
+    :param descriptor: owned by the source; valid until it is closed.
+    :param start: offset in the file of the source's offset 0.
     """
 
-    path: str
-    compression: str
-    container: str
-    layers: tuple[str, ...]
-    stream_offset: int
-    details: Details | None
-    damage: SourceError | None
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Return up to ``size`` bytes at ``offset``; fewer only at the end."""
-        ...
-
-    def size(self) -> int:
-        """Return the number of bytes (reads a pipe or an archive to its end)."""
-        ...
-
-    def file(self) -> tuple[int, int] | None:
-        """Return where all bytes lie as they are: a descriptor, and offset 0's place in it.
-
-        None if there is no such file.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of files."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    descriptor: int
+    start: int
 
 
-class SourceBase:
-    """What sources have in common: a plain stream at offset 0, and ``with``."""
+class Source(ABC):
+    """Random access to the (decompressed) bytes of a stream; a context manager.
+
+    Whoever opens a source closes it.
+
+    :ivar path: the name the user gave.
+    :ivar compression: the innermost of ``none``, ``gzip``, ``xz``, ``bzip2``,
+        ``zstd``, ``lzop``.
+    :ivar container: ``plain``, ``libvirt`` or ``qcow2``.
+    :ivar layers: every compression and container, outermost first.
+    :ivar stream_offset: where the stream starts in its container (0 for qcow2,
+        where the stream is scattered).
+    :ivar details: the metadata in the container; None for plain files.
+    :ivar damage: the error that ended a decompression or an image early, once
+        reading has met it.
+    """
 
     path: str
     compression: str = "none"
@@ -77,17 +51,21 @@ class SourceBase:
     details: Details | None = None
     damage: SourceError | None = None
 
+    @abstractmethod
     def read_at(self, offset: int, size: int) -> bytes:
-        raise NotImplementedError
+        """Return up to ``size`` bytes at ``offset``; fewer only at the end."""
 
+    @abstractmethod
     def size(self) -> int:
-        raise NotImplementedError
+        """Return the number of bytes (reads a pipe or an archive to its end)."""
 
-    def file(self) -> tuple[int, int] | None:
-        return None
-
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Close the underlying files."""
+
+    def backing_file(self) -> BackingFile | None:
+        """Return the file that the bytes can be read from directly, if there is one."""
+        return None
 
     def __enter__(self) -> Self:
         return self

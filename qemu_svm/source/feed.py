@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import KIB
-from qemu_svm.source.base import SourceBase
+from qemu_svm.source.base import Source
 
 _STEP = 64 * KIB
 
@@ -22,9 +22,7 @@ class Feed:
     :param limit: most bytes that may come out.
     """
 
-    def __init__(
-        self, read: Read, path: str, *, limit: int, source: SourceBase | None = None
-    ) -> None:
+    def __init__(self, read: Read, path: str, *, limit: int, source: Source | None = None) -> None:
         self.path = path
         self.source = source
         self.position = 0
@@ -83,7 +81,7 @@ class Feed:
         return data
 
 
-def feed_of(source: SourceBase, limit: int, start: int = 0) -> Feed:
+def feed_of(source: Source, limit: int, start: int = 0) -> Feed:
     """Read a source from ``start`` on."""
     at = start
 

@@ -7,7 +7,7 @@ stream from there.  Source: QEMU ``migration/file.c`` (8.2 to 10.2).
 from __future__ import annotations
 
 from qemu_svm.limits import MIB
-from qemu_svm.source.base import SourceBase
+from qemu_svm.source.base import BackingFile, Source
 
 STREAM_MAGIC = b"QEVM\x00\x00\x00\x03"
 SCANNED = 64 * MIB
@@ -15,10 +15,10 @@ PAGE = 4096
 _STEP = MIB
 
 
-class OffsetSource(SourceBase):
+class OffsetSource(Source):
     """``parent`` from ``start`` on.  Owns ``parent``."""
 
-    def __init__(self, parent: SourceBase, start: int) -> None:
+    def __init__(self, parent: Source, start: int) -> None:
         self.path = parent.path
         self._parent = parent
         self._start = start
@@ -33,15 +33,15 @@ class OffsetSource(SourceBase):
         self.damage = self._parent.damage
         return max(0, size - self._start)
 
-    def file(self) -> tuple[int, int] | None:
-        parent = self._parent.file()
-        return parent and (parent[0], parent[1] + self._start)
+    def backing_file(self) -> BackingFile | None:
+        parent = self._parent.backing_file()
+        return parent and parent._replace(start=parent.start + self._start)
 
     def close(self) -> None:
         self._parent.close()
 
 
-def find_stream(source: SourceBase) -> int | None:
+def find_stream(source: Source) -> int | None:
     """Offset of the first page that starts like a stream, within 64 MiB."""
     for at in range(0, SCANNED, _STEP):
         data = source.read_at(at, _STEP)

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source import compressed
-from qemu_svm.source.base import Source, SourceBase
+from qemu_svm.source.base import Source
 from qemu_svm.source.feed import Feed, feed_of
 from qemu_svm.source.offset import STREAM_MAGIC, OffsetSource, find_stream
 from qemu_svm.source.plain import FileSource
@@ -149,7 +149,7 @@ class _Peeler:
                     self._window //= 2  # what is inside gets less
             self._feed = Feed(read, path, limit=self._most)
 
-    def _plain(self) -> SourceBase:
+    def _plain(self) -> Source:
         # What is left of the feed, with random access.  Owns everything so far.
         feed = self._feed
         close = self._owned.pop_all().close
@@ -166,7 +166,7 @@ class _Peeler:
         self._owned.callback(source.close)
         return source
 
-    def _finish(self, source: SourceBase) -> Source:
+    def _finish(self, source: Source) -> Source:
         packed = [layer for layer in self._layers if layer not in ("libvirt", "qcow2")]
         source.compression = packed[-1] if packed else "none"
         source.container = self._container

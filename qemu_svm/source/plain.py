@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 
 from qemu_svm.errors import SourceError
-from qemu_svm.source.base import SourceBase
+from qemu_svm.source.base import BackingFile, Source
 
 MOST_OFFSET = (1 << 62) - 1
 """Further on there are no files, and the system takes no such number."""
 
 
-class FileSource(SourceBase):
+class FileSource(Source):
     """A regular file or block device, uncompressed.  Owns ``fd``."""
 
     def __init__(self, fd: int, path: str) -> None:
@@ -42,8 +42,8 @@ class FileSource(SourceBase):
     def size(self) -> int:
         return os.lseek(self._fd, 0, os.SEEK_END)
 
-    def file(self) -> tuple[int, int] | None:
-        return self._fd, 0
+    def backing_file(self) -> BackingFile | None:
+        return BackingFile(self._fd, 0)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -51,7 +51,7 @@ class FileSource(SourceBase):
             self._fd = -1
 
 
-class BytesSource(SourceBase):
+class BytesSource(Source):
     """A stream that is in memory already."""
 
     def __init__(self, data: bytes, path: str = "<memory>") -> None:

@@ -23,7 +23,7 @@ from construct import Construct
 
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import KIB, MIB
-from qemu_svm.source.base import SourceBase
+from qemu_svm.source.base import Source
 from qemu_svm.source.details import SnapshotDetails
 from qemu_svm.source.structs import QcowHeader, QcowHeader3, Snapshot, SnapshotExtra
 
@@ -85,7 +85,7 @@ def _wrong(path: str, offset: int, what: str) -> SourceError:
     return SourceError(f"'{path}', qcow2, offset {offset:#x}: {what}")
 
 
-def _parse(source: SourceBase, layout: Construct[Any, Any], offset: int, what: str) -> Any:
+def _parse(source: Source, layout: Construct[Any, Any], offset: int, what: str) -> Any:
     size = layout.sizeof()
     data = source.read_at(offset, size)
     if len(data) < size:
@@ -93,7 +93,7 @@ def _parse(source: SourceBase, layout: Construct[Any, Any], offset: int, what: s
     return layout.parse(data)
 
 
-def read_image(source: SourceBase) -> Image:
+def read_image(source: Source) -> Image:
     """Read the header of an image.
 
     :raises SourceError: cut, of an unknown version, or of a kind without VM state.
@@ -137,7 +137,7 @@ def read_image(source: SourceBase) -> Image:
     )
 
 
-def read_snapshots(source: SourceBase, image: Image) -> tuple[Entry, ...]:
+def read_snapshots(source: Source, image: Image) -> tuple[Entry, ...]:
     """Read the snapshot table.
 
     :raises SourceError: the table is cut or larger than QEMU allows.
@@ -230,7 +230,7 @@ def _listing(entries: Sequence[Entry]) -> str:
     return ", ".join(listed) + (f" and {more} more" if more else "")
 
 
-class SnapshotSource(SourceBase):
+class SnapshotSource(Source):
     """The VM state of one snapshot.  Owns ``parent``, the image.
 
     Where the image is cut or a table is wrong the stream ends, and
@@ -241,7 +241,7 @@ class SnapshotSource(SourceBase):
 
     container = "qcow2"
 
-    def __init__(self, parent: SourceBase, image: Image, entry: Entry) -> None:
+    def __init__(self, parent: Source, image: Image, entry: Entry) -> None:
         self.path = parent.path
         self.details = entry.details
         self._parent = parent
@@ -396,7 +396,7 @@ def _unzstd(packed: bytes, size: int) -> bytes | None:
         return None
 
 
-def open_snapshot(source: SourceBase, wanted: str | None) -> SnapshotSource:
+def open_snapshot(source: Source, wanted: str | None) -> SnapshotSource:
     """Open the VM state of a snapshot.  Takes ``source`` over.
 
     :param wanted: name or id; None for the only one that has VM state.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import MIB
-from qemu_svm.source.base import SourceBase
+from qemu_svm.source.base import BackingFile, Source
 
 _IN_MEMORY = 4 * MIB
 _STEP = MIB
@@ -26,7 +26,7 @@ def spool_directory() -> str | None:
     return "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
 
 
-class SpoolSource(SourceBase):
+class SpoolSource(Source):
     """Bytes of ``read(n)`` made addressable.
 
     :param read: returns at most n bytes, ``b""`` at the end; may raise
@@ -97,11 +97,11 @@ class SpoolSource(SourceBase):
             self._fill(self._filled + _STEP)
         return self._filled
 
-    def file(self) -> tuple[int, int] | None:
+    def backing_file(self) -> BackingFile | None:
         if not self._ended or self._filled <= _IN_MEMORY:
             return None
         self._file.flush()
-        return self._file.fileno(), 0
+        return BackingFile(self._file.fileno(), 0)
 
     def close(self) -> None:
         if not self._file.closed:

@@ -1,7 +1,7 @@
-"""What a COMMAND record says, as values.
+"""COMMAND records: names, and payloads as values.
 
-Commands travel between sections; the payload of each is fixed but for those that
-name a RAM block.  PACKAGED announces that many bytes of records behind it.
+Commands travel between sections.  Their payloads have a fixed length, except those
+that name a RAM block.  PACKAGED announces how many bytes of records follow it.
 
 Source: QEMU ``migration/savevm.c`` (``loadvm_process_command`` and
 neighbours), 5.2 to 10.2.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qemu_svm.stream.constants import Command
-from qemu_svm.stream.text import name_text
+from qemu_svm.stream.reader import name_text
 from qemu_svm.stream.vmstate.values import Value
 
 _NUMBERS: Mapping[str, tuple[tuple[str, int], ...]] = {
@@ -22,10 +22,18 @@ _NUMBERS: Mapping[str, tuple[tuple[str, int], ...]] = {
 }
 
 
+def command_name(number: int) -> str:
+    """Return the name of a command, or ``command NUMBER`` if it is unknown."""
+    try:
+        return Command(number).name
+    except ValueError:
+        return f"command {number}"
+
+
 def command_values(name: str, payload: bytes, offset: int) -> Value:
     """The payload of a command as a tree; what is not understood stays bytes.
 
-    :param name: of the command, as :func:`~qemu_svm.stream.records.command_name` has it.
+    :param name: of the command, as :func:`command_name` returns it.
     :param offset: of the payload in the stream.
     """
     children = tuple(_fields(name, payload, offset))

@@ -30,7 +30,7 @@ from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.nonvmstate import format_of
 from qemu_svm.stream.reader import Reader
-from qemu_svm.stream.records import Configuration, Kind, RamBlock, RamPages, Record
+from qemu_svm.stream.records import Configuration, Kind, LayoutOrigin, RamBlock, RamPages, Record
 from qemu_svm.stream.resync import FOOTER_SIZE, find_header, footer_bytes, next_boundary
 from qemu_svm.stream.tail import Tail, find_chain, find_description
 from qemu_svm.stream.vmstate import description as vmdesc
@@ -63,7 +63,7 @@ class Stream:
 
     :param pages: page records by kind; None if RAM data was stepped over.
     :param described: description of a section by the offset of its record.
-    :param description_source: ``embedded``, ``borrowed``, ``dump`` or ``none``.
+    :param description_source: origin of the layouts; never ``builtin``, which is per section.
     :param lent: the description or the dump that was borrowed for it.
     :param footers: sections end with their id (not those of 2.3 and older machine types).
     :param complete: the end of the stream was reached, nothing is cut off.
@@ -78,7 +78,7 @@ class Stream:
     page_size: int
     description: Description | None
     described: Mapping[int, Device]
-    description_source: str
+    description_source: LayoutOrigin
     lent: Description | Dump | None
     problems: tuple[StreamError, ...]
     footers: bool
@@ -138,7 +138,7 @@ def read_stream(
     problems: list[StreamError] = []
     tail = find_description(source, limits)
     description = _parse(tail.text, tail.payload, limits, problems) if tail else None
-    origin, lent = "embedded", None
+    origin, lent = LayoutOrigin.EMBEDDED, None
     walker = None
     if tail is not None and description is not None and walk is not Walk.LINEAR:
         walker = _from_both_ends(source, limits, description, tail, walk)
@@ -154,10 +154,10 @@ def read_stream(
         if description is None and borrowed is not None:
             lent = borrowed
             if isinstance(borrowed, Description):
-                description, origin = borrowed, "borrowed"
+                description, origin = borrowed, LayoutOrigin.BORROWED
                 walker = _front_to_back(source, limits, borrowed, origin)
             else:
-                origin = "dump"
+                origin = LayoutOrigin.DUMP
                 walker = _front_to_back(source, limits, None, dump=borrowed)
     problems = walker.problems + problems
     if source.damage is not None:
@@ -173,7 +173,7 @@ def read_stream(
         page_size=(description.page_size if description else None) or walker.ram.page_size,
         description=description,
         described=walker.described,
-        description_source="none" if description is None and lent is None else origin,
+        description_source=LayoutOrigin.NONE if description is None and lent is None else origin,
         lent=lent,
         problems=tuple(problems),
         footers=walker.footers is not False,
@@ -206,7 +206,7 @@ def _front_to_back(
     source: Source,
     limits: Limits,
     description: Description | None,
-    origin: str = "embedded",
+    origin: LayoutOrigin = LayoutOrigin.EMBEDDED,
     dump: Dump | None = None,
 ) -> Walker:
     walker = Walker(source, limits, description, origin, dump)

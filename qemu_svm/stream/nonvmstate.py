@@ -28,9 +28,8 @@ from dataclasses import dataclass
 
 from qemu_svm.errors import LimitExceeded, Malformed
 from qemu_svm.limits import MIB, Limits
-from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.reader import Reader, name_text
 from qemu_svm.stream.records import Kind, Record
-from qemu_svm.stream.text import name_text
 from qemu_svm.stream.vmstate.values import Value
 
 _KEEP = MIB  # bytes of data that a tree of values holds

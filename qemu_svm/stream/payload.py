@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import Limits
@@ -17,7 +17,7 @@ from qemu_svm.source.base import Source
 from qemu_svm.stream.nonvmstate import Format, format_of
 from qemu_svm.stream.ram import records as ram
 from qemu_svm.stream.reader import Reader
-from qemu_svm.stream.records import Kind, Record
+from qemu_svm.stream.records import Kind, LayoutOrigin, Record
 from qemu_svm.stream.resync import (
     FOOTER_SIZE,
     MOST_HEADER,
@@ -36,6 +36,17 @@ if TYPE_CHECKING:
 _PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
 
 
+class Measured(NamedTuple):
+    """How the end of a payload was found.
+
+    :param opaque: by searching for a footer or the next header.
+    :param described: origin of the section's layout.
+    """
+
+    opaque: bool
+    described: LayoutOrigin
+
+
 class Payloads:
     """What is needed to step over payloads, and what comes of it.
 
@@ -47,7 +58,7 @@ class Payloads:
         source: Source,
         limits: Limits,
         description: Description | None,
-        origin: str,
+        origin: LayoutOrigin,
         dump: Dump | None = None,
     ) -> None:
         self.source = source
@@ -84,13 +95,12 @@ class Payloads:
             )
         self.problems.append(problem)
 
-    def measure(self, record: Record) -> tuple[bool, str]:
+    def measure(self, record: Record) -> Measured:
         """Move behind the payload that starts at the reader's place.
 
-        :returns: whether the end was searched for, and where the layout is from.
         :raises StreamError: it is cut or damaged.
         """
-        opaque, described = False, "none"
+        opaque, described = False, LayoutOrigin.NONE
         if record.name == "ram" and record.kind is not Kind.FULL:
             ram.step_over(self.reader, self.ram)
         elif (form := format_of(record)) is not None and self._formed(record, form):
@@ -109,11 +119,11 @@ class Payloads:
         else:
             opaque, full = True, record.kind is Kind.FULL
             if full and self._builtin_before_footer(record):
-                described = "builtin"
+                described = LayoutOrigin.BUILTIN
             else:
                 self._search(record)
-                described = self._guessed(record) if full else "none"
-        return opaque, described
+                described = self._guessed(record) if full else LayoutOrigin.NONE
+        return Measured(opaque, described)
 
     def _formed(self, record: Record, form: Format) -> bool:
         # What QEMU writes by hand has its own end; a damaged one, and what no
@@ -142,7 +152,7 @@ class Payloads:
         self.reader.offset = record.payload
         return False
 
-    def _unmarked(self, record: Record) -> tuple[bool, str]:
+    def _unmarked(self, record: Record) -> Measured:
         # Neither description nor footer: a built-in layout behind which
         # something like a record stands, else up to the next section's header.
         fitting = list(self._fitting(record))
@@ -153,11 +163,11 @@ class Payloads:
                 fitting = [entry for entry in fitting if entry[1] <= found]
             if not fitting:
                 self.reader.offset = self._found(record, found, "the next section, or the EOF")
-                return True, "none"
+                return Measured(opaque=True, described=LayoutOrigin.NONE)
             # What stands behind it is damaged, and told by the next step.
         device, self.reader.offset = (proved or fitting)[0]
         self.described[record.offset] = device
-        return False, "builtin"
+        return Measured(opaque=False, described=LayoutOrigin.BUILTIN)
 
     def _goes_on(self, offset: int) -> bool:
         # Whether the next section, or the EOF, stands there.
@@ -177,7 +187,7 @@ class Payloads:
             )
         return offset
 
-    def _guessed(self, record: Record) -> str:
+    def _guessed(self, record: Record) -> LayoutOrigin:
         # A built-in layout counts only if it fills the section exactly, or up
         # to a subsection that is newer than the layout.
         for device, end in self._fitting(record):
@@ -186,8 +196,10 @@ class Payloads:
             newer = behind[:1] == b"\5" and behind[2:] == prefix and end < self.reader.offset
             if end == self.reader.offset or newer:
                 self.described[record.offset] = device
-                return "builtin"
-        return "dump" if self.dump is not None and self._dumped(record, self.dump) else "none"
+                return LayoutOrigin.BUILTIN
+        if self.dump is not None and self._dumped(record, self.dump):
+            return LayoutOrigin.DUMP
+        return LayoutOrigin.NONE
 
     def _dumped(self, record: Record, dump: Dump) -> bool:
         # Whether a dump's layout fills the section, up to the reader's place.
@@ -231,7 +243,7 @@ class Payloads:
         except (Malformed, LimitExceeded) as error:
             problem = error
         except Truncated as error:
-            if self.origin == "embedded":
+            if self.origin is LayoutOrigin.EMBEDDED:
                 raise
             problem = error
         else:
@@ -245,7 +257,7 @@ class Payloads:
                 found=self.reader.peek(FOOTER_SIZE).hex(" "),
             )
         self.reader.offset = record.payload
-        if self.origin == "borrowed" or has_null_arrays(device.layout):
+        if self.origin is LayoutOrigin.BORROWED or has_null_arrays(device.layout):
             return False  # another stream's layout, or one that QEMU left incomplete
         if find_footer(self.source, record.payload, record.section_id or 0) is None:
             raise problem

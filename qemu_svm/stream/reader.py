@@ -14,10 +14,19 @@ from construct import Construct, ConstructError
 
 from qemu_svm.errors import LimitExceeded, Malformed, Truncated
 from qemu_svm.limits import KIB
-from qemu_svm.source.base import Source
+from qemu_svm.source.base import BackingFile, Source
 
 _BLOCK = 256 * KIB
 _STRUCTURE = (KIB, 64 * KIB)  # bytes that a fixed structure takes: usually, at most
+
+
+def name_text(raw: bytes) -> str:
+    """Decode a name from the wire; what is not UTF-8 becomes a backslash escape.
+
+    Names are ASCII in practice.  Control characters are kept: whoever prints a
+    name escapes them (:mod:`qemu_svm.render.escape`).
+    """
+    return raw.decode("utf-8", "backslashreplace")
 
 
 class Reader:
@@ -42,9 +51,9 @@ class Reader:
             start = 0
         return self._block, start
 
-    def file(self) -> tuple[int, int] | None:
-        """Return where the input lies in a file, as its source says."""
-        return self._source.file()
+    def backing_file(self) -> BackingFile | None:
+        """Return the file that the input can be read from directly, if there is one."""
+        return self._source.backing_file()
 
     def peek(self, size: int) -> bytes:
         """Return up to ``size`` bytes without moving."""

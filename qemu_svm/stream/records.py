@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qemu_svm.stream.constants import Command
-
 
 class Kind(StrEnum):
     """Kinds of records, as named in the JSON of ``inspect``."""
@@ -29,16 +27,29 @@ class Kind(StrEnum):
     """Bytes that are no record: damage, up to the next plausible one."""
 
 
+class LayoutOrigin(StrEnum):
+    """Where the layout of device sections comes from, as named in JSON."""
+
+    EMBEDDED = "embedded"
+    """The description at the end of the stream."""
+    BORROWED = "borrowed"
+    """The description of another stream."""
+    BUILTIN = "builtin"
+    """A built-in layout that fits the section; a guess."""
+    DUMP = "dump"
+    """The only layout of QEMU's ``-dump-vmstate`` that fits the section; a guess."""
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record of the stream (or a run of them, for ``SKIPPED``).
 
     ``payload`` and ``payload_size`` give the part between header and footer.
     ``opaque`` is set if the extent was found by searching for the footer, not
-    by reading the content.  ``described`` tells where the layout of a device
-    section comes from: ``embedded``, ``borrowed``, ``builtin`` or ``dump`` (then
-    it is a guess that fits) or ``none``.  ``count`` is the number of records that a
-    ``SKIPPED`` one stands for; 0 if they were not read.
+    by reading the content.  ``described`` is the origin of a device section's
+    layout.  ``count`` is the number of records that a ``SKIPPED`` one stands for; 0
+    if they were not read.
     """
 
     kind: Kind
@@ -51,7 +62,7 @@ class Record:
     payload: int = 0
     payload_size: int = 0
     opaque: bool = False
-    described: str = "none"
+    described: LayoutOrigin = LayoutOrigin.NONE
     count: int = 0
 
     @property
@@ -95,11 +106,3 @@ class RamPages:
             self.xbzrle + other.xbzrle,
             self.compressed + other.compressed,
         )
-
-
-def command_name(number: int) -> str:
-    """Name of a command, or its number where it is unknown."""
-    try:
-        return Command(number).name
-    except ValueError:
-        return f"command {number}"

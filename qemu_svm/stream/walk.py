@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Unsupported
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
+from qemu_svm.stream.commands import command_name
 from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordType
 from qemu_svm.stream.payload import Payloads
+from qemu_svm.stream.reader import name_text
 from qemu_svm.stream.recognise import seen_elsewhere
-from qemu_svm.stream.records import Configuration, Kind, Record, command_name
+from qemu_svm.stream.records import Configuration, Kind, LayoutOrigin, Record
 from qemu_svm.stream.structs import (
     ConfigurationHeader,
     ConfigurationSubsection,
@@ -27,7 +29,6 @@ from qemu_svm.stream.structs import (
     SectionHeader,
     SectionReference,
 )
-from qemu_svm.stream.text import name_text
 from qemu_svm.stream.vmstate.description import Description
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Walker(Payloads):
     """State of a walk; results are in the public attributes.
 
     :param description: of the devices, if it is known already.
-    :param origin: where that comes from, ``embedded`` or ``borrowed``.
+    :param origin: where that comes from.
     :param dump: what QEMU tells of its devices, for a stream that tells nothing.
     """
 
@@ -54,7 +55,7 @@ class Walker(Payloads):
         source: Source,
         limits: Limits,
         description: Description | None,
-        origin: str = "embedded",
+        origin: LayoutOrigin = LayoutOrigin.EMBEDDED,
         dump: Dump | None = None,
     ) -> None:
         super().__init__(source, limits, description, origin, dump)

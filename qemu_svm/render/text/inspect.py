@@ -22,7 +22,7 @@ from qemu_svm.render.text.base import (
     size_words,
 )
 from qemu_svm.render.text.container import container_lines, libvirt_lines
-from qemu_svm.stream import Kind, Record
+from qemu_svm.stream import Kind, LayoutOrigin, Record
 from qemu_svm.stream.constants import VERSION
 from qemu_svm.x86.registers import NAMED
 from qemu_svm.x86.segments import Segment, attrib_words
@@ -33,12 +33,12 @@ _MORE = (("cr2", "dr6", "dr7"), ("pat", "vm_hsave_pa"), _PDPTRS)
 _L1_SEGMENTS = (("cs", "cs"), ("ss", "ss"), ("ds", "ds"), ("es", "es"))
 _L1_TABLES = (("gdt", "gdtr"), ("idt", "idtr"))
 _DESCRIPTION = {
-    "embedded": "embedded",
-    "borrowed": "borrowed from another stream",
-    "dump": "guessed from a dump",
-    "none": "none",
+    LayoutOrigin.EMBEDDED: "embedded",
+    LayoutOrigin.BORROWED: "borrowed from another stream",
+    LayoutOrigin.DUMP: "guessed from a dump",
+    LayoutOrigin.NONE: "none",
 }
-_GUESSED = {"builtin": " (built-in layout)", "dump": " (fits the dump)"}
+_GUESSED = {LayoutOrigin.BUILTIN: " (built-in layout)", LayoutOrigin.DUMP: " (fits the dump)"}
 _IN_FULL = 4
 _PARTS = (Kind.PART, Kind.SKIPPED)
 _ALL_PARTS = 12  # as many in a row are all listed, else
@@ -111,7 +111,7 @@ def _in_l2(nested: Sequence[int]) -> str:
 def _vcpu(vcpu: Vcpu, *, full: bool) -> Iterable[Text]:
     mode = "in L2 (guest mode)" if vcpu.guest_mode else "not in guest mode"
     smm = ", in SMM" if vcpu.smm else ""
-    guessed = " (decoded by a built-in layout)" if vcpu.described == "builtin" else ""
+    guessed = " (decoded by a built-in layout)" if vcpu.described is LayoutOrigin.BUILTIN else ""
     yield Text(f"vCPU {vcpu.index}: {mode}, GIF {int(vcpu.gif)}{smm}{guessed}", HEADING)
     if not full:
         yield entry("rip, cr3", f"{vcpu.get('rip'):#x}, {vcpu.get('cr3'):#x}")

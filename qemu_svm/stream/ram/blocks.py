@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qemu_svm.errors import Malformed
-from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.reader import Reader, name_text
 from qemu_svm.stream.records import RamBlock
 from qemu_svm.stream.structs import RamBlock as RamBlockLayout
-from qemu_svm.stream.text import name_text
 
 if TYPE_CHECKING:
     from qemu_svm.stream.ram.mapped import MappedBlock

@@ -86,7 +86,7 @@ def _files(ram: Ram) -> array[int] | None:
     # For the compiled part: of each input the file and its place there, or -1.
     if compiled.ram is None or ram.page_size > LARGEST:
         return None
-    files = [source.file() or (-1, 0) for source in ram.sources]
+    files = [source.backing_file() or (-1, 0) for source in ram.sources]
     return array("q", [number for file in files for number in file])
 
 

@@ -24,14 +24,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from qemu_svm.errors import Malformed, SourceError, StreamError, Unsupported
 from qemu_svm.limits import KIB, Limits
-from qemu_svm.source.base import Source
+from qemu_svm.source.base import BackingFile, Source
 from qemu_svm.source.spool import spool_directory
-from qemu_svm.stream.reader import Reader
-from qemu_svm.stream.text import name_text
+from qemu_svm.stream.reader import Reader, name_text
 
 MAGIC = 0x11223344
 _VERSION = 1
@@ -43,22 +41,6 @@ _INITIAL = struct.Struct(">II16sB39s")
 _HEADER = struct.Struct(">6IQI28s256s")
 _DEVICE = struct.Struct(">3I256sII")
 _FEED = KIB  # compressed bytes at a time: of zlib, 1 MiB comes out at most
-
-
-class Content(Protocol):
-    """Random access to bytes that hold pages."""
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Return up to ``size`` bytes at ``offset``; fewer only at the end."""
-        ...
-
-    def file(self) -> tuple[int, int] | None:
-        """Return where they all lie, as sources do."""
-        ...
-
-    def close(self) -> None:
-        """Let go of files."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +82,7 @@ class Channel:
     number: int
     uuid: bytes
     methods: tuple[str, ...]
-    source: Content
+    source: Source
     packets: tuple[Packet, ...]
     epochs: int
     problem: StreamError | None
@@ -161,7 +143,7 @@ def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
             expected=f"{_VERSION}",
             found=f"{version}",
         )
-    state = _State(reader, page_size, limits)
+    state = _State(reader, source.path, page_size, limits)
     packets: list[Packet] = []
     problem: StreamError | None = None
     try:
@@ -187,8 +169,9 @@ def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
 
 class _State:
     # What goes through a channel: the epoch, the decompressor, unpacked pages.
-    def __init__(self, reader: Reader, page_size: int, limits: Limits) -> None:
+    def __init__(self, reader: Reader, path: str, page_size: int, limits: Limits) -> None:
         self.reader = reader
+        self.path = path
         self.page_size = page_size
         self.limits = limits
         self.epoch = 0
@@ -267,7 +250,7 @@ class _State:
             )
         if self._inflate is None:
             self._inflate = _inflater(name, self.limits.window_bytes)
-            self.spool = _Unpacked(self.limits)
+            self.spool = _Unpacked(self.path, self.limits)
         assert self.spool is not None
         return self._unpack(size, wanted, start)
 
@@ -324,11 +307,12 @@ def _inflater(method: str, window: int) -> Callable[[bytes], Iterable[bytes]]:
     return lambda data: map(frame.decompress, pieces.cut(data))
 
 
-class _Unpacked:
+class _Unpacked(Source):
     # Decompressed pages in a temporary file: a source of its own.
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, path: str, limits: Limits) -> None:
         import tempfile
 
+        self.path = path
         self._limit = limits.spool_bytes
         self._size = 0
         self._file = tempfile.TemporaryFile(dir=spool_directory())  # noqa: SIM115 - closed by close()
@@ -353,9 +337,9 @@ class _Unpacked:
     def size(self) -> int:
         return self._size
 
-    def file(self) -> tuple[int, int] | None:
+    def backing_file(self) -> BackingFile | None:
         self._file.flush()
-        return self._file.fileno(), 0
+        return BackingFile(self._file.fileno(), 0)
 
     def close(self) -> None:
         self._file.close()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from qemu_svm.errors import Malformed, StreamError, Truncated
-from qemu_svm.source.base import Source, SourceBase
+from qemu_svm.source.base import Source
 from qemu_svm.stream.commands import discarded
 from qemu_svm.stream.constants import MAGIC, Command, RamFlag
 from qemu_svm.stream.ram import records as ram
@@ -188,7 +188,7 @@ def _records(source: _Shifted, state: RamState) -> None:
         raise reader.truncated("a RAM record", 0, 0) from error
 
 
-class _Shifted(SourceBase):
+class _Shifted(Source):
     # A source whose offsets bear its number, as those of runs do.
     def __init__(self, source: Source, number: int, tail: bytes = b"") -> None:
         self.path = source.path
@@ -206,3 +206,6 @@ class _Shifted(SourceBase):
 
     def size(self) -> int:
         return self.end + len(self._tail)
+
+    def close(self) -> None:
+        pass  # whoever opened the source closes it

@@ -26,7 +26,7 @@ from qemu_svm.stream.resync import footer_bytes
 from qemu_svm.stream.walk import Walker
 
 if TYPE_CHECKING:
-    from qemu_svm.stream.ram.multifd import Channel, Content, Packet
+    from qemu_svm.stream.ram.multifd import Channel, Packet
     from qemu_svm.stream.ram.postcopy import Discards, Extra
 
 _BATCH = 1024  # records of the walk that are kept before they are forgotten
@@ -47,7 +47,7 @@ class Ram:
     entries: tuple[BlockEntry, ...]
     runs: RamRuns
     page_size: int
-    sources: tuple[Content, ...]
+    sources: tuple[Source, ...]
     channels: tuple[Channel, ...]
     flushes: int
     problems: tuple[StreamError, ...]

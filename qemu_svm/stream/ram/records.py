@@ -42,9 +42,8 @@ from qemu_svm.stream.ram.scan import (
     scan_compiled,
     scan_file,
 )
-from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.reader import Reader, name_text
 from qemu_svm.stream.records import Configuration, RamBlock, RamPages
-from qemu_svm.stream.text import name_text
 
 _WINDOW = MIB
 _MOST_TOP = (1 << 64) - 1
@@ -139,7 +138,7 @@ def _go_on(reader: Reader, state: RamState, pages: tuple[int, int]) -> None:
     # More of what filled a whole window, from the file itself where there is one.
     if state.scan is not scan_compiled or state.page_size > LARGEST:
         return
-    file = reader.file()
+    file = reader.backing_file()
     if file is None:
         return
     rows = state.many = state.many or Rows(FILE_ROWS)

@@ -15,9 +15,8 @@ from itertools import groupby
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.stream.constants import RecordType
-from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.reader import Reader, name_text
 from qemu_svm.stream.structs import Subsection
-from qemu_svm.stream.text import name_text
 from qemu_svm.stream.vmstate import types
 from qemu_svm.stream.vmstate.description import UNKNOWN, Field, Fields
 from qemu_svm.stream.vmstate.values import Leaf, Value, join
