@@ -1,10 +1,87 @@
-"""svmstream: QEMU migration streams with nested SVM, decoded and judged.
+"""svmstream: QEMU migration streams of nested SVM guests, decoded and judged.
 
-The data flows one way through the rooms of this package::
+::
 
-    source -> stream -> machine -> restore -> findings -> render
+    import qemu_svm as svm
 
-``docs/architecture.md`` is the map.
+    with svm.open("dump.bin.zst") as dump:
+        print(hex(dump.vcpus[0].nested.l1_save.rip))
+        print(dump.simulate("qemu", kernel="6.1").verdict)
+
+``docs/api.md`` describes the names in ``__all__``; they are stable, and all other
+modules are private.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qemu_svm.api import Dump as Dump
+    from qemu_svm.api import capture_stream as capture_stream
+    from qemu_svm.api import diff as diff
+    from qemu_svm.api import judge_trace as judge_trace
+    from qemu_svm.api import open as open  # noqa: A004 - as svm.open
+    from qemu_svm.errors import AddressError as AddressError
+    from qemu_svm.errors import BuildError as BuildError
+    from qemu_svm.errors import CommandRefused as CommandRefused
+    from qemu_svm.errors import EnvironmentFault as EnvironmentFault
+    from qemu_svm.errors import LabError as LabError
+    from qemu_svm.errors import LimitExceeded as LimitExceeded
+    from qemu_svm.errors import Malformed as Malformed
+    from qemu_svm.errors import PathError as PathError
+    from qemu_svm.errors import PlanError as PlanError
+    from qemu_svm.errors import QmpError as QmpError
+    from qemu_svm.errors import Refused as Refused
+    from qemu_svm.errors import SourceError as SourceError
+    from qemu_svm.errors import StreamError as StreamError
+    from qemu_svm.errors import StreamRefused as StreamRefused
+    from qemu_svm.errors import SvmStreamError as SvmStreamError
+    from qemu_svm.errors import Truncated as Truncated
+    from qemu_svm.errors import Unsupported as Unsupported
+    from qemu_svm.limits import Limits as Limits
+
 __version__ = "0.1.0"
+
+__all__ = [  # noqa: RUF022 - the most important first
+    "open",
+    "Dump",
+    "diff",
+    "judge_trace",
+    "capture_stream",
+    "Limits",
+    "SvmStreamError",
+    "SourceError",
+    "StreamError",
+    "Truncated",
+    "Malformed",
+    "Unsupported",
+    "LimitExceeded",
+    "PathError",
+    "PlanError",
+    "AddressError",
+    "BuildError",
+    "EnvironmentFault",
+    "QmpError",
+    "LabError",
+    "Refused",
+    "CommandRefused",
+    "StreamRefused",
+]
+
+_MODULES = ("qemu_svm.errors", "qemu_svm.limits", "qemu_svm.api")  # the cheapest first
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: nothing is imported before it is used.
+    if name in __all__:
+        for module in map(import_module, _MODULES):
+            if name in vars(module):
+                globals()[name] = found = vars(module)[name]
+                return found
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@
     │   └── LimitExceeded      a limit of :mod:`qemu_svm.limits` was met
     ├── PathError              a path such as ``vcpu0.nested`` names nothing
     │   └── PlanError          a restore plan has a step or setting that does not exist
+    ├── AddressError           guest memory that an address names is not there
     ├── BuildError             values that cannot be written back as bytes
     ├── EnvironmentFault       what the work needs is missing here: no QEMU, no KVM, no disk
     │   ├── QmpError           a QMP socket that cannot be used (any more)
@@ -139,6 +140,23 @@ class PlanError(PathError):
     """A restore plan that cannot be understood."""
 
     rule = "plan"
+
+
+class AddressError(SvmStreamError):
+    """Guest memory that is not RAM, or that the stream does not have.
+
+    :param address: the first such L1-physical address.
+    """
+
+    rule = "address"
+
+    def __init__(self, what: str, *, address: int, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.address = address
+
+    def __str__(self) -> str:
+        text = f"address {self.address:#x}: {self.what}"
+        return f"{text} ({self.hint})" if self.hint else text
 
 
 class BuildError(SvmStreamError):

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from qemu_svm.errors import PlanError
+
 LEAVE = "leave"
 """Stands in ``set_nested_state`` where a call without GUEST_MODE is done."""
 
@@ -422,3 +424,15 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 
 RELEASED = tuple(name for name in PROFILES if name not in ("v3", "review"))
 """Names of those that are kernels, not proposals."""
+
+
+def profiles(name: str) -> list[Profile]:
+    """Return the profiles that a name stands for; ``all`` for every one.
+
+    :raises PlanError: there is no such profile.
+    """
+    if name == "all":
+        return list(PROFILES.values())
+    if name not in PROFILES:
+        raise PlanError(f"there is no kernel profile '{name}'", near=tuple(PROFILES))
+    return [PROFILES[name]]

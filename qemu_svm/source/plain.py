@@ -21,6 +21,7 @@ class FileSource(Source):
     def __init__(self, fd: int, path: str) -> None:
         self.path = path
         self._fd = fd
+        self._size = 0
 
     def read_at(self, offset: int, size: int) -> bytes:
         if offset > MOST_OFFSET:  # a stream may name any 64-bit number
@@ -40,13 +41,16 @@ class FileSource(Source):
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def size(self) -> int:
-        return os.lseek(self._fd, 0, os.SEEK_END)
+        if self._fd >= 0:
+            self._size = os.lseek(self._fd, 0, os.SEEK_END)
+        return self._size  # that of a closed file as it was
 
     def backing_file(self) -> BackingFile | None:
         return BackingFile(self._fd, 0)
 
     def close(self) -> None:
         if self._fd >= 0:
+            self.size()
             os.close(self._fd)
             self._fd = -1
 

@@ -78,6 +78,7 @@ class SpoolSource(Source):
             self._file.seek(self._filled)
             try:
                 self._file.write(chunk)
+                self._file.flush()
             except OSError as error:
                 raise SourceError(
                     f"no room to keep '{self.path}' while reading it: {error.strerror}",
@@ -89,6 +90,8 @@ class SpoolSource(Source):
         self._fill(offset + size)
         if offset >= self._filled:
             return b""
+        if self._filled > _IN_MEMORY:  # on disk: another process may share the file's position
+            return os.pread(self._file.fileno(), min(size, self._filled - offset), offset)
         self._file.seek(offset)
         return self._file.read(size)
 

@@ -94,6 +94,10 @@ class Ram:
             sums[PageKind.COMPRESSED],
         )
 
+    def was_sent(self, block: int, page: int) -> bool:
+        """Whether the stream has any copy of a page."""
+        return next(iter(self.runs.history(block, page)), None) is not None
+
     def read_page(self, block: int, page: int) -> bytes:
         """Return what a page holds at the end; zeros if it was never sent.
 

@@ -1,0 +1,444 @@
+"""The programming interface; everything here is offered by ``import qemu_svm``.
+
+::
+
+    import qemu_svm as svm
+
+    with svm.open("dump.bin.zst") as dump:
+        print(hex(dump.vcpus[0].nested.l1_save.rip))
+        print(dump.simulate("qemu", kernel="6.1").verdict)
+
+The names in ``qemu_svm.__all__`` are stable, and so are their parameters and the
+attributes that ``docs/api.md`` names.  All other modules of this package are
+private: they change without notice.
+
+Errors are those of :mod:`qemu_svm.errors`, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from qemu_svm.errors import (
+    PathError,
+    SourceError,
+    StreamError,
+)
+from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.machine import Machine, Vcpu, read_machine
+from qemu_svm.source import Source, open_source
+from qemu_svm.stream import Value, Walk, read_stream
+
+if TYPE_CHECKING:
+    from qemu_svm.findings import Finding
+    from qemu_svm.findings.results import (
+        CheckReport,
+        CompatReport,
+        DiffReport,
+        Inspection,
+        RamReport,
+        Shown,
+        SimulationReport,
+        Span,
+    )
+    from qemu_svm.machine.memory import GuestMemory
+    from qemu_svm.qmp.capture import Captured
+    from qemu_svm.stream.ram.read import Ram
+    from qemu_svm.stream.vmstate.description import Description
+    from qemu_svm.stream.vmstate.dump import Dump as VmstateDump
+    from qemu_svm.trace.model import Trace
+
+PathLike = str | os.PathLike[str]
+Progress = Callable[[int], None]
+"""Called with how much is done."""
+
+
+def open(  # noqa: A001 - as svm.open
+    path: PathLike,
+    *,
+    channels: Iterable[PathLike] = (),
+    description: PathLike | None = None,
+    limits: Limits = DEFAULT,
+) -> Dump:
+    """Open a migration stream.
+
+    :param path: a file, plain or compressed, a libvirt save image, ``IMAGE.qcow2#SNAPSHOT``,
+        ``FILE#@OFFSET`` for a stream inside a file, or ``-`` for standard input.
+    :param channels: multifd channels, or further connections of a postcopy migration.
+    :param description: a stream, its JSON description, or the output of QEMU's
+        ``-dump-vmstate``, used if the stream does not describe itself.
+    :param limits: resource limits for the input.
+    :raises SourceError: the input cannot be opened, decompressed or is not a stream.
+    :raises StreamError: a channel or the lender of the description is damaged; damage
+        of the stream itself is not raised but reported by :attr:`Dump.damage`.
+    """
+    with ExitStack() as owned:
+        lent = _lent(os.fspath(description), limits) if description is not None else None
+        source = owned.enter_context(open_source(os.fspath(path), limits))
+        machine = read_machine(read_stream(source, limits, Walk.QUICK, lent))
+        source.size()  # reads a pipe to its end: nothing is left to be read after a fork
+        others = [owned.enter_context(open_source(os.fspath(one), limits)) for one in channels]
+        return Dump(machine, others, owned.pop_all())
+
+
+def _lent(path: str, limits: Limits) -> Description | VmstateDump:
+    from qemu_svm.stream.vmstate.lend import description_of
+
+    try:
+        with open_source(path, limits) as source:
+            return description_of(source, limits)
+    except StreamError as error:
+        raise SourceError(f"--description '{path}': {error}", hint=error.hint) from error
+
+
+class Dump:
+    """An open migration stream; made by :func:`open`.
+
+    A context manager that owns and closes the files that it opened.  It can be used
+    after ``fork``, in both processes; it must not be shared between threads.  Results
+    stay valid after :meth:`close`.
+    """
+
+    def __init__(self, machine: Machine, channels: Sequence[Source], owned: ExitStack) -> None:
+        self.machine: Machine = machine
+        """The machine: ``name``, ``vcpus``, ``blocks``, ``problems``."""
+        self._channels = tuple(channels)
+        self._owned = owned
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; may be called again."""
+        ram = self.__dict__.get("ram")
+        if ram is not None:
+            ram.close()
+        self._owned.close()
+
+    def __repr__(self) -> str:
+        return f"<Dump {self.path!r}, {self.machine.name}, {len(self.vcpus)} vCPUs>"
+
+    @property
+    def path(self) -> str:
+        """The path as given."""
+        return self.machine.stream.source.path
+
+    @property
+    def complete(self) -> bool:
+        """Whether the stream was read to its end without damage."""
+        return self.machine.stream.complete and not self.damage
+
+    @property
+    def damage(self) -> tuple[StreamError, ...]:
+        """Why the stream, or a vCPU, could not be read completely; empty if it could."""
+        return self.machine.stream.problems + self.machine.problems
+
+    @property
+    def vcpus(self) -> tuple[Vcpu, ...]:
+        """The vCPUs that could be read, in the order of QEMU's CPU index."""
+        return self.machine.vcpus
+
+    def vcpu(self, index: int) -> Vcpu:
+        """Return the vCPU with this CPU index.
+
+        :raises PathError: the stream has no such vCPU that could be read.
+        """
+        for vcpu in self.vcpus:
+            if vcpu.index == index:
+                return vcpu
+        known = [str(vcpu.index) for vcpu in self.vcpus]
+        raise PathError(f"the stream has no readable vCPU {index}", near=known)
+
+    @cached_property
+    def problems(self) -> tuple[Finding, ...]:
+        """Damage and contradictions, as ``svmstream inspect`` lists them."""
+        from qemu_svm.findings import findings
+
+        return tuple(findings(self.machine))
+
+    def __getitem__(self, path: str) -> Value:
+        """Return one part of the stream, with its offset and size.
+
+        :param path: as for ``svmstream show``: ``vcpu0.nested.control.asid``,
+            ``section:apic``, ``@0x98d7c``.
+        :raises PathError: the path names nothing; ``near`` has similar paths.
+        :raises SourceError: the same in a damaged stream, which may lack the part.
+        """
+        return self.show(path).place.value
+
+    def show(self, path: str) -> Shown:
+        """Return one part of the stream with its bytes.
+
+        :param path: as for ``dump[path]``.
+        :raises PathError: the path names nothing.
+        :raises SourceError: the same in a damaged stream, which may lack the part.
+        """
+        from qemu_svm.findings.results import Shown
+        from qemu_svm.machine.paths import find, needs_all_records
+
+        machine = self._walked if needs_all_records(self.machine, path) else self.machine
+        try:
+            place = find(machine, path)
+        except PathError as error:
+            raise self._missing(error) from error
+        raw = b""
+        if not place.scattered:
+            raw = machine.stream.source.read_at(place.value.offset, place.value.size)
+        return Shown(place, raw)
+
+    def _missing(self, error: PathError) -> PathError | SourceError:
+        # In a damaged stream a path that names nothing is not the caller's mistake.
+        if self.complete:
+            return error
+        near = f"near it: {', '.join(error.near)}" if error.near else None
+        return SourceError(f"{error.what}, as far as the stream can be read", hint=near)
+
+    @cached_property
+    def _walked(self) -> Machine:
+        # The stream with every RAM record.
+        stream = self.machine.stream
+        return read_machine(read_stream(stream.source, stream.limits, Walk.RAM, stream.lent))
+
+    def inspect(self, *, ram: bool = False) -> Inspection:
+        """Return all that ``svmstream inspect`` shows.
+
+        :param ram: read all RAM records and count the pages.
+        """
+        from qemu_svm.findings import findings
+        from qemu_svm.findings.results import Inspection
+
+        if not ram:
+            return Inspection(self.machine, self.problems)
+        return Inspection(self._walked, tuple(findings(self._walked)), ram=True)
+
+    def check(
+        self,
+        kernel: str | Sequence[str] = (),
+        *,
+        qemu: str | None = None,
+        npt: bool = True,
+        maxphyaddr: int = 40,
+    ) -> CheckReport:
+        """Tell which kernels accept the nested state, and which rules it meets.
+
+        :param kernel: kernels of the destination; without one, all releases.
+        :param qemu: version of the destination's QEMU, such as ``"7.2"``.
+        :param npt: the destination's host uses nested paging.
+        :param maxphyaddr: the guest's physical address width in bits.
+        :raises PlanError: no such kernel.
+        """
+        from qemu_svm.findings import check, qemus
+        from qemu_svm.findings.results import CheckReport
+        from qemu_svm.model.profiles import RELEASED, profiles
+
+        names = [kernel] if isinstance(kernel, str) else kernel or RELEASED
+        chosen = [profile for name in names for profile in profiles(name)]
+        plan = "qemu" if qemu is None else qemus.qemu_plan(qemu)
+        report = check.check(self.machine, chosen, plan=plan, maxphyaddr=maxphyaddr, npt=npt)
+        if qemu is not None:
+            more = tuple(qemus.qemu_findings(self.machine, qemu))
+            report = check.Report(report.findings + more, report.verdicts)
+        return CheckReport(self.machine, report)
+
+    def simulate(
+        self,
+        plan: str = "qemu",
+        *,
+        kernel: str | Sequence[str] = "6.1",
+        vcpu: int = 0,
+        npt: bool = True,
+        irqchip: bool = True,
+        maxphyaddr: int = 40,
+        race: dict[str, int] | None = None,
+    ) -> SimulationReport:
+        """Restore a vCPU in a model of KVM.
+
+        :param plan: ``qemu``, ``qemu-VERSION``, ``selftests``, or steps separated by commas.
+        :param kernel: one or more kernels; ``all`` for every profile.
+        :param vcpu: CPU index.
+        :param npt: the host uses nested paging.
+        :param irqchip: the local APIC is in the kernel.
+        :param maxphyaddr: the guest's physical address width in bits.
+        :param race: fields of vmcb12's save area that L1 changes between check and use; adds
+            a second VMRUN to the plan.
+        :raises PlanError: no such kernel, step or field.
+        :raises PathError: no such vCPU.
+        """
+        from qemu_svm.findings.results import SimulationReport
+        from qemu_svm.findings.verdict import judge
+        from qemu_svm.machine.memory import backed
+        from qemu_svm.model.kvm.vcpu import Host
+        from qemu_svm.model.plan import parse
+        from qemu_svm.model.profiles import profiles
+        from qemu_svm.model.saved import from_vcpu, guest_cpuid
+        from qemu_svm.model.simulate import simulate
+
+        names = [kernel] if isinstance(kernel, str) else kernel
+        chosen = [profile for name in names for profile in profiles(name)]
+        steps, saved = parse(plan), from_vcpu(self._readable(vcpu))
+        if race and not any(step.name == "vmrun" for step in steps):
+            steps += parse("vmrun")
+        host = Host(npt=npt, irqchip=irqchip, bsp=vcpu == 0, cpuid=guest_cpuid(saved, maxphyaddr))
+        machine = self.machine
+
+        def exists(address: int, size: int) -> bool:
+            return not machine.blocks or backed(machine, address, size)
+
+        finished = tuple(
+            simulate(profile, saved, steps, host=host, race=race, backed=exists)
+            for profile in chosen
+        )
+        judgements = tuple(judge(simulation) for simulation in finished)
+        return SimulationReport(machine, plan, finished, judgements)
+
+    def _readable(self, index: int) -> Vcpu:
+        try:
+            return self.vcpu(index)
+        except PathError as error:
+            raise self._missing(error) from error
+
+    @cached_property
+    def ram(self) -> Ram:
+        """The index of all RAM records, of the channels too; made when first asked for."""
+        from qemu_svm.stream.ram.read import read_ram
+
+        return read_ram(self.machine.stream, self._channels)
+
+    @cached_property
+    def memory(self) -> GuestMemory:
+        """L1-physical memory: ``dump.memory.read(address, size)``."""
+        from qemu_svm.machine.memory import GuestMemory
+
+        return GuestMemory(self.machine, self.ram)
+
+    def pages(self, blocks: Sequence[str] = (), *, span: Span | None = None) -> RamReport:
+        """Tell what became of each page of RAM: sent, zero, again, never.
+
+        :param blocks: names of RAM blocks; without one, all.
+        :param span: only these bytes of each block; whole pages.
+        :raises PathError: no such block; or ``span`` is not a multiple of the page size.
+        :raises SourceError: no such block in a damaged stream.
+        """
+        from qemu_svm.findings.results import RamReport
+        from qemu_svm.stream.ram.coverage import coverage
+
+        ram = self.ram
+        try:
+            chosen = [ram.block(name) for name in blocks] or list(range(len(ram.entries)))
+        except PathError as error:
+            raise self._missing(error) from error
+        return RamReport(self.machine.stream, ram, coverage(ram), tuple(chosen), span)
+
+    def compat(self, qemu: PathLike, *, timeout: float = 30) -> CompatReport:
+        """Tell whether a QEMU would accept the sections of the stream.
+
+        :param qemu: the binary, or a file that its ``-dump-vmstate`` wrote.
+        :param timeout: seconds that the binary may take.
+        :raises EnvironmentFault: the binary cannot be run or does not answer.
+        :raises SourceError: the file is not a vmstate dump.
+        """
+        from qemu_svm.findings.compat import compatibility
+        from qemu_svm.findings.results import CompatReport
+        from qemu_svm.qmp.dump import dump_of
+
+        target = os.fspath(qemu)
+        dump, machines = dump_of(target, self.machine.name, timeout)
+        return CompatReport(self.machine, compatibility(self.machine, dump, machines), target)
+
+
+Input = PathLike | Dump
+
+
+def diff(
+    a: Input,
+    b: Input,
+    *,
+    mask: Sequence[str] = (),
+    masks: bool = True,
+    ram: bool = False,
+    limits: Limits = DEFAULT,
+    progress: Progress | None = None,
+) -> DiffReport:
+    """Compare two streams by name, field by field.
+
+    :param a: an open dump, or what :func:`open` takes.
+    :param mask: paths that do not count, with all below them; ``*`` is any text.
+    :param masks: use the built-in masks, for fields that are known to differ.
+    :param ram: compare the content of RAM too.
+    :param limits: resource limits for inputs that are not open yet.
+    """
+    from qemu_svm.findings.diff import compare
+    from qemu_svm.findings.masks import DEFAULT as BUILT_IN
+    from qemu_svm.findings.masks import user_masks
+    from qemu_svm.findings.results import DiffReport
+
+    chosen = user_masks(mask) + (BUILT_IN if masks else ())
+    with ExitStack() as stack:
+        ours, theirs = (_opened(one, stack, limits) for one in (a, b))
+        found = compare(ours.machine, theirs.machine, chosen)
+        pages = None
+        if ram:
+            from qemu_svm.findings.ram_diff import compare_ram
+
+            pages = compare_ram(ours.ram, theirs.ram, chosen, progress or _silent)
+        return DiffReport(ours.machine, theirs.machine, found, pages)
+
+
+def _silent(_done: int) -> None:
+    pass
+
+
+def _opened(one: Input, stack: ExitStack, limits: Limits) -> Dump:
+    return one if isinstance(one, Dump) else stack.enter_context(open(one, limits=limits))
+
+
+def judge_trace(log: PathLike, *, limits: Limits = DEFAULT) -> Trace:
+    """Check the order of KVM_SET_* calls in a recorded log of ioctls.
+
+    :param log: what QEMU's ``-trace kvm_vcpu_ioctl`` or ``strace -f -e trace=ioctl`` wrote, or
+        trace-cmd's report; may be compressed; ``-`` for standard input.
+    :raises SourceError: the log cannot be read, or has no ioctls of KVM.
+    """
+    from qemu_svm.trace.model import read_trace
+
+    with open_source(os.fspath(log), limits) as source:
+        return read_trace(source)
+
+
+def capture_stream(
+    socket: str,
+    path: PathLike,
+    *,
+    replace: bool = False,
+    timeout: float = 30,
+    **options: Any,
+) -> Captured:
+    """Save a running guest into a file; it runs on as before.
+
+    :param socket: of QMP: ``unix:PATH``, a path, or ``HOST:PORT``.
+    :param path: the file; it gets its name when it is complete and on the disk.
+    :param replace: an existing file may be replaced.
+    :param timeout: seconds that QEMU may take to answer a command.
+    :param options: ``live``, ``multifd`` and so on, see ``docs/capture.md``.
+    :raises QmpError: the socket cannot be used.
+    :raises Refused: this QEMU cannot or will not do it now.
+    :raises EnvironmentFault: the file exists, or cannot be written.
+    """
+    from qemu_svm.qmp import sync
+    from qemu_svm.qmp.features import Options
+
+    with sync.connect(socket, timeout=timeout) as qmp:
+        return qmp.capture(os.fspath(path), Options(**options), replace=replace)

@@ -1,0 +1,153 @@
+"""What the verbs that read a stream come to: frozen values, the same for text and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from qemu_svm.findings.check import Finding as CheckFinding
+from qemu_svm.findings.check import Report
+from qemu_svm.findings.compat import Compatibility
+from qemu_svm.findings.diff import Comparison, Difference
+from qemu_svm.findings.model import Finding
+from qemu_svm.findings.ram_diff import RamDiff
+from qemu_svm.findings.verdict import Judgement, Verdict
+from qemu_svm.machine import Machine
+from qemu_svm.machine.paths import Place
+from qemu_svm.model.simulate import Simulation
+from qemu_svm.results import Result
+from qemu_svm.stream import Stream
+from qemu_svm.stream.ram.coverage import BlockCoverage
+from qemu_svm.stream.ram.read import Ram
+
+Span = tuple[int, int]
+"""First byte and end of a part of a RAM block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection(Result):
+    """What is in a stream, and what looks wrong.
+
+    :param ram: the stream was read with all its RAM records, so pages are counted.
+    """
+
+    verb: ClassVar[str] = "inspect"
+    machine: Machine
+    problems: tuple[Finding, ...]
+    ram: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport(Result):
+    """Which kernels accept a stream's nested state, and what they would meet."""
+
+    verb: ClassVar[str] = "check"
+    machine: Machine
+    report: Report
+
+    @property
+    def findings(self) -> tuple[CheckFinding, ...]:
+        """The rules that the stream meets or breaks."""
+        return self.report.findings
+
+    @property
+    def verdicts(self) -> Mapping[int, Mapping[str, Judgement]]:
+        """Each vCPU's verdict, by the vCPU's index and the name of the kernel."""
+        return self.report.verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationReport(Result):
+    """A restore in the model, once for each kernel.
+
+    :param plan: as given.
+    :param judgements: one for each of ``simulations``.
+    """
+
+    verb: ClassVar[str] = "simulate"
+    machine: Machine
+    plan: str
+    simulations: tuple[Simulation, ...]
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict; of several kernels, the worst: ``open right refused wrong broken``."""
+        return max((one.verdict for one in self.judgements), key=_BADNESS.index)
+
+
+_BADNESS = (Verdict.OPEN, Verdict.RIGHT, Verdict.REFUSED, Verdict.WRONG, Verdict.BROKEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(Result):
+    """One part of a stream.
+
+    :param raw: its bytes; empty if they are not contiguous in the stream.
+    """
+
+    verb: ClassVar[str] = "show"
+    place: Place
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RamReport(Result):
+    """What became of each page of RAM.
+
+    :param coverage: one for each block.
+    :param chosen: numbers of the blocks that were asked for.
+    :param span: the bytes of each block that were asked for; None for all.
+    :param files: names of the files written, by the number of the block.
+    """
+
+    verb: ClassVar[str] = "ram"
+    stream: Stream
+    ram: Ram
+    coverage: tuple[BlockCoverage, ...]
+    chosen: tuple[int, ...]
+    span: Span | None = None
+    files: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport(Result):
+    """What differs between two streams.
+
+    :param pages: differences of RAM; None if it was not compared.
+    """
+
+    verb: ClassVar[str] = "diff"
+    a: Machine
+    b: Machine
+    comparison: Comparison
+    pages: RamDiff | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs but what is masked."""
+        return not self.comparison.counting and (self.pages is None or self.pages.same)
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """The differences that no mask covers."""
+        return self.comparison.counting
+
+
+@dataclass(frozen=True, slots=True)
+class CompatReport(Result):
+    """Whether a QEMU would accept the sections of a stream.
+
+    :param target: the QEMU, as given.
+    """
+
+    verb: ClassVar[str] = "compat"
+    machine: Machine
+    compatibility: Compatibility
+    target: str
+
+    @property
+    def accepted(self) -> bool:
+        """Whether nothing was found that makes this QEMU refuse the stream."""
+        return self.compatibility.accepted
