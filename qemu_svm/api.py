@@ -24,11 +24,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from qemu_svm.errors import (
-    PathError,
-    SourceError,
-    StreamError,
-)
+from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.machine import Machine, Vcpu, read_machine
 from qemu_svm.source import Source, open_source
@@ -238,7 +234,7 @@ class Dump:
         :param qemu: version of the destination's QEMU, such as ``"7.2"``.
         :param npt: the destination's host uses nested paging.
         :param maxphyaddr: the guest's physical address width in bits.
-        :raises PlanError: no such kernel.
+        :raises PlanError: no such kernel, or ``qemu`` is not a version.
         """
         from qemu_svm.findings import check, qemus
         from qemu_svm.findings.results import CheckReport
@@ -246,7 +242,10 @@ class Dump:
 
         names = [kernel] if isinstance(kernel, str) else kernel or RELEASED
         chosen = [profile for name in names for profile in profiles(name)]
-        plan = "qemu" if qemu is None else qemus.qemu_plan(qemu)
+        try:
+            plan = "qemu" if qemu is None else qemus.qemu_plan(qemu)
+        except ValueError:
+            raise PlanError(f"'{qemu}' is not a version such as 7.2") from None
         report = check.check(self.machine, chosen, plan=plan, maxphyaddr=maxphyaddr, npt=npt)
         if qemu is not None:
             more = tuple(qemus.qemu_findings(self.machine, qemu))
@@ -280,7 +279,7 @@ class Dump:
         from qemu_svm.findings.results import SimulationReport
         from qemu_svm.findings.verdict import judge
         from qemu_svm.machine.memory import backed
-        from qemu_svm.model.kvm.vcpu import Host
+        from qemu_svm.model.kvm.vcpu import VMRUN_FIELDS, Host
         from qemu_svm.model.plan import parse
         from qemu_svm.model.profiles import profiles
         from qemu_svm.model.saved import from_vcpu, guest_cpuid
@@ -288,6 +287,9 @@ class Dump:
 
         names = [kernel] if isinstance(kernel, str) else kernel
         chosen = [profile for name in names for profile in profiles(name)]
+        for name in race or {}:
+            if name not in VMRUN_FIELDS:
+                raise PlanError(f"VMRUN reads no field '{name}'", near=VMRUN_FIELDS)
         steps, saved = parse(plan), from_vcpu(self._readable(vcpu))
         if race and not any(step.name == "vmrun" for step in steps):
             steps += parse("vmrun")
@@ -336,6 +338,8 @@ class Dump:
         from qemu_svm.stream.ram.coverage import coverage
 
         ram = self.ram
+        if span is not None and any(edge % ram.page_size for edge in span if edge < 1 << 63):
+            raise PathError(f"not a multiple of the page size, {ram.page_size}")
         try:
             chosen = [ram.block(name) for name in blocks] or list(range(len(ram.entries)))
         except PathError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -14,6 +15,10 @@ class Result:
 
     __slots__ = ()
     verb: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # what fields() asks for
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} with {', '.join(one.name for one in fields(self))}>"
 
     def to_json(self) -> dict[str, Any]:
         """The JSON document of the verb, as ``docs/json.md`` describes it."""

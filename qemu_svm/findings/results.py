@@ -25,7 +25,7 @@ Span = tuple[int, int]
 """First byte and end of a part of a RAM block."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inspection(Result):
     """What is in a stream, and what looks wrong.
 
@@ -38,7 +38,7 @@ class Inspection(Result):
     ram: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CheckReport(Result):
     """Which kernels accept a stream's nested state, and what they would meet."""
 
@@ -57,7 +57,7 @@ class CheckReport(Result):
         return self.report.verdicts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SimulationReport(Result):
     """A restore in the model, once for each kernel.
 
@@ -80,7 +80,7 @@ class SimulationReport(Result):
 _BADNESS = (Verdict.OPEN, Verdict.RIGHT, Verdict.REFUSED, Verdict.WRONG, Verdict.BROKEN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Shown(Result):
     """One part of a stream.
 
@@ -92,7 +92,7 @@ class Shown(Result):
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RamReport(Result):
     """What became of each page of RAM.
 
@@ -111,7 +111,7 @@ class RamReport(Result):
     files: Mapping[int, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DiffReport(Result):
     """What differs between two streams.
 
@@ -135,7 +135,7 @@ class DiffReport(Result):
         return self.comparison.counting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CompatReport(Result):
     """Whether a QEMU would accept the sections of a stream.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qemu_svm.errors import LimitExceeded, StreamError
 from qemu_svm.machine.vcpu import Vcpu, read_vcpu
@@ -20,7 +20,7 @@ class Machine:
     :param problems: what is wrong with the vCPUs that could not.
     """
 
-    stream: Stream
+    stream: Stream = field(repr=False)
     name: str | None
     vcpus: tuple[Vcpu, ...]
     blocks: tuple[RamBlock, ...]

@@ -10,7 +10,7 @@ names from 5.2 to 11.1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qemu_svm.errors import StreamError
 from qemu_svm.fields import Fields
@@ -92,6 +92,9 @@ class Registers(Mapping[str, Value]):
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._values]
 
+    def __repr__(self) -> str:
+        return f"Registers({', '.join(f'{name}={getattr(self, name):#x}' for name in self)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Vcpu:
@@ -109,9 +112,9 @@ class Vcpu:
     index: int
     registers: Registers
     segments: Fields
-    segment_values: Mapping[str, Value]
+    segment_values: Mapping[str, Value] = field(repr=False)
     nested: NestedState | None
-    section: Value
+    section: Value = field(repr=False)
     problems: tuple[StreamError, ...] = ()
     described: LayoutOrigin = LayoutOrigin.EMBEDDED
 
@@ -168,8 +171,8 @@ def read_vcpu(index: int, section: Value, described: LayoutOrigin = LayoutOrigin
 def _registers(section: Value) -> Iterator[tuple[str, Value]]:
     yield from _elements(section.child("env.regs"), _GENERAL)
     yield from _elements(section.child("env.dr"), [f"dr{number}" for number in range(8)])
-    for name, field in _PLAIN.items():
-        value = section.child(field)
+    for name, path in _PLAIN.items():
+        value = section.child(path)
         if value is not None:
             yield name, value
     # PAE paging; from KVM_GET_SREGS2, so QEMU 6.2 and Linux 5.14 or later.
@@ -197,8 +200,8 @@ def _segment_values(section: Value) -> Iterator[tuple[str, Value]]:
     array = section.child("env.segs")
     if array is not None:
         yield from zip(_SEGMENTS, array.children, strict=False)
-    for name, field in _TABLES.items():
-        value = section.child(field)
+    for name, path in _TABLES.items():
+        value = section.child(path)
         if value is not None:
             yield name, value
 

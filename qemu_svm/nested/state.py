@@ -39,7 +39,7 @@ class NestedState:
     format: int
     size: int
     vmcb_pa: int = 0
-    vmcb: bytes = b""
+    vmcb: bytes = field(default=b"", repr=False)
     offset: int = -1
     vmcb_offset: int = -1
     _parsed: dict[str, Fields] = field(default_factory=dict, init=False, repr=False, compare=False)
