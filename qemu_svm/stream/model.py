@@ -1,12 +1,12 @@
-"""A whole stream: the records, what they mean together, what is wrong.
+"""A whole stream: its records, their meaning together, and what is wrong.
 
-:func:`read_stream` never raises for damage behind the file header: it returns
-everything that came before, and the error in :attr:`Stream.problems`.
+:func:`read_stream` never raises for damage after the file header: it returns
+everything that could be read, and the errors in :attr:`Stream.problems`.
 
-A stream that describes itself is read from both ends: forwards to the RAM
-data, then the chain of device sections that the description at the end leads
-to.  The RAM data between is stepped over as one record unless it is small or
-asked for, so the time does not grow with the guest's memory.
+A stream with a description is read from both ends: forwards to the RAM data,
+then the chain of device sections that the description at the end leads to.  The
+RAM data between is skipped as one record unless it is small or requested, so the
+time does not grow with the guest's memory.
 """
 
 from __future__ import annotations
@@ -30,9 +30,18 @@ from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.nonvmstate import format_of
 from qemu_svm.stream.reader import Reader
-from qemu_svm.stream.records import Configuration, Kind, LayoutOrigin, RamBlock, RamPages, Record
+from qemu_svm.stream.records import (
+    Configuration,
+    DescriptionRecord,
+    Kind,
+    LayoutOrigin,
+    RamBlock,
+    RamPages,
+    Record,
+)
 from qemu_svm.stream.resync import FOOTER_SIZE, find_header, footer_bytes, next_boundary
-from qemu_svm.stream.tail import Tail, find_chain, find_description
+from qemu_svm.stream.sections import NO_LAYOUTS, Layouts, borrowed_layouts
+from qemu_svm.stream.tail import find_chain, find_description
 from qemu_svm.stream.vmstate import description as vmdesc
 from qemu_svm.stream.vmstate.decode import decode
 from qemu_svm.stream.vmstate.description import Description, Device
@@ -42,7 +51,7 @@ from qemu_svm.stream.walk import Walker
 if TYPE_CHECKING:
     from qemu_svm.stream.vmstate.dump import Dump
 
-_LOOKED_AT = 64 * MIB  # of what is behind the end
+_CHECKED = 64 * MIB  # of trailing data
 _RAM_DATA = frozenset({RecordType.PART, RecordType.END})
 
 
@@ -50,7 +59,7 @@ class Walk(Enum):
     """How to read the records."""
 
     QUICK = "quick"
-    """From both ends; step over large RAM data."""
+    """From both ends; skip large RAM data."""
     RAM = "ram"
     """From both ends, and every RAM record between."""
     LINEAR = "linear"
@@ -61,12 +70,12 @@ class Walk(Enum):
 class Stream:
     """A stream as read.
 
-    :param pages: page records by kind; None if RAM data was stepped over.
+    :param pages: page records by kind; None if RAM data was skipped.
+    :param layouts: the description or dump that device sections were read with.
     :param described: description of a section by the offset of its record.
-    :param description_source: origin of the layouts; never ``builtin``, which is per section.
-    :param lent: the description or the dump that was borrowed for it.
     :param footers: sections end with their id (not those of 2.3 and older machine types).
     :param complete: the end of the stream was reached, nothing is cut off.
+    :param shared_names: names that several device sections have.
     """
 
     source: Source
@@ -76,16 +85,29 @@ class Stream:
     blocks: tuple[RamBlock, ...]
     pages: RamPages | None
     page_size: int
-    description: Description | None
+    layouts: Layouts
     described: Mapping[int, Device]
-    description_source: LayoutOrigin
-    lent: Description | Dump | None
     problems: tuple[StreamError, ...]
     footers: bool
     complete: bool
     limits: Limits
     shared_names: frozenset[str]
-    """Names that several device sections have."""
+
+    @property
+    def description(self) -> Description | None:
+        """The description, embedded or borrowed."""
+        return self.layouts.description
+
+    @property
+    def description_source(self) -> LayoutOrigin:
+        """Origin of the layouts; never ``BUILTIN``, which is for single sections."""
+        return self.layouts.origin
+
+    @property
+    def lent(self) -> Description | Dump | None:
+        """The description or the dump that was borrowed for this stream."""
+        borrowed = self.layouts.origin is LayoutOrigin.BORROWED
+        return self.layouts.description if borrowed else self.layouts.dump
 
     def sections(self) -> Iterator[Record]:
         """Device sections, in stream order."""
@@ -134,35 +156,15 @@ def read_stream(
     :param borrowed: a description of another stream, or a dump, used if this one has none.
     :raises StreamError: ``source`` does not even start like a stream.
     """
-    Walker(source, limits, None).header()
-    problems: list[StreamError] = []
-    tail = find_description(source, limits)
-    description = _parse(tail.text, tail.payload, limits, problems) if tail else None
-    origin, lent = LayoutOrigin.EMBEDDED, None
-    walker = None
-    if tail is not None and description is not None and walk is not Walk.LINEAR:
-        walker = _from_both_ends(source, limits, description, tail, walk)
-    if walker is None:
-        walker = _front_to_back(source, limits, description)
-        if description is None and walker.description_text is not None and not problems:
-            # It was not the last thing in the input, but it is there.
-            description = _parse(
-                walker.description_text, walker.description_at or 0, limits, problems
-            )
-            if description is not None:
-                walker = _front_to_back(source, limits, description)
-        if description is None and borrowed is not None:
-            lent = borrowed
-            if isinstance(borrowed, Description):
-                description, origin = borrowed, LayoutOrigin.BORROWED
-                walker = _front_to_back(source, limits, borrowed, origin)
-            else:
-                origin = LayoutOrigin.DUMP
-                walker = _front_to_back(source, limits, None, dump=borrowed)
-    problems = walker.problems + problems
+    Walker(source, limits).header()
+    unparsed: list[StreamError] = []
+    attempts = _attempts(source, limits, walk, borrowed, unparsed)
+    walker = next(walker for walker in attempts if walker is not None)
+    problems = walker.problems + unparsed
     if source.damage is not None:
         problems.append(_source_problem(source, source.damage))
     skipped = any(r.kind is Kind.SKIPPED and not r.count for r in walker.records)
+    description = walker.layouts.description
     return Stream(
         source=source,
         version=walker.version,
@@ -171,16 +173,41 @@ def read_stream(
         blocks=walker.ram.blocks,
         pages=None if skipped else walker.ram.pages,
         page_size=(description.page_size if description else None) or walker.ram.page_size,
-        description=description,
+        layouts=walker.layouts,
         described=walker.described,
-        description_source=LayoutOrigin.NONE if description is None and lent is None else origin,
-        lent=lent,
         problems=tuple(problems),
-        footers=walker.footers is not False,
+        footers=not walker.footers.absent,
         complete=walker.ended and not any(isinstance(p, Truncated) for p in problems),
         limits=limits,
         shared_names=_shared_names(walker.records),
     )
+
+
+def _attempts(
+    source: Source,
+    limits: Limits,
+    walk: Walk,
+    borrowed: Description | Dump | None,
+    unparsed: list[StreamError],
+) -> Iterator[Walker | None]:
+    # Ways to read a stream, the best first; None for one that does not apply.
+    # A description that cannot be parsed is noted in ``unparsed``.
+    tail = find_description(source, limits)
+    if tail is not None:
+        description = _parsed(tail, limits, unparsed)
+        if description is not None:
+            if walk is not Walk.LINEAR:
+                yield _from_both_ends(source, limits, description, tail, walk)
+            yield _front_to_back(source, limits, Layouts(LayoutOrigin.EMBEDDED, description))
+    plain = _front_to_back(source, limits, NO_LAYOUTS)
+    if plain.description is not None and not unparsed:
+        # The input does not end with the description, but has one.
+        description = _parsed(plain.description, limits, unparsed)
+        if description is not None:
+            yield _front_to_back(source, limits, Layouts(LayoutOrigin.EMBEDDED, description))
+    if borrowed is not None:
+        yield _front_to_back(source, limits, borrowed_layouts(borrowed))
+    yield plain
 
 
 def _shared_names(records: Iterable[Record]) -> frozenset[str]:
@@ -188,13 +215,13 @@ def _shared_names(records: Iterable[Record]) -> frozenset[str]:
     return frozenset(name for name, count in counts.items() if count > 1)
 
 
-def _parse(
-    text: bytes, offset: int, limits: Limits, problems: list[StreamError]
+def _parsed(
+    record: DescriptionRecord, limits: Limits, unparsed: list[StreamError]
 ) -> Description | None:
     try:
-        return vmdesc.parse(text, offset, limits)
+        return vmdesc.parse(record.text, record.payload, limits)
     except StreamError as error:
-        problems.append(error)
+        unparsed.append(error)
         return None
 
 
@@ -202,19 +229,13 @@ def _source_problem(source: Source, damage: SourceError) -> StreamError:
     return Truncated(str(damage), offset=source.size(), hint=damage.hint)
 
 
-def _front_to_back(
-    source: Source,
-    limits: Limits,
-    description: Description | None,
-    origin: LayoutOrigin = LayoutOrigin.EMBEDDED,
-    dump: Dump | None = None,
-) -> Walker:
-    walker = Walker(source, limits, description, origin, dump)
+def _front_to_back(source: Source, limits: Limits, layouts: Layouts) -> Walker:
+    walker = Walker(source, limits, layouts)
     walker.header()
     recoveries = 0
     while True:
         try:
-            _to_the_end(walker)
+            _walk_to_end(walker)
         except Malformed as error:
             walker.problems.append(error)
             recoveries += 1
@@ -225,20 +246,20 @@ def _front_to_back(
         return walker
 
 
-def _to_the_end(walker: Walker) -> None:
+def _walk_to_end(walker: Walker) -> None:
     while not walker.ended:
         walker.step()
     if walker.next_type() == RecordType.VMDESCRIPTION:
         walker.step()
-    _nothing_behind(walker)
+    _check_trailing_data(walker)
 
 
 def _recovered(walker: Walker) -> bool:
-    # Behind damage, go on where records plausibly begin again.
+    # After damage, continue where records plausibly begin again.
     if walker.ended:
         return False
     start = walker.reader.offset
-    if walker.footers is False:
+    if walker.footers.absent:
         end = find_header(walker.source, start + 1)
     else:
         end = next_boundary(walker.source, start + 1)
@@ -250,11 +271,11 @@ def _recovered(walker: Walker) -> bool:
     return True
 
 
-def _nothing_behind(walker: Walker) -> None:
-    # Containers pad with zeros; anything else does not belong here.  A disk, or a
-    # file that is one hole, may go on for terabytes: nobody looks so far.
+def _check_trailing_data(walker: Walker) -> None:
+    # Containers pad with zeros; other data does not belong here.  On a disk or in a
+    # sparse file terabytes may follow, so only the first part is checked.
     reader = walker.reader
-    most = reader.offset + _LOOKED_AT
+    most = reader.offset + _CHECKED
     while not reader.at_end() and reader.offset < most:
         block = reader.peek(1 << 16)
         if block.strip(b"\0"):
@@ -268,16 +289,16 @@ def _nothing_behind(walker: Walker) -> None:
 
 
 def _from_both_ends(
-    source: Source, limits: Limits, description: Description, tail: Tail, walk: Walk
+    source: Source, limits: Limits, description: Description, tail: DescriptionRecord, walk: Walk
 ) -> Walker | None:
-    # None where the claim of the tail cannot be proved.
-    walker = Walker(source, limits, description)
+    # None if the chain of sections that the description leads to cannot be proved.
+    walker = Walker(source, limits, Layouts(LayoutOrigin.EMBEDDED, description))
     walker.header()
-    refused = _front(walker)
+    refused = _walk_to_ram_data(walker)
     chain = _chain(walker, description, tail.offset - 1)
     if chain is None or chain[0] < walker.reader.offset:
         return None
-    if not _between(walker, chain[0], walk, refused):
+    if not _pass_ram_data(walker, chain[0], walk, refused):
         return None
     try:
         while not walker.ended:
@@ -285,7 +306,7 @@ def _from_both_ends(
         if walker.reader.offset != tail.offset:
             return None
         walker.step()
-        _nothing_behind(walker)
+        _check_trailing_data(walker)
     except StreamError:
         return None
     described = [(device.name, device.instance_id) for device in description.devices]
@@ -294,18 +315,19 @@ def _from_both_ends(
 
 
 def _chain(walker: Walker, description: Description, end: int) -> tuple[int, int] | None:
-    # Where the device sections start that end at ``end``, and how many come before.
+    # Where the device sections that end at ``end`` start, and how many of the described
+    # ones come before.
     source = walker.source
     if description.devices:
-        return find_chain(source, description, end, footers=walker.footers is not False)
-    # There are none: a section in parts, such as RAM, has to end there.
+        return find_chain(source, description, end, footers=not walker.footers.absent)
+    # No devices: a section in parts, such as RAM, must end there.
     parts = [record.section_id or 0 for record in walker.records if record.kind is Kind.START]
     last = source.read_at(max(0, end - FOOTER_SIZE), FOOTER_SIZE)
     return (end, 0) if any(last == footer_bytes(number) for number in parts) else None
 
 
-def _front(walker: Walker) -> bool:
-    # Records up to the RAM data; True if a RAM layout was refused.
+def _walk_to_ram_data(walker: Walker) -> bool:
+    # True if the RAM layout is not supported.
     try:
         while walker.next_type() not in _RAM_DATA and not walker.ended:
             walker.step()
@@ -313,12 +335,12 @@ def _front(walker: Walker) -> bool:
         walker.problems.append(error)
         return True
     except StreamError:
-        pass  # met again, and then reported, by the linear walk
+        pass  # the linear walk meets it again and reports it
     return False
 
 
-def _between(walker: Walker, end: int, walk: Walk, refused: bool) -> bool:  # noqa: FBT001
-    # The RAM data: walked if it is small or asked for, else stepped over.
+def _pass_ram_data(walker: Walker, end: int, walk: Walk, refused: bool) -> bool:  # noqa: FBT001
+    # The RAM data up to ``end``: walked if it is small or requested, else skipped.
     small = end - walker.reader.offset <= walker.limits.ram_walk_bytes
     if not refused and (walk is Walk.RAM or small):
         try:

@@ -34,7 +34,7 @@ class Reader:
 
     def __init__(self, source: Source, offset: int = 0) -> None:
         self.offset = offset
-        self._source = source
+        self.source = source
         self._block = b""
         self._block_at = 0
 
@@ -46,14 +46,14 @@ class Reader:
         """
         start = self.offset - self._block_at
         if not 0 <= start <= len(self._block) - least:
-            self._block = self._source.read_at(self.offset, max(least, _BLOCK))
+            self._block = self.source.read_at(self.offset, max(least, _BLOCK))
             self._block_at = self.offset
             start = 0
         return self._block, start
 
     def backing_file(self) -> BackingFile | None:
         """Return the file that the input can be read from directly, if there is one."""
-        return self._source.backing_file()
+        return self.source.backing_file()
 
     def peek(self, size: int) -> bytes:
         """Return up to ``size`` bytes without moving."""
@@ -76,7 +76,7 @@ class Reader:
             there = self.peek(1)
             self.offset = start
             if not there:
-                raise self.truncated(what, size, max(0, self._source.size() - start))
+                raise self.truncated(what, size, max(0, self.source.size() - start))
         self.offset += size
 
     def truncated(
@@ -84,7 +84,7 @@ class Reader:
     ) -> Truncated:
         """Make the error for ``what`` of ``size`` bytes at the current offset."""
         # After a jump the offset may lie behind the end.
-        end = self.offset + have if have else min(self.offset, self._source.size())
+        end = self.offset + have if have else min(self.offset, self.source.size())
         return Truncated(
             f"the input ends inside {what} at {self.offset:#x}",
             offset=end,

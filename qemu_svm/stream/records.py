@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+DESCRIPTION_HEADER = 5
+"""Bytes of a VMDESCRIPTION record before the text: type and length."""
+
 
 class Kind(StrEnum):
     """Kinds of records, as named in the JSON of ``inspect``."""
@@ -79,6 +82,19 @@ class Configuration:
     page_bits: int | None = None
     capabilities: tuple[str, ...] = ()
     uuid: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptionRecord:
+    """The VMDESCRIPTION record: ``offset`` of its type byte, and the JSON text."""
+
+    offset: int
+    text: bytes
+
+    @property
+    def payload(self) -> int:
+        """Offset of the JSON text."""
+        return self.offset + DESCRIPTION_HEADER
 
 
 @dataclass(frozen=True, slots=True)

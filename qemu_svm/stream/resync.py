@@ -37,7 +37,7 @@ def find_footer(source: Source, start: int, section_id: int) -> int | None:
         data = source.read_at(at, step + FOOTER_SIZE)
         hit = data.find(wanted)
         while hit >= 0:
-            if goes_on(source.read_at(at + hit + FOOTER_SIZE, MOST_HEADER)):
+            if starts_record(source.read_at(at + hit + FOOTER_SIZE, MOST_HEADER)):
                 return at + hit
             first = at + hit if first is None else first
             hit = data.find(wanted, hit + 1)
@@ -47,7 +47,7 @@ def find_footer(source: Source, start: int, section_id: int) -> int | None:
         step = min(4 * step, _STEP)
 
 
-def goes_on(behind: bytes) -> bool:
+def starts_record(behind: bytes) -> bool:
     """Whether ``behind`` a footer something like a record stands, or the input ends.
 
     The kind of record alone would not do: behind the footer of section 0 in a payload,

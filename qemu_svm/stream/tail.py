@@ -9,33 +9,18 @@ by reading the chain forwards to the last byte.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qemu_svm.limits import KIB, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RecordType
+from qemu_svm.stream.records import DESCRIPTION_HEADER, DescriptionRecord
 from qemu_svm.stream.resync import FOOTER_SIZE, footer_bytes
 from qemu_svm.stream.vmstate.description import Description, Device
 
 _FIRST_LOOK = 256 * KIB
-_HEADER = 5  # type byte and length
 _SLACK = 64 * KIB  # how far a described size may be off
 
 
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """The last record: ``offset`` of its type byte, and the JSON text."""
-
-    offset: int
-    text: bytes
-
-    @property
-    def payload(self) -> int:
-        """Offset of the JSON text."""
-        return self.offset + _HEADER
-
-
-def find_description(source: Source, limits: Limits) -> Tail | None:
+def find_description(source: Source, limits: Limits) -> DescriptionRecord | None:
     """Find a VMDESCRIPTION record that ends exactly where the input ends.
 
     The text holds no control characters, so the last byte 06 belongs either to
@@ -50,11 +35,11 @@ def find_description(source: Source, limits: Limits) -> Tail | None:
         data = source.read_at(start, size - start)
         end = len(data.rstrip(b"\0"))
         last = data.rfind(RecordType.VMDESCRIPTION.to_bytes(1, "big"), 0, end)
-        for at in range(last, max(-1, last - _HEADER), -1):
-            length = int.from_bytes(data[at + 1 : at + _HEADER], "big")
-            if data[at] == RecordType.VMDESCRIPTION and at + _HEADER + length == end:
-                return Tail(start + at, data[at + _HEADER : end])
-        if start == 0 or window >= most or last >= _HEADER:
+        for at in range(last, max(-1, last - DESCRIPTION_HEADER), -1):
+            length = int.from_bytes(data[at + 1 : at + DESCRIPTION_HEADER], "big")
+            if data[at] == RecordType.VMDESCRIPTION and at + DESCRIPTION_HEADER + length == end:
+                return DescriptionRecord(start + at, data[at + DESCRIPTION_HEADER : end])
+        if start == 0 or window >= most or last >= DESCRIPTION_HEADER:
             return None
         window *= 4
 

@@ -1,26 +1,27 @@
 """Record by record through a stream.
 
-The walker stands at the first byte of a record, reads it whole and steps to
-the next; a table at the end says which method reads which type.  What a
-device section holds is not decoded here, only measured
-(:mod:`qemu_svm.stream.payload`).
+The walker is at the first byte of a record, reads the whole record and moves to
+the next; the table at the end of the class maps types of records to methods.
+Device sections are not decoded here, only measured
+(:mod:`qemu_svm.stream.sections`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Unsupported
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.commands import command_name
 from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordType
-from qemu_svm.stream.payload import Payloads
-from qemu_svm.stream.reader import name_text
+from qemu_svm.stream.ram.records import RamState
+from qemu_svm.stream.reader import Reader, name_text
 from qemu_svm.stream.recognise import seen_elsewhere
-from qemu_svm.stream.records import Configuration, Kind, LayoutOrigin, Record
+from qemu_svm.stream.records import Configuration, DescriptionRecord, Kind, Record
+from qemu_svm.stream.sections import NO_LAYOUTS, Footers, Layouts, SectionMeasurer
 from qemu_svm.stream.structs import (
     ConfigurationHeader,
     ConfigurationSubsection,
@@ -29,10 +30,7 @@ from qemu_svm.stream.structs import (
     SectionHeader,
     SectionReference,
 )
-from qemu_svm.stream.vmstate.description import Description
-
-if TYPE_CHECKING:
-    from qemu_svm.stream.vmstate.dump import Dump
+from qemu_svm.stream.vmstate.description import Device
 
 _WORD = 8  # payload of a RAM section with nothing but its end
 _SMALL = 64  # bytes of a PART that may be one of very many
@@ -40,44 +38,75 @@ _TURN = 5  # so many PARTs back the same section is looked for
 _MANY = 16  # repetitions that are worth it
 _FOLDED = (Kind.PART, Kind.COMMAND)  # may be beyond counting in a stream that is sound
 _NUMBERED = (Kind.START, Kind.FULL)
+_PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
 
 
-class Walker(Payloads):
+class Walker:
     """State of a walk; results are in the public attributes.
 
-    :param description: of the devices, if it is known already.
-    :param origin: where that comes from.
-    :param dump: what QEMU tells of its devices, for a stream that tells nothing.
+    :param layouts: what is known about device sections in advance.
+    :param ram: state of the ``ram`` section, if it is shared with another walk.
+    :param footers: the same for footers.
+
+    :ivar described: layouts of device sections, by the offset of the record.
+    :ivar description: the VMDESCRIPTION record, once it was read.
+    :ivar ended: the EOF record was read.
     """
 
     def __init__(
         self,
         source: Source,
         limits: Limits,
-        description: Description | None,
-        origin: LayoutOrigin = LayoutOrigin.EMBEDDED,
-        dump: Dump | None = None,
+        layouts: Layouts = NO_LAYOUTS,
+        *,
+        ram: RamState | None = None,
+        footers: Footers | None = None,
     ) -> None:
-        super().__init__(source, limits, description, origin, dump)
-        self.description = description
+        self.source = source
+        self.limits = limits
+        self.layouts = layouts
+        self.reader = Reader(source)
+        self.ram = ram or _ram_state(layouts)
+        self.footers = footers or Footers()
         self.version = 0
         self.configuration: Configuration | None = None
         self.records: list[Record] = []
+        self.described: dict[int, Device] = {}
+        self.problems: list[StreamError] = []
+        self.description: DescriptionRecord | None = None
         self.ended = False
-        self.description_at: int | None = None
-        self.description_text: bytes | None = None
         self._headers: dict[int, Record] = {}
         self._numbered = 0
+        self._measurer = SectionMeasurer(
+            self.reader, self.ram, self.footers, layouts, limits=limits, note=self.note
+        )
 
-    def goes_on_in(self, source: Source, start: int) -> Walker:
-        """A walker for another input that takes up where this one stands."""
-        other = Walker(source, self.limits, None)
-        other.reader.offset = start
-        other.ram = self.ram
-        other.footers = self.footers
+    def continued_in(self, source: Source, offset: int) -> Walker:
+        """Return a walker for a further connection of the same migration.
+
+        The two share RAM, footers and the sections that were started.
+        """
+        other = Walker(source, self.limits, ram=self.ram, footers=self.footers)
+        other.reader.offset = offset
         other.configuration = self.configuration
         other._headers = self._headers
         return other
+
+    def note(self, problem: StreamError) -> None:
+        """Keep a problem that does not end the walk.
+
+        :raises LimitExceeded: there are too many.
+        """
+        if len(self.problems) >= self.limits.recoveries:
+            raise LimitExceeded(
+                "too much is damaged to read on",
+                offset=problem.offset,
+                section=problem.section,
+                expected=f"at most {self.limits.recoveries} such places",
+                found=problem.what,
+                hint="--limit recoveries=NUMBER raises it",
+            )
+        self.problems.append(problem)
 
     def header(self) -> None:
         """Read the file header."""
@@ -280,8 +309,8 @@ class Walker(Payloads):
                 hint="--limit description_bytes=NUMBER raises it",
             )
         payload = self.reader.offset
-        self.description_text = self.reader.take(length, "the description")
-        self.description_at = payload
+        text = self.reader.take(length, "the description")
+        self.description = DescriptionRecord(start, text)
         self._close(Record(Kind.DESCRIPTION, start, 0, payload=payload, payload_size=length))
 
     def _footer(self, start: int) -> NoReturn:
@@ -289,13 +318,15 @@ class Walker(Payloads):
         raise Malformed("a section footer without a section", offset=start, found=f"id {found}")
 
     def _payload(self, record: Record) -> None:
-        opaque, described = self.measure(record)
+        opaque, device, origin = self._measurer.measure(record)
         size = self.reader.offset - record.payload
-        self.skip_footer(record)
-        self._close(record, payload_size=size, opaque=opaque, described=described)
+        self.footers.skip(self.reader, record)
+        if device is not None:
+            self.described[record.offset] = device
+        self._close(record, payload_size=size, opaque=opaque, described=origin)
 
     def _close(self, record: Record, **changes: Any) -> None:
-        # The record ends where the reader stands.
+        # The record ends at the reader's place.
         size = self.reader.offset - record.offset
         last = self.records[-1] if self.records else None
         self._numbered += record.kind in _NUMBERED
@@ -327,3 +358,11 @@ class Walker(Payloads):
         RecordType.COMMAND: _command,
         RecordType.FOOTER: _footer,
     }
+
+
+def _ram_state(layouts: Layouts) -> RamState:
+    state = RamState()
+    size = None if layouts.description is None else layouts.description.page_size
+    if size is not None and size in _PAGE_SIZES:
+        state.page_size = size
+    return state

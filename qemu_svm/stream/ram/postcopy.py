@@ -142,7 +142,7 @@ def read_extra(main: Walker, source: Source, number: int) -> Extra:
         if kind == "preempt":
             _records(shifted, state)
         else:
-            walker = main.goes_on_in(shifted, shifted.start)
+            walker = main.continued_in(shifted, shifted.start)
             while not walker.ended and walker.next_type() is not None:
                 walker.step()
                 del walker.records[:-1]

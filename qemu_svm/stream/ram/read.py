@@ -187,7 +187,7 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
     :raises StreamError: a channel does not start like one.
     """
     read, others = _channels(stream, channels)
-    walker = Walker(stream.source, stream.limits, stream.description)
+    walker = Walker(stream.source, stream.limits, stream.layouts)
     state = walker.ram
     state.page_size = stream.page_size
     state.scan = scan
@@ -337,7 +337,7 @@ def _walk(walker: Walker, discards: Discards | None) -> None:
             if record.kind is Kind.START:
                 number = record.section_id.to_bytes(4, "big")
                 eos = int(RamFlag.EOS).to_bytes(8, "big")
-                foot = b"" if walker.footers is False else footer_bytes(record.section_id)
+                foot = b"" if walker.footers.absent else footer_bytes(record.section_id)
                 empty = bytes((RecordType.PART,)) + number + eos + foot
 
 
