@@ -7,6 +7,7 @@ gives a short read, not SIGBUS) and nothing is copied but what is asked for.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from qemu_svm.errors import SourceError
 from qemu_svm.source.base import BackingFile, Source
@@ -50,7 +51,8 @@ class FileSource(Source):
 
     def close(self) -> None:
         if self._fd >= 0:
-            self.size()
+            with suppress(OSError):  # a pipe has no size
+                self.size()
             os.close(self._fd)
             self._fd = -1
 
