@@ -28,13 +28,13 @@ SREGS2_CHECK = "R-08"
 _ORDER = (
     *("SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-03b", "SV-04", LEAVE),
     *("SV-05", "SV-06", "C-01", "C-02", "C-03", "C-03b", "C-04", "C-05", "C-06", "C-07", "C-08"),
-    *("SV-10", "SV-11", "SV-12", "SV-13", "SV-14", "S-01", "S-02", "S-03", "S-04", "S-05"),
+    *("SV-10", "SV-11", "SV-12", "SV-13", "SV-14", "SV-18", "S-01", "S-02", "S-03", "S-04", "S-05"),
     *("S-06", "S-07", "S-09", "S-10", "S-11", "SV-17", "SV-16"),
 )
 
 
-def _ordered(*groups: str | Iterable[str]) -> tuple[str, ...]:
-    # Checks in the order in which every kernel runs those that it has.
+def in_order(*groups: str | Iterable[str]) -> tuple[str, ...]:
+    """Checks in the order in which every kernel runs those that it has."""
     wanted = {one for group in groups for one in ([group] if isinstance(group, str) else group)}
     return tuple(check for check in _ORDER if check in wanted)
 
@@ -190,13 +190,13 @@ _L1_STATE = (
     *("S-07", "S-10", "S-11"),
 )
 
-V5_8 = Profile(
+FIRST = V5_8 = Profile(
     name="5.8",
     about="first kernel that restores nested SVM; also 5.9",
     measured=(),
     read=("commits of the 5.8 and 5.9 cycles",),
     split=False,
-    set_nested_state=_ordered(_FIRST, "C-03", "SV-10", "SV-11"),
+    set_nested_state=in_order(_FIRST, "C-03", "SV-10", "SV-11"),
     sregs=tuple(check for check in _SREGS if check != "R-04"),
     vmrun=Vmrun(
         hsave_needed=False,
@@ -227,7 +227,7 @@ V5_10 = replace(
     about="5.10 with its stable updates of 2024",
     measured=("5.10.223",),
     read=("5.10.262",),
-    set_nested_state=_ordered(V5_8.set_nested_state, "SV-12"),
+    set_nested_state=in_order(V5_8.set_nested_state, "SV-12"),
     vmrun=replace(V5_8.vmrun, svme_forced=True),
     gif="ignored",
     smm_leaves=True,
@@ -256,7 +256,7 @@ V5_13 = Profile(
     measured=(),
     read=("commits 6906e06db9b0, c08f390a75c1, 063ab16c14db, 9d290e16432c, 232f75d3b4b5",),
     split=True,
-    set_nested_state=_ordered(_FIRST, "C-03", "C-04", "C-05", _L1_STATE),
+    set_nested_state=in_order(_FIRST, "C-03", "C-04", "C-05", _L1_STATE),
     sregs=tuple(check for check in _SREGS if check != "R-04"),
     vmrun=Vmrun(
         hsave_needed=False,
@@ -278,7 +278,7 @@ V5_15 = replace(
     name="5.15",
     about="5.14 to 5.16: L2's CR3 is loaded before the switch, so nested paging is not set up",
     read=("commit e1779c2714c3 and what it repairs",),
-    set_nested_state=_ordered(V5_13.set_nested_state, "C-06", "SV-16"),
+    set_nested_state=in_order(V5_13.set_nested_state, "C-06", "SV-16"),
     vmrun=replace(V5_13.vmrun, hsave_needed=True),
     has_sregs2=True,
     reset_rdx=0x600,
@@ -313,7 +313,7 @@ V6_1 = replace(
     about="6.1 with its stable updates of 2026",
     measured=("6.1.176", "6.1.192"),
     read=("6.1.192",),
-    set_nested_state=_ordered(set(V5_17.set_nested_state) - {"C-06"}, "C-03b", "S-09"),
+    set_nested_state=in_order(set(V5_17.set_nested_state) - {"C-06"}, "C-03b", "S-09"),
     sregs=_SREGS,
     vmrun=replace(V5_17.vmrun, cached=_SIX | {"cs"}, checked=_SIX | {"cs"}),
     paging_writes_cr4=True,
@@ -328,7 +328,7 @@ V6_6 = replace(
     about="6.4 to 6.6 as released: virtual NMI, without the fixes of 2026",
     measured=(),
     read=("commits of the 6.4 cycle",),
-    set_nested_state=_ordered(V5_17.set_nested_state, "C-07"),
+    set_nested_state=in_order(V5_17.set_nested_state, "C-07"),
     vmrun=V5_17.vmrun,
 )
 
@@ -338,7 +338,7 @@ V6_12 = replace(
     about="6.12 with its stable updates of 2026",
     measured=("6.12.107",),
     read=("6.12.117",),
-    set_nested_state=_ordered(V6_1.set_nested_state, "C-07"),
+    set_nested_state=in_order(V6_1.set_nested_state, "C-07"),
     late_cpuid="hang",
     sysenter="cpuid",
 )
@@ -359,7 +359,7 @@ V7_2 = replace(
     about="everything is cached at VMRUN; CPUID is frozen in guest mode",
     measured=("7.2.12",),
     read=("7.2.12",),
-    set_nested_state=_ordered(
+    set_nested_state=in_order(
         set(V6_12.set_nested_state) - {"C-03", "SV-03"}, "SV-03b", "C-08", "SV-17"
     ),
     sregs=(*_SREGS, "R-05"),

@@ -1,0 +1,1 @@
+"""Kernel releases, the changes that they contain, and the profile that follows."""
