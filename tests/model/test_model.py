@@ -17,7 +17,7 @@ from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.kvm.checks import SET_NESTED_STATE, SET_SREGS
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import flat
-from qemu_svm.model.profiles import LEAVE, PROFILES, RELEASED
+from qemu_svm.model.profiles import PROFILES, RELEASED
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import simulate
 from qemu_svm.x86.cpuid import Cpuid, infer, valid_efer
@@ -433,17 +433,6 @@ def test_invariants_hold_in_any_order(steps: list[str], kernel: str) -> None:
 
 
 # The data.
-
-
-def test_profiles_name_only_checks_that_exist() -> None:
-    for kernel in PROFILES.values():
-        for check in kernel.set_nested_state:
-            assert check == LEAVE or check in SET_NESTED_STATE, (kernel.name, check)
-        assert set(kernel.sregs) <= set(SET_SREGS)
-        assert kernel.set_nested_state.count(LEAVE) == 1
-        assert kernel.measured or kernel.read
-    used = {check for kernel in PROFILES.values() for check in kernel.checks}
-    assert used == set(SET_NESTED_STATE) | set(SET_SREGS)
 
 
 def test_every_check_has_words() -> None:
