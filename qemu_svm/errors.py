@@ -14,6 +14,8 @@
     ├── AddressError           guest memory that an address names is not there
     ├── BuildError             values that cannot be written back as bytes
     ├── EnvironmentFault       what the work needs is missing here: no QEMU, no KVM, no disk
+    │   ├── OutputExists       a file of that name exists, and is not to be replaced
+    │   ├── OutputClosed       nobody reads standard output (any more)
     │   ├── QmpError           a QMP socket that cannot be used (any more)
     │   └── LabError           the AMD host in a box cannot be built or does not run
     └── Refused                the target (QEMU, KVM) said no
@@ -172,6 +174,25 @@ class EnvironmentFault(SvmStreamError):
 
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
+
+
+class OutputExists(EnvironmentFault):
+    """A file of that name exists already, and was not to be replaced.
+
+    :param path: the file that exists.
+    """
+
+    rule = "output-exists"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"'{path}' exists already")
+        self.path = path
+
+
+class OutputClosed(EnvironmentFault):
+    """The reader of a pipe that was written to is gone."""
+
+    rule = "output-closed"
 
 
 class QmpError(EnvironmentFault):

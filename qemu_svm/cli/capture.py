@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from qemu_svm.cli import EXIT_INTERRUPTED, common, complain, qmp_common
-
-if TYPE_CHECKING:
-    from qemu_svm.qmp.capture import Captured
-    from qemu_svm.qmp.features import Options
 
 
 @click.command(
@@ -86,50 +81,35 @@ def command(
     if output == "-" and (as_json or sys.stdout.isatty()):
         raise click.UsageError("-o - writes the stream to standard output: into a pipe, alone")
     from qemu_svm.cli import interrupts
+    from qemu_svm.errors import OutputClosed, OutputExists
+    from qemu_svm.qmp.capture import capture_stream
 
-    made: list[Captured] = []
+    work = capture_stream(
+        address,
+        output,
+        options,
+        timeout=timeout,
+        replace=force,
+        qemu_directory=qemu_dir,
+        progress=qmp_common.progress(),
+    )
     try:
-        work = _capture(address, timeout, output, options, made, force=force, qemu_dir=qemu_dir)
-        interrupts.run(work, last=True)
-    except FileExistsError as error:
-        raise click.UsageError(f"'{error.filename}' exists already; -f replaces it") from error
+        captured = interrupts.run(work, last=True)
+    except OutputExists as error:
+        raise click.UsageError(f"{error}; -f replaces it") from error
+    except OutputClosed as error:
+        raise BrokenPipeError from error
     except KeyboardInterrupt:
-        if not made:  # otherwise it came too late to undo anything
-            complain(f"interrupted; the guest is as it was before, and there is no '{output}'")
-            return EXIT_INTERRUPTED
+        complain(f"interrupted; the guest is as it was before, and there is no '{output}'")
+        return EXIT_INTERRUPTED
     if output == "-":
         return 0
     if as_json:
         from qemu_svm.render.json.migration import captured_document
 
-        common.print_json(captured_document(made[0]))
+        common.print_json(captured_document(captured))
     else:
         from qemu_svm.render.text.migration import captured_report
 
-        common.print_lines(captured_report(made[0]))
+        common.print_lines(captured_report(captured))
     return 0
-
-
-async def _capture(
-    address: str,
-    timeout: float,
-    output: str,
-    options: Options,
-    made: list[Captured],
-    *,
-    force: bool,
-    qemu_dir: str | None,
-) -> None:
-    from qemu_svm.qmp import Client
-    from qemu_svm.qmp.capture import capture
-
-    async with Client.connect(address, timeout=timeout) as client:
-        done = await capture(
-            client,
-            output,
-            options,
-            replace=force,
-            qemu_directory=qemu_dir,
-            progress=qmp_common.progress(),
-        )
-        made.append(done)

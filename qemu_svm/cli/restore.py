@@ -140,7 +140,7 @@ async def _into_new(
             await client.close()
         _taken(done, wishes, socket)
         if mode == "detach":
-            process.let_go()
+            process.detach()
             return 0
         if mode == "check":
             return 0

@@ -21,7 +21,7 @@ from qemu_svm.cli import (
     qmp_common,
 )
 from qemu_svm.cli.restore import print_refusal
-from qemu_svm.errors import StreamRefused
+from qemu_svm.errors import OutputExists, StreamRefused
 from qemu_svm.source import open_source
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def command(
         except StreamRefused as error:
             print_refusal(first, file or "", error, as_json=as_json)
             return EXIT_REFUSED
-        except FileExistsError as error:
-            raise click.UsageError(f"'{error.filename}' exists already") from error
+        except OutputExists as error:
+            raise click.UsageError(str(error)) from error
         except KeyboardInterrupt:
             complain("interrupted; the guest is as it was before, and the second QEMU was ended")
             return EXIT_INTERRUPTED
@@ -141,7 +141,7 @@ async def _capture(address: str, way: _Way) -> None:
 async def _through(
     first: Machine, channels: Sequence[Source], way: _Way
 ) -> tuple[Restored, Captured]:
-    from qemu_svm.qmp.roundtrip import save_again
+    from qemu_svm.qmp.restore import save_again
 
     async with _second(way) as client:
         return await save_again(

@@ -20,7 +20,7 @@ from qemu_svm.errors import CommandRefused, QmpError
 from qemu_svm.qmp import Client, answers, features
 from qemu_svm.qmp.address import Pair
 from qemu_svm.qmp.answers import Version
-from qemu_svm.qmp.finish import finish
+from qemu_svm.qmp.session import finish
 
 _START_SECONDS = 20.0
 _SAID = 1 << 16

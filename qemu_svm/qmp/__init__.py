@@ -1,7 +1,7 @@
-"""Driving a QEMU over QMP; stands beside the line of rooms.
+"""Control of a QEMU over QMP.
 
 The core is asyncio (:class:`Client`); :mod:`qemu_svm.qmp.sync` is the same for
-programs that have no event loop.
+programs without an event loop.
 """
 
 from qemu_svm.qmp.answers import Event, Migration, Status, Version

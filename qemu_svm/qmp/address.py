@@ -1,22 +1,24 @@
 """Addresses of QMP sockets: ``unix:PATH``, ``PATH``, ``tcp:HOST:PORT``, ``HOST:PORT``.
 
-The forms are those of QEMU's ``-qmp`` option.  IPv6 hosts stand in brackets.
+The forms are those of QEMU's ``-qmp`` option.  IPv6 hosts are in brackets.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass, field
 
 from qemu_svm.errors import QmpError
 
+_DIGITS = 5
 _LONGEST_PATH = 107
 """Bytes in ``sockaddr_un.sun_path`` on Linux, without the final NUL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a QMP server listens: a path, or a host with a port."""
+    """Where a QMP server listens: a path, or a host and a port."""
 
     path: str | None = None
     host: str = ""
@@ -30,15 +32,15 @@ class Address:
 
     @property
     def target(self) -> str | tuple[str, int] | socket.socket:
-        """The address as :mod:`qemu.qmp` takes it."""
+        """The address in the form that :mod:`qemu.qmp` expects."""
         return self.path if self.path is not None else (self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair(Address):
-    """One end of a pair of sockets, whose other end a QEMU of ours has; used once.
+    """One end of a socket pair; the other end was inherited by a QEMU of ours.  Used once.
 
-    :param end: belongs to the connection from then on.
+    :param end: owned by the connection from then on.
     """
 
     end: socket.socket = field(kw_only=True)
@@ -53,11 +55,11 @@ class Pair(Address):
 
 
 def parse_address(text: str) -> Address:
-    """Read an address.
+    """Parse an address.
 
     :raises QmpError: the text has none of the forms, or the path is too long.
     """
-    # QEMU's own options behind a comma (server=on,wait=off) are often copied along.
+    # QEMU's own options after a comma (server=on,wait=off) are often copied along.
     bare = text.split(",", 1)[0]
     if bare.startswith("unix:"):
         return _unix(bare.removeprefix("unix:"), text)
@@ -65,17 +67,25 @@ def parse_address(text: str) -> Address:
     if not bare.startswith("tcp:") and ("/" in bare or not colon or not port.isdecimal()):
         return _unix(text, text)
     host = host.removeprefix("[").removesuffix("]")
-    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise QmpError(f"'{text}' is no QMP address", hint="unix:PATH or HOST:PORT")
+    if not port.isdecimal() or len(port) > _DIGITS or not 0 < int(port) < 1 << 16:
+        raise _invalid(text)
     return Address(host=host or "localhost", port=int(port))
 
 
 def _unix(path: str, text: str) -> Address:
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        raise _invalid(text) from None
     if not path or "\0" in path:
-        raise QmpError(f"'{text}' is no QMP address", hint="unix:PATH or HOST:PORT")
-    if len(path.encode("utf-8", "surrogateescape")) > _LONGEST_PATH:
+        raise _invalid(text)
+    if size > _LONGEST_PATH:
         raise QmpError(
-            f"'{path}' is too long for a UNIX socket, which takes {_LONGEST_PATH} bytes",
+            f"'{path}' is too long for a UNIX socket: {size} bytes, the limit is {_LONGEST_PATH}",
             hint="use a relative path, or a symbolic link",
         )
     return Address(path=path)
+
+
+def _invalid(text: str) -> QmpError:
+    return QmpError(f"invalid QMP address '{text}'", hint="expected unix:PATH or HOST:PORT")

@@ -1,7 +1,7 @@
-"""What QEMU answers, as typed values.
+"""QEMU's answers as typed values.
 
-QEMU is trusted no more than a stream: a member that is missing or of another
-type is left out or refused with an error, never passed on.
+QEMU is not trusted more than a stream: a member that is missing or of another
+type is left out or raises an error, and is never passed on.
 
 Source: QEMU ``qapi/run-state.json``, ``qapi/migration.json``, ``qapi/control.json``.
 """
@@ -17,8 +17,8 @@ from qemu_svm.errors import QmpError
 ENDED = frozenset({"completed", "failed", "cancelled"})
 """States of a migration that is over.
 
-Every other state but ``none`` is one under way, also one that a newer QEMU
-brings: 11.1 added ``failing``.
+Every other state but ``none`` is one of a migration in progress, including those
+that newer QEMUs add: 11.1 added ``failing``.
 """
 
 
@@ -46,10 +46,10 @@ class Status:
 class Migration:
     """Answer of ``query-migrate``.
 
-    Sizes are bytes, times milliseconds, ``dirty_rate`` pages a second,
-    ``mbps`` megabits a second.  What QEMU does not tell is None.
+    Sizes are in bytes, times in milliseconds, ``dirty_rate`` in pages per second,
+    ``mbps`` in megabits per second.  What QEMU does not report is None.
 
-    :param status: None if there never was a migration.
+    :param status: None if there was no migration yet.
     """
 
     status: str | None = None
@@ -71,20 +71,20 @@ class Migration:
 
     @property
     def active(self) -> bool:
-        """Whether a migration is under way."""
+        """Whether a migration is in progress."""
         return self.status not in (None, "none") and not self.ended
 
     @property
     def ended(self) -> bool:
-        """Whether the last migration is over, one way or the other."""
+        """Whether the last migration has ended, successfully or not."""
         return self.status in ENDED
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that QEMU reported by itself.
+    """An asynchronous event of QEMU.
 
-    :param time: seconds since the epoch, by QEMU's host.
+    :param time: seconds since the epoch, by the clock of QEMU's host.
     """
 
     name: str
@@ -93,25 +93,34 @@ class Event:
 
 
 def version(answer: object) -> Version:
-    """Read the version in a greeting or an answer of ``query-version``."""
+    """Read the version in a greeting or an answer of ``query-version``.
+
+    :raises QmpError: it has another form.
+    """
     numbers = mapping(mapping(answer, "version").get("qemu"), "version")
     found = [number(numbers, name) for name in ("major", "minor", "micro")]
     if None in found:
-        raise QmpError(f"QMP: the version is not understood: {answer!r}")
+        raise QmpError(f"QMP: unexpected form of the version: {answer!r}")
     return Version(*(one or 0 for one in found))
 
 
 def status(answer: object) -> Status:
-    """Read an answer of ``query-status``."""
+    """Read an answer of ``query-status``.
+
+    :raises QmpError: it has another form.
+    """
     found = mapping(answer, "query-status")
     state = string(found, "status")
     if state is None:
-        raise QmpError(f"QMP: the answer of query-status is not understood: {answer!r}")
+        raise _unexpected("query-status", answer)
     return Status(state, found.get("running") is True)
 
 
 def migration(answer: object) -> Migration:
-    """Read an answer of ``query-migrate``."""
+    """Read an answer of ``query-migrate``.
+
+    :raises QmpError: it has another form.
+    """
     found = mapping(answer, "query-migrate")
     ram = mapping(found.get("ram", {}), "query-migrate")
     rate = ram.get("mbps")
@@ -139,7 +148,10 @@ def migration(answer: object) -> Migration:
 
 
 def capabilities(answer: object) -> dict[str, bool]:
-    """Read an answer of ``query-migrate-capabilities``: state by name."""
+    """Read an answer of ``query-migrate-capabilities``: state by name.
+
+    :raises QmpError: it has another form.
+    """
     found = {}
     for one in answer if isinstance(answer, list) else ():
         name = string(mapping(one, "query-migrate-capabilities"), "capability")
@@ -148,23 +160,38 @@ def capabilities(answer: object) -> dict[str, bool]:
     return found
 
 
+def commands(answer: object) -> frozenset[str]:
+    """Read an answer of ``query-commands``: names.
+
+    :raises QmpError: it has another form.
+    """
+    if not isinstance(answer, list):
+        raise _unexpected("query-commands", answer)
+    names = (mapping(one, "query-commands").get("name") for one in answer)
+    return frozenset(name for name in names if isinstance(name, str))
+
+
 def mapping(answer: object, what: str) -> Mapping[str, Any]:
-    """Return the answer if it is a JSON object.
+    """Return the answer of the command ``what`` if it is a JSON object.
 
     :raises QmpError: it is something else.
     """
     if not isinstance(answer, Mapping):
-        raise QmpError(f"QMP: the answer of {what} is not understood: {answer!r}")
+        raise _unexpected(what, answer)
     return answer
 
 
+def _unexpected(what: str, answer: object) -> QmpError:
+    return QmpError(f"QMP: unexpected answer of {what}: {answer!r}")
+
+
 def number(answer: Mapping[str, Any], name: str) -> int | None:
-    """Return a whole number, or None if there is none of that name."""
+    """Return the integer of that name, or None if there is none."""
     value = answer.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def string(answer: Mapping[str, Any], name: str) -> str | None:
-    """Return a string, or None if there is none of that name."""
+    """Return the string of that name, or None if there is none."""
     value = answer.get(name)
     return value if isinstance(value, str) else None

@@ -1,14 +1,13 @@
-"""A stream out of a running QEMU, without hurting the guest.
+"""Capture of a running QEMU into a file, without disturbing the guest.
 
-QEMU writes into a socket that we made and handed over (``getfd``), so neither
-a shell nor a path on QEMU's side is involved.  When the last byte was sent, the
-guest is woken up at once; then the file is made durable and gets its name.
+QEMU writes into a socket that this process creates and passes to it (``getfd``),
+so neither a shell nor a path on QEMU's side is involved.  The guest is resumed
+as soon as the last byte was sent; then the file is synced and gets its name.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import secrets
 import shlex
@@ -17,42 +16,50 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from qemu_svm.errors import CommandRefused, EnvironmentFault, QmpError, Refused, StreamError
-from qemu_svm.qmp import features, hold
+from qemu_svm.errors import (
+    CommandRefused,
+    EnvironmentFault,
+    OutputClosed,
+    QmpError,
+    Refused,
+    StreamError,
+)
+from qemu_svm.qmp import features, hold, timeouts
+from qemu_svm.qmp.address import Address
 from qemu_svm.qmp.answers import Event, Migration, Status, Version
 from qemu_svm.qmp.client import Client
 from qemu_svm.qmp.features import Options
-from qemu_svm.qmp.output import Output, Standard
+from qemu_svm.qmp.output import Output, Standard, writing
 from qemu_svm.qmp.receive import Listener, Receiver, pair
-from qemu_svm.qmp.session import Session
+from qemu_svm.qmp.session import Session, finish
 from qemu_svm.stream.ram.multifd import channel_number
 
 _POLL_SECONDS = 0.1
-_SHORT_SECONDS = 0.01  # where no connection tells the end: the guest waits for us
-_SETTLE_SECONDS = 10.0
+_SHORT_SECONDS = 0.01  # where no connection shows the end: the guest is stopped until it is seen
 _FILE_URI = Version(8, 2)
-"""First QEMU that writes files itself."""
+"""First QEMU with ``file:`` URIs."""
 
 _SNAPSHOT_OF_STOPPED = Version(9, 0)
-"""First QEMU that leaves a stopped guest stopped after a background snapshot."""
+"""First QEMU in which a stopped guest stays stopped after a background snapshot."""
 
 STANDARD = "-"
-"""Path of standard output."""
+"""The path that stands for standard output."""
 
 Progress = Callable[[Migration], None]
+"""Called with every answer of ``query-migrate``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A capture that succeeded.
+    """A successful capture.
 
-    :param files: the stream, then its multifd channels.
-    :param size: bytes of all files.
-    :param seconds: from the start of the migration to the end.
-    :param stopped: seconds that a guest which ran was stopped; None if it did not.
-    :param migration: what QEMU told at the end.
-    :param before: run state of the guest when we came.
-    :param after: run state in which it was left.
+    :param files: paths of the stream and of its multifd channels, in order.
+    :param size: bytes in all files.
+    :param seconds: from the start of the migration to the end of the capture.
+    :param stopped: seconds for which a running guest was stopped; None if it did not run.
+    :param migration: QEMU's last answer of ``query-migrate``.
+    :param before: run state before the capture.
+    :param after: run state after the capture.
     """
 
     files: tuple[str, ...]
@@ -65,6 +72,43 @@ class Captured:
     after: Status
 
 
+async def capture_stream(
+    address: str | Address,
+    path: str,
+    options: Options | None = None,
+    *,
+    timeout: float = timeouts.ANSWER,
+    replace: bool = False,
+    qemu_directory: str | None = None,
+    progress: Progress | None = None,
+) -> Captured:
+    """Connect, capture the guest into a file, and disconnect; see :func:`capture`.
+
+    The task can be cancelled until the file has its name: then there is no file, and the
+    guest is as before.  A cancellation after that is too late, and the capture is returned.
+
+    :param address: QMP socket, as for :class:`Client`.
+    :param timeout: seconds that QEMU may take for an answer.
+    """
+    client = Client(address, timeout=timeout)
+    await client.open()
+    try:
+        captured = await capture(
+            client,
+            path,
+            options,
+            replace=replace,
+            qemu_directory=qemu_directory,
+            progress=progress,
+        )
+    except BaseException:
+        await finish(client.close())
+        raise
+    with suppress(asyncio.CancelledError):
+        await finish(client.close())
+    return captured
+
+
 async def capture(
     client: Client,
     path: str,
@@ -74,34 +118,35 @@ async def capture(
     qemu_directory: str | None = None,
     progress: Progress | None = None,
 ) -> Captured:
-    """Save the guest into a file, and let it go on as before.
+    """Capture the guest into a file; it continues as before.
 
     :param client: connected.
-    :param path: gets its name when complete and on the disk; multifd channels
-        get it with ``.channel0`` and so on behind it.  ``-`` is standard output.
-    :param replace: an existing file may be replaced.
+    :param path: the file, which gets this name when it is complete and on the disk;
+        the files of multifd channels are named ``path.channel0`` and so on.  ``-`` is
+        standard output.
+    :param replace: existing files may be replaced.
     :param qemu_directory: QEMU writes the file itself, into the directory that
-        it sees under this name; for sockets that are forwarded from elsewhere.
+        it sees under this name; for sockets that are forwarded from another host.
     :param progress: called with every answer of ``query-migrate``.
-    :raises FileExistsError: ``path`` exists.
-    :raises Refused: this QEMU cannot or will not do it now.
+    :raises OutputExists: a file of that name exists and ``replace`` is not set.
+    :raises OutputClosed: the reader of standard output is gone.
+    :raises Refused: this QEMU cannot do it, or not in its present state.
     :raises EnvironmentFault: no room, no permission, no connection.
     """
     options = options or Options()
     channels = [_channel(number) for number in range(options.multifd)]
     if path == STANDARD and (options.multifd or options.mapped_ram or qemu_directory):
-        raise Refused("standard output takes one stream, from front to back")
-    try:
-        made = Standard() if path == STANDARD else Output(path, channels, replace=replace)
-        with made as output:
-            work = _Capture(client, output, options, qemu_directory, progress)
-            await work.run()
-            files = output.commit()
-    except (FileExistsError, BrokenPipeError):
-        raise
-    except OSError as error:
-        raise EnvironmentFault(f"cannot write '{path}': {error.strerror}") from error
-    return work.result(files)
+        raise Refused("standard output can only be written sequentially, as one stream")
+    made = Standard() if path == STANDARD else Output(path, channels, replace=replace)
+    with made as output:
+        work = _Capture(client, output, options, qemu_directory, progress)
+        try:
+            with writing(path):
+                return await work.run()
+        except EnvironmentFault as error:
+            if path == STANDARD and isinstance(error.__cause__, BrokenPipeError):
+                raise OutputClosed("the reader of standard output is gone") from error
+            raise
 
 
 class _Capture:
@@ -120,13 +165,10 @@ class _Capture:
         self._progress = progress or (lambda _migration: None)
         self._started = time.monotonic()
         self._migration = Migration()
-        self._session: Session | None = None
         self._routed: set[str] = set()
-        self._stopped: float | None = None
         self._hold: hold.Hold | None = None
-        self._sent = 0
 
-    async def run(self) -> None:
+    async def run(self) -> Captured:
         client, options = self._client, self._options
         before = await client.guard("migrate")
         known: frozenset[str] = frozenset()
@@ -146,15 +188,26 @@ class _Capture:
         if held:
             self._hold = hold.Hold(client, receiver, self._output.temporary)
         try:
-            # What QEMU writes to outlives its migration: 10.0 dies when it cannot be opened.
-            async with AsyncExitStack() as target, Session(client, before) as self._session:
-                await self._session.change(todo.capabilities, todo.parameters)
+            # What QEMU writes to outlives its migration: 10.0 crashes if it cannot be opened.
+            async with AsyncExitStack() as target, Session(client, before) as session:
+                await session.change(todo.capabilities, todo.parameters)
                 async with client.events("STOP", "RESUME") as events:
-                    await self._save(self._session, receiver, target)
-                    self._stopped = _between(events.pending())
+                    await self._save(session, receiver, target)
+                    stopped = _between(events.pending())
         finally:
             await receiver.close()
-            self._sent = receiver.received
+        output = self._output
+        output.commit()  # nothing is awaited after it: what has a name is returned
+        return Captured(
+            files=output.files(),
+            size=receiver.received if output.path == STANDARD else output.size(),
+            seconds=time.monotonic() - self._started,
+            version=client.version,
+            stopped=stopped,
+            migration=self._migration,
+            before=before,
+            after=session.after,
+        )
 
     def _can_hold(self, before: Status) -> bool:
         options = self._options
@@ -164,14 +217,14 @@ class _Capture:
             and self._client.version < _SNAPSHOT_OF_STOPPED
         ):
             raise Refused(
-                f"QEMU {self._client.version} lets a stopped guest run after a background snapshot",
+                f"QEMU {self._client.version} resumes a stopped guest after a background snapshot",
                 hint="capture it without --background-snapshot",
             )
         plain = not (options.background_snapshot or options.mapped_ram or options.multifd)
-        handed = self._client.can_pass and self._qemu_directory is None
-        seen = self._output.path != STANDARD  # its end has to be looked at
+        passed = self._client.can_pass and self._qemu_directory is None
+        readable = self._output.path != STANDARD  # the end of the stream is looked at
         newer = self._client.version >= hold.SINCE
-        return newer and plain and handed and seen and not before.running
+        return newer and plain and passed and readable and not before.running
 
     async def _save(self, session: Session, receiver: Receiver, target: AsyncExitStack) -> None:
         if not self._options.live:
@@ -183,20 +236,7 @@ class _Capture:
         await session.resume()
         await self._settle(receiver)
 
-    def result(self, files: tuple[str, ...]) -> Captured:
-        assert self._session is not None
-        return Captured(
-            files=files,
-            size=sum(map(os.path.getsize, files)) if self._output.path != STANDARD else self._sent,
-            seconds=time.monotonic() - self._started,
-            version=self._client.version,
-            stopped=self._stopped,
-            migration=self._migration,
-            before=self._session.before,
-            after=self._session.after,
-        )
-
-    # Where QEMU writes to.
+    # What QEMU writes to.
 
     @asynccontextmanager
     async def _target(self, receiver: Receiver) -> AsyncIterator[str]:
@@ -221,19 +261,19 @@ class _Capture:
         writer = self._output.writer()
         stack.callback(os.close, writer)
         number = secrets.randbelow(1 << 31)
-        # Before it is there: nobody knows what was done of a command that is cancelled.
+        # Before it is added: whether a cancelled command was carried out is not known.
         stack.push_async_callback(self._remove_fd, number)
         await self._client.add_fd(writer, number)
         return f"file:/dev/fdset/{number}"
 
     async def _remove_fd(self, number: int) -> None:
-        # It goes by itself when the connection ends.
+        # QEMU removes it by itself when the connection ends.
         with suppress(CommandRefused, QmpError):
             await self._client.execute("remove-fd", {"fdset-id": number})
 
     def _own_file(self, directory: str) -> str:
         if self._options.multifd and not self._options.mapped_ram:
-            raise Refused("multifd channels need sockets, which do not go through a directory")
+            raise Refused("multifd channels need sockets, which a directory cannot replace")
         path = os.path.join(directory, os.path.basename(self._output.temporary))
         if self._client.version >= _FILE_URI:
             return f"file:{path}"
@@ -244,7 +284,7 @@ class _Capture:
         number = channel_number(head)
         name = "" if number is None else _channel(number)
         if name in self._routed:
-            raise FileExistsError(errno.EEXIST, "two connections for one channel", name)
+            raise EnvironmentFault(f"QEMU made two connections for {name[1:] or 'the stream'}")
         self._routed.add(name)
         return self._output.create(name) if name else self._output.descriptors[name]
 
@@ -260,15 +300,15 @@ class _Capture:
             if migration.status == "completed":
                 return
             if self._hold is not None:
-                over = await self._hold.over(migration)
-                if over is not None:
-                    self._migration = over
+                completed = await self._hold.completed(migration)
+                if completed is not None:
+                    self._migration = completed
                     return
             if migration.status == "cancelled":
-                raise Refused("the migration was cancelled by somebody else")
+                raise Refused("the migration was cancelled by another client")
             if migration.status == "failed":
                 raise Refused(
-                    f"QEMU could not save the guest: {migration.error or 'it does not say why'}",
+                    f"QEMU could not save the guest: {migration.error or 'no reason given'}",
                     hint=None if migration.error else "see QEMU's own log",
                 )
             if stop_after is not None and time.monotonic() - self._started > stop_after:
@@ -278,15 +318,15 @@ class _Capture:
                 async with asyncio.timeout(_POLL_SECONDS if self._routed else _SHORT_SECONDS):
                     await receiver.ended.wait()
             if receiver.ended.is_set():
-                # The end of the data and QEMU's word of it are a moment apart.
+                # QEMU reports the end a moment after its last byte.
                 await asyncio.sleep(0.001)
 
     async def _settle(self, receiver: Receiver) -> None:
-        # Everything that QEMU sent has to be in the file.
+        # Wait until everything that QEMU sent is in the file.
         if self._qemu_directory is None:
             wanted = 0 if self._options.mapped_ram else 1 + self._options.multifd
-            if not await receiver.arrived(wanted, _SETTLE_SECONDS):
-                raise EnvironmentFault(f"QEMU did not make the {wanted} connections it was to make")
+            if not await receiver.arrived(wanted, timeouts.ARRIVAL):
+                raise EnvironmentFault(f"QEMU did not make the expected {wanted} connections")
             await receiver.drain()
             if receiver.error is not None:
                 raise receiver.error
@@ -294,21 +334,21 @@ class _Capture:
         from qemu_svm.source import open_source
         from qemu_svm.stream import read_stream
 
-        end = time.monotonic() + _SETTLE_SECONDS
+        end = time.monotonic() + timeouts.ARRIVAL
         while True:
             with open_source(self._output.temporary) as source, suppress(StreamError):
                 if read_stream(source).complete:
                     return
             if time.monotonic() > end:
                 raise EnvironmentFault(
-                    f"'{self._output.temporary}' is not what QEMU wrote",
-                    hint="does QEMU see the output's directory under the name given?",
+                    f"'{self._output.temporary}' is not the file that QEMU wrote",
+                    hint="check that QEMU sees the output's directory under the name given",
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
 
 def _between(events: list[Event]) -> float | None:
-    # From the first STOP to the last RESUME, by QEMU's clock.
+    # Seconds from the first STOP to the last RESUME, by QEMU's clock.
     stops = [event.time for event in events if event.name == "STOP"]
     resumes = [event.time for event in events if event.name == "RESUME"]
     return round(resumes[-1] - stops[0], 6) if stops and resumes else None

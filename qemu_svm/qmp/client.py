@@ -1,11 +1,11 @@
 """A QMP connection: negotiation, timeouts, typed answers, file descriptors.
 
-Built on :mod:`qemu.qmp`.  Whatever goes wrong becomes one of two errors, with
-the cause kept as ``__cause__``: :class:`~qemu_svm.errors.CommandRefused` when
-QEMU answered with an error, :class:`~qemu_svm.errors.QmpError` when there is no
-(usable) answer.  After a lost connection nobody can know whether the last
-command was carried out; the error says so, and only questions are asked again
-by themselves (:meth:`Client.query`).
+Built on :mod:`qemu.qmp`.  Every failure is raised as one of two errors, with
+the cause as ``__cause__``: :class:`~qemu_svm.errors.CommandRefused` if QEMU
+answered with an error, :class:`~qemu_svm.errors.QmpError` if there is no
+(usable) answer.  After a lost connection it is not known whether the last
+command was carried out; the error says so, and only commands that change
+nothing are repeated (:meth:`Client.query`).
 """
 
 from __future__ import annotations
@@ -22,19 +22,11 @@ from qemu.qmp.protocol import Runstate
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from qemu_svm.errors import CommandRefused, QmpError
-from qemu_svm.qmp import answers, guards
+from qemu_svm.qmp import answers, guards, timeouts
 from qemu_svm.qmp.address import Address, parse_address
 from qemu_svm.qmp.answers import Event, Migration, Status, Version
 
-CONNECT_SECONDS = 5.0
-"""How long to wait for a greeting."""
-
-ANSWER_SECONDS = 30.0
-"""How long to wait for an answer."""
-
-_CLOSE_SECONDS = 2.0
 _RETRY_SECONDS = 0.1
-_GONE_SECONDS = 1.0
 
 
 class Client:
@@ -46,7 +38,7 @@ class Client:
             print(await qmp.status())
 
     :param timeout: seconds that QEMU may take for an answer.
-    :param connect_timeout: seconds until the greeting must be there.
+    :param connect_timeout: seconds that QEMU may take for its greeting.
     :raises QmpError: the address has no known form.
     """
 
@@ -54,8 +46,8 @@ class Client:
         self,
         address: str | Address,
         *,
-        timeout: float = ANSWER_SECONDS,
-        connect_timeout: float = CONNECT_SECONDS,
+        timeout: float = timeouts.ANSWER,
+        connect_timeout: float = timeouts.CONNECT,
     ) -> None:
         self.address = parse_address(address) if isinstance(address, str) else address
         self._timeout = timeout
@@ -65,16 +57,22 @@ class Client:
         self._names = 0
 
     @classmethod
-    def connect(cls, address: str | Address, **options: float) -> Self:
-        """Return a client that ``async with`` connects; parameters as for the class."""
-        return cls(address, **options)
+    def connect(
+        cls,
+        address: str | Address,
+        *,
+        timeout: float = timeouts.ANSWER,
+        connect_timeout: float = timeouts.CONNECT,
+    ) -> Self:
+        """Return a client for ``async with``, which connects it; parameters as for the class."""
+        return cls(address, timeout=timeout, connect_timeout=connect_timeout)
 
     # Connection.
 
     async def open(self) -> None:
         """Connect and negotiate.
 
-        :raises QmpError: nobody listens, it is no QMP, or it does not answer.
+        :raises QmpError: nobody listens, it is not a QMP socket, or it does not answer.
         """
         qmp = QMPClient("svmstream")
         try:
@@ -89,15 +87,15 @@ class Client:
         except TimeoutError as error:
             raise QmpError(
                 f"{self.address}: connected, but no greeting in {self._connect_timeout:g} s",
-                hint="QMP serves one client at a time: is another one connected "
+                hint="a QMP socket serves one client at a time: is another one connected "
                 "(libvirt, a monitor)?",
             ) from error
         except ConnectError as error:
             raise self._connect_error(error) from error
         except AssertionError as error:
-            # What connect() says of a server that goes away right after negotiation.
+            # What connect() raises if the server disconnects right after negotiation.
             cause = await _end(qmp)
-            raise QmpError(f"{self.address}: the other side hung up") from cause or error
+            raise QmpError(f"{self.address}: QEMU closed the connection") from cause or error
         self._qmp = qmp
         greeting = qmp.greeting
         try:
@@ -113,10 +111,10 @@ class Client:
             await _end(qmp)
 
     async def reopen(self, within: float) -> None:
-        """Connect anew, and keep trying.
+        """Connect again, repeatedly until it succeeds.
 
-        :param within: seconds after which to give up; less where nobody listens,
-            for then that QEMU has most probably ended.
+        :param within: seconds after which to give up; :data:`timeouts.NOBODY_LISTENS`
+            if nobody listens, because that QEMU has most probably ended.
         :raises QmpError: the error of the last attempt.
         """
         await self.close()
@@ -128,7 +126,8 @@ class Client:
                 gone = isinstance(error.__cause__, ConnectError) and isinstance(
                     error.__cause__.exc, (ConnectionRefusedError, FileNotFoundError)
                 )
-                if time.monotonic() - start >= (min(within, _GONE_SECONDS) if gone else within):
+                limit = min(within, timeouts.NOBODY_LISTENS) if gone else within
+                if time.monotonic() - start >= limit:
                     raise
             await asyncio.sleep(_RETRY_SECONDS)
 
@@ -151,7 +150,7 @@ class Client:
 
     @property
     def version(self) -> Version:
-        """QEMU's version, out of its greeting.
+        """QEMU's version, from its greeting.
 
         :raises QmpError: never connected.
         """
@@ -162,7 +161,7 @@ class Client:
     # Commands.
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
-        """Execute a command and return what QEMU answers.
+        """Execute a command and return QEMU's answer.
 
         :raises CommandRefused: QEMU answered with an error.
         :raises QmpError: no connection, no answer in time, or the connection
@@ -174,7 +173,7 @@ class Client:
                 return await qmp.execute(command, arguments)
         except ExecuteError as error:
             raise CommandRefused(
-                f"QEMU refuses '{command}': {error}",
+                f"QEMU refused '{command}': {error}",
                 command=command,
                 error_class=error.error_class,
                 reason=str(error),
@@ -189,9 +188,10 @@ class Client:
             raise AssertionError from error  # _lost always raises
 
     async def query(self, command: str, within: float = 0.0) -> Any:
-        """Execute a command that changes nothing; after a lost connection once more.
+        """Execute a command that changes nothing; repeat it once if the connection is lost.
 
-        :param within: seconds to try to connect again; 0 for not at all.
+        :param within: seconds for which to try to connect again; 0 not to repeat it.
+        :raises CommandRefused, QmpError: see :meth:`execute`.
         """
         try:
             return await self.execute(command)
@@ -202,9 +202,9 @@ class Client:
         return await self.execute(command)
 
     async def guard(self, command: str) -> Status:
-        """Ask in which state the guest is, and whether ``command`` may be called then.
+        """Check that ``command`` may be called in the guest's present state; return that state.
 
-        :raises Refused: it may not; nothing was changed.
+        :raises Refused: it may not be called; nothing was changed.
         """
         status = await self.status()
         rule = guards.GUARDS.get(command)
@@ -217,23 +217,21 @@ class Client:
         return answers.status(await self.execute("query-status"))
 
     async def migration(self) -> Migration:
-        """Return what QEMU tells of the last or present migration."""
+        """Return QEMU's report on the present or last migration."""
         return answers.migration(await self.execute("query-migrate"))
 
     async def capabilities(self) -> dict[str, bool]:
-        """Return the migration capabilities that this QEMU has, and which are on."""
+        """Return the migration capabilities of this QEMU: whether each is on, by name."""
         return answers.capabilities(await self.execute("query-migrate-capabilities"))
 
     async def parameters(self) -> Mapping[str, Any]:
-        """Return the migration parameters."""
+        """Return the migration parameters by name."""
         found = await self.execute("query-migrate-parameters")
         return answers.mapping(found, "query-migrate-parameters")
 
     async def commands(self) -> frozenset[str]:
-        """Return the names of the commands that this QEMU has."""
-        found = await self.execute("query-commands")
-        names = (answers.mapping(one, "query-commands").get("name") for one in found)
-        return frozenset(name for name in names if isinstance(name, str))
+        """Return the names of this QEMU's commands."""
+        return answers.commands(await self.execute("query-commands"))
 
     async def set_capabilities(self, states: Mapping[str, bool]) -> None:
         """Switch migration capabilities on and off."""
@@ -247,7 +245,7 @@ class Client:
             await self.execute("migrate-set-parameters", values)
 
     async def cont(self) -> None:
-        """Let the guest run."""
+        """Resume the guest."""
         await self.execute("cont")
 
     async def stop(self) -> None:
@@ -262,10 +260,12 @@ class Client:
         return self.address.path is not None
 
     async def getfd(self, fd: int) -> str:
-        """Give QEMU a copy of a descriptor; return the name it has there (``fd:NAME``).
+        """Pass QEMU a copy of a descriptor; return its name there (``fd:NAME``).
 
-        It is closed when a command used it, with ``closefd``, or when the
+        QEMU closes it when a command has used it, with ``closefd``, or when the
         connection ends.
+
+        :raises QmpError: it is not a UNIX socket, or the descriptor cannot be passed.
         """
         self._names += 1
         name = f"svmstream{self._names}"
@@ -274,36 +274,44 @@ class Client:
         return name
 
     async def add_fd(self, fd: int, number: int | None = None) -> int:
-        """Give QEMU a copy of a descriptor; return the number of its ``/dev/fdset/N``.
+        """Pass QEMU a copy of a descriptor; return the number N of its ``/dev/fdset/N``.
 
-        :param number: N, if it is not QEMU's choice: so it is known beforehand.
+        :param number: N, if it has to be known beforehand; else QEMU chooses it.
+        :raises QmpError: it is not a UNIX socket, or the descriptor cannot be passed.
         """
         self._send(fd)
         wanted = None if number is None else {"fdset-id": number}
         answer = answers.mapping(await self.execute("add-fd", wanted), "add-fd")
         found = answers.number(answer, "fdset-id")
         if found is None:
-            raise QmpError(f"QMP: the answer of add-fd is not understood: {answer!r}")
+            raise QmpError(f"QMP: unexpected answer of add-fd: {answer!r}")
         return found
 
     def _send(self, fd: int) -> None:
         if not self.can_pass:
             raise QmpError(
-                f"{self.address}: files cannot be passed over TCP",
+                f"{self.address}: file descriptors cannot be passed over TCP",
                 hint="use QEMU's UNIX socket",
             )
         try:
             self._running().send_fd_scm(fd)
         except ConnectionError as error:
-            raise QmpError(f"{self.address}: the connection was lost, no file passed") from error
+            raise QmpError(
+                f"{self.address}: the connection was lost, no file descriptor was passed"
+            ) from error
         except OSError as error:
-            raise QmpError(f"{self.address}: cannot pass a file: {error.strerror}") from error
+            raise QmpError(
+                f"{self.address}: cannot pass a file descriptor: {error.strerror}"
+            ) from error
 
     # Events.
 
     @contextlib.asynccontextmanager
     async def events(self, *names: str) -> AsyncIterator[Events]:
-        """Collect events while the context lasts; all of them if none is named."""
+        """Collect events while the context lasts: those named, or all.
+
+        :raises QmpError: not connected.
+        """
         qmp = self._running()
         with qmp.listener(names or None) as listener:
             yield Events(self, qmp, listener)
@@ -316,7 +324,7 @@ class Client:
         return self._qmp
 
     async def _lost(self, command: str, error: Exception) -> None:
-        # The reason of an interrupted command comes out of disconnect().
+        # disconnect() raises the reason why a command was interrupted.
         qmp, self._qmp = self._qmp, None
         cause = (await _end(qmp) if qmp is not None else None) or error
         raise QmpError(
@@ -333,20 +341,18 @@ class Client:
             )
         if isinstance(cause, EOFError):
             return QmpError(
-                f"{self.address}: the other side hung up before a greeting",
-                hint="QMP serves one client at a time",
+                f"{self.address}: the connection was closed before a greeting",
+                hint="a QMP socket serves one client at a time",
             )
         if isinstance(cause, FileNotFoundError):
-            return QmpError(f"{self.address}: there is no such socket", hint="is the VM running?")
+            return QmpError(f"{self.address}: no such socket", hint="is the VM running?")
         if isinstance(cause, ConnectionRefusedError):
-            return QmpError(
-                f"{self.address}: nobody listens there", hint="has the QEMU behind it ended?"
-            )
+            return QmpError(f"{self.address}: nobody listens there", hint="has its QEMU exited?")
         return QmpError(f"{self.address}: cannot connect: {_reason(cause)}")
 
 
 class Events:
-    """Events as they come in; made by :meth:`Client.events`."""
+    """Events as they arrive; made by :meth:`Client.events`."""
 
     def __init__(self, client: Client, qmp: QMPClient, listener: EventListener) -> None:
         self._client = client
@@ -354,13 +360,13 @@ class Events:
         self._listener = listener
 
     def pending(self) -> list[Event]:
-        """Return what has come in and was not taken yet."""
+        """Return the events that have arrived and were not returned yet."""
         return [_event(message) for message in self._listener.clear()]
 
     async def next(self, timeout: float | None = None) -> Event:
         """Wait for the next event.
 
-        :param timeout: seconds; None to wait for ever.
+        :param timeout: seconds; None for no limit.
         :raises QmpError: no event in time, or the connection was lost.
         """
         got = asyncio.ensure_future(self._listener.get())
@@ -376,21 +382,21 @@ class Events:
             lost.cancel()
         if lost in done or not self._client.connected:
             raise QmpError(f"{self._client.address}: the connection was lost")
-        raise QmpError(f"{self._client.address}: no such event in {timeout:g} s")
+        raise QmpError(f"{self._client.address}: no such event within {timeout:g} s")
 
 
 def _late_answer(error: ConnectError) -> bool:
-    # An answer to the client before us, who did not wait for it, where the greeting should be.
+    # Instead of the greeting, an answer to the previous client, which did not wait for it.
     cause = error.exc
     return isinstance(cause, GreetingError) and isinstance(cause.exc, KeyError)
 
 
 async def _end(qmp: QMPClient) -> Exception | None:
-    # Disconnect; what had ended the connection before, if anything had.
+    # Disconnect; return the error that had ended the connection before, if any.
     try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
+        async with asyncio.timeout(timeouts.DISCONNECT):
             await qmp.disconnect()
-    except Exception as error:  # noqa: BLE001 - it is the cause, whatever it is
+    except Exception as error:  # noqa: BLE001 - the cause, of any type
         return error
     return None
 
@@ -405,5 +411,5 @@ def _event(message: Message) -> Event:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, EOFError):
-        return "the other side hung up"
+        return "QEMU closed it"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)

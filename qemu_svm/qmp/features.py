@@ -1,4 +1,4 @@
-"""What a capture asks of QEMU: capabilities and parameters, and who has them.
+"""Capabilities and parameters of a capture, and the QEMUs that have them.
 
 Source: QEMU ``qapi/migration.json`` (``since`` of each member),
 ``migration/options.c`` (which exclude one another).
@@ -15,9 +15,10 @@ from qemu_svm.errors import Refused
 from qemu_svm.qmp.answers import Version
 
 UNLIMITED = 1 << 40
-"""Bytes a second that no machine reaches; 0 does not mean this to every QEMU."""
+"""Bytes per second that no machine reaches; not every QEMU takes 0 as no limit."""
 
 COMPRESSIONS = ("none", "zlib", "zstd")
+"""Compressions of multifd channels."""
 
 SINCE: Mapping[str, str] = MappingProxyType(
     {
@@ -27,17 +28,17 @@ SINCE: Mapping[str, str] = MappingProxyType(
         "xbzrle": "1.3",
     }
 )
-"""QEMU versions in which capabilities came."""
+"""By capability, the first QEMU version that has it."""
 
 # A capture is a plain stream to a receiver that only listens: these would make
-# it wait for an answer or a command, send pages elsewhere, or leave some out.
+# QEMU wait for an answer or a command, send pages elsewhere, or omit some.
 _OFF = (
     *("postcopy-ram", "postcopy-preempt", "return-path", "release-ram", "x-ignore-shared"),
     *("pause-before-switchover", "switchover-ack", "zero-copy-send", "x-colo", "compress"),
     *("block", "dirty-bitmaps", "rdma-pin-all", "multifd", "xbzrle", "mapped-ram"),
     "background-snapshot",
 )
-# QEMU takes no background snapshot together with these.
+# QEMU refuses a background snapshot together with these.
 _OFF_FOR_SNAPSHOT = (
     *("auto-converge", "late-block-activate", "validate-uuid", "postcopy-blocktime"),
     "dirty-limit",
@@ -48,15 +49,15 @@ _OFF_FOR_SNAPSHOT = (
 class Options:
     """How to capture.
 
-    :param live: the guest runs but for the last pass; else it is stopped first.
-    :param mapped_ram: every page at a fixed place in the file.
+    :param live: the guest is stopped for the last pass only; else it is stopped first.
+    :param mapped_ram: every page has a fixed place in the file.
     :param multifd: number of channels for RAM; 0 for none.
-    :param compression: of multifd channels.
+    :param compression: of the multifd channels, one of :data:`COMPRESSIONS`.
     :param xbzrle: send changed pages as deltas.
-    :param background_snapshot: the state of the start, by write-protecting RAM.
-    :param bandwidth: bytes a second; None for no limit.
-    :param downtime: milliseconds that the last pass may take; None for QEMU's.
-    :param stop_after: seconds after which the guest is stopped to come to an end.
+    :param background_snapshot: capture the state at the start, by write-protecting RAM.
+    :param bandwidth: bytes per second; None for no limit.
+    :param downtime: milliseconds that the last pass may take; None for QEMU's default.
+    :param stop_after: seconds after which the guest is stopped, so that the capture ends.
     """
 
     live: bool = True
@@ -70,23 +71,23 @@ class Options:
     stop_after: float | None = None
 
     def contradiction(self) -> str | None:
-        """Say what does not go together; None if everything does."""
+        """Return which options exclude one another, as a sentence; None if none do."""
         if self.compression != "none" and not self.multifd:
-            return "compression is multifd's: say how many channels"
+            return "compression needs multifd channels"
         if self.mapped_ram and (self.xbzrle or self.compression != "none"):
-            return "mapped-ram has pages at fixed places: neither XBZRLE nor compression"
+            return "mapped-ram excludes XBZRLE and compression: its pages have fixed places"
         if self.background_snapshot and (self.multifd or self.xbzrle or self.mapped_ram):
-            return "a background snapshot is a plain stream"
+            return "a background snapshot excludes multifd, XBZRLE and mapped-ram"
         if self.background_snapshot and not self.live:
-            return "a background snapshot is live"
+            return "a background snapshot is always live"
         if self.xbzrle and self.multifd:
-            return "XBZRLE and multifd are two ways to send a page"
+            return "XBZRLE and multifd exclude one another"
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to switch and to set; only what differs from what is."""
+    """Capabilities to switch and parameters to set: those that differ from the present ones."""
 
     capabilities: Mapping[str, bool]
     parameters: Mapping[str, object]
@@ -101,13 +102,13 @@ def plan(
     *,
     asked: Iterable[str] = (),
 ) -> Plan:
-    """Work out what has to be changed for a capture.
+    """Return what has to be changed for a capture.
 
-    :param capabilities: what this QEMU has, and what is on.
-    :param parameters: as they are.
-    :param compressions: those that this QEMU was built with.
-    :param asked: capabilities that are needed besides.
-    :raises Refused: this QEMU does not have what is asked for.
+    :param capabilities: of this QEMU: whether each is on, by name.
+    :param parameters: their present values.
+    :param compressions: of multifd, that this QEMU was built with.
+    :param asked: further capabilities that are needed.
+    :raises Refused: this QEMU lacks a feature, or options exclude one another.
     """
     words = options.contradiction()
     if words is not None:
@@ -121,12 +122,13 @@ def plan(
     for name, on in wanted.items():
         if on and name not in capabilities:
             raise Refused(
-                f"this QEMU ({version}) has no {name}", hint=f"it came with QEMU {SINCE[name]}"
+                f"this QEMU ({version}) has no {name}",
+                hint=f"QEMU has it from {SINCE[name]} on",
             )
     if options.multifd and options.compression not in compressions:
         raise Refused(
             f"this QEMU ({version}) has no multifd compression '{options.compression}'",
-            hint="zlib and zstd came with QEMU 5.0, if it was built with them; "
+            hint="QEMU has zlib and zstd from 5.0 on, if it was built with them; "
             f"this one has {', '.join(sorted(compressions)) or 'none'}",
         )
     off = _OFF + (_OFF_FOR_SNAPSHOT if options.background_snapshot else ())
@@ -148,7 +150,7 @@ def plan(
 
 
 def compressions(schema: object) -> frozenset[str]:
-    """Find in an answer of ``query-qmp-schema`` what multifd can compress with."""
+    """Return multifd's compressions, from an answer of ``query-qmp-schema``."""
     for one in schema if isinstance(schema, list) else ():
         values = one.get("values") if isinstance(one, dict) else None
         if isinstance(values, list) and "none" in values and "zlib" in values:

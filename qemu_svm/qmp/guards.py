@@ -1,8 +1,9 @@
-"""Which command may be called in which run state of the guest.
+"""Which commands may be called in which run state of the guest.
 
-QEMU refuses some of these itself, but not always before it changed something,
-and its words assume knowledge of its insides.  What a command needs is data
-here; :meth:`qemu_svm.qmp.Client.guard` asks QEMU and compares.
+QEMU refuses some of them itself, but not always before it has changed
+something, and its messages assume knowledge of its internals.  Here a command's
+preconditions are data; :meth:`qemu_svm.qmp.Client.guard` queries QEMU and checks
+them.
 
 Source: QEMU ``qapi/run-state.json``, ``system/runstate.c`` (allowed
 transitions), ``migration/migration.c`` (what ``migrate`` looks at).
@@ -30,30 +31,30 @@ _UNBUILT = frozenset({"preconfig"})
 _WORDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "inmigrate": (
-            "this QEMU waits for a stream itself (-incoming)",
-            "svmstream restore feeds it one",
+            "this QEMU is itself waiting for a stream (-incoming)",
+            "svmstream restore sends it one",
         ),
         "postmigrate": (
             "the guest is stopped after an earlier migration, and QEMU does not migrate it again",
-            "if it is not running elsewhere, 'cont' wakes it up",
+            "if it does not run elsewhere, 'cont' resumes it",
         ),
-        "finish-migrate": ("a migration is just ending", "try again in a moment"),
+        "finish-migrate": ("a migration is about to end", "try again in a moment"),
         "restore-vm": ("a snapshot is being loaded", "try again in a moment"),
         "save-vm": ("a snapshot is being saved", "try again in a moment"),
         "colo": ("the guest is one of a COLO pair", "end COLO first"),
-        "preconfig": ("the machine is not built yet (--preconfig)", "x-exit-preconfig goes on"),
+        "preconfig": ("the machine is not created yet (--preconfig)", "x-exit-preconfig continues"),
         "shutdown": ("the guest has shut down", "'system_reset' starts it again"),
-        "internal-error": ("QEMU stopped the guest on an internal error", "only a reset helps"),
+        "internal-error": ("QEMU stopped the guest after an internal error", "only a reset helps"),
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What a command needs.
+    """The preconditions of a command.
 
     :param states: run states in which it may be called.
-    :param idle: no migration may be under way.
+    :param idle: no migration may be in progress.
     """
 
     states: frozenset[str]
@@ -68,22 +69,22 @@ GUARDS: Mapping[str, Guard] = MappingProxyType(
         "stop": Guard(STATES - _BUSY - _UNBUILT - {"inmigrate"}),
     }
 )
-"""By command; a command that is not listed is not guarded."""
+"""By command; a command that is not listed has no precondition."""
 
 
 def check(command: str, status: Status, migration: Migration | None = None) -> None:
-    """Compare what a command needs with what is.
+    """Check a command's preconditions.
 
-    :param migration: needed for commands whose guard asks for ``idle``.
-    :raises Refused: the command would be out of place.
+    :param migration: required for commands whose guard has ``idle`` set.
+    :raises Refused: a precondition is not met.
     """
     guard = GUARDS.get(command)
     if guard is None:
         return
     if guard.idle and migration is not None and migration.active:
         raise Refused(
-            f"a migration is under way already ({migration.status})",
-            hint="it was left alone; svmstream watch shows it",
+            f"a migration is already in progress ({migration.status})",
+            hint="it was not touched; svmstream watch shows it",
         )
     if status.state not in guard.states:
         words, hint = _WORDS.get(status.state, (f"the guest is in the state '{status.state}'", ""))

@@ -1,28 +1,29 @@
 """Files that get their names when they are complete, all or none.
 
-Until then they carry a hidden name in the same directory; :meth:`Output.close`
+Until then they have a hidden name in the same directory; :meth:`Output.close`
 removes what was not committed.  Companions are named before the main file, so
-who sees the main file sees all of them.
+whoever sees the main file sees all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
+from qemu_svm.errors import EnvironmentFault, OutputExists
+
 
 class Output:
-    """A file and its companions, which have a suffix behind its name.
+    """A file and its companions, each named as the file with a suffix.
 
-    :param suffixes: of companions that may come.
+    :param suffixes: of companions that may follow.
     :param replace: existing files may be replaced.
-    :raises FileExistsError: the name is taken and ``replace`` is not set.
-    :raises OSError: the directory cannot be written.
+    :raises OutputExists: a file of that name exists and ``replace`` is not set.
+    :raises EnvironmentFault: the directory cannot be written.
     """
 
     def __init__(self, path: str, suffixes: Iterable[str] = (), *, replace: bool = False) -> None:
@@ -32,64 +33,89 @@ class Output:
         self._temporary: dict[str, str] = {}
         self._directory = os.path.dirname(path) or "."
         for suffix in ("", *suffixes):
-            self._refuse(path + suffix)
+            self._refuse_existing(path + suffix)
         self.create("")
 
     def create(self, suffix: str) -> int:
-        """Make a file for ``path + suffix``; return a descriptor to read and write it."""
-        self._refuse(self.path + suffix)
+        """Create the file for ``path + suffix``; return a descriptor to read and write it.
+
+        :raises OutputExists: a file of that name exists and ``replace`` is not set.
+        :raises EnvironmentFault: the directory cannot be written.
+        """
+        self._refuse_existing(self.path + suffix)
         name = os.path.join(
             self._directory, f".{os.path.basename(self.path)[:100]}.{secrets.token_hex(6)}.part"
         )
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.descriptors[suffix] = os.open(name, flags, 0o600)
+        with writing(self.path):
+            self.descriptors[suffix] = os.open(name, flags, 0o600)
         self._temporary[suffix] = name
         return self.descriptors[suffix]
 
     def writer(self) -> int:
-        """Return another descriptor of the main file, for writing only."""
-        return os.open(self._temporary[""], os.O_WRONLY | os.O_CLOEXEC)
+        """Return another descriptor of the main file, for writing only.
+
+        :raises EnvironmentFault: it cannot be opened.
+        """
+        with writing(self.path):
+            return os.open(self._temporary[""], os.O_WRONLY | os.O_CLOEXEC)
 
     @property
     def temporary(self) -> str:
         """The hidden name of the main file."""
         return self._temporary[""]
 
-    def commit(self) -> tuple[str, ...]:
-        """Write everything to the disk and give the files their names; return these.
+    def files(self) -> tuple[str, ...]:
+        """Return the names that the files have after :meth:`commit`, the main file first."""
+        suffixes = sorted(self.descriptors, key=lambda suffix: (len(suffix), suffix))
+        return tuple(self.path + suffix for suffix in suffixes)
 
-        :raises OSError: nothing got its name.
+    def size(self) -> int:
+        """Return the bytes in all files so far."""
+        return sum(os.fstat(descriptor).st_size for descriptor in self.descriptors.values())
+
+    def commit(self) -> None:
+        """Write everything to the disk and give the files their names.
+
+        :raises OutputExists: a name was taken meanwhile; no file got its name.
+        :raises EnvironmentFault: the disk is full or failed; no file got its name.
         """
         suffixes = sorted(self._temporary, reverse=True)  # the main file, "", is the last
-        for suffix in suffixes:
-            os.fsync(self.descriptors[suffix])
         named: list[str] = []
-        try:
+        with writing(self.path):
             for suffix in suffixes:
-                self._name(suffix)
-                named.append(self.path + suffix)
-            self._sync_directory()
-        except OSError:
-            for name in named:
-                os.unlink(name)
-            raise
-        return tuple(reversed(named))
+                os.fsync(self.descriptors[suffix])
+            try:
+                for suffix in suffixes:
+                    self._name(suffix)
+                    named.append(self.path + suffix)
+                self._sync_directory()
+            except (OSError, OutputExists):
+                for name in named:
+                    os.unlink(name)
+                raise
 
     def close(self) -> None:
-        """Remove what has no name yet."""
+        """Remove the files that were not committed; never fails."""
         for descriptor in self.descriptors.values():
             os.close(descriptor)
         self.descriptors = {}
         for name in self._temporary.values():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.unlink(name)
         self._temporary = {}
 
-    def _refuse(self, name: str) -> None:
-        if not self._replace and os.path.lexists(name):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    def _refuse_existing(self, name: str) -> None:
+        try:
+            valid = b"\0" not in os.fsencode(name)
+        except UnicodeEncodeError:
+            valid = False
+        if not valid:
+            raise EnvironmentFault(f"cannot write {name!r}: not a file name")
         if os.path.isdir(name):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            raise EnvironmentFault(f"cannot write '{name}': it is a directory")
+        if not self._replace and os.path.lexists(name):
+            raise OutputExists(name)
 
     def _name(self, suffix: str) -> None:
         temporary, name = self._temporary[suffix], self.path + suffix
@@ -97,7 +123,10 @@ class Output:
             os.rename(temporary, name)
         else:
             # Unlike a rename, a link never replaces anything.
-            os.link(temporary, name, follow_symlinks=False)
+            try:
+                os.link(temporary, name, follow_symlinks=False)
+            except FileExistsError as error:
+                raise OutputExists(name) from error
             os.unlink(temporary)
         del self._temporary[suffix]
 
@@ -121,13 +150,28 @@ class Output:
 
 
 class Standard(Output):
-    """Standard output in place of a file: one stream, and no name to wait for."""
+    """Standard output in place of a file: one stream, without a name.
+
+    :raises EnvironmentFault: standard output is closed.
+    """
 
     def __init__(self) -> None:
         self.path = "-"
-        self.descriptors = {"": os.dup(1)}
+        with writing("standard output"):
+            self.descriptors = {"": os.dup(1)}
         self._temporary = {}
 
-    def commit(self) -> tuple[str, ...]:
-        """Nothing is left to do."""
-        return (self.path,)
+    def commit(self) -> None:
+        """Do nothing: everything was written already."""
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Raise what the operating system refuses as an error of this package.
+
+    :raises EnvironmentFault: no room, no permission, no such directory.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write '{path}': {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""A QEMU that we start, and end on every way out."""
+"""A QEMU started by this process, and ended on every way out."""
 
 from __future__ import annotations
 
@@ -15,30 +15,27 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from qemu_svm.errors import EnvironmentFault, QmpError, Refused, StreamRefused
+from qemu_svm.qmp import timeouts
 from qemu_svm.qmp.client import Client
 
-START_SECONDS = 60.0
-_QUIT_SECONDS = 5.0
 _KEPT_LINES = 200
-
-_OURS = ("-incoming", "--incoming")
+_INCOMING = ("-incoming", "--incoming")
 
 
 class Process:
     """A QEMU with ``-incoming defer`` and a QMP socket.
 
-    Use :meth:`start`; :meth:`end` must follow, unless it is to live on.
-
-    :param said: the last lines that it wrote to standard error.
+    Made by :meth:`start`; :meth:`end` must be called, unless it was detached.
+    :attr:`messages` has the last lines that it wrote to standard error.
     """
 
     def __init__(self, popen: subprocess.Popen[bytes], socket: str, folder: str | None) -> None:
         self.socket = socket
-        self.said: deque[str] = deque(maxlen=_KEPT_LINES)
+        self.messages: deque[str] = deque(maxlen=_KEPT_LINES)
         self._popen = popen
         self._folder = folder
-        self._free = False
-        self._listen: Callable[[str], None] | None = None
+        self._detached = False
+        self._on_line: Callable[[str], None] | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -54,14 +51,14 @@ class Process:
     ) -> Self:
         """Start a QEMU that waits for a stream.
 
-        :param socket: path of its QMP socket; a private one without it.
-        :param paused: with ``-S``: the guest stays stopped whatever it was.
-        :param attached: it has our standard input and output.
-        :raises Refused: ``arguments`` have an ``-incoming`` of their own.
-        :raises EnvironmentFault: no such program.
+        :param socket: path of its QMP socket; None for one in a private directory.
+        :param paused: with ``-S``: the guest is not resumed, even if it ran when saved.
+        :param attached: it shares our standard input and output.
+        :raises Refused: ``arguments`` contain ``-incoming``.
+        :raises EnvironmentFault: there is no such program, or it cannot be executed.
         """
-        if any(word in _OURS for word in arguments):
-            raise Refused("-incoming is given by svmstream itself: leave it out")
+        if any(word in _INCOMING for word in arguments):
+            raise Refused("-incoming is set by svmstream: leave it out")
         program = shutil.which(binary)
         if program is None:
             raise EnvironmentFault(
@@ -69,7 +66,10 @@ class Process:
             )
         folder = None
         if socket is None:
-            folder = tempfile.mkdtemp(prefix="svmstream-")
+            try:
+                folder = tempfile.mkdtemp(prefix="svmstream-")
+            except OSError as error:
+                raise EnvironmentFault(f"cannot make a directory: {error.strerror}") from error
             socket = f"{folder}/qmp"
         quoted = socket.replace(",", ",,")
         command = [
@@ -85,28 +85,29 @@ class Process:
                 stderr=subprocess.PIPE,
                 start_new_session=not attached,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in an argument
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise EnvironmentFault(f"{binary}: {error.strerror}") from error
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise EnvironmentFault(f"{binary}: {reason or error}") from error
         return cls(popen, socket, folder)
 
     async def connect(self) -> Client:
         """Return a connected client.
 
-        :raises Refused: QEMU ended instead; its words are in the message.
-        :raises QmpError: no QMP after a minute.
+        :raises Refused: QEMU exited instead; the message quotes its standard error.
+        :raises QmpError: no greeting within :data:`timeouts.START` seconds.
         """
         client = Client(f"unix:{self.socket}")
-        end = asyncio.get_running_loop().time() + START_SECONDS
+        end = asyncio.get_running_loop().time() + timeouts.START
         while True:
             try:
                 await client.open()
             except QmpError:
                 if self._popen.poll() is not None:
                     self._reader.join(1)
-                    words = "; ".join(self.said) or f"status {self._popen.returncode}"
-                    raise Refused(f"QEMU did not start: {words}") from None
+                    reason = "; ".join(self.messages) or f"status {self._popen.returncode}"
+                    raise Refused(f"QEMU did not start: {reason}") from None
                 if asyncio.get_running_loop().time() > end:
                     raise
                 await asyncio.sleep(0.02)
@@ -119,35 +120,35 @@ class Process:
         return self._popen.pid
 
     async def wait(self) -> int:
-        """Wait until it ends by itself; its status."""
+        """Wait until it ends by itself; return its exit status."""
         while self._popen.poll() is None:
             await asyncio.sleep(0.1)
         return self._popen.returncode
 
     async def explained(self, error: StreamRefused) -> StreamRefused:
-        """Return the error with what this QEMU has said as its reason."""
+        """Return the error with this QEMU's standard error as its reason."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
                 await self.wait()
                 await asyncio.to_thread(self._reader.join, 0.5)
-        said = list(self.said)
-        if error.reason and not any(error.reason in line for line in said):
-            said.append(error.reason)
-        return StreamRefused(error.what, reason="\n".join(said), hint=error.hint)
+        lines = list(self.messages)
+        if error.reason and not any(error.reason in line for line in lines):
+            lines.append(error.reason)
+        return StreamRefused(error.what, reason="\n".join(lines), hint=error.hint)
 
-    def listen(self, heard: Callable[[str], None]) -> None:
-        """Call ``heard`` with every line that it says from now on (in a thread)."""
-        self._listen = heard
+    def listen(self, on_line: Callable[[str], None]) -> None:
+        """Call ``on_line``, in a thread, with every further line of its standard error."""
+        self._on_line = on_line
 
     def end(self) -> None:
-        """End it, unless it was let go; never fails, and may be called again."""
-        if self._free:
+        """End it, unless it was detached; never fails, and may be called again."""
+        if self._detached:
             return
-        self._listen = None  # that it is ended by a signal is no news
+        self._on_line = None  # its message that a signal ended it is of no interest
         if self._popen.poll() is None:
             self._popen.send_signal(signal.SIGTERM)
             try:
-                self._popen.wait(_QUIT_SECONDS)
+                self._popen.wait(timeouts.QUIT)
             except subprocess.TimeoutExpired:
                 self._popen.kill()
                 self._popen.wait()
@@ -155,9 +156,9 @@ class Process:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def let_go(self) -> None:
-        """Let it live on, with its socket."""
-        self._free = True
+    def detach(self) -> None:
+        """Let it continue to run, with its socket, after this process ends."""
+        self._detached = True
 
     def _read(self) -> None:
         assert self._popen.stderr is not None
@@ -166,12 +167,12 @@ class Process:
             while data := os.read(fd, 1 << 16):
                 *lines, rest = (rest + data)[-(1 << 16) :].split(b"\n")
                 for line in lines:
-                    self._line(line)
+                    self._take_line(line)
         if rest:
-            self._line(rest)
+            self._take_line(rest)
 
-    def _line(self, line: bytes) -> None:
+    def _take_line(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace")
-        self.said.append(text)
-        if self._listen is not None:
-            self._listen(text)
+        self.messages.append(text)
+        if self._on_line is not None:
+            self._on_line(text)

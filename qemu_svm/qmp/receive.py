@@ -1,12 +1,13 @@
 """The receiving end of a migration: sockets whose bytes go into files.
 
-QEMU is given one end of a socket pair, or connects to a socket that we listen
-on (multifd needs a connection for each channel).  A socket is better than a
-file: QEMU sees at once when we are gone, fails the migration and lets the guest
-run on; and QEMU 11 takes no plain file as ``fd:``.
+QEMU is passed one end of a socket pair, or connects to a socket on which this
+process listens (multifd needs a connection for each channel).  A socket is
+better than a file: if this process dies, QEMU notices at once, fails the
+migration and resumes the guest; and QEMU 11 does not accept a plain file as
+``fd:``.
 
-Each connection has a thread of its own, so that a slow disk does not keep the
-QMP connection from being served.
+Each connection has its own thread, so that a slow disk does not delay the QMP
+connection.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from qemu_svm.errors import QmpError, SvmStreamError
 from qemu_svm.limits import KIB, MIB
 
 _BUFFER = MIB
@@ -34,23 +36,23 @@ _PATIENCE_MS = 100
 _POLL_SECONDS = 0.01
 
 Route = Callable[[bytes], int]
-"""Given the first bytes of a connection, the descriptor to write it to."""
+"""Returns the descriptor to write a connection to, given its first bytes."""
 
 
 class Receiver:
     """Connections that are written to files.
 
-    :attr:`ended` is set when all have ended, or one failed; :attr:`received`
-    counts bytes.
+    :attr:`ended` is set when all connections have ended, or one has failed;
+    :attr:`error` is the first failure; :attr:`received` counts bytes.
 
     :param route: called in a thread, once for each connection.
-    :param without: bytes that are left out, once, near the start of a connection.
+    :param without: bytes to be left out, once, near the start of a connection.
     """
 
     def __init__(self, route: Route, without: bytes = b"") -> None:
         self.received = 0
         self.ended = asyncio.Event()
-        self.error: OSError | None = None
+        self.error: OSError | SvmStreamError | None = None
         self._route = route
         self._without = without
         self._loop = asyncio.get_running_loop()
@@ -73,15 +75,15 @@ class Receiver:
             self._threads.append(thread)
 
     def answer(self, data: bytes) -> None:
-        """Send something back over every connection."""
+        """Send bytes to QEMU over every connection."""
         for one in list(self._sockets):
             with contextlib.suppress(OSError):
                 one.sendall(data)
 
     async def arrived(self, wanted: int, within: float) -> bool:
-        """Wait until there are (or were) so many connections; False after ``within`` seconds.
+        """Wait until ``wanted`` connections were made; return False after ``within`` seconds.
 
-        QEMU may have sent everything and be gone before a connection is accepted.
+        QEMU may have sent everything and exited before a connection is accepted.
         """
         end = time.monotonic() + within
         while len(self._threads) < wanted:
@@ -112,19 +114,19 @@ class Receiver:
     def _receive(self, connection: socket.socket) -> None:
         try:
             self._copy(connection)
-        except OSError as error:
+        except (OSError, SvmStreamError) as error:
             with self._lock:
                 self.error = self.error or error
             # QEMU need not wait for a reader that has failed.
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            self._tell()
+            self._set_ended()
         finally:
             with self._lock:
                 self._open -= 1
                 last = not self._open
             if last:
-                self._tell()
+                self._set_ended()
 
     def _copy(self, connection: socket.socket) -> None:
         buffer = memoryview(bytearray(_BUFFER))
@@ -138,7 +140,7 @@ class Receiver:
             try:
                 size = connection.recv_into(buffer)
             except ConnectionResetError:
-                return  # as good as an end: whether all came is the migration's to say
+                return  # as an end: whether everything arrived, the migration's status shows
 
     def _write(self, target: int, data: memoryview) -> None:
         if stat.S_ISREG(os.fstat(target).st_mode):
@@ -146,7 +148,7 @@ class Receiver:
             while at < len(data):
                 at += os.write(target, data[at:])
             return
-        # A pipe whose reader is slow must not keep us from ending.
+        # A pipe whose reader is slow must not block close().
         ready = select.poll()
         ready.register(target, select.POLLOUT)
         at = 0
@@ -157,7 +159,7 @@ class Receiver:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def _head(self, connection: socket.socket, buffer: memoryview) -> int:
-        # As much as tells what it is; with what is to be left out, if it is there.
+        # Read enough for route() to recognise the connection, and drop ``without`` from it.
         size, enough = 0, _LONG_HEAD if self._without else _HEAD
         while size < enough and (got := connection.recv_into(buffer[size:])):
             size += got
@@ -168,14 +170,20 @@ class Receiver:
                 return at + len(rest)
         return size
 
-    def _tell(self) -> None:
+    def _set_ended(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.ended.set)
 
 
 def pair(receiver: Receiver) -> socket.socket:
-    """Make a socket pair, of which one end is received from; return QEMU's end."""
-    ours, theirs = socket.socketpair()
+    """Make a socket pair and receive from one end; return the other, for QEMU.
+
+    :raises QmpError: the host has no more file descriptors.
+    """
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise QmpError(f"cannot make a pair of sockets: {error.strerror}") from error
     with contextlib.suppress(OSError):
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 512 * KIB)
     receiver.add(ours)
@@ -183,42 +191,50 @@ def pair(receiver: Receiver) -> socket.socket:
 
 
 class Listener:
-    """A socket that QEMU connects to; for several channels, or for QMP over TCP.
+    """A socket that QEMU connects to, for several channels or for QMP over TCP.
 
-    :param host: listen there by TCP, for this host only; None for a UNIX socket
+    :param host: the only host that may connect, over TCP; None for a UNIX socket
         in a directory that nobody else can enter.
+    :raises QmpError: the host is unknown, or no socket can be made.
     """
 
     def __init__(self, receiver: Receiver, host: str | None = None) -> None:
         self._receiver = receiver
-        self._folder: str | None = None
         self._peer: str | None = None
-        if host is None:
-            self._folder = tempfile.mkdtemp(prefix="svmstream-")
-            path = os.path.join(self._folder, "migrate")
-            self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.bind(path)
-            self.uri = f"unix:{path}"
-        else:
-            family, _, _, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_STREAM)[0]
-            self._peer = str(address[0])
-            self._socket = socket.socket(family)
-            own = _own_address(family, self._peer)
-            self._socket.bind((own, 0))
-            port = self._socket.getsockname()[1]
-            self.uri = f"tcp:[{own}]:{port}" if ":" in own else f"tcp:{own}:{port}"
-        self._socket.listen(_BACKLOG)
+        self._stack = contextlib.ExitStack()
+        try:
+            self._socket, self.uri = self._private() if host is None else self._for(host)
+            self._socket.listen(_BACKLOG)
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
+            self._stack.close()
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise QmpError(f"cannot listen for QEMU: {reason or error}") from error
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes up accept()
         self._thread.join()
-        self._socket.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._stack.close()
+
+    def _private(self) -> tuple[socket.socket, str]:
+        folder = tempfile.mkdtemp(prefix="svmstream-")
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        path = os.path.join(folder, "migrate")
+        made = self._stack.enter_context(socket.socket(socket.AF_UNIX))
+        made.bind(path)
+        return made, f"unix:{path}"
+
+    def _for(self, host: str) -> tuple[socket.socket, str]:
+        family, _, _, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_STREAM)[0]
+        self._peer = str(address[0])
+        made = self._stack.enter_context(socket.socket(family))
+        own = _own_address(family, self._peer)
+        made.bind((own, 0))
+        port = made.getsockname()[1]
+        return made, f"tcp:[{own}]:{port}" if ":" in own else f"tcp:{own}:{port}"
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

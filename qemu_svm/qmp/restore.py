@@ -1,11 +1,12 @@
-"""A stream into a QEMU that waits for one (``-incoming defer``).
+"""Restore of a stream into a QEMU that waits for one (``-incoming defer``).
 
-The stream is unpacked on the way, whatever it is packed in, and goes through a
-socket that we made and handed over.  multifd channels and QMP over TCP need a
-socket on which QEMU listens; a mapped-ram stream is handed over as a file.
+The stream is unpacked on the way, whatever its container, and is sent through a
+socket that this process creates and passes to QEMU.  multifd channels and QMP
+over TCP need a socket on which QEMU listens; a mapped-ram stream is passed as a
+file.
 
-QEMU tells little over QMP when it does not take a stream, and often ends.  From
-9.1 on it is asked to stay and say why.
+QEMU reports little over QMP when it rejects a stream, and often exits.  From
+9.1 on it is asked to stay and report the reason.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from dataclasses import dataclass
 
 from qemu_svm.errors import QmpError, Refused, StreamRefused
 from qemu_svm.limits import MIB
+from qemu_svm.qmp import timeouts
 from qemu_svm.qmp.answers import Status, Version
-from qemu_svm.qmp.capture import Progress
+from qemu_svm.qmp.capture import Captured, Progress, capture
 from qemu_svm.qmp.client import Client
-from qemu_svm.qmp.feed import Feeder
+from qemu_svm.qmp.send import Sender
 from qemu_svm.source.base import Source
 from qemu_svm.source.spool import spool_directory
 from qemu_svm.stream import Stream
@@ -35,21 +37,20 @@ from qemu_svm.stream.constants import Command
 from qemu_svm.stream.ram.multifd import channel_head
 
 _POLL_SECONDS = 0.02
-_CONNECT_SECONDS = 5.0
 _FILE_URI = Version(8, 2)
 _STAYS = Version(9, 1)
-"""First QEMU that can stay alive after a stream it did not take."""
+"""First QEMU that can stay alive after it rejected a stream."""
 
 MAPPED_RAM = "mapped-ram"
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A restore that succeeded.
+    """A successful restore.
 
-    :param size: bytes of the stream, unpacked, with its channels.
-    :param seconds: until QEMU had taken everything.
-    :param status: the run state in which QEMU left the guest.
+    :param status: the guest's run state after it.
+    :param size: bytes of the stream and its channels, unpacked.
+    :param seconds: until QEMU had loaded everything.
     """
 
     version: Version
@@ -67,17 +68,20 @@ async def restore(
     qemu_file: str | None = None,
     progress: Progress | None = None,
 ) -> Restored:
-    """Feed a stream to a QEMU that waits for one.
+    """Send a stream to a QEMU that waits for one, and wait until it is loaded.
 
     :param client: connected.
     :param channels: multifd channels, in any order.
-    :param capabilities: to be switched on besides those that the stream names.
+    :param capabilities: switched on in addition to those that the stream names.
     :param qemu_file: QEMU reads the stream itself, from the file that it sees
         under this name.
     :param progress: called with every answer of ``query-migrate``.
-    :raises Refused: this QEMU does not wait, or has not what the stream needs.
-    :raises StreamRefused: QEMU did not take the stream.
-    :raises QmpError: the connection was lost before QEMU had the stream.
+    :raises Refused: this QEMU does not wait for a stream, or lacks a feature that
+        the stream needs.
+    :raises StreamRefused: QEMU rejected the stream.
+    :raises StreamError: a channel is not one of multifd.
+    :raises QmpError: the connection was lost before the stream was sent, or QEMU
+        cannot be given the stream.
     """
     await client.guard("migrate-incoming")
     numbers = sorted(
@@ -86,12 +90,12 @@ async def restore(
     )
     if [number for number, _, _ in numbers] != list(range(len(numbers))):
         found = ", ".join(str(number) for number, _, _ in numbers)
-        raise Refused(f"the channels are {found}: each from 0 up is needed, once")
+        raise Refused(f"the channels given are {found}; each one from 0 up is needed once")
     wanted = dict.fromkeys((*capabilities, *_needed(stream)), True)
     known = await client.capabilities()
     missing = [name for name in wanted if name not in known]
     if missing:
-        raise Refused(f"this QEMU ({client.version}) has no {missing[0]}, which the stream needs")
+        raise Refused(f"this QEMU ({client.version}) lacks {missing[0]}, which the stream needs")
     if numbers:
         wanted["multifd"] = True
     changed = {name: True for name in wanted if not known[name]}
@@ -105,19 +109,51 @@ async def restore(
     await client.set_parameters(settings)
     started = time.monotonic()
     sources = [stream.source, *(one for _, _, one in numbers)]
-    feeder = Feeder()
+    sender = Sender()
     try:
-        async with _incoming(client, stream, qemu_file) as (uri, handed):
+        async with _incoming(client, stream, qemu_file) as (uri, entrance):
             await _start(client, uri)
-            await _connect(client, feeder, sources, handed)
-            await _wait(client, feeder, progress)
+            await _connect(client, sender, sources, entrance)
+            await _wait(client, sender, progress)
     finally:
-        await feeder.close()
+        await sender.close()
     seconds = time.monotonic() - started
     await client.set_parameters({name: before[name] for name in settings if name in before})
     await client.set_capabilities(dict.fromkeys(changed, False))
     size = sum(one.size() for one in sources)
     return Restored(client.version, await client.status(), size, seconds)
+
+
+async def save_again(
+    client: Client,
+    stream: Stream,
+    path: str,
+    channels: Sequence[Source] = (),
+    *,
+    qemu_directory: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Restored, Captured]:
+    """Restore a stream into a waiting QEMU, keep the guest stopped, and capture it again.
+
+    The result is what this QEMU, and its kernel, understood of the stream.
+
+    :param client: connected to a QEMU that waits for a stream.
+    :param path: of the new stream.
+    :param qemu_directory: QEMU reads and writes the files itself, in the
+        directory that it sees under this name.
+    :raises Refused: QEMU does not wait for a stream, or rejected it.
+    :raises OutputExists: ``path`` exists.
+    :raises EnvironmentFault: no room, no permission, no connection.
+    """
+    await client.guard("migrate-incoming")
+    # While QEMU waits, this decides that the guest does not run afterwards.
+    await client.execute("stop")
+    own_file = None
+    if qemu_directory is not None:
+        own_file = os.path.join(qemu_directory, os.path.basename(stream.source.path))
+    restored = await restore(client, stream, channels, qemu_file=own_file, progress=progress)
+    saved = await capture(client, path, qemu_directory=qemu_directory, progress=progress)
+    return restored, saved
 
 
 def _needed(stream: Stream) -> Iterator[str]:
@@ -134,8 +170,8 @@ def _needed(stream: Stream) -> Iterator[str]:
 async def _incoming(
     client: Client, stream: Stream, qemu_file: str | None
 ) -> AsyncIterator[tuple[str, socket.socket | str | None]]:
-    # The URI, and what remains to be fed: our end of a pair, where QEMU
-    # listens, or nothing.
+    # The URI, and how to send the stream: our end of a socket pair, the path on which
+    # QEMU listens ("" for a TCP port), or None if QEMU opens a file.
     mapped = stream.configuration and MAPPED_RAM in stream.configuration.capabilities
     multifd = (await client.capabilities()).get("multifd", False)
     async with AsyncExitStack() as stack:
@@ -150,12 +186,18 @@ async def _incoming(
             number = await client.add_fd(fd)
             yield f"file:/dev/fdset/{number}" + (f",offset={offset}" if offset else ""), None
         elif client.can_pass and not multifd:
-            ours, theirs = socket.socketpair()
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError as error:
+                raise QmpError(f"cannot make a pair of sockets: {error.strerror}") from error
             with theirs:
                 name = await client.getfd(theirs.fileno())
             yield f"fd:{name}", ours
         elif client.can_pass:
-            folder = tempfile.mkdtemp(prefix="svmstream-")
+            try:
+                folder = tempfile.mkdtemp(prefix="svmstream-")
+            except OSError as error:
+                raise QmpError(f"cannot make a directory: {error.strerror}") from error
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             yield f"unix:{folder}/incoming", f"{folder}/incoming"
         else:
@@ -171,83 +213,86 @@ async def _start(client: Client, uri: str) -> None:
 
 async def _connect(
     client: Client,
-    feeder: Feeder,
+    sender: Sender,
     sources: Sequence[Source],
-    handed: socket.socket | str | None,
+    entrance: socket.socket | str | None,
 ) -> None:
-    if handed is None:
+    if entrance is None:
         return
-    if isinstance(handed, socket.socket):
-        feeder.add(handed, sources[0])
+    if isinstance(entrance, socket.socket):
+        sender.add(entrance, sources[0])
         return
     for source in sources:
         # The main stream first: before 8.0 QEMU goes by the order.
-        if handed:
-            connection = socket.socket(socket.AF_UNIX)
-            await _until_there(connection, handed)
-        else:
-            connection = socket.create_connection(await _port(client), _CONNECT_SECONDS)
-            connection.settimeout(None)
-        feeder.add(connection, source)
+        sender.add(await _connected(entrance or await _port(client)), source)
 
 
-async def _until_there(connection: socket.socket, path: str) -> None:
-    end = time.monotonic() + _CONNECT_SECONDS
-    while True:
+async def _connected(place: str | tuple[str, int]) -> socket.socket:
+    # A connection to a path, once QEMU listens there, or to a host and port.
+    if isinstance(place, tuple):
         try:
-            connection.connect(path)
+            connection = socket.create_connection(place, timeouts.LISTEN)
+        except (OSError, OverflowError, UnicodeError) as error:  # also of a host or port
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise QmpError(
+                f"cannot connect to QEMU's port {place[1]} for the stream: {reason or error}"
+            ) from error
+        connection.settimeout(None)
+        return connection
+    end = time.monotonic() + timeouts.LISTEN
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(place)
         except OSError as error:
+            connection.close()
             if time.monotonic() > end:
-                connection.close()
                 raise QmpError(
-                    f"QEMU does not listen on {path}: {error.strerror}",
-                    hint="does it see another /tmp (a container, a sandbox)?",
+                    f"QEMU does not listen on {place}: {error.strerror}",
+                    hint="check that QEMU sees the same /tmp (a container, a sandbox)",
                 ) from error
             await asyncio.sleep(_POLL_SECONDS)
         else:
-            return
+            return connection
 
 
 async def _port(client: Client) -> tuple[str, int]:
     answer = await client.execute("query-migrate")
     with contextlib.suppress(LookupError, TypeError, ValueError):
         return client.address.host, int(answer["socket-address"][0]["port"])
-    raise QmpError(f"{client.address}: QEMU does not say on which port it listens")
+    raise QmpError(f"{client.address}: QEMU does not report the port on which it listens")
 
 
-async def _wait(client: Client, feeder: Feeder, progress: Progress | None) -> None:
+async def _wait(client: Client, sender: Sender, progress: Progress | None) -> None:
     while True:
         try:
             migration = await client.migration()
         except QmpError as error:
             raise StreamRefused(
-                "QEMU ended while it read the stream",
+                "QEMU exited while it read the stream",
                 reason="",
-                hint="its own log says why" if feeder.error is None else None,
-            ) from (feeder.error or error)
+                hint="see its own log" if sender.error is None else None,
+            ) from (sender.error or error)
         if progress is not None:
             progress(migration)
         if migration.status == "completed":
             return
         if migration.status == "failed":
-            raise StreamRefused("QEMU did not take the stream", reason=migration.error or "")
+            raise StreamRefused("QEMU rejected the stream", reason=migration.error or "")
         await asyncio.sleep(_POLL_SECONDS)
 
 
 def _file(source: Source) -> tuple[int, int]:
-    # A descriptor for reading only, and where the stream starts in that file.
+    # A descriptor for reading only, and the offset of the stream in that file.
     # Offsets in a mapped-ram stream count from the start of the file.
     if source.compression == "none" and source.container in ("plain", "libvirt"):
         with contextlib.suppress(OSError):
             return os.open(source.path, os.O_RDONLY | os.O_CLOEXEC), source.stream_offset
-    fd, path = tempfile.mkstemp(prefix="svmstream-", dir=spool_directory())
     try:
-        at = 0
-        while data := source.read_at(at, MIB):
-            at += os.pwrite(fd, data, at)
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0
+        with tempfile.NamedTemporaryFile(prefix="svmstream-", dir=spool_directory()) as copy:
+            at = 0
+            while data := source.read_at(at, MIB):
+                at += os.pwrite(copy.fileno(), data, at)
+            return os.open(copy.name, os.O_RDONLY | os.O_CLOEXEC), 0
     except OSError as error:
-        raise QmpError(f"no room for a copy of the stream: {error.strerror}") from error
-    finally:
-        os.close(fd)
-        os.unlink(path)
+        raise QmpError(f"cannot make a copy of the stream: {error.strerror}") from error

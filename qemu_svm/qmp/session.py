@@ -1,46 +1,43 @@
-"""What a capture changes in QEMU, and its way back on every way out.
+"""What a capture changes in QEMU, undone on every way out.
 
-Everything is noted *before* it is changed, because after a lost connection
-nobody knows whether a command was carried out.  The way back runs to its end
-whatever is cancelled meanwhile: the guest comes first.  If the connection was
-lost it is made anew.
+Each change is recorded *before* it is made, because after a lost connection
+nobody knows whether a command was carried out.  The undoing runs to completion
+even if the task is cancelled: the guest comes first.  If the connection was
+lost, it is made again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from qemu_svm.errors import CommandRefused, QmpError, SvmStreamError
+from qemu_svm.qmp import timeouts
 from qemu_svm.qmp.answers import Migration, Status, Version
 from qemu_svm.qmp.client import Client
-from qemu_svm.qmp.finish import finish
 
-RECONNECT_SECONDS = 10.0
-"""How long to try to reach a QEMU whose connection was lost."""
+_T = TypeVar("_T")
 
-_END_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 
 _FIRST = "setup"
 _LAST_PASS = "finish-migrate"
-_PATIENCE_SECONDS = 2.0
 _FRAGILE = ("mapped-ram", "multifd")  # together
 _SLOW = 10_000  # bytes a second
-_REST_SECONDS = 0.02
+_PAUSE_SECONDS = 0.02
 _SAFE_TO_CANCEL = Version(10, 0)
 
-# Run states in which a guest stands that ran before, and that only we stopped.
+# Run states of a guest that ran before, and that only we stopped.
 _OURS = frozenset({"postmigrate", _LAST_PASS})
 
 
 class Session:
-    """A migration of ours, with everything that was before.
+    """A migration of ours, and all that has to be restored after it.
 
-    :param before: the run state when we came.
+    :param before: the run state at the start.
     """
 
     def __init__(self, client: Client, before: Status) -> None:
@@ -55,7 +52,7 @@ class Session:
     async def change(
         self, capabilities: Mapping[str, bool], parameters: Mapping[str, object]
     ) -> None:
-        """Switch capabilities and set parameters, to be put back at the end."""
+        """Switch capabilities and set parameters; both are restored at the end."""
         self._capabilities = {name: not state for name, state in capabilities.items()}
         await self.client.set_capabilities(capabilities)
         await self._set(parameters)
@@ -63,16 +60,16 @@ class Session:
     async def _set(self, parameters: Mapping[str, object]) -> None:
         old = await self.client.parameters()
         found = {name: old[name] for name in parameters if name in old}
-        self._parameters = found | self._parameters  # what was noted first is what was there
+        self._parameters = found | self._parameters  # the first value recorded is the original
         await self.client.set_parameters(parameters)
 
     async def stop(self) -> None:
-        """Stop the guest, to be woken up at the end if it ran."""
+        """Stop the guest; if it ran, it is resumed at the end."""
         self._stopped = self.before.running
         await self.client.stop()
 
     async def migrate(self, uri: str) -> None:
-        """Start the migration, to be cancelled at the end if it still runs.
+        """Start the migration; if it still runs at the end, it is cancelled.
 
         :raises CommandRefused: QEMU did not start it.
         """
@@ -84,9 +81,9 @@ class Session:
             raise
 
     async def resume(self) -> None:
-        """Let the guest run if it ran before, and note how it is left.
+        """Resume the guest if it ran before, and record the run state in ``after``.
 
-        A guest that QEMU let run by itself is told to run all the same: before
+        ``cont`` is sent even if QEMU has resumed the guest by itself: before
         10.0 a migration that is cancelled in its last moment leaves the disks
         closed, and QEMU aborts at the next write or migration; ``cont`` opens
         them (``bdrv_inactivate_recurse`` in QEMU's ``block.c``; seen on 7.2).
@@ -109,12 +106,12 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         try:
-            await finish(self._put_back())
+            await finish(self._restore())
         except SvmStreamError as fault:
             raise fault from error
 
-    async def _put_back(self) -> None:
-        end = time.monotonic() + RECONNECT_SECONDS
+    async def _restore(self) -> None:
+        end = time.monotonic() + timeouts.RECONNECT
         try:
             while True:
                 if not self.client.connected:
@@ -122,12 +119,13 @@ class Session:
                 try:
                     return await self._undo()
                 except QmpError:
-                    # Lost once more: all of it can be done again.
+                    # Lost again: every step can be repeated.
                     if self.client.connected or time.monotonic() > end:
                         raise
         except SvmStreamError as error:
             raise QmpError(
-                f"the guest could not be put back as it was: {error}", hint=self._left()
+                f"the guest could not be restored to its previous state: {error}",
+                hint=self._unrestored(),
             ) from error
 
     async def _undo(self) -> None:
@@ -143,53 +141,72 @@ class Session:
         migration = await self.client.migration()
         cancelled = False
         while migration.active:
-            patient = time.monotonic() - start < _PATIENCE_SECONDS
-            if not cancelled and not (patient and await self._bad_moment(migration)):
+            patient = time.monotonic() - start < timeouts.SAFE_CANCEL
+            if not cancelled and not (patient and await self._unsafe_to_cancel(migration)):
                 if await self._fragile():
-                    await self._quieten()
+                    await self._wait_for_pause()
                 await self.client.execute("migrate_cancel")
                 cancelled = True
-            if time.monotonic() - start > _END_SECONDS:
-                raise QmpError(f"the migration does not end in {_END_SECONDS:g} s")
+            if time.monotonic() - start > timeouts.MIGRATION_END:
+                raise QmpError(f"the migration does not end within {timeouts.MIGRATION_END:g} s")
             await asyncio.sleep(_POLL_SECONDS)
             migration = await self.client.migration()
         return migration
 
-    async def _bad_moment(self, migration: Migration) -> bool:
-        # Not while it is being set up; and where a late cancel is not safe, the last pass
-        # may end by itself.
+    async def _unsafe_to_cancel(self, migration: Migration) -> bool:
+        # While it is being set up; and in the last pass of a QEMU in which a late cancel
+        # is not safe: the pass may end by itself.
         if migration.status == _FIRST:
             return True
         late = self.client.version < _SAFE_TO_CANCEL
         return late and (await self.client.status()).state == _LAST_PASS
 
     async def _fragile(self) -> bool:
-        # A multifd thread that is not done with its pages uses what a cancelled migration of
-        # mapped-ram has given back, and QEMU dies (10.0, ``ramblock_set_file_bmap_atomic``).
+        # A multifd thread that still has pages uses memory that a cancelled migration of
+        # mapped-ram has freed, and QEMU crashes (10.0, ``ramblock_set_file_bmap_atomic``).
         states = await self.client.capabilities()
         return all(states.get(name) for name in _FRAGILE)
 
-    async def _quieten(self) -> None:
-        # So slow, QEMU sends a little every tenth of a second and rests between.
+    async def _wait_for_pause(self) -> None:
+        # At this bandwidth QEMU sends a little every tenth of a second and pauses between.
         await self._set({"max-bandwidth": _SLOW})
         start = since = time.monotonic()
         sent = None
-        while (now := time.monotonic()) - start < _PATIENCE_SECONDS:
+        while (now := time.monotonic()) - start < timeouts.SAFE_CANCEL:
             migration = await self.client.migration()
             if not migration.active:
                 return
             if migration.transferred != sent:
                 sent, since = migration.transferred, now
-            elif now - since > _REST_SECONDS:
+            elif now - since > _PAUSE_SECONDS:
                 return
-            await asyncio.sleep(_REST_SECONDS / 4)
+            await asyncio.sleep(_PAUSE_SECONDS / 4)
 
-    def _left(self) -> str:
-        # What somebody has to look after now.
+    def _unrestored(self) -> str:
+        # The previous state, for whoever has to restore it by hand.
         parts = [f"the guest was {'running' if self.before.running else self.before.state}"]
         settings = {**self._capabilities, **self._parameters}
         if settings:
-            parts.append(
-                "these were " + ", ".join(f"{name}={value}" for name, value in settings.items())
-            )
+            words = ", ".join(f"{name}={value}" for name, value in settings.items())
+            parts.append(f"its settings were {words}")
         return "if that QEMU still runs: " + "; ".join(parts)
+
+
+async def finish(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run ``work`` to completion even if this task is cancelled meanwhile.
+
+    :returns: the result of ``work``.
+    :raises asyncio.CancelledError: this task was cancelled; raised when ``work`` has
+        completed.  An error of ``work`` takes precedence.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as stop:
+            cancelled = stop
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

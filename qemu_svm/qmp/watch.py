@@ -1,9 +1,9 @@
-"""Watching a migration that anybody started, without touching it.
+"""Observation of a migration started by any client, without affecting it.
 
-QEMU is asked again and again (``query-migrate`` and what is set), and at once
-when it reports something by itself.  Nothing is changed: the capability
-``events``, without which QEMU reports no MIGRATION events, is left as it is,
-so a change of state may be seen one interval late.
+QEMU is queried at an interval (``query-migrate`` and the settings), and at once
+when it sends an event.  Nothing is changed: the capability ``events``, without
+which QEMU sends no MIGRATION events, is left as it is, so a change of state may
+be seen one interval late.
 
 Rates are measured between answers, over a few seconds: QEMU's own are those of
 its last tenth of a second.
@@ -22,25 +22,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qemu_svm.errors import QmpError
-from qemu_svm.qmp import answers
+from qemu_svm.qmp import answers, timeouts
 from qemu_svm.qmp.answers import Event, Migration, Status
 from qemu_svm.qmp.client import Client, Events
 
 EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
-"""Events at which QEMU is asked at once."""
+"""Events after which QEMU is queried at once."""
 
-_WINDOW_SECONDS = 5.0
+_WINDOW_SECONDS = 5.0  # over which rates are measured
 _NOISE = 0.1
-_LAST_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast it goes, in bytes a second; None where it cannot be told.
+    """Rates in bytes per second; None where they cannot be determined.
 
     :param wire: bytes sent.
-    :param pages: guest memory dealt with, whatever it took on the wire.
-    :param dirty: guest memory that the guest writes anew; None if it does not run.
+    :param pages: guest memory processed, whatever size it had on the wire.
+    :param dirty: guest memory that the guest dirties; None if it does not run.
     """
 
     wire: float | None = None
@@ -49,28 +48,28 @@ class Rates:
 
     @property
     def gain(self) -> float | None:
-        """How fast what is left becomes less; None if it does not, or is not known."""
+        """How fast the remaining memory shrinks; None if it does not, or is not known."""
         if self.pages is None:
             return None
         gain = self.pages - (self.dirty or 0.0)
-        # Both are measured: where they are about the same, the difference is noise.
+        # Both are measured: if they are about equal, the difference is noise.
         return gain if gain > self.pages * _NOISE else None
 
     @property
     def endless(self) -> bool:
-        """Whether the guest writes about as fast as memory is dealt with, or faster."""
+        """Whether the guest dirties memory about as fast as it is processed, or faster."""
         return bool(self.dirty) and self.pages is not None and self.gain is None
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at one moment.
+    """The state of a migration at one moment.
 
-    :param time: seconds since the epoch, by this host.
-    :param cause: why QEMU was asked: ``poll`` or the name of an event.
-    :param answer: QEMU's answer of ``query-migrate``, as it is.
-    :param capabilities: by name, whether it is on.
-    :param eta: seconds until RAM is sent at the present pace; None if it is
+    :param time: seconds since the epoch, by this host's clock.
+    :param cause: why QEMU was queried: ``poll`` or the name of an event.
+    :param answer: QEMU's answer of ``query-migrate``, unchanged.
+    :param capabilities: whether each is on, by name.
+    :param eta: seconds until RAM is sent at the present rate; None if it is
         not known or never.
     """
 
@@ -85,7 +84,7 @@ class Sample:
     eta: float | None = None
 
     def same(self, other: Sample) -> bool:
-        """Whether nothing has changed between the two."""
+        """Whether the state is the same as in another sample, apart from time and rates."""
         return (
             self.vm == other.vm
             and self.answer == other.answer
@@ -95,7 +94,7 @@ class Sample:
 
 
 class Pace:
-    """Rates out of the samples of the last seconds."""
+    """Computes rates from the samples of the last seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int]] = deque()
@@ -114,7 +113,7 @@ class Pace:
         while len(seen) > 2 and seen[-1][0] - seen[1][0] > _WINDOW_SECONDS:
             seen.popleft()
         dirty = None
-        if found.dirty_rate is not None and sample.vm.running:  # else it is an old one
+        if found.dirty_rate is not None and sample.vm.running:  # else it is out of date
             dirty = float(found.dirty_rate * found.page_size)
         span = seen[-1][0] - seen[0][0]
         if span <= 0:
@@ -130,50 +129,50 @@ class Pace:
 async def watch(
     client: Client, *, interval: float = 1.0, wait: bool = False
 ) -> AsyncGenerator[Sample, None]:
-    """Look at a migration until it is over; the last sample tells how it ended.
+    """Yield samples of a migration until it has ended; the last one shows how it ended.
 
-    :param interval: seconds between two questions.
-    :param wait: for one that begins from now on; otherwise one that is over, or
-        that never was, is told as it is.
+    :param interval: seconds between two queries.
+    :param wait: wait for a migration that starts from now on; else, if none is in
+        progress, there is one sample of the last migration or of none.
     :raises QmpError: the connection was lost.
     """
     pace = Pace()
     async with client.events(*EVENTS) as events:
-        past = last = pace.rate(await _ask(client, "poll"))
+        past = last = pace.rate(await _sample(client, "poll"))
         waiting = wait and not past.migration.active
         yield last
         while waiting or last.migration.active:
             event = None
             try:
                 event = await _next(client, events, interval)
-                sample = await _ask(client, "poll" if event is None else event.name)
+                sample = await _sample(client, "poll" if event is None else event.name)
             except QmpError as error:
                 if client.connected:
                     raise
-                yield await _last_words(client, events, event, last, error)
+                yield await _ended(client, events, event, last, error)
                 return
             last = pace.rate(sample)
-            began = _status(event) is not None or _which(last) != _which(past)
+            began = _status(event) is not None or _identity(last) != _identity(past)
             waiting = waiting and not began
             yield last
 
 
 def _pages(sample: Sample) -> int:
-    # Pages dealt with: sent whole, as zero, or as a delta.
+    # Pages processed: sent whole, as zero, or as a delta.
     xbzrle = answers.mapping(sample.answer.get("xbzrle-cache", {}), "query-migrate")
     found = sample.migration
     return (found.normal or 0) + (found.zero or 0) + (answers.number(xbzrle, "pages") or 0)
 
 
-def _which(sample: Sample) -> tuple[object, ...]:
-    # Differs between two migrations, and stays when one is over.
+def _identity(sample: Sample) -> tuple[object, ...]:
+    # Differs between two migrations, and does not change after one has ended.
     found = sample.migration
     return found.status, found.error, found.transferred, found.total_time
 
 
-async def _ask(client: Client, cause: str) -> Sample:
+async def _sample(client: Client, cause: str) -> Sample:
     answer = answers.mapping(await client.execute("query-migrate"), "query-migrate")
-    # The guest's state after it: a migration that ends lets the guest go on.
+    # The guest's state last: the end of a migration may resume the guest.
     status = await client.status()
     return Sample(
         time.time(),
@@ -187,7 +186,7 @@ async def _ask(client: Client, cause: str) -> Sample:
 
 
 async def _next(client: Client, events: Events, interval: float) -> Event | None:
-    # The next event; None when it is time to ask again.
+    # The next event; None when it is time for the next query.
     try:
         return await events.next(interval)
     except QmpError:
@@ -197,32 +196,32 @@ async def _next(client: Client, events: Events, interval: float) -> Event | None
 
 
 def _status(event: Event | None) -> str | None:
-    # The state of the migration that an event tells.
+    # The migration's state, if the event reports one.
     if event is None or event.name != "MIGRATION":
         return None
     return answers.string(event.data, "status")
 
 
-async def _last_words(
+async def _ended(
     client: Client, events: Events, event: Event | None, last: Sample, error: QmpError
 ) -> Sample:
-    # QEMU may have said that it is over before it left; what it said is still there.
-    told = _status(event)
+    # The last sample, if QEMU reported the end before it exited: such events are still queued.
+    status = _status(event)
     with contextlib.suppress(QmpError):
-        while told not in answers.ENDED:
-            told = _status(await events.next(_LAST_SECONDS)) or told
-    if told not in answers.ENDED:
-        status = last.migration.status
+        while status not in answers.ENDED:
+            status = _status(await events.next(timeouts.LAST_EVENT)) or status
+    if status not in answers.ENDED:
+        before = last.migration.status
         raise QmpError(
             f"{client.address}: the connection was lost"
-            + (f"; the migration was last seen {status}" if status else ""),
-            hint="QEMU has ended, or hung up; what became of the migration is not known",
+            + (f"; the last known state of the migration is {before}" if before else ""),
+            hint="QEMU has exited or closed it; how the migration ended is not known",
         ) from error
     return replace(
         last,
         time=time.time(),
         cause="MIGRATION",
-        migration=replace(last.migration, status=told),
-        answer={**last.answer, "status": told},
+        migration=replace(last.migration, status=status),
+        answer={**last.answer, "status": status},
         eta=None,
     )

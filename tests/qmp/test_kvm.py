@@ -14,8 +14,6 @@ from qemu_svm.lab.capture import STEADY_TRIES, wait_alive
 from qemu_svm.lab.guests import assemble, find
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import read_machine
-from qemu_svm.qmp.capture import capture
-from qemu_svm.qmp.roundtrip import save_again
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from qemu_svm.stream.ram.read import read_ram
@@ -43,17 +41,14 @@ def test_a_guest_in_l2_loses_nothing(name: str, box: Box) -> None:
     with running(box, settings, image=assemble(guest).data) as vm:
         wait_alive(vm, guest)
         for _ in range(STEADY_TRIES):
-            again = capture(vm.qmp.client, str(first), replace=True, qemu_directory="/share")
-            done = vm.qmp.run(again)
+            done = vm.qmp.capture(str(first), replace=True, qemu_directory="/share")
             assert done.before == done.after
             assert done.after.running
             if in_l2(first):
                 break
         wait_alive(vm, guest)
     with running(box, settings) as other, open_source(str(first)) as source:
-        client = other.qmp.client
-        through = save_again(client, read_stream(source), str(second), qemu_directory="/share")
-        other.qmp.run(through)
+        other.qmp.save_again(read_stream(source), str(second), qemu_directory="/share")
         assert not other.qmp.status().running
     assert in_l2(first)
     fields, pages = differences(first, second)

@@ -134,7 +134,7 @@ def test_an_interrupt_asks_in_an_order_that_qemu_survives(
     with sync.connect(newer.address) as qmp:
         old = qmp.execute("query-migrate-parameters")["max-bandwidth"]
         if there_before:  # then nothing of it has to be changed
-            qmp.run(qmp.client.set_capabilities({"multifd": True}))
+            qmp.set_capabilities({"multifd": True})
             qmp.execute("migrate-set-parameters", {"max-bandwidth": 100 << 10})
     before = settings(newer)
     try:
@@ -142,7 +142,7 @@ def test_an_interrupt_asks_in_an_order_that_qemu_survives(
         assert settings(newer) == before
     finally:
         with sync.connect(newer.address) as qmp:
-            qmp.run(qmp.client.set_capabilities({"multifd": False}))
+            qmp.set_capabilities({"multifd": False})
             qmp.execute("migrate-set-parameters", {"max-bandwidth": old})
 
 

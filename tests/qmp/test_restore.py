@@ -22,10 +22,8 @@ import zstandard
 
 from qemu_svm.errors import QmpError, Refused, StreamRefused
 from qemu_svm.qmp import sync
-from qemu_svm.qmp.capture import capture
 from qemu_svm.qmp.features import Options
 from qemu_svm.qmp.process import Process
-from qemu_svm.qmp.restore import restore
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.conftest import ROOT, STREAMS, Run
@@ -38,7 +36,7 @@ def dump(vm: Vm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A capture of the running guest."""
     path = tmp_path_factory.mktemp("dump") / "dump.bin"
     with sync.connect(vm.address) as qmp:
-        qmp.run(capture(qmp.client, str(path)))
+        qmp.capture(str(path))
     return path
 
 
@@ -96,18 +94,18 @@ def test_packed_streams(
 )
 def test_every_kind_goes_back(options: Options, vm: Vm, tmp_path: Path) -> None:
     with sync.connect(vm.address) as qmp:
-        taken = qmp.run(capture(qmp.client, str(tmp_path / "dump.bin"), options))
+        taken = qmp.capture(str(tmp_path / "dump.bin"), options)
     with (
         running(tmp_path, "-incoming", "defer", "-S") as waiting,
         sync.connect(waiting.address) as qmp,
     ):
-        before = qmp.run(qmp.client.capabilities()), qmp.run(qmp.client.parameters())
+        before = qmp.capabilities(), qmp.parameters()
         channels = [open_source(name) for name in reversed(taken.files[1:])]
         with open_source(taken.files[0]) as source:
-            done = qmp.run(restore(qmp.client, read_stream(source), channels))
+            done = qmp.restore(read_stream(source), channels)
         assert done.size == taken.size
         assert done.status.state == "paused"
-        assert before == (qmp.run(qmp.client.capabilities()), qmp.run(qmp.client.parameters()))
+        assert before == (qmp.capabilities(), qmp.parameters())
         qmp.execute("cont")
         assert qmp.status().running
 
@@ -119,12 +117,12 @@ def test_over_tcp_and_from_a_file_of_qemus(dump: Path, tmp_path: Path) -> None:
     extra = ("-incoming", "defer", "-qmp", f"tcp:127.0.0.1:{port},server=on,wait=off")
     with running(tmp_path, *extra), sync.connect(f"127.0.0.1:{port}") as qmp:
         with open_source(str(dump)) as source:
-            assert qmp.run(restore(qmp.client, read_stream(source))).status.running
+            assert qmp.restore(read_stream(source)).status.running
         with open_source(str(dump)) as source, pytest.raises(Refused, match="does not wait"):
-            qmp.run(restore(qmp.client, read_stream(source)))
+            qmp.restore(read_stream(source))
     with running(tmp_path, *extra[:2]) as vm, sync.connect(vm.address) as qmp:
         with open_source(str(dump)) as source:
-            done = qmp.run(restore(qmp.client, read_stream(source), qemu_file=str(dump)))
+            done = qmp.restore(read_stream(source), qemu_file=str(dump))
         assert done.status.running
 
 
@@ -207,7 +205,7 @@ def test_other_memory(vm: Vm, dump: Path, svmstream: Run) -> None:
 
 def test_a_device_too_few(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
     with running(tmp_path, "-device", "virtio-rng-pci") as more, sync.connect(more.address) as qmp:
-        qmp.run(capture(qmp.client, str(tmp_path / "dump.bin")))
+        qmp.capture(str(tmp_path / "dump.bin"))
     found = refused(svmstream, tmp_path / "dump.bin", *arguments(vm))
     assert rules(found) == ["refused-section-unknown"]
     finding = found["findings"][0]
@@ -271,7 +269,7 @@ def test_what_a_stream_needs(
     mapped = STREAMS / "kinds" / "qemu10.0-mapped-ram.mig.zst"
     done = svmstream("restore", "--check", mapped, *words)
     assert done.returncode == 5
-    assert b"no mapped-ram, which the stream needs" in done.stderr
+    assert b"lacks mapped-ram, which the stream needs" in done.stderr
 
 
 def test_channels_that_are_not_all_there(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
@@ -281,7 +279,7 @@ def test_channels_that_are_not_all_there(vm: Vm, tmp_path: Path, svmstream: Run)
         words = [word for index in chosen for word in ("--channel", done.files[index])]
         back = svmstream("restore", "--check", done.files[0], *words, *arguments(vm))
         assert back.returncode == 5
-        assert b"each from 0 up is needed, once" in back.stderr
+        assert b"each one from 0 up is needed once" in back.stderr
     back = svmstream(
         "restore", "--check", done.files[0], "--channel", done.files[0], *arguments(vm)
     )
@@ -325,8 +323,8 @@ def test_a_process_that_is_no_qemu_is_ended(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\ntrap '' TERM\nsleep 100 & wait; wait\n")
     script.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qemu_svm.qmp.process.START_SECONDS", 0.2)
-        patch.setattr("qemu_svm.qmp.process._QUIT_SECONDS", 0.2)
+        patch.setattr("qemu_svm.qmp.timeouts.START", 0.2)
+        patch.setattr("qemu_svm.qmp.timeouts.QUIT", 0.2)
         process = Process.start(str(script), [])
         try:
             with pytest.raises(QmpError, match="no such socket"):

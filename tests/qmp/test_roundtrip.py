@@ -13,7 +13,6 @@ import pytest
 from qemu_svm.cli import common
 from qemu_svm.machine.paths import find
 from qemu_svm.qmp import sync
-from qemu_svm.qmp.capture import capture
 from tests.conftest import Run
 from tests.qmp.test_capture import settings
 from tests.qmp.test_restore import PROGRAM, alive, arguments
@@ -45,7 +44,7 @@ def test_a_running_guest(kind: str, tmp_path: Path, svmstream: Run) -> None:
 
 def test_a_file_and_what_is_kept(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
     with sync.connect(vm.address) as qmp:
-        qmp.run(capture(qmp.client, str(tmp_path / "dump.bin")))
+        qmp.capture(str(tmp_path / "dump.bin"))
     keep = tmp_path / "kept"
     done = svmstream("roundtrip", tmp_path / "dump.bin", "--keep", keep, *arguments(vm))
     assert (done.returncode, done.stderr) == (0, b"")
@@ -71,7 +70,7 @@ def test_into_one_that_waits(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
 
 def test_what_is_lost_is_found(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
     with sync.connect(vm.address) as qmp:
-        qmp.run(capture(qmp.client, str(tmp_path / "dump.bin")))
+        qmp.capture(str(tmp_path / "dump.bin"))
     # Bit 10 of DR7 is always one: TCG sets it again when it loads the vCPU.
     with common.opened(str(tmp_path / "dump.bin")) as machine:
         at = find(machine, "vcpu0.dr7").value.offset

@@ -1,6 +1,6 @@
 """The sending end of a restore: sources whose bytes go into QEMU's sockets.
 
-Each connection has a thread of its own: QEMU takes pages when it likes.
+Each connection has its own thread: QEMU reads them at its own pace.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import contextlib
 import socket
 import threading
 
-from qemu_svm.errors import SourceError
+from qemu_svm.errors import SvmStreamError
 from qemu_svm.limits import MIB
 from qemu_svm.source.base import Source
 
 
-class Feeder:
-    """Connections that are fed.
+class Sender:
+    """Connections into which sources are written.
 
-    :attr:`sent` counts the bytes that QEMU's sockets have taken.
+    :attr:`sent` counts the bytes that QEMU's sockets have accepted; :attr:`error`
+    is the first source that could not be read.
     """
 
     def __init__(self) -> None:
-        self.error: SourceError | None = None
+        self.error: SvmStreamError | None = None
         self.sent = 0
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -30,8 +31,8 @@ class Feeder:
         self._closed = False
 
     def add(self, connection: socket.socket, source: Source) -> None:
-        """Start to feed a connection, which is then owned."""
-        thread = threading.Thread(target=self._feed, args=(connection, source), daemon=True)
+        """Start to send over a connection, which is then owned."""
+        thread = threading.Thread(target=self._send, args=(connection, source), daemon=True)
         self._sockets.append(connection)
         self._threads.append(thread)
         thread.start()
@@ -47,7 +48,7 @@ class Feeder:
         for one in self._sockets:
             one.close()
 
-    def _feed(self, connection: socket.socket, source: Source) -> None:
+    def _send(self, connection: socket.socket, source: Source) -> None:
         try:
             offset = 0
             while not self._closed and (data := source.read_at(offset, MIB)):
@@ -55,9 +56,9 @@ class Feeder:
                 offset += len(data)
                 with self._lock:
                     self.sent += len(data)
-        except SourceError as error:
-            self.error = error
+        except SvmStreamError as error:
+            self.error = self.error or error
         except OSError:
-            return  # QEMU has hung up; it will say why
+            return  # QEMU has closed it, and will report why
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""What is to be finished is finished, and only then anything else happens."""
+"""Undoing what a capture changed: it runs to completion even if it is cancelled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qemu_svm.qmp.finish import finish
+from qemu_svm.qmp.session import finish
 
 
 async def _work(done: list[str], *, fails: bool = False) -> str:
