@@ -1,4 +1,4 @@
-"""Commands in the documentation work, and print what stands under them."""
+"""Commands in the documentation work and print the output quoted after them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import pytest
 
 from tests.conftest import ROOT, Run
 
-PAGES = ["docs/save-cache.md", "docs/witness.md"]
+PAGES = ["README.md", "docs/save-cache.md", "docs/witness.md"]
+_CAPTURE = "streams/qemu10.0-linux6.12-nested-npt.mig.zst"
 
 
 def examples(page: str) -> list[tuple[str, list[str]]]:
-    """Every ``$ svmstream …`` with the lines of output quoted under it."""
+    """Every ``$ svmstream …`` with the lines of output quoted after it."""
     found: list[tuple[str, list[str]]] = []
-    for line in (ROOT / page).read_text().splitlines():
+    text = (ROOT / page).read_text().replace("$ make inspect", f"$ svmstream inspect {_CAPTURE}")
+    for line in text.splitlines():
         if line.startswith("    $ svmstream "):
             found.append((line.removeprefix("    $ svmstream "), []))
-        elif line.startswith("    ") and found and line.strip() != "...":
-            found[-1][1].append(line.strip())
+        elif line.startswith("    ") and found:
+            if line.strip() != "...":
+                found[-1][1].append(line.strip())
         elif line.strip():
             found.append(("", []))
     return [(command, lines) for command, lines in found if command]
@@ -39,6 +42,6 @@ def test_example(page: str, command: str, lines: list[str], svmstream: Run) -> N
 
 
 def test_pages_have_examples() -> None:
-    assert len(CASES) >= 9
+    assert len(CASES) >= 14
     for page in Path(ROOT / "docs").glob("*.md"):
         assert page.read_text().startswith("# ")
