@@ -2,7 +2,7 @@
 
 Usage: capture_series.py SOCKET DIRECTORY [COUNT [SECONDS]]
 
-Each is told with the time for which the guest was stopped.
+For each the time is printed for which the guest was stopped.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-from qemu_svm.errors import SvmStreamError
-from qemu_svm.qmp import sync
+import qemu_svm as svm
 
 
 def capture_series(socket: str, directory: Path, count: int, seconds: float) -> list[Path]:
     """Return the files, in order."""
     files = []
-    with sync.connect(socket) as qmp:
+    with svm.connect(socket) as qmp:
         begin = time.monotonic()
         for number in range(count):
             time.sleep(max(0.0, begin + number * seconds - time.monotonic()))
@@ -38,7 +37,7 @@ def main() -> int:
     seconds = float(sys.argv[4]) if len(sys.argv) > 4 else 1.0
     try:
         capture_series(sys.argv[1], Path(sys.argv[2]), count, seconds)
-    except SvmStreamError as error:
+    except svm.SvmStreamError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qemu_svm.api import Dump as Dump
     from qemu_svm.api import capture_stream as capture_stream
+    from qemu_svm.api import connect as connect
     from qemu_svm.api import diff as diff
     from qemu_svm.api import judge_trace as judge_trace
     from qemu_svm.api import open as open  # noqa: A004 - as svm.open
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from qemu_svm.errors import LabError as LabError
     from qemu_svm.errors import LimitExceeded as LimitExceeded
     from qemu_svm.errors import Malformed as Malformed
+    from qemu_svm.errors import OutputClosed as OutputClosed
+    from qemu_svm.errors import OutputExists as OutputExists
     from qemu_svm.errors import PathError as PathError
     from qemu_svm.errors import PlanError as PlanError
     from qemu_svm.errors import QmpError as QmpError
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from qemu_svm.errors import Truncated as Truncated
     from qemu_svm.errors import Unsupported as Unsupported
     from qemu_svm.limits import Limits as Limits
+    from qemu_svm.qmp.features import CaptureOptions as CaptureOptions
 
 __version__ = "0.1.0"
 
@@ -50,6 +54,8 @@ __all__ = [  # noqa: RUF022 - the most important first
     "diff",
     "judge_trace",
     "capture_stream",
+    "CaptureOptions",
+    "connect",
     "Limits",
     "SvmStreamError",
     "SourceError",
@@ -63,6 +69,8 @@ __all__ = [  # noqa: RUF022 - the most important first
     "AddressError",
     "BuildError",
     "EnvironmentFault",
+    "OutputExists",
+    "OutputClosed",
     "QmpError",
     "LabError",
     "Refused",
@@ -70,7 +78,13 @@ __all__ = [  # noqa: RUF022 - the most important first
     "StreamRefused",
 ]
 
-_MODULES = ("qemu_svm.errors", "qemu_svm.limits", "qemu_svm.api")  # the cheapest first
+# The cheapest first.
+_MODULES = ("qemu_svm.errors", "qemu_svm.limits", "qemu_svm.api", "qemu_svm.qmp.features")
+    "qemu_svm.errors",
+    "qemu_svm.limits",
+    "qemu_svm.qmp.features",
+    "qemu_svm.api",
+)  # the cheapest first
 
 
 def __getattr__(name: str) -> Any:

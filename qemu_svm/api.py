@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
 from qemu_svm.limits import DEFAULT, Limits
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     )
     from qemu_svm.machine.memory import GuestMemory
     from qemu_svm.qmp.capture import Captured
+    from qemu_svm.qmp.features import CaptureOptions
+    from qemu_svm.qmp.sync import Connection
     from qemu_svm.stream.ram.read import Ram
     from qemu_svm.stream.vmstate.description import Description
     from qemu_svm.stream.vmstate.dump import Dump as VmstateDump
@@ -422,27 +424,38 @@ def judge_trace(log: PathLike, *, limits: Limits = DEFAULT) -> Trace:
         return read_trace(source)
 
 
+def connect(socket: str, *, timeout: float = 30, connect_timeout: float = 5) -> Connection:
+    """Connect to a QEMU.
+
+    :param socket: its QMP socket: ``unix:PATH``, a path, or ``HOST:PORT``.
+    :param timeout: seconds that QEMU may take for an answer.
+    :param connect_timeout: seconds that connecting may take.
+    :returns: a connection, which is a context manager and belongs to one thread.
+    :raises QmpError: there is no such socket, or no QEMU behind it.
+    """
+    from qemu_svm.qmp import sync
+
+    return sync.connect(socket, timeout=timeout, connect_timeout=connect_timeout)
+
+
 def capture_stream(
     socket: str,
     path: PathLike,
+    options: CaptureOptions | None = None,
     *,
     replace: bool = False,
     timeout: float = 30,
-    **options: Any,
 ) -> Captured:
-    """Save a running guest into a file; it runs on as before.
+    """Capture a running guest into a file; it continues as before.
 
-    :param socket: of QMP: ``unix:PATH``, a path, or ``HOST:PORT``.
-    :param path: the file; it gets its name when it is complete and on the disk.
+    :param socket: QMP socket, as for :func:`connect`.
+    :param path: the file; it gets this name when it is complete and on the disk.
     :param replace: an existing file may be replaced.
-    :param timeout: seconds that QEMU may take to answer a command.
-    :param options: ``live``, ``multifd`` and so on, see ``docs/capture.md``.
+    :param timeout: seconds that QEMU may take for an answer.
     :raises QmpError: the socket cannot be used.
+    :raises OutputExists: the file exists.
+    :raises EnvironmentFault: the file cannot be written.
     :raises Refused: this QEMU cannot or will not do it now.
-    :raises EnvironmentFault: the file exists, or cannot be written.
     """
-    from qemu_svm.qmp import sync
-    from qemu_svm.qmp.features import Options
-
-    with sync.connect(socket, timeout=timeout) as qmp:
-        return qmp.capture(os.fspath(path), Options(**options), replace=replace)
+    with connect(socket, timeout=timeout) as qmp:
+        return qmp.capture(os.fspath(path), options, replace=replace)

@@ -43,6 +43,27 @@ def test_no_name_is_hidden_by_a_room() -> None:
         assert not inspect.ismodule(found), name
 
 
+def test_timeouts_are_those_of_qmp() -> None:
+    from qemu_svm.qmp import timeouts
+
+    for function in (svm.connect, svm.capture_stream):
+        parameters = inspect.signature(function).parameters
+        assert parameters["timeout"].default == timeouts.ANSWER
+    assert inspect.signature(svm.connect).parameters["connect_timeout"].default == timeouts.CONNECT
+
+
+def test_opening_a_stream_imports_no_client_of_qmp() -> None:
+    code = "import sys, qemu_svm as svm; svm.open; print('qemu.qmp' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_all_errors_are_offered() -> None:
+    classes = vars(import_module("qemu_svm.errors")).values()
+    ours = {one.__name__ for one in classes if inspect.isclass(one) and issubclass(one, Exception)}
+    assert ours <= set(svm.__all__)
+
+
 def test_names_that_do_not_exist() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'opne'"):
         _ = svm.opne  # type: ignore[attr-defined]
@@ -219,7 +240,9 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], Any]]:
         "trace text": lambda: svm.judge_trace(text),
         "socket": lambda: svm.capture_stream(str(tmp_path / "socket"), tmp_path / "out"),
         "address": lambda: svm.capture_stream("host:port:x", tmp_path / "out"),
-        "option": lambda: svm.capture_stream(str(tmp_path / "socket"), there, compression="zstd"),
+        "option": lambda: svm.capture_stream(
+            str(tmp_path / "socket"), there, svm.CaptureOptions(compression="zstd")
+        ),
     }
 
 

@@ -62,9 +62,9 @@ def command(
     Whatever happens, capabilities and parameters are put back, and a guest that
     ran runs on. FILE appears when it is complete and on the disk.
     """
-    from qemu_svm.qmp.features import Options
+    from qemu_svm.qmp.features import CaptureOptions
 
-    options = Options(
+    options = CaptureOptions(
         live=live,
         mapped_ram=mapped_ram,
         multifd=multifd or 0,

@@ -28,7 +28,7 @@ from qemu_svm.qmp import features, hold, timeouts
 from qemu_svm.qmp.address import Address
 from qemu_svm.qmp.answers import Event, Migration, Status, Version
 from qemu_svm.qmp.client import Client
-from qemu_svm.qmp.features import Options
+from qemu_svm.qmp.features import CaptureOptions
 from qemu_svm.qmp.output import Output, Standard, writing
 from qemu_svm.qmp.receive import Listener, Receiver, pair
 from qemu_svm.qmp.session import Session, finish
@@ -75,7 +75,7 @@ class Captured:
 async def capture_stream(
     address: str | Address,
     path: str,
-    options: Options | None = None,
+    options: CaptureOptions | None = None,
     *,
     timeout: float = timeouts.ANSWER,
     replace: bool = False,
@@ -112,7 +112,7 @@ async def capture_stream(
 async def capture(
     client: Client,
     path: str,
-    options: Options | None = None,
+    options: CaptureOptions | None = None,
     *,
     replace: bool = False,
     qemu_directory: str | None = None,
@@ -133,7 +133,7 @@ async def capture(
     :raises Refused: this QEMU cannot do it, or not in its present state.
     :raises EnvironmentFault: no room, no permission, no connection.
     """
-    options = options or Options()
+    options = options or CaptureOptions()
     channels = [_channel(number) for number in range(options.multifd)]
     if path == STANDARD and (options.multifd or options.mapped_ram or qemu_directory):
         raise Refused("standard output can only be written sequentially, as one stream")
@@ -154,7 +154,7 @@ class _Capture:
         self,
         client: Client,
         output: Output,
-        options: Options,
+        options: CaptureOptions,
         qemu_directory: str | None,
         progress: Progress | None,
     ) -> None:

@@ -46,7 +46,7 @@ _OFF_FOR_SNAPSHOT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class CaptureOptions:
     """How to capture.
 
     :param live: the guest is stopped for the last pass only; else it is stopped first.
@@ -94,7 +94,7 @@ class Plan:
 
 
 def plan(
-    options: Options,
+    options: CaptureOptions,
     version: Version,
     capabilities: Mapping[str, bool],
     parameters: Mapping[str, Any],

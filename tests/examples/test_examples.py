@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from qemu_svm.qmp import sync
 from tests.conftest import ROOT
 from tests.qmp.vm import running
+from tests.test_rooms import imports
 
 EXAMPLES = ROOT / "examples"
 
@@ -59,7 +61,38 @@ def test_on_an_event(tmp_path: Path) -> None:
             said, _ = process.communicate(timeout=30)
             assert qmp.status().running
     assert process.returncode == 0
-    assert said == f"RESET: {path.stat().st_size} bytes in {path}, the guest runs on\n"
+    assert said == f"RESET: {path.stat().st_size} bytes in {path}, the guest is running again\n"
+
+
+def test_twenty_vms_before_an_upgrade(tmp_path: Path) -> None:
+    # One QEMU behind many names, and one name with nothing behind it.
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with ExitStack() as stack:
+        vms = [stack.enter_context(running(make(tmp_path, number))) for number in range(3)]
+        sockets = [str(vm.socket) for vm in vms]
+        sockets.insert(1, str(tmp_path / "gone.qmp"))
+        done = run("judge_before_upgrade.py", "7.2", folder, *sockets)
+        assert done.returncode == 1
+        assert done.stdout.splitlines()[-1] == "3 of 4 VMs can be moved to 7.2"
+        assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == ["ok"] * 3
+        assert "gone.qmp: not judged" in done.stderr
+        assert len(os.listdir(folder)) == 3
+        again = run("judge_before_upgrade.py", "7.2", folder, *sockets)
+        assert "0 of 4" in again.stdout  # no file is overwritten
+        assert "exists" in again.stderr
+
+
+def make(folder: Path, number: int) -> Path:
+    made = folder / f"vm{number}"
+    made.mkdir()
+    return made
+
+
+def test_examples_use_the_interface_alone() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        names = {name for _, name in imports(path) if name.startswith("qemu_svm")}
+        assert names == {"qemu_svm"}, path
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
@@ -67,7 +100,8 @@ def test_usage_and_errors(name: str) -> None:
     done = run(name)
     assert done.returncode == 2
     assert "Usage:" in done.stdout
-    done = run(name, "/none", "/none")
+    words = ["7.2"] if name == "judge_before_upgrade.py" else []
+    done = run(name, *words, "/none", "/none")
     assert done.returncode == 1
     assert "none" in done.stderr
     assert "Traceback" not in done.stderr

@@ -31,7 +31,7 @@ from qemu_svm.errors import (
 )
 from qemu_svm.qmp import Client, sync
 from qemu_svm.qmp.capture import Captured, capture, capture_stream
-from qemu_svm.qmp.features import UNLIMITED, Options
+from qemu_svm.qmp.features import UNLIMITED, CaptureOptions
 from qemu_svm.qmp.receive import Listener, Receiver, pair
 from qemu_svm.source import open_source
 from qemu_svm.stream import Walk, read_stream
@@ -41,7 +41,7 @@ from tests.conftest import Run
 from tests.qmp.vm import COUNTERS, UNMEASURED, Proxy, Vm, running
 
 PROGRAM = Path(sys.executable).with_name("svmstream")
-SLOW = Options(bandwidth=1 << 20)
+SLOW = CaptureOptions(bandwidth=1 << 20)
 
 
 def settings(vm: Vm) -> tuple[Any, ...]:
@@ -56,7 +56,7 @@ def settings(vm: Vm) -> tuple[Any, ...]:
         )
 
 
-def take(vm: Vm, path: Path, options: Options | None = None, **more: Any) -> Captured:
+def take(vm: Vm, path: Path, options: CaptureOptions | None = None, **more: Any) -> Captured:
     async def work() -> Captured:
         async with Client.connect(vm.address) as client:
             return await capture(client, str(path), options, **more)
@@ -82,14 +82,14 @@ def counters(done: Captured) -> list[int]:
 
 
 KINDS = {
-    "live": Options(),
-    "stop": Options(live=False),
-    "multifd": Options(multifd=2),
-    "multifd-zlib": Options(multifd=1, compression="zlib"),
-    "multifd-zstd": Options(multifd=3, compression="zstd"),
-    "xbzrle": Options(xbzrle=True, bandwidth=4 << 20, stop_after=0.4),
-    "background-snapshot": Options(background_snapshot=True),
-    "slow": Options(bandwidth=2 << 20, downtime=1000, stop_after=0.5),
+    "live": CaptureOptions(),
+    "stop": CaptureOptions(live=False),
+    "multifd": CaptureOptions(multifd=2),
+    "multifd-zlib": CaptureOptions(multifd=1, compression="zlib"),
+    "multifd-zstd": CaptureOptions(multifd=3, compression="zstd"),
+    "xbzrle": CaptureOptions(xbzrle=True, bandwidth=4 << 20, stop_after=0.4),
+    "background-snapshot": CaptureOptions(background_snapshot=True),
+    "slow": CaptureOptions(bandwidth=2 << 20, downtime=1000, stop_after=0.5),
 }
 
 
@@ -135,7 +135,7 @@ def test_a_paused_guest_stays_stopped(tmp_path: Path, qemu_7_2: tuple[str, ...])
         with sync.connect(vm.address) as qmp:
             qmp.execute("stop")
         with pytest.raises(Refused, match="resumes a stopped guest"):
-            take(vm, tmp_path / "no", Options(background_snapshot=True))
+            take(vm, tmp_path / "no", CaptureOptions(background_snapshot=True))
         done = take(vm, tmp_path / "dump.bin")
         assert not done.after.running
         first = counters(done)
@@ -153,7 +153,7 @@ def test_over_tcp(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     with running(tmp_path, "-qmp", f"tcp:127.0.0.1:{port},server=on,wait=off") as vm:
         before = settings(vm)
-        for options in (Options(), Options(multifd=2)):
+        for options in (CaptureOptions(), CaptureOptions(multifd=2)):
             with sync.connect(f"127.0.0.1:{port}") as qmp:
                 done = qmp.capture(str(tmp_path / f"d{options.multifd}"), options)
             assert min(counters(done)) > 0
@@ -180,7 +180,7 @@ def test_what_this_qemu_does_not_have(tmp_path: Path, qemu_7_2: tuple[str, ...])
     with running(tmp_path, command=qemu_7_2) as vm:
         before = settings(vm)
         with pytest.raises(Refused, match=r"no mapped-ram \(QEMU has it from 9.0 on\)"):
-            take(vm, tmp_path / "dump.bin", Options(mapped_ram=True))
+            take(vm, tmp_path / "dump.bin", CaptureOptions(mapped_ram=True))
         assert settings(vm) == before
     assert not (tmp_path / "dump.bin").exists()
 
@@ -437,7 +437,7 @@ def test_only_errors_of_ours(vm: Vm, tmp_path: Path, monkeypatch: pytest.MonkeyP
             qmp.capture(str(taken_meanwhile), progress=lambda _one: taken_meanwhile.touch())
         assert taken_meanwhile.read_bytes() == b""
         with pytest.raises(SvmStreamError):
-            qmp.capture(str(tmp_path / "x"), Options(multifd=-1))
+            qmp.capture(str(tmp_path / "x"), CaptureOptions(multifd=-1))
         reader, writer = os.pipe()
         os.close(reader)
         monkeypatch.setattr(os, "dup", lambda _fd: writer)
@@ -458,7 +458,8 @@ def test_no_descriptors_are_left(vm: Vm, tmp_path: Path, monkeypatch: pytest.Mon
                 patch.setattr(name, none_left)
                 with pytest.raises(QmpError, match="Too many open files"):
                     qmp.capture(
-                        str(tmp_path / "x"), Options(multifd=int(name != "socket.socketpair"))
+                        str(tmp_path / "x"),
+                        CaptureOptions(multifd=int(name != "socket.socketpair")),
                     )
         with pytest.raises(QmpError, match="cannot listen"):
             Listener(Receiver.__new__(Receiver), "host..invalid")
@@ -585,7 +586,7 @@ def test_a_hundred_in_a_row(vm: Vm, tmp_path: Path, quiet: None) -> None:
         memory = 0
         async with Client.connect(vm.address) as client:
             for number in range(100):
-                options = Options(multifd=2) if number % 10 == 5 else Options()
+                options = CaptureOptions(multifd=2) if number % 10 == 5 else CaptureOptions()
                 path = str(tmp_path / "dump.bin")
                 done = await capture(client, path, options, replace=True)
                 found = counters(done)

@@ -16,7 +16,7 @@ import pytest
 from qemu_svm.errors import StreamRefused
 from qemu_svm.machine import read_machine
 from qemu_svm.qmp import sync
-from qemu_svm.qmp.features import Options
+from qemu_svm.qmp.features import CaptureOptions
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.conftest import STREAMS, Run
@@ -41,11 +41,11 @@ def binary(qemu_10_0: tuple[str, ...], tmp_path: Path) -> Path:
 
 
 KINDS = {
-    "live": Options(),
-    "mapped-ram": Options(mapped_ram=True),
-    "mapped-ram-multifd": Options(mapped_ram=True, multifd=3),
-    "multifd-zstd": Options(multifd=2, compression="zstd"),
-    "background-snapshot": Options(background_snapshot=True),
+    "live": CaptureOptions(),
+    "mapped-ram": CaptureOptions(mapped_ram=True),
+    "mapped-ram-multifd": CaptureOptions(mapped_ram=True, multifd=3),
+    "multifd-zstd": CaptureOptions(multifd=2, compression="zstd"),
+    "background-snapshot": CaptureOptions(background_snapshot=True),
 }
 
 

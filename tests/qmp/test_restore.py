@@ -22,7 +22,7 @@ import zstandard
 
 from qemu_svm.errors import QmpError, Refused, StreamRefused
 from qemu_svm.qmp import sync
-from qemu_svm.qmp.features import Options
+from qemu_svm.qmp.features import CaptureOptions
 from qemu_svm.qmp.process import Process
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
@@ -85,14 +85,14 @@ def test_packed_streams(
 @pytest.mark.parametrize(
     "options",
     [
-        Options(multifd=2),
-        Options(multifd=3, compression="zlib"),
-        Options(multifd=1, compression="zstd"),
-        Options(xbzrle=True, bandwidth=4 << 20, stop_after=0.3),
-        Options(background_snapshot=True),
+        CaptureOptions(multifd=2),
+        CaptureOptions(multifd=3, compression="zlib"),
+        CaptureOptions(multifd=1, compression="zstd"),
+        CaptureOptions(xbzrle=True, bandwidth=4 << 20, stop_after=0.3),
+        CaptureOptions(background_snapshot=True),
     ],
 )
-def test_every_kind_goes_back(options: Options, vm: Vm, tmp_path: Path) -> None:
+def test_every_kind_goes_back(options: CaptureOptions, vm: Vm, tmp_path: Path) -> None:
     with sync.connect(vm.address) as qmp:
         taken = qmp.capture(str(tmp_path / "dump.bin"), options)
     with (
@@ -274,7 +274,7 @@ def test_what_a_stream_needs(
 
 def test_channels_that_are_not_all_there(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
     with sync.connect(vm.address) as qmp:
-        done = qmp.capture(str(tmp_path / "d"), Options(multifd=2))
+        done = qmp.capture(str(tmp_path / "d"), CaptureOptions(multifd=2))
     for chosen in ([2], [1, 1]):
         words = [word for index in chosen for word in ("--channel", done.files[index])]
         back = svmstream("restore", "--check", done.files[0], *words, *arguments(vm))
