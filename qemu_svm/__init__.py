@@ -80,11 +80,6 @@ __all__ = [  # noqa: RUF022 - the most important first
 
 # The cheapest first.
 _MODULES = ("qemu_svm.errors", "qemu_svm.limits", "qemu_svm.api", "qemu_svm.qmp.features")
-    "qemu_svm.errors",
-    "qemu_svm.limits",
-    "qemu_svm.qmp.features",
-    "qemu_svm.api",
-)  # the cheapest first
 
 
 def __getattr__(name: str) -> Any:
