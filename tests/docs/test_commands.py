@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from pathlib import Path
 
@@ -45,3 +47,15 @@ def test_pages_have_examples() -> None:
     assert len(CASES) >= 14
     for page in Path(ROOT / "docs").glob("*.md"):
         assert page.read_text().startswith("# ")
+
+
+def test_the_matrix_quotes_rules_as_they_are(svmstream: Run) -> None:
+    rules = {
+        one["id"]: f"{one['fails_when']}: {one['means']}; {one['do']}"
+        for one in json.loads(svmstream("check", "--rules", "--json").stdout)["rules"]
+    }
+    page = (ROOT / "docs" / "support-matrix.md").read_text()
+    quoted = re.findall(r"^ {9}([A-Z]+-\d+): (.*(?:\n {9}(?![A-Z]+-\d+:).*)*)", page, re.MULTILINE)
+    assert len(quoted) >= 10
+    for rule, text in quoted:
+        assert " ".join(text.split()) == rules[rule]
