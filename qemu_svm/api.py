@@ -31,7 +31,6 @@ from qemu_svm.source import Source, open_source
 from qemu_svm.stream import Value, Walk, read_stream
 
 if TYPE_CHECKING:
-    from qemu_svm.findings import Finding
     from qemu_svm.findings.results import (
         CheckReport,
         CompatReport,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from qemu_svm.qmp.capture import Captured
     from qemu_svm.qmp.features import CaptureOptions
     from qemu_svm.qmp.sync import Connection
+    from qemu_svm.rules import Finding
     from qemu_svm.stream.ram.read import Ram
     from qemu_svm.stream.vmstate.description import Description
     from qemu_svm.stream.vmstate.dump import Dump as VmstateDump
@@ -238,20 +238,13 @@ class Dump:
         :param maxphyaddr: the guest's physical address width in bits.
         :raises PlanError: no such kernel, or ``qemu`` is not a version.
         """
-        from qemu_svm.findings import check, qemus
+        from qemu_svm.findings.check import check
         from qemu_svm.findings.results import CheckReport
         from qemu_svm.model.profiles import RELEASED, profiles
 
         names = [kernel] if isinstance(kernel, str) else kernel or RELEASED
         chosen = [profile for name in names for profile in profiles(name)]
-        try:
-            plan = "qemu" if qemu is None else qemus.qemu_plan(qemu)
-        except ValueError:
-            raise PlanError(f"'{qemu}' is not a version such as 7.2") from None
-        report = check.check(self.machine, chosen, plan=plan, maxphyaddr=maxphyaddr, npt=npt)
-        if qemu is not None:
-            more = tuple(qemus.qemu_findings(self.machine, qemu))
-            report = check.Report(report.findings + more, report.verdicts)
+        report = check(self.machine, chosen, qemu=qemu, maxphyaddr=maxphyaddr, npt=npt)
         return CheckReport(self.machine, report)
 
     def simulate(

@@ -49,20 +49,16 @@ def command(
         return _rules(explain_id, as_json=as_json)
     if file is None:
         raise click.UsageError("Missing argument 'FILE'.")
-    from qemu_svm.findings import check as judge
-    from qemu_svm.findings import qemus
+    from qemu_svm.findings.check import check
+    from qemu_svm.findings.qemus import qemu_plan
 
-    try:
-        plan = qemus.qemu_plan(qemu_version) if qemu_version else "qemu"
-    except ValueError:
-        raise click.UsageError(f"'{qemu_version}' is not a version such as 7.2") from None
+    plan = qemu_plan(qemu_version) if qemu_version else None
     names = kernel_names or RELEASED
     chosen = [kernel for name in names for kernel in kernels(name)]
     with common.opened(file) as machine:
-        found = judge.check(machine, chosen, plan=plan, maxphyaddr=maxphyaddr, npt=not no_npt)
-        if qemu_version:
-            extra = tuple(qemus.qemu_findings(machine, qemu_version))
-            found = judge.Report(found.findings + extra, found.verdicts)
+        found = check(
+            machine, chosen, plan=plan, qemu=qemu_version, maxphyaddr=maxphyaddr, npt=not no_npt
+        )
         if as_json:
             from qemu_svm.render.json.check import document
 
@@ -75,7 +71,7 @@ def command(
     if unreadable:
         return unreadable
     bad = {"error"} if fail_on == "error" else {"error", "warning"}
-    return EXIT_FINDINGS if any(f.level in bad for f in found.findings) else 0
+    return EXIT_FINDINGS if any(f.severity in bad for f in found.findings) else 0
 
 
 def _rules(rule: str | None, *, as_json: bool) -> int:

@@ -19,9 +19,9 @@ from qemu_svm.stream import Walk, read_stream
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from qemu_svm.findings import Finding
     from qemu_svm.limits import Limits
     from qemu_svm.machine import Machine, Vcpu
+    from qemu_svm.rules import Finding
 
 _EVERY = 0.2  # seconds between two words of progress
 
@@ -155,7 +155,7 @@ def status(machine: Machine, found: Sequence[Finding]) -> int:
     """Exit status for a stream and what was found in it."""
     if _damaged(machine):
         return EXIT_UNREADABLE
-    from qemu_svm.findings import Severity
+    from qemu_svm.rules import Severity
 
     bad = any(finding.severity is not Severity.INFO for finding in found)
     return EXIT_FINDINGS if bad else 0

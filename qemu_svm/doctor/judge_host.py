@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from qemu_svm.doctor.facts import Cpu, Host, Kvm
 from qemu_svm.doctor.model import Check, State
-from qemu_svm.model.releases import known_bugs, profile
+from qemu_svm.findings.advisories import known_bugs
+from qemu_svm.model.releases import profile
 
 _PROCESSOR = "processor"
 _KVM = "KVM"

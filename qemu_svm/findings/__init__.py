@@ -1,8 +1,7 @@
-"""What is to be told: findings, the same for every renderer."""
+"""What is wrong with a stream, or would go wrong with it: findings of every kind."""
 
 from __future__ import annotations
 
 from qemu_svm.findings.inspection import findings
-from qemu_svm.findings.model import Finding, Severity
 
-__all__ = ["Finding", "Severity", "findings"]
+__all__ = ["findings"]

@@ -21,9 +21,9 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qemu_svm.findings.model import Severity
 from qemu_svm.machine import Machine
 from qemu_svm.machine.paths import section_label
+from qemu_svm.rules import Finding, Severity
 from qemu_svm.stream import Kind, Record
 from qemu_svm.stream.vmstate.description import Field, Fields
 from qemu_svm.stream.vmstate.dump import UNLISTED, Dump, DumpField, DumpLayout
@@ -38,24 +38,6 @@ _BYTES = frozenset({"unused_buffer", "buffer"})
 
 
 @dataclass(frozen=True, slots=True)
-class Objection:
-    """One thing that this QEMU would, or might, not accept.
-
-    :param rule: ``machine``, ``device``, ``version``, ``field``, ``size``,
-        ``subsection`` or ``subsection-version``.
-    :param offset: where it shows in the stream; None if nowhere.
-    :param do: what to do about it.
-    """
-
-    severity: Severity
-    rule: str
-    path: str
-    message: str
-    offset: int | None
-    do: str
-
-
-@dataclass(frozen=True, slots=True)
 class Compatibility:
     """What came out.
 
@@ -65,7 +47,7 @@ class Compatibility:
     :param unlisted: labels of the sections that no dump tells anything about.
     """
 
-    objections: tuple[Objection, ...]
+    findings: tuple[Finding, ...]
     target: str | None
     compared: tuple[str, ...]
     fields: int
@@ -74,7 +56,7 @@ class Compatibility:
     @property
     def accepted(self) -> bool:
         """Whether nothing was found that makes QEMU refuse."""
-        return not any(one.severity is Severity.ERROR for one in self.objections)
+        return not any(one.severity is Severity.ERROR for one in self.findings)
 
 
 def compatibility(
@@ -116,30 +98,30 @@ class _Judge:
             tuple(found), self._dump.machine, tuple(compared), self._fields, tuple(unlisted)
         )
 
-    def _machine_type(self, machines: Sequence[str] | None) -> Iterator[Objection]:
+    def _machine_type(self, machines: Sequence[str] | None) -> Iterator[Finding]:
         name = self._machine.name
         if name is None:
             return
         record = next(r for r in self._machine.stream.records if r.kind is Kind.CONFIGURATION)
         if machines is not None and name not in machines:
             near = difflib.get_close_matches(name, machines, n=3)
-            yield Objection(
+            yield Finding(
                 Severity.ERROR,
                 "machine",
-                "configuration.machine",
                 f"this QEMU has no machine type '{name}'"
                 + (f"; near it: {', '.join(near)}" if near else ""),
                 record.offset + 5,
+                "configuration.machine",
                 "use a QEMU that has it, or start the source with a machine type that both have",
             )
         elif machines is None and self._dump.machine not in (name, None):
-            yield Objection(
+            yield Finding(
                 Severity.WARNING,
                 "machine",
-                "configuration.machine",
                 f"the dump was made for '{self._dump.machine}', the stream is of '{name}': "
                 "whether the target has that machine type is not known",
                 record.offset + 5,
+                "configuration.machine",
                 f"make the dump with -M {name}, or give the binary instead of a dump",
             )
 
@@ -151,12 +133,12 @@ class _Judge:
 
     def _best(
         self, record: Record, label: str, layouts: tuple[DumpLayout, ...], described: Fields | None
-    ) -> list[Objection]:
+    ) -> list[Finding]:
         # Of classes that share a name, the one that fits best is meant; where none
         # does, a part of a class may.
         before = self._fields
 
-        def tried(layout: DumpLayout) -> tuple[list[Objection], int]:
+        def tried(layout: DumpLayout) -> tuple[list[Finding], int]:
             self._fields = before
             return list(self._section(record, label, layout, described)), self._fields
 
@@ -166,19 +148,19 @@ class _Judge:
         best, self._fields = min(results, key=lambda result: _weight(result[0]))
         return best
 
-    def _unknown(self, record: Record, label: str, name: str) -> Objection:
-        return Objection(
+    def _unknown(self, record: Record, label: str, name: str) -> Finding:
+        return Finding(
             Severity.WARNING,
             "device",
-            f"section:{label}",
             f"no device class of this QEMU has the description '{name}'",
             record.offset,
+            f"section:{label}",
             "see whether this QEMU has the device (-device help); without it, it refuses",
         )
 
     def _section(
         self, record: Record, label: str, layout: DumpLayout, described: Fields | None
-    ) -> Iterator[Objection]:
+    ) -> Iterator[Finding]:
         self._offset = record.offset
         path = f"section:{label}"
         version = record.version_id or 0
@@ -192,12 +174,12 @@ class _Judge:
         elif described is not None:
             yield from self._fields_of(path, described, layout, version)
 
-    def _error(self, rule: str, path: str, message: str, do: str) -> Objection:
-        return Objection(Severity.ERROR, rule, path, message, self._offset, do)
+    def _error(self, rule: str, path: str, message: str, do: str) -> Finding:
+        return Finding(Severity.ERROR, rule, message, self._offset, path, do)
 
     def _fields_of(
         self, path: str, ours: Fields, theirs: DumpLayout, version: int
-    ) -> Iterator[Objection]:
+    ) -> Iterator[Finding]:
         sent = _merged(ours.fields)
         expected = [field for field in theirs.fields if field.since <= version]
         pairs = _paired(sent, expected)
@@ -221,17 +203,17 @@ class _Judge:
                 )
         for known in missing:
             # Arrays of structures are often empty, of plain numbers never.
-            yield Objection(
+            yield Finding(
                 Severity.WARNING if known.layout is None else Severity.INFO,
                 "field",
-                join(path, known.name),
                 "this QEMU reads it, and the stream has none (or an array without elements)",
                 self._offset,
+                join(path, known.name),
                 "compare the two QEMUs' descriptions; if it is no empty array, it refuses",
             )
         yield from self._subsections(path, ours, theirs)
 
-    def _field(self, path: str, field: Field, known: DumpField) -> Iterator[Objection]:
+    def _field(self, path: str, field: Field, known: DumpField) -> Iterator[Finding]:
         if known.name.startswith("unused"):
             return  # paired by its size
         plain = field.type in SCALARS and field.type not in _IN_MEMORY
@@ -259,7 +241,7 @@ class _Judge:
                 if group.name == known.layout.name:
                     yield from self._fields_of(path, group, known.layout, version)
 
-    def _subsections(self, path: str, ours: Fields, theirs: DumpLayout) -> Iterator[Objection]:
+    def _subsections(self, path: str, ours: Fields, theirs: DumpLayout) -> Iterator[Finding]:
         known = {layout.name: layout for layout in theirs.subsections}
         for subsection in ours.subsections:
             where = join(path, subsection.name)
@@ -282,7 +264,7 @@ class _Judge:
                 yield from self._fields_of(where, subsection, layout, subsection.version)
 
 
-def _weight(found: list[Objection]) -> tuple[int, int]:
+def _weight(found: list[Finding]) -> tuple[int, int]:
     errors = sum(one.severity is Severity.ERROR for one in found)
     # A version that is refused ends the comparison, so it outweighs any field.
     refused = any(one.rule == "version" for one in found)

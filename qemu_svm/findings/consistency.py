@@ -8,98 +8,118 @@ Source: QEMU ``target/i386/machine.c`` (``cpu_post_load``,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.memory import backed
 from qemu_svm.nested import NestedState, bits, layout
+from qemu_svm.rules import BAD_VALUE, Finding, Rule, RuleKind, Severity
 
 _TCG_SVME = 1 << 20  # HF_SVME: set by TCG only
 _SVME = 1 << 12
 _WHOLE = layout.UAPI_HEADER_SIZE + layout.VMCB_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A rule of :mod:`qemu_svm.findings.rules` that does not hold."""
+# Id, severity, when it fails, what follows, what to do, source.
+_ROWS: tuple[tuple[str, Severity, str, str, str, str], ...] = (
+    ("X-01", Severity.ERROR, "hflags and the nested flags disagree about guest mode",
+     "QEMU refuses the stream, or restores it without guest mode", BAD_VALUE,
+     "QEMU target/i386/machine.c cpu_post_load"),
+    ("X-02", Severity.WARNING, "hflags2 and the nested flags disagree about GIF",
+     "QEMU uses hflags2", BAD_VALUE, "QEMU target/i386/kvm/kvm.c kvm_put_nested_state"),
+    ("X-03", Severity.ERROR, "the vCPU is in guest mode and the stream has no nested state for it",
+     "L1's state is lost; the restore fails (C-01)", "save with QEMU 5.1 or later",
+     "QEMU target/i386/machine.c"),
+    ("X-04", Severity.ERROR, "the nested state's size or format is invalid",
+     "QEMU or KVM refuses it", BAD_VALUE, "QEMU target/i386/machine.c nested_state_post_load"),
+    ("X-05", Severity.ERROR, "the vCPU is in guest mode with EFER.SVME clear",
+     "KVM_SET_NESTED_STATE fails with EINVAL (SV-03)", BAD_VALUE,
+     "nested.c svm_set_nested_state"),
+    ("X-06", Severity.WARNING, "vmcb12 is outside the guest's RAM",
+     "accepted, but the next #VMEXIT ends in a shutdown", BAD_VALUE, "measured"),
+    ("X-07", Severity.WARNING, "L1's MSR bitmap is outside the guest's RAM",
+     "KVM_RUN ends with an internal error", BAD_VALUE, "measured"),
+    ("X-08", Severity.WARNING, "VM_HSAVE_PA is 0 in guest mode",
+     "L1's next VMRUN gets #GP (5.14 and later)", BAD_VALUE, "nested.c nested_svm_vmrun"),
+    ("X-09", Severity.WARNING, "L1's RAX is not vmcb12's address",
+     "VMRUN takes the address from RAX, so this L1 did not execute it", BAD_VALUE,
+     "AMD APM volume 2, 15.5.1"),
+    ("X-10", Severity.ERROR, "the vCPU is in SMM and in guest mode",
+     "KVM_SET_NESTED_STATE fails with EINVAL (SV-04)", BAD_VALUE,
+     "nested.c svm_set_nested_state"),
+)  # fmt: skip
 
-    rule: str
-    message: str
-    offset: int | None = None
+CONSISTENCY: tuple[Rule, ...] = tuple(
+    Rule(rule, severity, RuleKind.CONSISTENCY, when, means, do, source)
+    for rule, severity, when, means, do, source in _ROWS
+)
+_RULES = {rule.id: rule for rule in CONSISTENCY}
 
 
-def consistency(machine: Machine) -> Iterator[Violation]:
-    """Everything that contradicts itself in the vCPUs of a stream."""
+def consistency(machine: Machine) -> Iterator[Finding]:
+    """Find the contradictions in the vCPUs of a stream."""
     for vcpu in machine.vcpus:
         if vcpu.nested is None:
-            yield from _without(vcpu)
+            yield from _without_nested_state(vcpu)
         else:
-            yield from _with(machine, vcpu, vcpu.nested)
+            yield from _with_nested_state(machine, vcpu, vcpu.nested)
 
 
-def _without(vcpu: Vcpu) -> Iterator[Violation]:
-    # Under TCG L1's state is in memory, and these two tell that it is TCG.
+def _without_nested_state(vcpu: Vcpu) -> Iterator[Finding]:
+    # Under TCG L1's state is in memory; either of these two shows that it is TCG.
     tcg = vcpu.get("vm_vmcb") != 0 or vcpu.get("hflags") & _TCG_SVME
     if vcpu.guest_mode and not tcg:
-        yield Violation(
-            "X-03",
-            f"vCPU {vcpu.index} was in guest mode, but the stream carries no nested state: "
+        yield _RULES["X-03"].finding(
+            f"vCPU {vcpu.index} was in guest mode, but the stream has no nested state for it: "
             "L1's state is lost and the restore will fail",
             vcpu.registers["hflags"].offset,
         )
 
 
-def _with(machine: Machine, vcpu: Vcpu, nested: NestedState) -> Iterator[Violation]:
+def _with_nested_state(machine: Machine, vcpu: Vcpu, nested: NestedState) -> Iterator[Finding]:
     name, guest_mode = f"vCPU {vcpu.index}", bool(nested.flags & bits.GUEST_MODE)
     if nested.format not in bits.FORMATS:
-        yield Violation(
-            "X-04",
-            f"{name}: nested state of unknown format {nested.format}",
-            nested.offset + 2,
+        yield _RULES["X-04"].finding(
+            f"{name}: nested state of unknown format {nested.format}", nested.offset + 2
         )
         return
     if guest_mode != vcpu.guest_mode:
-        yield Violation(
-            "X-01",
-            f"{name}: hflags say guest mode {int(vcpu.guest_mode)}, the nested state's flags "
-            f"{nested.flags:#x} the opposite; QEMU refuses or changes this on load",
+        yield _RULES["X-01"].finding(
+            f"{name}: guest mode is {int(vcpu.guest_mode)} in hflags and {int(guest_mode)} in "
+            f"the nested state's flags ({nested.flags:#x}); QEMU refuses or changes this on load",
             nested.offset,
         )
     if not nested.is_svm:
         return
-    if bool(nested.flags & bits.GIF_SET) != vcpu.gif:
-        yield Violation(
-            "X-02",
-            f"{name}: hflags2 say GIF {int(vcpu.gif)}, the nested state's flags "
-            f"{nested.flags:#x} the opposite; QEMU takes hflags2",
+    gif = bool(nested.flags & bits.GIF_SET)
+    if gif != vcpu.gif:
+        yield _RULES["X-02"].finding(
+            f"{name}: GIF is {int(vcpu.gif)} in hflags2 and {int(gif)} in the nested state's "
+            f"flags ({nested.flags:#x}); QEMU uses hflags2",
             nested.offset,
         )
     if guest_mode and (nested.size < _WHOLE or not nested.vmcb):
-        yield Violation(
-            "X-04",
-            f"{name}: the nested state says it has {nested.size} bytes; guest mode needs {_WHOLE}",
+        yield _RULES["X-04"].finding(
+            f"{name}: the nested state's size is {nested.size} bytes; guest mode needs {_WHOLE}",
             nested.offset + 4,
         )
     if guest_mode and nested.vmcb:
-        yield from _guest_mode(machine, vcpu, nested, name)
+        yield from _in_guest_mode(machine, vcpu, nested, name)
 
 
-def _guest_mode(
+def _in_guest_mode(
     machine: Machine, vcpu: Vcpu, nested: NestedState, name: str
-) -> Iterator[Violation]:
+) -> Iterator[Finding]:
     if not vcpu.get("efer") & _SVME:
-        yield Violation(
-            "X-05",
-            f"{name}: in guest mode, but EFER {vcpu.get('efer'):#x} has SVME clear",
+        yield _RULES["X-05"].finding(
+            f"{name}: in guest mode, but SVME is clear in EFER ({vcpu.get('efer'):#x})",
             vcpu.registers["efer"].offset if "efer" in vcpu.registers else None,
         )
     if vcpu.smm:
-        yield Violation("X-10", f"{name}: in SMM and in guest mode at once", nested.offset)
+        yield _RULES["X-10"].finding(f"{name}: in SMM and in guest mode at once", nested.offset)
     known = bool(machine.blocks)
     at = nested.vmcb_offset
     if known and not backed(machine, nested.vmcb_pa, layout.VMCB_SIZE):
-        yield Violation(
-            "X-06",
+        yield _RULES["X-06"].finding(
             f"{name}: vmcb12 at {nested.vmcb_pa:#x} is outside the guest's RAM: the next #VMEXIT "
             "ends in a shutdown",
             at - 8,
@@ -109,20 +129,17 @@ def _guest_mode(
     bitmap = control.msrpm_base_pa & ~0xFFF
     merged = known and intercepts & bits.INTERCEPTS.mask("MSR_PROT")
     if merged and not backed(machine, bitmap, 0x2000):
-        yield Violation(
-            "X-07",
+        yield _RULES["X-07"].finding(
             f"{name}: L1's MSR bitmap at {bitmap:#x} is outside the guest's RAM",
             at + layout.CONTROL.member("msrpm_base_pa").offset,
         )
     if not vcpu.get("vm_hsave_pa"):
-        yield Violation(
-            "X-08",
+        yield _RULES["X-08"].finding(
             f"{name}: VM_HSAVE_PA is 0 in guest mode",
             vcpu.registers["vm_hsave_pa"].offset if "vm_hsave_pa" in vcpu.registers else None,
         )
     if save.rax != nested.vmcb_pa:
-        yield Violation(
-            "X-09",
-            f"{name}: L1's RAX is {save.rax:#x}, vmcb12's address {nested.vmcb_pa:#x}",
+        yield _RULES["X-09"].finding(
+            f"{name}: L1's RAX is {save.rax:#x}, vmcb12's address is {nested.vmcb_pa:#x}",
             at + layout.SAVE_OFFSET + layout.SAVE.member("rax").offset,
         )

@@ -1,28 +1,29 @@
-"""What looks wrong at first sight: damage, and parts that contradict each other."""
+"""Damage of a stream, and parts of it that contradict each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qemu_svm.findings.consistency import Violation, consistency
-from qemu_svm.findings.model import Finding, Severity, from_error
+from qemu_svm.errors import StreamError
+from qemu_svm.findings.consistency import consistency
 from qemu_svm.machine import Machine
+from qemu_svm.rules import Finding, Severity
 from qemu_svm.stream import LayoutOrigin
 
 
 def findings(machine: Machine) -> list[Finding]:
-    """List what is wrong with a stream and its vCPUs; empty for a sound one."""
-    found = [from_error(error) for error in machine.stream.problems + machine.problems]
+    """List the damage and the contradictions of a stream and its vCPUs."""
+    found = [_from_error(error) for error in machine.stream.problems + machine.problems]
     found.extend(_description(machine))
-    found.extend(_rule(violation) for violation in consistency(machine))
+    found.extend(consistency(machine))
     return found
 
 
-def _rule(violation: Violation) -> Finding:
-    from qemu_svm.findings.rules import RULES  # all the words: only if one is needed
-
-    severity = Severity(RULES[violation.rule].severity)
-    return Finding(severity, violation.rule, violation.message, violation.offset)
+def _from_error(error: StreamError) -> Finding:
+    text = error.detail()
+    if error.hint:
+        text = f"{text} ({error.hint})"
+    return Finding(Severity.ERROR, error.rule, text, error.offset, do=error.hint or "")
 
 
 def _description(machine: Machine) -> Iterator[Finding]:

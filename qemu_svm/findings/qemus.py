@@ -1,15 +1,15 @@
-"""What is known about restoring a stream in a QEMU of some version.
+"""Whether a QEMU of some version can restore a stream, from what is known of its releases.
 
-A version is a text such as ``7.2``; whatever follows the second number is ignored.
+A version is a string such as ``7.2``; whatever follows the second number is ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from qemu_svm.findings.check import Finding
-from qemu_svm.findings.rules import ERROR, RULES, WARNING
+from qemu_svm.errors import PlanError
 from qemu_svm.machine import Machine
+from qemu_svm.rules import Finding, Rule, RuleKind, Severity
 from qemu_svm.stream import Value
 
 _NESTED = (5, 1)
@@ -32,38 +32,65 @@ _SUBSECTIONS: Mapping[str, tuple[str, str]] = {
 Source: the tables in the binaries of 5.2.0, 7.2.22, 10.0.13 and 11.1.2.
 """
 
+_TOO_OLD = Rule(
+    "Q-01",
+    Severity.ERROR,
+    RuleKind.ADVISORY,
+    "QEMU is older than 5.1",
+    "it does not restore nested SVM state at all",
+    "use QEMU 5.1 or later",
+    "QEMU target/i386/kvm.c, 5.1",
+)
+_MACHINE_TYPE = Rule(
+    "Q-02",
+    Severity.WARNING,
+    RuleKind.ADVISORY,
+    "QEMU is older than the machine type",
+    "it does not have this machine type",
+    "use a QEMU at least as new, or an older machine type",
+    "QEMU hw/i386/pc_piix.c",
+)
+_SUBSECTION = Rule(
+    "Q-03",
+    Severity.ERROR,
+    RuleKind.ADVISORY,
+    "a subsection of the vCPU is newer than QEMU",
+    "it refuses the section 'cpu' (No such file or directory)",
+    "use a QEMU that knows it; an older machine type does not help",
+    "QEMU migration/vmstate.c vmstate_subsection_load",
+)
+QEMU_RULES = (_TOO_OLD, _MACHINE_TYPE, _SUBSECTION)
+
 
 def qemu_findings(machine: Machine, version: str) -> Iterator[Finding]:
-    """Rules that a stream meets in a QEMU of that version.
+    """Find the rules that a stream breaks in a QEMU of that version.
 
-    :raises ValueError: not a version.
+    :raises PlanError: not a version.
     """
     wanted = _version(version)
     if wanted < _NESTED and any(vcpu.guest_mode for vcpu in machine.vcpus):
-        yield Finding("Q-01", f"QEMU {version}: {RULES['Q-01'].means}", ())
+        yield _TOO_OLD.finding(f"QEMU {version}: {_TOO_OLD.means}")
     name = machine.name or ""
     number = name.rpartition("-")[2]
     if number.replace(".", "").isdigit() and "." in number and _version(number) > wanted:
-        yield Finding("Q-02", f"QEMU {version} does not know the machine type {name}", ())
+        yield _MACHINE_TYPE.finding(f"QEMU {version} does not have the machine type {name}")
     for vcpu in machine.vcpus:
         for subsection, without, with_it in newer_subsections(vcpu.section):
             if wanted >= _version(with_it):
                 continue
-            sure = wanted <= _version(without)
-            words = "does not know" if sure else "may not know"
-            known = "" if sure else f" ({without} does not, {with_it} does)"
-            yield Finding(
-                "Q-03",
+            certain = wanted <= _version(without)
+            words = "does not know" if certain else "may not know"
+            known = "" if certain else f" ({without} does not, {with_it} does)"
+            yield _SUBSECTION.finding(
                 f"vCPU {vcpu.index}: QEMU {version} {words} the subsection "
                 f"{subsection.name}{known}",
-                (),
                 subsection.offset,
-                ERROR if sure else WARNING,
+                severity=None if certain else Severity.WARNING,
             )
 
 
 def newer_subsections(cpu: Value) -> Iterator[tuple[Value, str, str]]:
-    """Subsections of a ``cpu`` section that not every QEMU from 5.2 on knows.
+    """Subsections of a ``cpu`` section that some QEMU since 5.2 does not know.
 
     :returns: each with the last version seen without it and the first with it.
     """
@@ -73,12 +100,15 @@ def newer_subsections(cpu: Value) -> Iterator[tuple[Value, str, str]]:
 
 
 def qemu_plan(version: str) -> str:
-    """The order in which a QEMU of that version restores.
+    """Name the plan of a QEMU of that version, see :mod:`qemu_svm.model.plan`.
 
-    :raises ValueError: not a version.
+    :raises PlanError: not a version.
     """
     return "qemu-5.0" if _version(version) < _NESTED else "qemu"
 
 
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])
+    try:
+        return tuple(int(part) for part in text.split(".")[:2])
+    except ValueError:
+        raise PlanError(f"'{text}' is not a version such as 7.2") from None

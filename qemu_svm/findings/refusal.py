@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from qemu_svm.errors import StreamError
-from qemu_svm.findings.model import Finding, Severity
 from qemu_svm.findings.qemus import newer_subsections
 from qemu_svm.machine import Machine
 from qemu_svm.machine.paths import section_label
+from qemu_svm.rules import Finding, Severity
 from qemu_svm.stream import Kind, Record
 
 _NAMED = (Kind.START, Kind.FULL)

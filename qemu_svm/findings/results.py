@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from qemu_svm.findings.check import Finding as CheckFinding
 from qemu_svm.findings.check import Report
 from qemu_svm.findings.compat import Compatibility
 from qemu_svm.findings.diff import Comparison, Difference
-from qemu_svm.findings.model import Finding
 from qemu_svm.findings.ram_diff import RamDiff
 from qemu_svm.findings.verdict import Judgement, Verdict
 from qemu_svm.machine import Machine
 from qemu_svm.machine.paths import Place
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.results import Result
+from qemu_svm.rules import Finding
 from qemu_svm.stream import Stream
 from qemu_svm.stream.ram.coverage import BlockCoverage
 from qemu_svm.stream.ram.read import Ram
@@ -47,7 +46,7 @@ class CheckReport(Result):
     report: Report
 
     @property
-    def findings(self) -> tuple[CheckFinding, ...]:
+    def findings(self) -> tuple[Finding, ...]:
         """The rules that the stream meets or breaks."""
         return self.report.findings
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qemu_svm.findings import check as judge
-from qemu_svm.findings.check import Finding
+from qemu_svm.findings.check import check
 from qemu_svm.findings.qemus import qemu_findings
 from qemu_svm.machine import Machine
 from qemu_svm.model.releases import profile, release
+from qemu_svm.rules import Finding
 
 _OF_SOURCES = frozenset({"A-03"})
 
@@ -36,7 +36,7 @@ def explanations(
 def _by_kernel(machine: Machine, versions: Mapping[str, str], *, npt: bool) -> tuple[Finding, ...]:
     version = release(versions.get("kernel", ""))
     kernel = None if version is None else profile(version)
-    return () if kernel is None else judge.check(machine, [kernel], npt=npt).findings
+    return () if kernel is None else check(machine, [kernel], npt=npt).findings
 
 
 def _upstream(version: str) -> str:

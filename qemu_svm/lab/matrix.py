@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Self
 
 from qemu_svm.errors import EnvironmentFault, Refused
-from qemu_svm.findings.check import Finding
 from qemu_svm.lab.box.session import Session
 from qemu_svm.lab.capture import capture
 from qemu_svm.lab.explain import explanations
@@ -27,6 +26,7 @@ from qemu_svm.lab.restore import Outcome, Verdict, put, restore, settings_of
 from qemu_svm.lab.suites.catalogue import QEMUS, SUITES
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine, read_machine
+from qemu_svm.rules import Finding
 from qemu_svm.source import Source, open_source
 from qemu_svm.stream import read_stream
 

@@ -1,4 +1,4 @@
-"""A kernel's release, the profile that stands for it, and its known bugs.
+"""A kernel's release, and the profile that fits it.
 
 Distributions hide the stable update: Debian's ``uname -r`` is ``6.1.0-50-amd64``
 for 6.1.176, and ``uname -v`` tells; Ubuntu's is ``5.15.0-91-generic`` for
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from qemu_svm.findings.rules import RULES, Rule
 from qemu_svm.model.profiles import PROFILES, Profile
 
 _FIRST: tuple[tuple[tuple[int, ...], str], ...] = (
@@ -83,12 +82,3 @@ def profile(found: Release) -> Profile | None:
         if found.numbers >= first:
             name = candidate
     return None if name is None else PROFILES[name]
-
-
-def known_bugs(kernel: Profile) -> list[Rule]:
-    """Rules that single out this profile among others: what is wrong with it."""
-    return [
-        rule
-        for rule in RULES.values()
-        if rule.kind in ("advisory", "order") and kernel.name in rule.kernels
-    ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qemu_svm.rules import Rule, Severity
 from qemu_svm.trace.phases import Step
-from qemu_svm.trace.rules import Rule, Severity, rule
+from qemu_svm.trace.rules import rule
 
 
 class Outcome(StrEnum):
@@ -42,7 +43,7 @@ class Judged:
     @property
     def bad(self) -> bool:
         """Whether it counts."""
-        return self.outcome is Outcome.VIOLATED and self.rule.severity is not Severity.INFO
+        return self.outcome is Outcome.VIOLATED and self.rule.trace_severity is not Severity.INFO
 
 
 @dataclass(frozen=True, slots=True)

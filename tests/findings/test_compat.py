@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.findings import Severity
-from qemu_svm.findings.compat import Compatibility, Objection, compatibility
+from qemu_svm.findings.compat import Compatibility, compatibility
 from qemu_svm.machine import Machine, read_machine
+from qemu_svm.rules import Finding, Severity
 from qemu_svm.source import open_source
 from qemu_svm.source.plain import BytesSource
 from qemu_svm.stream import read_stream
@@ -41,7 +41,7 @@ def judged(machine: Machine, document: dict[str, Any], **options: Any) -> Compat
 
 
 def errors(found: Compatibility) -> list[tuple[str, str]]:
-    return [(o.rule, o.path) for o in found.objections if o.severity is Severity.ERROR]
+    return [(o.rule, o.path) for o in found.findings if o.severity is Severity.ERROR]
 
 
 @pytest.mark.parametrize("entry", CAPTURES, ids=lambda entry: entry["file"])
@@ -49,7 +49,7 @@ def test_this_machine_s_qemu_takes_5_2_and_7_2(entry: dict[str, Any], dump: dict
     found = judged(load(entry["file"]), dump)
     if entry["provenance"]["qemu"] in ("5.2", "7.2"):
         assert found.accepted
-        assert [o for o in found.objections if o.severity is Severity.WARNING] == []
+        assert [o for o in found.findings if o.severity is Severity.WARNING] == []
     assert {"cpu", "cpu_common", "timer", "globalstate", "ram"} <= set(found.unlisted)
     assert {"i8254", "mc146818rtc", "0000:00:01.3/piix4_pm"} <= set(found.compared)
     assert found.fields > 200
@@ -72,7 +72,7 @@ def test_streams_that_the_installed_qemu_writes(tmp_path: Path, dump: dict[str, 
         machine = written(tmp_path / f"{name}.mig", name)
         assert machine.stream.complete
         found = judged(machine, dump)
-        assert [o for o in found.objections if o.severity is not Severity.INFO] == [], name
+        assert [o for o in found.findings if o.severity is not Severity.INFO] == [], name
 
 
 def test_a_part_that_is_a_section_of_its_own(tmp_path: Path, dump: dict[str, Any]) -> None:
@@ -94,14 +94,14 @@ def test_a_machine_type_it_does_not_have(dump: dict[str, Any]) -> None:
     machine = load("qemu11.1-linux7.2-nested.mig.zst")
     found = judged(machine, dump, machines=["pc-i440fx-7.2", "pc-i440fx-7.1"])
     assert errors(found) == [("machine", "configuration.machine")]
-    assert "pc-i440fx-11.1" in found.objections[0].message
+    assert "pc-i440fx-11.1" in found.findings[0].message
     assert not found.accepted
 
 
 def test_a_dump_alone_cannot_tell_machine_types(dump: dict[str, Any]) -> None:
     found = judged(load("qemu11.1-linux7.2-nested.mig.zst"), dump, machines=None)
     assert found.accepted
-    assert [o.rule for o in found.objections if o.severity is Severity.WARNING] == ["machine"]
+    assert [o.rule for o in found.findings if o.severity is Severity.WARNING] == ["machine"]
 
 
 Change = Callable[[dict[str, Any]], None]
@@ -165,9 +165,9 @@ def test_renamed_conditional_and_new_fields(dump: dict[str, Any]) -> None:
     extra = {"field": "new", "version_id": 0, "field_exists": True, "size": 4}
     layout["Fields"].append(extra)
     machine = load("qemu7.2-linux6.1-nested.mig.zst")
-    assert [o for o in judged(machine, altered).objections if RTC in o.path] == []
+    assert [o for o in judged(machine, altered).findings if RTC in o.path] == []
     extra["field_exists"] = False
-    (one,) = [o for o in judged(machine, altered).objections if RTC in o.path]
+    (one,) = [o for o in judged(machine, altered).findings if RTC in o.path]
     assert (one.severity, one.path) == (Severity.WARNING, f"{RTC}.new")
 
 
@@ -175,8 +175,8 @@ def test_a_device_without_a_class(dump: dict[str, Any]) -> None:
     altered = {name: item for name, item in dump.items() if name != "mc146818rtc"}
     found = judged(load("qemu7.2-linux6.1-nested.mig.zst"), altered)
     assert found.accepted
-    (one,) = [o for o in found.objections if o.severity is Severity.WARNING]
-    assert isinstance(one, Objection)
+    (one,) = [o for o in found.findings if o.severity is Severity.WARNING]
+    assert isinstance(one, Finding)
     assert (one.rule, one.path) == ("device", RTC)
     assert "mc146818rtc" in found.unlisted
 
@@ -201,6 +201,6 @@ def test_what_became_unused_bytes() -> None:
     unused = {"field": "unused", "version_id": 0, "field_exists": False, "size": 8}
     layout = {"name": "dev", "version_id": 1, "minimum_version_id": 1, "Fields": [unused]}
     document = {"vmschkmachine": {"Name": "pc-test"}, "dev": {"Description": layout}}
-    assert judged(machine, document).objections == ()
+    assert judged(machine, document).findings == ()
     unused["size"] = 7
     assert not judged(machine, document).accepted

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.findings import Severity, findings
+from qemu_svm.findings import findings
 from qemu_svm.machine import Machine, read_machine
+from qemu_svm.rules import Severity
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Stream, read_stream
 from tests.support.builders import Section, stream

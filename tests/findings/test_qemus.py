@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from qemu_svm.errors import PlanError
 from qemu_svm.findings.qemus import qemu_findings, qemu_plan
 from qemu_svm.machine import read_machine
+from qemu_svm.rules import Severity
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.conftest import STREAMS
@@ -21,7 +23,7 @@ def test_nested_state_and_machine_types() -> None:
 
 def test_plans() -> None:
     assert (qemu_plan("5.0"), qemu_plan("5.1"), qemu_plan("10.0")) == ("qemu-5.0", "qemu", "qemu")
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(PlanError, match="'new' is not a version"):
         qemu_plan("new")
 
 
@@ -35,11 +37,11 @@ def test_subsections_of_the_vcpu_that_are_too_new(guest: str) -> None:
             for version in ("5.2", "6.2", "7.2")
         )
         (found,) = old
-        assert found.level == "error"
+        assert found.severity is Severity.ERROR
         assert found.message == "vCPU 0: QEMU 5.2 does not know the subsection cpu/pdptrs"
         assert source.read_at(found.offset or 0, 12) == b"\x05\x0acpu/pdptrs"
         (found,) = between
-        assert found.level == "warning"
+        assert found.severity is Severity.WARNING
         assert found.message.endswith("may not know the subsection cpu/pdptrs (5.2 does not, "
                                       "7.2 does)")  # fmt: skip
         assert new == []

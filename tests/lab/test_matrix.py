@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from qemu_svm.findings.check import Finding
+from qemu_svm.findings.rules import RULES
 from qemu_svm.lab import Box, matrix
 from qemu_svm.lab.guests import find
 from qemu_svm.lab.matrix import Cell, Host, Result
@@ -54,7 +54,7 @@ def test_hosts() -> None:
 def some_result() -> Result:
     crash = Outcome(Verdict.CRASH, "BUG: kernel NULL pointer dereference")
     good = Outcome(Verdict.GOES_ON, "L2 counts and L1 gets its exits", "npt-mmio", ("exits", "l2"))
-    why = (Finding("O-28", "vCPU 0: L1 uses nested paging for L2", ("5.10",)),)
+    why = (RULES["O-28"].finding("vCPU 0: L1 uses nested paging for L2", kernels=("5.10",)),)
     cells = [
         Cell(
             "npt-mmio",

@@ -10,11 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qemu_svm.errors import PlanError
-from qemu_svm.findings.rules import RULES
 from qemu_svm.findings.verdict import Verdict, judge
 from qemu_svm.model import plan as plans
 from qemu_svm.model.area import Area, Writer
-from qemu_svm.model.kvm.checks import SET_NESTED_STATE, SET_SREGS
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import flat
 from qemu_svm.model.profiles import PROFILES, RELEASED
@@ -433,19 +431,6 @@ def test_invariants_hold_in_any_order(steps: list[str], kernel: str) -> None:
 
 
 # The data.
-
-
-def test_every_check_has_words() -> None:
-    assert {"GET-01", "GET-02"} <= set(RULES)
-    for check in [*SET_NESTED_STATE, *SET_SREGS]:
-        rule = RULES[check]
-        assert rule.kind == "check"
-        assert rule.fails_when
-        assert rule.source
-        assert rule.kernels
-    assert {rule.kind for rule in RULES.values()} == {"check", "order", "consistency", "advisory"}
-    for rule in RULES.values():
-        assert set(rule.kernels) <= set(PROFILES)
 
 
 def test_cpuid_of_a_saved_vcpu() -> None:

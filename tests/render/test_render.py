@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemu_svm.findings import Finding, Severity, findings
+from qemu_svm.findings import findings
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import Place, find
 from qemu_svm.render.escape import printable
@@ -18,6 +18,7 @@ from qemu_svm.render.json import show as show_document
 from qemu_svm.render.text import inspect as inspect_text
 from qemu_svm.render.text import show as show_text
 from qemu_svm.render.text.base import columns, finding_lines, size_words
+from qemu_svm.rules import Finding, Severity
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Value, Walk, read_stream
 from tests.support import builders

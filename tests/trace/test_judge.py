@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qemu_svm.trace.rules import BLIND, RULES, Severity, rule
+from qemu_svm.rules import RuleKind, Severity
+from qemu_svm.trace.rules import BLIND, ORDERS, rule
 from qemu_svm.trace.verdict import Outcome, Put, Verdict
 from tests.trace.logs import (
     CREATION,
@@ -51,14 +52,16 @@ def _moved(name: str, before: str) -> list[str]:
 
 
 def test_rules_are_complete() -> None:
-    assert len({one.id for one in RULES}) == len(RULES)
-    assert [one.id for one in RULES] == sorted(one.id for one in RULES)
-    for one in RULES:
+    assert len({one.id for one in ORDERS}) == len(ORDERS)
+    assert [one.id for one in ORDERS] == sorted(one.id for one in ORDERS)
+    for one in ORDERS:
         assert rule(one.id) is one
         assert one.source
-        assert one.kernels
-        assert bool(one.broken) == bool(one.advice)
-        assert one.broken or one.severity is Severity.INFO
+        assert one.scope
+        assert one.requires
+        assert one.kind is RuleKind.ORDER
+        assert bool(one.means) == bool(one.do)
+        assert one.means or one.severity is Severity.INFO
     with pytest.raises(KeyError):
         rule("O-99")
 
@@ -72,7 +75,7 @@ def test_every_rule_can_be_met() -> None:
         for put in puts_of(read_text(qemu_log(names))):
             found |= set(outcomes(put))
     refused = _strace_put(*CREATION, "SET_SREGS", "SET_NESTED_STATE=EINVAL")
-    assert found | set(outcomes(refused)) >= {one.id for one in RULES} - {"O-25"}
+    assert found | set(outcomes(refused)) >= {one.id for one in ORDERS} - {"O-25"}
 
 
 def test_what_cannot_be_seen_names_rules() -> None:

@@ -2,7 +2,7 @@
 
 Each predicate answers whether the check *fails*.  Which kernel runs which, and
 in which order, is in :mod:`qemu_svm.model.profiles`; the words are in
-:mod:`qemu_svm.findings.rules`.
+:mod:`qemu_svm.model.rules`.
 
 Source: Linux ``arch/x86/kvm/svm/nested.c`` (``svm_set_nested_state``,
 ``nested_vmcb_check_controls``, ``nested_vmcb_check_save``),

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from qemu_svm.findings.check import Report, summary
-from qemu_svm.findings.rules import RULES, Rule
 from qemu_svm.machine import Machine
 from qemu_svm.render.json.inspect import SCHEMA_VERSION
+from qemu_svm.rules import Rule
 
 
 def document(machine: Machine, found: Report) -> dict[str, Any]:
@@ -20,11 +20,11 @@ def document(machine: Machine, found: Report) -> dict[str, Any]:
         "findings": [
             {
                 "rule": finding.rule,
-                "severity": finding.level,
+                "severity": finding.severity.value,
                 "message": finding.message,
                 "offset": finding.offset,
                 "kernels": list(finding.kernels),
-                "do": RULES[finding.rule].do,
+                "do": finding.do,
             }
             for finding in found.findings
         ],
@@ -53,11 +53,11 @@ def rules(chosen: Sequence[Rule]) -> dict[str, Any]:
         "rules": [
             {
                 "id": rule.id,
-                "kind": rule.kind,
-                "severity": rule.severity,
+                "kind": rule.kind.value,
+                "severity": rule.severity.value,
                 "fails_when": rule.fails_when,
-                "means": rule.means,
-                "do": rule.do,
+                "means": rule.consequence,
+                "do": rule.advice,
                 "source": rule.source,
                 "kernels": list(rule.kernels),
                 "scope": rule.scope,

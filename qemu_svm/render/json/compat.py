@@ -33,7 +33,7 @@ def document(machine: Machine, found: Compatibility, target: str) -> dict[str, A
                 "offset": one.offset,
                 "do": one.do,
             }
-            for one in found.objections
+            for one in found.findings
         ],
         "compared": {"sections": list(found.compared), "fields": found.fields},
         "not_in_dump": list(found.unlisted),

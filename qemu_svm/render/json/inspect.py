@@ -12,12 +12,12 @@ from dataclasses import asdict
 from typing import Any
 
 from qemu_svm.fields import Fields
-from qemu_svm.findings import Finding
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits, descriptions, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
 from qemu_svm.render.numbers import hex_text
+from qemu_svm.rules import Finding
 from qemu_svm.source import Source
 from qemu_svm.source.details import LibvirtDetails, SnapshotDetails
 from qemu_svm.stream import Record, Value

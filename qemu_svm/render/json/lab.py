@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qemu_svm.findings.check import Finding
-from qemu_svm.findings.rules import RULES
 from qemu_svm.lab.capture import Capture
 from qemu_svm.lab.guests import Guest
 from qemu_svm.lab.matrix import Result
 from qemu_svm.lab.restore import Outcome
 from qemu_svm.lab.vm import Settings
 from qemu_svm.render.json.inspect import SCHEMA_VERSION
+from qemu_svm.rules import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,12 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
 def rules_document(why: Sequence[Finding]) -> list[dict[str, Any]]:
     """The rules that a stream meets on a destination."""
     return [
-        {"rule": one.rule, "severity": one.level, "message": one.message, "do": RULES[one.rule].do}
+        {
+            "rule": one.rule,
+            "severity": one.severity.value,
+            "message": one.message,
+            "do": one.do,
+        }
         for one in why
     ]
 

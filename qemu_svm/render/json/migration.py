@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qemu_svm.findings import Finding
     from qemu_svm.qmp.answers import Migration, Status
     from qemu_svm.qmp.capture import Captured
     from qemu_svm.qmp.restore import Restored
+    from qemu_svm.rules import Finding
 
 SCHEMA_VERSION = 1
 

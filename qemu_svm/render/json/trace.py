@@ -12,7 +12,7 @@ from qemu_svm.render.numbers import hex_text
 from qemu_svm.trace.guess import Guess, Version
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import Phase, Step
-from qemu_svm.trace.rules import RULES
+from qemu_svm.trace.rules import ORDERS
 from qemu_svm.trace.verdict import Put, Verdict
 
 SCHEMA_VERSION = 1
@@ -120,7 +120,7 @@ def _put(put: Put) -> dict[str, Any]:
             {
                 "id": one.rule.id,
                 "outcome": one.outcome.value,
-                "severity": one.rule.severity.value,
+                "severity": one.rule.trace_severity.value,
                 "line": one.line,
                 "note": one.note,
             }
@@ -133,13 +133,13 @@ def _rules(puts: Sequence[Put]) -> dict[str, Any]:
     used = {one.rule.id for put in puts for one in put.judged}
     return {
         rule.id: {
-            "severity": rule.severity.value,
-            "rule": rule.rule,
-            "broken": rule.broken,
-            "advice": rule.advice,
-            "kernels": rule.kernels,
+            "severity": rule.trace_severity.value,
+            "rule": rule.requires,
+            "broken": rule.means,
+            "advice": rule.do,
+            "kernels": rule.scope,
             "source": rule.source,
         }
-        for rule in RULES
+        for rule in ORDERS
         if rule.id in used
     }

@@ -15,7 +15,7 @@ from rich.text import Text
 from qemu_svm.render.escape import printable
 
 if TYPE_CHECKING:
-    from qemu_svm.findings import Finding
+    from qemu_svm.rules import Finding
 
 KEY = "cyan"
 HEADING = "bold"

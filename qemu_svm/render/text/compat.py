@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from qemu_svm.findings import Severity
 from qemu_svm.findings.compat import Compatibility
 from qemu_svm.machine import Machine
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, entry
+from qemu_svm.rules import Severity
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
@@ -28,14 +28,14 @@ def report(
         f"{printable(stream.source.path)}: {printable(machine.name or 'unknown machine')}{state}",
         HEADING,
     )
-    errors = sum(one.severity is Severity.ERROR for one in found.objections)
+    errors = sum(one.severity is Severity.ERROR for one in found.findings)
     if errors:
         reasons = "one reason" if errors == 1 else f"{errors} reasons"
         verdict = f"{printable(target)} would refuse it: {reasons}"
     else:
         verdict = f"nothing found that makes {printable(target)} refuse it"
     yield Text(f"  {verdict}")
-    shown = [one for one in found.objections if verbose or one.severity is not Severity.INFO]
+    shown = [one for one in found.findings if verbose or one.severity is not Severity.INFO]
     if shown:
         yield Text()
     for one in sorted(shown, key=lambda one: _ORDER[one.severity]):
@@ -50,6 +50,6 @@ def report(
     if stream.description is None:
         yield entry("", "the stream has no description: only names and versions were compared")
     yield entry("not in dump", ", ".join(found.unlisted) or "none")
-    hidden = len(found.objections) - len(shown)
+    hidden = len(found.findings) - len(shown)
     if hidden:
         yield entry("", f"{hidden} that can only be told with the source's QEMU (-v)")

@@ -7,7 +7,6 @@ from itertools import groupby
 
 from rich.text import Text
 
-from qemu_svm.findings import Finding
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits
 from qemu_svm.nested.exit_codes import exit_name
@@ -22,6 +21,7 @@ from qemu_svm.render.text.base import (
     size_words,
 )
 from qemu_svm.render.text.container import container_lines, libvirt_lines
+from qemu_svm.rules import Finding
 from qemu_svm.stream import Kind, LayoutOrigin, Record
 from qemu_svm.stream.constants import VERSION
 from qemu_svm.x86.registers import NAMED

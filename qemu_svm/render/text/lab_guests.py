@@ -7,13 +7,11 @@ from typing import Any
 
 from rich.text import Text
 
-from qemu_svm.findings import Severity
-from qemu_svm.findings.check import Finding
-from qemu_svm.findings.rules import RULES
 from qemu_svm.lab.guests import Guest
 from qemu_svm.lab.restore import Outcome
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns, entry
+from qemu_svm.rules import Finding, Severity
 
 
 def capture_report(record: Mapping[str, Any]) -> Iterable[Text]:
@@ -61,4 +59,4 @@ def restore_report(
     for finding in why:
         line = Text(f"    {printable(finding.message)}").append(f" ({finding.rule})", FAINT)
         yield line
-        yield Text(f"      do: {RULES[finding.rule].do}", FAINT)
+        yield Text(f"      do: {finding.do}", FAINT)

@@ -7,12 +7,12 @@ from string import ascii_lowercase
 
 from rich.text import Text
 
-from qemu_svm.findings import Severity
 from qemu_svm.findings.rules import RULES
 from qemu_svm.lab.matrix import Cell, Host, Result
 from qemu_svm.lab.restore import Outcome
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns
+from qemu_svm.rules import Severity
 
 _WORKS, _NOT_DONE = "ok", "-"
 _Note = tuple[str, str, tuple[str, ...]]

@@ -11,10 +11,10 @@ from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import HEADING, entry, size_words
 
 if TYPE_CHECKING:
-    from qemu_svm.findings import Finding
     from qemu_svm.qmp.answers import Migration
     from qemu_svm.qmp.capture import Captured
     from qemu_svm.qmp.restore import Restored
+    from qemu_svm.rules import Finding
 
 _MEGABIT = 1_000_000 / 8
 

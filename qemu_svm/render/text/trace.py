@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
-from qemu_svm.findings import Severity
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns, entry
+from qemu_svm.rules import Severity
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import NESTED, Kind, Phase, Step
 from qemu_svm.trace.rules import ALL_KERNELS
@@ -202,9 +202,9 @@ def _order(put: Put, arrow: str) -> Iterable[Text]:
 
 
 def _judged(one: Judged, told: set[str]) -> Iterable[Text]:
-    severity = Severity(one.rule.severity.value)
+    severity = one.rule.trace_severity
     word = severity.value if one.outcome is Outcome.VIOLATED else "not known"
-    text = f"{one.rule.id} {one.rule.rule}"
+    text = f"{one.rule.id} {one.rule.requires}"
     if one.note:
         text += f": {one.note}"
     first, *rest = _wrapped(text, 6, first=f"    {word} ")
@@ -213,15 +213,15 @@ def _judged(one: Judged, told: set[str]) -> Iterable[Text]:
     yield from rest
     if one.outcome is Outcome.VIOLATED and one.rule.id not in told:
         told.add(one.rule.id)
-        yield from _wrapped(one.rule.broken, 6)
-        kernels = "" if one.rule.kernels == ALL_KERNELS else f" Linux {one.rule.kernels}."
-        yield from _wrapped(f"Do: {one.rule.advice}.{kernels}", 6)
+        yield from _wrapped(one.rule.means, 6)
+        kernels = "" if one.rule.scope == ALL_KERNELS else f" Linux {one.rule.scope}."
+        yield from _wrapped(f"Do: {one.rule.do}.{kernels}", 6)
 
 
 def _rest(one: Judged) -> Iterable[Text]:
     note = f": {one.note}" if one.note else ""
     first, *rest = _wrapped(
-        f"{one.rule.id} {one.rule.rule}{note}", 6, first=f"    {one.outcome.value} "
+        f"{one.rule.id} {one.rule.requires}{note}", 6, first=f"    {one.outcome.value} "
     )
     for line in (first, *rest):
         line.stylize(FAINT)
