@@ -147,14 +147,18 @@ class PlanError(PathError):
 class AddressError(SvmStreamError):
     """Guest memory that is not RAM, or that the stream does not have.
 
-    :param address: the first such L1-physical address.
+    :param address: the first such address, in the address space that was read.
+    :param status: the reason in one word: ``no-ram``, ``not-sent``, ``not-present`` and so on.
     """
 
     rule = "address"
 
-    def __init__(self, what: str, *, address: int, hint: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, address: int, status: str = "no-ram", hint: str | None = None
+    ) -> None:
         super().__init__(what, hint=hint)
         self.address = address
+        self.status = status
 
     def __str__(self) -> str:
         text = f"address {self.address:#x}: {self.what}"

@@ -236,3 +236,23 @@ class RamRuns:
                 kind = PageKind(where & KIND)
                 data = self._data[index] + behind * self.strides[kind]
                 yield kind, data >> INPUT_SHIFT, data & _OFFSET
+
+    def within(self, block: int, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Parts of runs of the pages from ``first`` to before ``end``, in the order of sending.
+
+        Each is ``(page, count, kind, data)``.
+        """
+        last = len(self._sweep_first) - 1
+        for sweep in self._of_block.get(block, ()):
+            start = self._sweep_first[sweep]
+            stop = self._sweep_first[sweep + 1] if sweep < last else len(self._data)
+            index = bisect_right(self._where, (first + 1) << KIND_BITS, start, stop) - 1
+            for at in range(max(index, start), stop):
+                where = self._where[at]
+                page, kind = where >> KIND_BITS, where & KIND
+                if page >= end:
+                    break
+                skip = max(0, first - page)
+                count = min(self._count[at], end - page) - skip
+                if count > 0:
+                    yield page + skip, count, kind, self._data[at] + skip * self.strides[kind]
