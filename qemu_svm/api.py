@@ -272,7 +272,7 @@ class Dump:
         :raises PathError: no such vCPU.
         """
         from qemu_svm.findings.results import SimulationReport
-        from qemu_svm.findings.verdict import judge
+        from qemu_svm.findings.verdict import judge_restore
         from qemu_svm.machine.memory import backed
         from qemu_svm.model.kvm.vcpu import VMRUN_FIELDS, Host
         from qemu_svm.model.plan import parse
@@ -298,7 +298,7 @@ class Dump:
             simulate(profile, saved, steps, host=host, race=race, backed=exists)
             for profile in chosen
         )
-        judgements = tuple(judge(simulation) for simulation in finished)
+        judgements = tuple(judge_restore(simulation) for simulation in finished)
         return SimulationReport(machine, plan, finished, judgements)
 
     def _readable(self, index: int) -> Vcpu:

@@ -45,7 +45,7 @@ def command(
     missing that is needed for what was asked (--for, --qemu, --qmp).
     """
     from qemu_svm.doctor import facts, probe
-    from qemu_svm.doctor.judge_host import judge
+    from qemu_svm.doctor.judge_host import judge_host
 
     if show_probe:
         click.echo(Path(probe.__file__).read_text(), nl=False)
@@ -53,7 +53,7 @@ def command(
     if other is not None and (qemu or socket):
         raise click.UsageError("--host is about another host: without --qemu and --qmp")
     found = probe.host() if other is None else facts.load(other)
-    checks = list(judge(facts.read(found)))
+    checks = list(judge_host(facts.read(found)))
     if other is None:
         checks += interrupts.run(_here(qemu, socket, Path(directory)))
     if as_json:

@@ -6,7 +6,7 @@ import click
 
 from qemu_svm.cli import EXIT_FINDINGS, common
 from qemu_svm.errors import PlanError
-from qemu_svm.findings.verdict import Verdict, judge
+from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.machine.memory import backed
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
@@ -90,7 +90,7 @@ def command(
         unreadable = common.told(machine)
     if unreadable:
         return unreadable
-    good = all(judge(one).verdict in (Verdict.RIGHT, Verdict.OPEN) for one in finished)
+    good = all(judge_restore(one).verdict in (Verdict.RIGHT, Verdict.OPEN) for one in finished)
     return 0 if good else EXIT_FINDINGS
 
 

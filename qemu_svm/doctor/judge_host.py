@@ -28,7 +28,7 @@ _NO_REPLAY = "nested SVM state cannot be restored on this host; reading streams 
 _SHOWN = ("nrips", "vgif", "avic", "vls", "vnmi", "lbrv", "sev")
 
 
-def judge(host: Host) -> Iterator[Check]:
+def judge_host(host: Host) -> Iterator[Check]:
     """Judge a host, from the processor up."""
     yield from _processor(host.cpu)
     yield from _device(host)

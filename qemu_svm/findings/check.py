@@ -14,7 +14,7 @@ from qemu_svm.findings.advisories import advisories
 from qemu_svm.findings.consistency import consistency
 from qemu_svm.findings.qemus import qemu_findings, qemu_plan
 from qemu_svm.findings.rules import RULES
-from qemu_svm.findings.verdict import Judgement, Verdict, judge
+from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.memory import backed
 from qemu_svm.machine.paths import vcpu_tree
@@ -71,7 +71,7 @@ def check(
             simulation = simulate(
                 kernel, saved, steps, host=host, backed=lambda a, n: _known(machine, a, n)
             )
-            verdict = judge(simulation)
+            verdict = judge_restore(simulation)
             verdicts.setdefault(vcpu.index, {})[kernel.name] = verdict
             for rule in _failed(simulation):
                 failures.setdefault(rule, []).append(kernel.name)

@@ -82,7 +82,7 @@ _RFLAGS_FIXED = 2
 _SVME = 1 << 12
 
 
-def judge(simulation: Simulation) -> Judgement:
+def judge_restore(simulation: Simulation) -> Judgement:
     """Judge a simulation."""
     refused = [result for result in simulation.results if result.failed]
     runs = [result for result in simulation.results if result.outcome is not None]

@@ -19,7 +19,7 @@ from qemu_svm.trace.verdict import Put
 from qemu_svm.trace.window import Past, Surroundings, Window
 
 
-def judge(phases: Sequence[Phase], around: Surroundings) -> tuple[Put, ...]:
+def judge_order(phases: Sequence[Phase], around: Surroundings) -> tuple[Put, ...]:
     """Judge every put of nested state among one vCPU's phases."""
     past = Past()
     puts = []

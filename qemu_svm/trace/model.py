@@ -9,7 +9,7 @@ from typing import Protocol
 from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.trace.calls import Call, Format, RunExit, Vcpu
 from qemu_svm.trace.guess import Guess, guess
-from qemu_svm.trace.judge import judge
+from qemu_svm.trace.judge import judge_order
 from qemu_svm.trace.limits import DEFAULT, TraceLimits
 from qemu_svm.trace.lines import Bytes
 from qemu_svm.trace.parse import KNOWN_FORMATS, Counts, Parser
@@ -173,7 +173,7 @@ class _Collector:
         migrated = [_migrated(phases) for _, _, phases in split]
         around = self._surroundings()
         vcpus = tuple(
-            VcpuTrace(vcpu, phases, judge(phases, around), one.ioctls, one.runs, loaded)
+            VcpuTrace(vcpu, phases, judge_order(phases, around), one.ioctls, one.runs, loaded)
             for (vcpu, one, phases), loaded in zip(split, migrated, strict=True)
         )
         return Trace(

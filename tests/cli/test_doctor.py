@@ -79,9 +79,9 @@ def test_the_probe_is_carried_through_pipes(svmstream: Run) -> None:
 
 def test_a_report_fits_the_terminal() -> None:
     from qemu_svm.doctor import facts
-    from qemu_svm.doctor.judge_host import judge
+    from qemu_svm.doctor.judge_host import judge_host
 
-    told = list(judge(facts.read(facts.load(str(HOSTS / "linux5.10.json")))))
+    told = list(judge_host(facts.read(facts.load(str(HOSTS / "linux5.10.json")))))
     lines = [line.plain for line in report(told, 80)]
     assert max(map(len, lines)) <= 80
     words = " ".join(" ".join(lines).split())

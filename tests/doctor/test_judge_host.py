@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qemu_svm.doctor import facts, probe
 from qemu_svm.doctor.facts import Host
-from qemu_svm.doctor.judge_host import judge
+from qemu_svm.doctor.judge_host import judge_host
 from qemu_svm.doctor.model import Check, State
 from qemu_svm.errors import SourceError
 
@@ -25,7 +25,7 @@ def host(name: str) -> Host:
 
 
 def checks(found: Host) -> dict[str, Check]:
-    return {f"{one.group} {one.name}": one for one in judge(found)}
+    return {f"{one.group} {one.name}": one for one in judge_host(found)}
 
 
 def missing(found: Host, purpose: str = "replay") -> list[str]:
@@ -71,7 +71,7 @@ def test_the_bug_that_takes_the_host_down_is_a_warning() -> None:
 
 def test_every_line_that_is_not_well_says_what_to_do() -> None:
     for found in map(host, [path.stem for path in HOSTS]):
-        for one in judge(found):
+        for one in judge_host(found):
             if one.state in (State.WARNING, State.MISSING):
                 assert one.means or one.found.startswith("if ")
                 assert one.do
@@ -139,7 +139,7 @@ def test_this_host_is_understood() -> None:
     document = probe.host()
     found = facts.read(json.loads(json.dumps(document)))
     assert found.kvm.exists == document["kvm"]["exists"]
-    assert list(judge(found))
+    assert list(judge_host(found))
 
 
 JSON = st.recursive(
@@ -163,7 +163,7 @@ def test_facts_of_another_shape(data: st.DataObject) -> None:
         found = facts.read(document)
     except SourceError:
         return
-    assert list(judge(found))
+    assert list(judge_host(found))
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"[" * 100_000, b" " * (1 << 20) + b"{}"])

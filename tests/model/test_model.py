@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qemu_svm.errors import PlanError
-from qemu_svm.findings.verdict import Verdict, judge
+from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.model import plan as plans
 from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.kvm.vcpu import Host
@@ -29,21 +29,21 @@ RESTORE = "cpuid,sregs,nested,regs,msrs,events,debugregs,run"
 @pytest.mark.parametrize("order", ["qemu", "selftests", "qemu-7.2", "qemu-11.1"])
 def test_real_orders_are_right_everywhere(run: Run, kernel: str, order: str) -> None:
     simulation = run(kernel, order)
-    judgement = judge(simulation)
+    judgement = judge_restore(simulation)
     assert judgement.verdict is Verdict.RIGHT
     assert all(result.failed is None for result in simulation.results)
 
 
 @pytest.mark.parametrize("kernel", RELEASED)
 def test_qemu_before_5_1_fails(run: Run, kernel: str) -> None:
-    judgement = judge(run(kernel, "qemu-5.0"))
+    judgement = judge_restore(run(kernel, "qemu-5.0"))
     assert judgement.verdict is Verdict.WRONG
     assert judgement.lines[0].startswith("Step 3 (nested) fails with EINVAL: EFER.SVME is clear")
     assert "L2's code would run in L1's context" in judgement.lines[1]
 
 
 def test_the_verdict_says_whose_and_who_wrote_it(run: Run) -> None:
-    judgement = judge(run("6.1", "cpuid,sregs:l1,nested,regs,run"))
+    judgement = judge_restore(run("6.1", "cpuid,sregs:l1,nested,regs,run"))
     assert judgement.verdict is Verdict.WRONG
     assert judgement.lines[0] == (
         "L2 would run with L1's page tables: CR3 0x101000 instead of 0x104000, "
@@ -68,18 +68,20 @@ def test_the_verdict_says_whose_and_who_wrote_it(run: Run) -> None:
 )
 @pytest.mark.parametrize("kernel", ["5.10", "6.1", "6.12", "7.2"])
 def test_silent_failures_are_told(run: Run, kernel: str, plan: str, words: str) -> None:
-    judgement = judge(run(kernel, plan, backed=lambda address, size: address + size <= 32 << 20))
+    judgement = judge_restore(
+        run(kernel, plan, backed=lambda address, size: address + size <= 32 << 20)
+    )
     assert judgement.verdict in (Verdict.WRONG, Verdict.BROKEN)
     assert words in " ".join(judgement.lines)
 
 
 def test_no_run_no_verdict(run: Run) -> None:
-    assert judge(run("6.1", "cpuid,sregs,nested")).verdict is Verdict.OPEN
-    assert judge(run("6.1", "cpuid,nested")).verdict is Verdict.REFUSED
+    assert judge_restore(run("6.1", "cpuid,sregs,nested")).verdict is Verdict.OPEN
+    assert judge_restore(run("6.1", "cpuid,nested")).verdict is Verdict.REFUSED
 
 
 def test_a_refusal_that_is_repaired(run: Run) -> None:
-    judgement = judge(run("6.1", "cpuid,nested,sregs,nested,regs,run"))
+    judgement = judge_restore(run("6.1", "cpuid,nested,sregs,nested,regs,run"))
     assert judgement.verdict is Verdict.REFUSED
     assert "SV-03" in judgement.lines[0]
 
@@ -96,7 +98,7 @@ def test_a_refusal_that_is_repaired(run: Run) -> None:
 def test_cpuid_after_nested_state(
     run: Run, saved_npt: Saved, kernel: str, verdict: Verdict, words: str
 ) -> None:
-    judgement = judge(run(kernel, "cpuid,sregs,nested,cpuid,regs,run", saved=saved_npt))
+    judgement = judge_restore(run(kernel, "cpuid,sregs,nested,cpuid,regs,run", saved=saved_npt))
     assert judgement.verdict is verdict
     assert words in " ".join(judgement.lines)
 
@@ -138,7 +140,7 @@ def test_host_without_npt(run: Run, saved_npt: Saved) -> None:
         refused = run(kernel, "cpuid,sregs,nested", saved=saved_npt, host=host)
         assert refused.results[-1].failed == "C-03"
         fine = run(kernel, RESTORE, host=host)
-        assert judge(fine).verdict is Verdict.RIGHT
+        assert judge_restore(fine).verdict is Verdict.RIGHT
     assert run("7.2", "cpuid,sregs,nested", saved=saved_npt, host=host).results[-1].failed is None
 
 
@@ -249,7 +251,7 @@ def test_init_at_the_next_run(run: Run) -> None:
         outcome = simulation.results[-1].outcome
         assert outcome is not None
         assert outcome.result == result, plan
-        assert (judge(simulation).verdict is Verdict.BROKEN) == (result == "reset")
+        assert (judge_restore(simulation).verdict is Verdict.BROKEN) == (result == "reset")
     waiting = run("7.2", "cpuid,sregs,mpstate:2,nested:flags=0x1,regs,run").results[-1].outcome
     assert waiting is not None
     assert waiting.result == "EINVAL"
@@ -268,7 +270,7 @@ def test_smi_before_the_run(run: Run, saved_npt: Saved) -> None:
         outcome = simulation.results[-1].outcome
         assert outcome is not None
         assert outcome.result == result, plan
-        assert judge(simulation).verdict is Verdict.RIGHT
+        assert judge_restore(simulation).verdict is Verdict.RIGHT
 
 
 def test_another_processor_waits_until_it_is_told_to_run(run: Run) -> None:
@@ -413,7 +415,7 @@ def test_invariants_hold_in_any_order(steps: list[str], kernel: str) -> None:
     model = simulate(
         PROFILES[kernel], guests()["nested-x"], plans.parse(",".join(steps)), backed=backed
     )
-    judge(model)
+    judge_restore(model)
     previous = model.start
     for result in model.results:
         state = result.state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qemu_svm.findings.verdict import Verdict, judge
+from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.run import Outcome
 from qemu_svm.model.kvm.vcpu import Host
@@ -215,8 +215,10 @@ def test_a_vcpu_that_was_not_started_waits(run: Run, state: int) -> None:
     result = last(simulation)
     assert result.outcome == Outcome("waits")
     assert result.state.guest_mode
-    assert judge(simulation).verdict is Verdict.RIGHT
-    assert judge(simulation).lines == ("KVM_RUN waits for INIT or SIPI: nothing was entered.",)
+    assert judge_restore(simulation).verdict is Verdict.RIGHT
+    assert judge_restore(simulation).lines == (
+        "KVM_RUN waits for INIT or SIPI: nothing was entered.",
+    )
 
 
 def test_a_halted_vcpu_goes_on_once_it_is_woken(run: Run) -> None:
@@ -225,7 +227,7 @@ def test_a_halted_vcpu_goes_on_once_it_is_woken(run: Run) -> None:
     assert result.notes == ("the vCPU is halted: KVM_RUN waits for an event first",)
     assert result.outcome is not None
     assert (result.outcome.result, result.outcome.halted) == ("exit", True)
-    assert judge(simulation).verdict is Verdict.RIGHT
+    assert judge_restore(simulation).verdict is Verdict.RIGHT
 
 
 @pytest.mark.parametrize("gif", [True, False])

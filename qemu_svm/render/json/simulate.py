@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qemu_svm.findings.verdict import judge
+from qemu_svm.findings.verdict import judge_restore
 from qemu_svm.machine import Machine
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.simulate import Result, Simulation, Snapshot
@@ -25,7 +25,7 @@ def document(machine: Machine, finished: Sequence[Simulation], plan: str) -> dic
 
 
 def _simulation(one: Simulation) -> dict[str, Any]:
-    judgement = judge(one)
+    judgement = judge_restore(one)
     return {
         "kernel": {
             "name": one.kernel.name,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.text import Text
 
-from qemu_svm.findings.verdict import Judgement, Verdict, judge
+from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
 from qemu_svm.machine import Machine
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm.run import Outcome
@@ -56,7 +56,7 @@ def report(
         yield from _step(result, before, verbose=verbose)
         before = result.state
     yield Text()
-    yield from verdict_lines(judge(one))
+    yield from verdict_lines(judge_restore(one))
 
 
 def verdict_lines(judgement: Judgement) -> Iterator[Text]:
@@ -72,7 +72,7 @@ def verdict_lines(judgement: Judgement) -> Iterator[Text]:
 def _table(finished: Sequence[Simulation]) -> Iterator[Text]:
     rows: list[list[str | Text]] = []
     for one in finished:
-        judgement = judge(one)
+        judgement = judge_restore(one)
         basis = "measured" if one.kernel.measured else "read"
         errors = [f"{r.step.text.split(':')[0]} {r.failed}" for r in one.results if r.failed]
         words = ", ".join(errors) if errors else (judgement.lines[0] if judgement.lines else "")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qemu_svm.findings.check import check
-from qemu_svm.findings.verdict import Verdict, judge
+from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.lab.guests import GUESTS, values
 from qemu_svm.machine import Machine, Vcpu, read_machine
 from qemu_svm.model import plan as plans
@@ -79,7 +79,7 @@ def test_every_kernel_of_the_model_takes_it(machine: Machine) -> None:
     for vcpu in machine.vcpus:
         saved = from_vcpu(vcpu)
         for kernel in RELEASED:
-            verdict = judge(simulate(PROFILES[kernel], saved, plans.parse("qemu")))
+            verdict = judge_restore(simulate(PROFILES[kernel], saved, plans.parse("qemu")))
             assert verdict.verdict is Verdict.RIGHT, (kernel, verdict.lines)
 
 
