@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from qemu_svm.machine import Vcpu
 from qemu_svm.model.area import RESET
-from qemu_svm.model.profiles import PROFILES, RELEASED, Profile
+from qemu_svm.model.profiles import PROFILES, RELEASED, Profile, RunPending
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.nested import bits
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
@@ -173,7 +173,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "5.10 to 5.12 restore it as set in guest mode",
             "use another kernel",
             "commit 063ab16c14db",
-            _released(lambda kernel: kernel.gif == "ignored"),
+            _released(lambda kernel: kernel.ignores_gif),
         ),
         lambda v, s: s.guest_mode and not v.gif,
     ),
@@ -200,7 +200,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "up to 5.10 it is lost, and the event of L1's VMRUN may be dropped",
             "use 5.11 or later",
             "commit 81f76adad560",
-            _released(lambda kernel: kernel.run_pending == "ignored"),
+            _released(lambda kernel: kernel.run_pending is RunPending.IGNORED),
         ),
         lambda _v, s: s.guest_mode and _run_pending(s),
     ),

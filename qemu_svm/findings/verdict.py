@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from qemu_svm.findings.rules import RULES
 from qemu_svm.model.area import Area, Content
+from qemu_svm.model.kvm.vcpu import RunEnd
 from qemu_svm.model.simulate import Result, Simulation, content_text
 from qemu_svm.x86.segments import Segment
 
@@ -104,7 +105,7 @@ def judge_restore(simulation: Simulation) -> Judgement:
         lines.append(_LOST)
     lines += [_tell(simulation, difference) for difference in differences]
     verdict = Verdict.WRONG if differences or lost else Verdict.RIGHT
-    if outcome.result == "SHUTDOWN":
+    if outcome.result is RunEnd.SHUTDOWN:
         verdict = Verdict.BROKEN
         lines.append("The next #VMEXIT ends in a shutdown.")
     elif verdict is Verdict.RIGHT:
@@ -118,21 +119,21 @@ _RIGHT = {
     "L1": "The vCPU runs with its own registers; it was not in guest mode.",
 }
 _NOT_ENTERED = {
-    "waits": "KVM_RUN waits for INIT or SIPI: nothing was entered.",
-    "smi": "An SMI is pending: KVM_RUN enters SMM before L2.",
+    RunEnd.WAITS: "KVM_RUN waits for INIT or SIPI: nothing was entered.",
+    RunEnd.SMI: "An SMI is pending: KVM_RUN enters SMM before L2.",
 }
 _LOST = (
     "L2's code would run in L1's context: the vCPU is not in guest mode, and nothing that L1 "
     "intercepts is intercepted."
 )
 _BROKEN = {
-    "INTERNAL_ERROR": "KVM_RUN ends with an internal error (emulation): L1's MSR bitmap "
+    RunEnd.INTERNAL_ERROR: "KVM_RUN ends with an internal error (emulation): L1's MSR bitmap "
     "is not in guest memory.",
-    "EFAULT": "KVM_RUN fails with EFAULT: the MMU for nested paging was destroyed.",
-    "EINVAL": "KVM_RUN fails with EINVAL: the vCPU waits for SIPI, and that is blocked.",
-    "reset": "INIT is pending: KVM_RUN resets the vCPU, and L2 is gone.",
-    "EIO": "KVM_RUN fails with EIO: the MMU for nested paging was destroyed.",
-    "hang": "KVM_RUN never returns: the MMU for nested paging was destroyed.",
+    RunEnd.EFAULT: "KVM_RUN fails with EFAULT: the MMU for nested paging was destroyed.",
+    RunEnd.EINVAL: "KVM_RUN fails with EINVAL: the vCPU waits for SIPI, and that is blocked.",
+    RunEnd.RESET: "INIT is pending: KVM_RUN resets the vCPU, and L2 is gone.",
+    RunEnd.EIO: "KVM_RUN fails with EIO: the MMU for nested paging was destroyed.",
+    RunEnd.HANG: "KVM_RUN never returns: the MMU for nested paging was destroyed.",
 }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from types import MappingProxyType
 
 from qemu_svm.errors import PlanError
@@ -37,6 +38,46 @@ def in_order(*groups: str | Iterable[str]) -> tuple[str, ...]:
     """Checks in the order in which every kernel runs those that it has."""
     wanted = {one for group in groups for one in ([group] if isinstance(group, str) else group)}
     return tuple(check for check in _ORDER if check in wanted)
+
+
+class SaveCacheFill(StrEnum):
+    """What KVM_SET_NESTED_STATE copies into ``nested.save``."""
+
+    NONE = "none"
+    BLOB = "blob"
+    """L1's values."""
+    VMCB02 = "vmcb02"
+    """L2's, unless the vCPU was in guest mode already."""
+
+
+class RunPending(StrEnum):
+    """What becomes of RUN_PENDING in KVM_SET_NESTED_STATE."""
+
+    IGNORED = "ignored"
+    KEPT = "kept"
+    UNTRUSTED = "untrusted"
+    """Kept, and marked as coming from user space (7.2)."""
+
+
+class LateCpuid(StrEnum):
+    """What KVM_SET_CPUID2 does in guest mode."""
+
+    HARMLESS = "harmless"
+    EFAULT = "efault"
+    """The next KVM_RUN fails, with nested paging of an L1 in long mode."""
+    HANG = "hang"
+    """The next KVM_RUN does not return, in the same case."""
+    REFUSED = "refused"
+    """EINVAL if it changes anything."""
+
+
+class SysenterCut(StrEnum):
+    """When the SYSENTER addresses are cut to 32 bits."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    CPUID = "cpuid"
+    """Once there is a CPUID, which is AMD's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +114,10 @@ class Profile:
     :param sregs: ids of the checks of KVM_SET_SREGS.
     :param live_validation: the checks fill the live caches, so a call that
         fails pollutes them.
-    :param save_cache: what KVM_SET_NESTED_STATE puts into ``nested.save``:
-        ``none``, ``blob`` (L1's values) or ``vmcb02`` (L2's, unless the vCPU was
-        in guest mode already).
-    :param gif: ``set`` or ``ignored`` in the guest-mode branch.
-    :param run_pending: ``ignored``, ``kept`` or ``untrusted``.
+    :param save_cache: what KVM_SET_NESTED_STATE copies into ``nested.save``.
+    :param has_save_cache: ``nested.save`` exists.
+    :param ignores_gif: KVM_SET_NESTED_STATE with GUEST_MODE leaves GIF as it is.
+    :param run_pending: what it makes of RUN_PENDING.
     :param late_cr3_check: L2's CR3 is checked after the switch to L2, so a call that
         fails there leaves the vCPU in guest mode; otherwise before it, if at all.
     :param mmu_ready: nested paging works for L2 right after the call.
@@ -86,9 +126,7 @@ class Profile:
     :param smm_leaves: toggling SMM by KVM_SET_VCPU_EVENTS leaves guest mode.
     :param blank_cpuid_counts: KVM_SET_SREGS holds CR4 against the guest's CPUID even
         before one is set.
-    :param late_cpuid: KVM_SET_CPUID2 in guest mode is ``harmless``, ``efault``
-        or ``hang`` (at the next run, with nested paging of a long mode L1), or
-        ``refused`` if it changes anything.
+    :param late_cpuid: what KVM_SET_CPUID2 does in guest mode.
     :param pages_rearmed: a failed merge of the MSR bitmap is tried again.
     :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
     :param l1_dr7: DR7 after a #VMEXIT.
@@ -108,8 +146,7 @@ class Profile:
     :param mp_states: what KVM_SET_MP_STATE takes besides 0; None for anything.
     :param triple_fault: the flag of KVM_SET_VCPU_EVENTS that carries a triple fault is
         known: without its capability the call fails when all else is done.
-    :param sysenter: when the SYSENTER addresses are cut to 32 bits: ``never``,
-        ``always``, or once there is a CPUID (that is AMD's: ``cpuid``).
+    :param sysenter: when the SYSENTER addresses are cut to 32 bits.
     :param control_fields: control fields that are cached and given back.
     :param control_masks: what is kept of some of them.
     :param sanitises: intercepts that L1's CPUID must allow.
@@ -124,17 +161,17 @@ class Profile:
     sregs: tuple[str, ...]
     vmrun: Vmrun
     live_validation: bool = False
-    save_cache: str = "none"
+    save_cache: SaveCacheFill = SaveCacheFill.NONE
     has_save_cache: bool = True
-    gif: str = "set"
-    run_pending: str = "kept"
+    ignores_gif: bool = False
+    run_pending: RunPending = RunPending.KEPT
     late_cr3_check: bool = False
     mmu_ready: bool = True
     leave_sets_gif: bool = False
     svme_clear_sets_gif: bool = True
     smm_leaves: bool = True
     blank_cpuid_counts: bool = False
-    late_cpuid: str = "harmless"
+    late_cpuid: LateCpuid = LateCpuid.HARMLESS
     pages_rearmed: bool = False
     exit_without_vmcb12: bool = False
     l1_dr7: int = 0x400
@@ -150,7 +187,7 @@ class Profile:
     init_intercept_blocks: bool = False
     mp_states: frozenset[int] | None = None
     triple_fault: bool = False
-    sysenter: str = "always"
+    sysenter: SysenterCut = SysenterCut.ALWAYS
     control_fields: frozenset[str] = frozenset()
     control_masks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     sanitises: tuple[tuple[str, str], ...] = ()
@@ -206,10 +243,9 @@ FIRST = V5_8 = Profile(
         save_checks=("S-01", "S-02", "S-04", "S-05", "S-06", "S-07", "S-10"),
     ),
     has_save_cache=False,
-    gif="set",
-    run_pending="ignored",
+    run_pending=RunPending.IGNORED,
     mmu_ready=False,
-    sysenter="never",
+    sysenter=SysenterCut.NEVER,
     smm_leaves=False,
     l1_dr7=0,
     has_sregs2=False,
@@ -229,7 +265,7 @@ V5_10 = replace(
     read=("5.10.262",),
     set_nested_state=in_order(V5_8.set_nested_state, "SV-12"),
     vmrun=replace(V5_8.vmrun, svme_forced=True),
-    gif="ignored",
+    ignores_gif=True,
     smm_leaves=True,
 )
 
@@ -246,7 +282,7 @@ V5_11 = replace(
     about="also 5.12: RUN_PENDING is restored",
     measured=(),
     read=("commits 81f76adad560, f2c7ef3ba955",),
-    run_pending="kept",
+    run_pending=RunPending.KEPT,
     smm_leaves=False,
 )
 
@@ -283,7 +319,7 @@ V5_15 = replace(
     has_sregs2=True,
     reset_rdx=0x600,
     mmu_ready=False,
-    late_cpuid="efault",
+    late_cpuid=LateCpuid.EFAULT,
 )
 
 V5_17 = replace(
@@ -339,8 +375,8 @@ V6_12 = replace(
     measured=("6.12.107",),
     read=("6.12.117",),
     set_nested_state=in_order(V6_1.set_nested_state, "C-07"),
-    late_cpuid="hang",
-    sysenter="cpuid",
+    late_cpuid=LateCpuid.HANG,
+    sysenter=SysenterCut.CPUID,
 )
 
 V6_12_117 = replace(
@@ -369,14 +405,14 @@ V7_2 = replace(
         checked=_SIX | {"cs"},
         svme_forced=False,
     ),
-    run_pending="untrusted",
+    run_pending=RunPending.UNTRUSTED,
     leave_sets_gif=True,
     gif_blocks_init=False,
     svme_clear_sets_gif=False,
     blank_cpuid_counts=True,
     same_apic_base=True,
     pat_needs_npt=True,
-    late_cpuid="refused",
+    late_cpuid=LateCpuid.REFUSED,
     pages_rearmed=True,
     l2_vmmcall=True,
     exit_without_vmcb12=True,
@@ -399,7 +435,7 @@ V3 = replace(
     vmrun=V5_17.vmrun,
     has_save_cache=True,
     live_validation=True,
-    save_cache="blob",
+    save_cache=SaveCacheFill.BLOB,
 )
 
 REVIEW = replace(
@@ -408,7 +444,7 @@ REVIEW = replace(
     about="the save cache where the review wanted it (v4, v5): filled from vmcb02",
     read=("review of 22 October 2021; v4 and v5 of 3 November 2021",),
     live_validation=False,
-    save_cache="vmcb02",
+    save_cache=SaveCacheFill.VMCB02,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(

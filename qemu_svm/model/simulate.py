@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from qemu_svm.model import arguments as carried
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm import nested, smm, x86
-from qemu_svm.model.kvm.checks import Argument
+from qemu_svm.model.kvm.checks import Argument, errno_of
 from qemu_svm.model.kvm.run import Outcome, vcpu_run
-from qemu_svm.model.kvm.vcpu import Host, Vcpu
+from qemu_svm.model.kvm.vcpu import Host, Mmu, MmuFault, Vcpu
 from qemu_svm.model.plan import WITHOUT_EFFECT, Step
 from qemu_svm.model.profiles import Profile
 from qemu_svm.model.saved import Saved, areas
@@ -27,8 +27,8 @@ class Snapshot:
     gif: bool
     smm: bool
     run_pending: int
-    mmu: str
-    mmu_broken: str
+    mmu: Mmu
+    mmu_broken: MmuFault | None
     requests: tuple[str, ...]
     save_cache_valid: bool
     shadow: int
@@ -92,7 +92,7 @@ def simulate(
                 number,
                 step,
                 failed,
-                _errno(failed),
+                None if failed is None else errno_of(failed),
                 tuple(vcpu.notes),
                 snapshot(vcpu),
                 outcome,
@@ -116,12 +116,6 @@ def snapshot(vcpu: Vcpu) -> Snapshot:
         save_cache_valid=vcpu.nested.save_valid,
         shadow=vcpu.current_control.get("int_state") & 1,
     )
-
-
-def _errno(failed: str | None) -> str | None:
-    if failed is None:
-        return None
-    return "E2BIG" if failed.startswith("GET-") else "EINVAL"
 
 
 def _perform(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemu_svm.model.area import RESET, Area
+from qemu_svm.model.kvm.vcpu import MmuFault, RunEnd
 from qemu_svm.model.observed import (
     ARCH_MSRS,
     SHARED_REGISTERS,
@@ -28,9 +29,11 @@ from qemu_svm.model.saved import areas
 from qemu_svm.model.simulate import Result, Simulation
 from qemu_svm.replay.replay import Replayed, Seen
 
-KERNEL_DECIDES = frozenset({"INTERNAL_ERROR", "EFAULT", "EINVAL", "EIO", "hang"})
+KERNEL_DECIDES = frozenset(
+    {RunEnd.INTERNAL_ERROR, RunEnd.EFAULT, RunEnd.EINVAL, RunEnd.EIO, RunEnd.HANG}
+)
 """Ends of KVM_RUN that the model predicts only where KVM alone brings them about."""
-_NEVER_CODE = frozenset({"EFAULT"})
+_NEVER_CODE = frozenset({RunEnd.EFAULT})
 _BY_CODE = frozenset(
     {"sregs.cr2", "regs.rbx", "regs.rcx", "regs.rdx", "regs.rsi", "regs.rdi", "regs.rbp"}
     | {f"regs.r{number}" for number in range(8, 16)}
@@ -138,35 +141,35 @@ def _step(
     ours, theirs = result.outcome.result, seen.run.result
     if theirs == "skipped":
         return Compared(number, (), "an emulated host does not survive this KVM_RUN")
-    if result.outcome.halted and theirs == "hang":
+    if result.outcome.halted and theirs == RunEnd.HANG:
         return Compared(number, (), "the vCPU is halted, and no event came")
     agrees = judged(ours, theirs)
-    if ours == "exit" and theirs not in ("exit", *_NEVER_CODE):
+    if ours is RunEnd.EXIT and theirs not in (RunEnd.EXIT, *_NEVER_CODE):
         # An instruction that cannot be fetched or emulated ends a run as well.
         suspicious = shortened or agrees is False
         agrees = False if suspicious and _undisturbed(simulation, result) else None
     if agrees is False:
         return Compared(number, (Mismatch("run", ours, theirs),))
-    if agrees is None or ours != "exit":
+    if agrees is None or ours is not RunEnd.EXIT:
         return Compared(number, (), f"the guest's code decided how KVM_RUN ended ({theirs})")
     return Compared(number, tuple(_state(model, kernel)))
 
 
-def judged(outcome: str, found: str) -> bool | None:
+def judged(outcome: RunEnd, found: str) -> bool | None:
     """Whether the end of KVM_RUN agrees; None if the guest's code decided it.
 
     :param outcome: the model's.
     :param found: the real one, by the names of :class:`qemu_svm.replay.replay.Ran`.
     """
-    if outcome == "waits":
-        return found == "hang"
-    if outcome in ("reset", "smi"):
+    if outcome is RunEnd.WAITS:
+        return found == RunEnd.HANG
+    if outcome in (RunEnd.RESET, RunEnd.SMI):
         return None
     if outcome in KERNEL_DECIDES:
         return outcome == found
-    if outcome == "exit" and found == "exit":
+    if outcome is RunEnd.EXIT and found == RunEnd.EXIT:
         return True
-    if outcome == "exit" and found in ("INTERNAL_ERROR", "EFAULT"):
+    if outcome is RunEnd.EXIT and found in (RunEnd.INTERNAL_ERROR, RunEnd.EFAULT):
         return False
     return False if found in _NEVER_CODE else None
 
@@ -228,7 +231,7 @@ def _ending(simulation: Simulation, replayed: Replayed) -> Mismatch | None:
     died, results = len(replayed.steps), simulation.results
     if 0 < died < len(results) and results[died].outcome is not None:
         broken = results[died - 1].state.mmu_broken
-        if broken == "uninitialised":
+        if broken is MmuFault.UNINITIALISED:
             return None  # the model says so: the host crashes where KVM must emulate
         if _GIVEN_UP in (replayed.error or "") and any(
             _smi(one.step) for one in results[: died + 1]

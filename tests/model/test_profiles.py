@@ -46,7 +46,7 @@ SHOWN_BY: dict[str, Shown] = {
     "live_validation": Shown("cpuid,sregs,nested,nested:@0x58/4=0"),
     "save_cache": Shown(),
     "has_save_cache": Shown(),
-    "gif": Shown("cpuid,sregs,nested:flags=0x1"),
+    "ignores_gif": Shown("cpuid,sregs,nested:flags=0x1"),
     "run_pending": Shown("cpuid,sregs,nested:flags=0x103"),
     "late_cr3_check": Shown(
         "cpuid:maxphyaddr=52,sregs:cr3=0x200000000000,cpuid:maxphyaddr=40,nested"

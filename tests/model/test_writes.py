@@ -7,7 +7,7 @@ import pytest
 from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.run import Outcome
-from qemu_svm.model.kvm.vcpu import Host
+from qemu_svm.model.kvm.vcpu import Host, RunEnd
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import Result, Simulation, simulate
@@ -213,7 +213,7 @@ def test_a_late_cpuid_and_nested_paging_without_long_mode(
 def test_a_vcpu_that_was_not_started_waits(run: Run, state: int) -> None:
     simulation = run("6.1", f"cpuid,sregs,nested,regs,mpstate:{state},run")
     result = last(simulation)
-    assert result.outcome == Outcome("waits")
+    assert result.outcome == Outcome(RunEnd.WAITS)
     assert result.state.guest_mode
     assert judge_restore(simulation).verdict is Verdict.RIGHT
     assert judge_restore(simulation).lines == (

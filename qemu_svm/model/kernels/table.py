@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from qemu_svm.model.kernels.changes import Change, Evidence, Side
+from qemu_svm.model.profiles import LateCpuid, RunPending, SysenterCut
 
 _READ, _MEASURED, _DERIVED = Evidence.READ, Evidence.MEASURED, Evidence.DERIVED
 _DEBIAN = "Debian's changelogs"
@@ -41,12 +42,12 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "gif-lost", "the GIF flag is ignored when guest mode is restored",
         "5.10", until="5.13", evidence=_MEASURED, source="5.10.223, 5.10.262",
-        sets={"gif": "ignored"},
+        sets={"ignores_gif": True},
     ),
     Change(
         "run-pending-restored", "RUN_PENDING is restored",
         "5.11", ("81f76adad560",), source="commit; absent in 5.10.262",
-        sets={"run_pending": "kept"},
+        sets={"run_pending": RunPending.KEPT},
     ),
     Change(
         "controls-cached-first", "VMRUN checks its copy of the control area",
@@ -63,7 +64,7 @@ CHANGES: tuple[Change, ...] = (
         "vmcb-split", "L1 and L2 have a VMCB each",
         "5.13", ("4995a3685f1b",), source="commit",
         sets={
-            "split": True, "vmrun.save_checks": (), "sysenter": "always", "l1_dr7": 0x400,
+            "split": True, "vmrun.save_checks": (), "sysenter": SysenterCut.ALWAYS, "l1_dr7": 0x400,
             "init_intercept_blocks": False,
         },
     ),
@@ -82,7 +83,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "gif-restored", "the GIF flag is restored in guest mode as well",
-        "5.13", ("063ab16c14db",), source="commit", sets={"gif": "set"},
+        "5.13", ("063ab16c14db",), source="commit", sets={"ignores_gif": False},
     ),
     Change(
         "nested-mmu-initialised", "nested paging of L2 is set up after a restore",
@@ -109,7 +110,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "cpuid-resets-mmu", "KVM_SET_CPUID2 resets the roles of the MMUs, that of L2 wrongly",
         "5.14", ("49c6f8756cdf",), source="measured on 6.1; the first release is derived",
-        sets={"late_cpuid": "efault"},
+        sets={"late_cpuid": LateCpuid.EFAULT},
     ),
     Change(
         "int-ctl-bits", "AVIC_ENABLE and other bits of L1's int_ctl do not reach vmcb02",
@@ -197,12 +198,13 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "cpuid-hang", "the wrong role of L2's MMU makes KVM_RUN spin instead of fail", "6.7",
-        source="measured on 6.12; the first release is derived", sets={"late_cpuid": "hang"},
+        source="measured on 6.12; the first release is derived",
+        sets={"late_cpuid": LateCpuid.HANG},
     ),
     Change(
         "sysenter-by-vendor", "the SYSENTER addresses are cut to 32 bits once the CPUID is AMD's",
         "6.10", ("fd706c9b1674",), source="measured on 6.12; the first release is derived",
-        sets={"sysenter": "cpuid"},
+        sets={"sysenter": SysenterCut.CPUID},
     ),
     Change(
         "base-msrs", "KVM_SET_MSRS knows FS_BASE and GS_BASE", "6.11", ("dad1613e0533",),
@@ -245,7 +247,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "cpuid-frozen", "KVM_SET_CPUID2 in guest mode is refused if it changes anything",
         "7.0", source="measured on 7.2; the first release is derived",
-        sets={"late_cpuid": "refused"},
+        sets={"late_cpuid": LateCpuid.REFUSED},
     ),
     Change(
         "init-at-run", "INIT and SIPI with GIF clear are accepted by KVM_SET_MP_STATE", "7.0",
@@ -323,7 +325,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "run-pending-untrusted", "RUN_PENDING from user space is not trusted", "7.1",
         source="measured on 7.2; the first release is derived",
-        sets={"run_pending": "untrusted"},
+        sets={"run_pending": RunPending.UNTRUSTED},
     ),
     Change(
         "exit-without-vmcb12", "a #VMEXIT whose vmcb12 is not mapped loads L1, then triple faults",

@@ -12,8 +12,10 @@ Source: Linux ``arch/x86/kvm/svm/nested.c`` (``svm_set_nested_state``,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
 
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.vcpu import Vcpu
@@ -62,7 +64,42 @@ class Argument:
         return bool(self.flags & bits.GUEST_MODE)
 
 
-Check = Callable[[Vcpu, Argument], bool]
+class Stage(Enum):
+    """Where KVM_SET_NESTED_STATE makes a check."""
+
+    HEADER = "svm_set_nested_state, before the VMCB is copied"
+    CONTROLS = "nested_vmcb_check_controls"
+    SAVE = "nested_vmcb_check_save"
+    STATE = "svm_set_nested_state, after the VMCB was copied"
+    LOAD_CR3 = "nested_svm_load_cr3"
+
+    @property
+    def in_vmrun(self) -> bool:
+        """Whether VMRUN makes the check as well."""
+        return self in (Stage.CONTROLS, Stage.SAVE)
+
+
+Predicate = Callable[[Vcpu, Argument], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check of KVM_SET_NESTED_STATE.
+
+    :param fails: whether it fails for this vCPU and argument.
+    """
+
+    stage: Stage
+    fails: Predicate
+
+
+ERRNOS: Mapping[str, str] = {"GET-01": "E2BIG", "GET-02": "E2BIG"}
+"""What an ioctl answers when a check fails, if not EINVAL."""
+
+
+def errno_of(check: str) -> str:
+    """Name of the errno with which a failed check ends its ioctl."""
+    return ERRNOS.get(check, "EINVAL")
 
 
 def _intercepts(argument: Argument, bit: int) -> bool:
@@ -97,7 +134,7 @@ def pat_valid(pat: int) -> bool:
     return all(kind in (0, 1, 4, 5, 6, 7) for kind in kinds)
 
 
-SET_NESTED_STATE: dict[str, Check] = {
+_HEADER_CHECKS: dict[str, Predicate] = {
     "SET-03": lambda _v, a: a.size < _HEADER,
     "SET-04": lambda _v, a: bool(a.flags & ~_KNOWN_FLAGS),
     "SET-05": lambda _v, a: bool(a.flags & bits.RUN_PENDING) and not a.guest_mode,
@@ -108,6 +145,8 @@ SET_NESTED_STATE: dict[str, Check] = {
     "SV-04": lambda v, a: v.smm and a.guest_mode,
     "SV-05": lambda v, a: not page_address_valid(v.cpuid, a.vmcb_pa),
     "SV-06": lambda _v, a: a.size < _WHOLE,
+}
+_CONTROL_CHECKS: dict[str, Predicate] = {
     "C-01": lambda _v, a: not _intercepts(a, _VMRUN_BIT),
     "C-02": lambda _v, a: a.ctl.get("asid") == 0,
     "C-03": lambda v, a: _nested_paging(a) and not v.host.npt,
@@ -119,11 +158,16 @@ SET_NESTED_STATE: dict[str, Check] = {
         bool(a.ctl.get("int_ctl") & _V_NMI_ENABLE) and not _intercepts(a, _NMI_BIT)
     ),
     "C-08": lambda _v, a: _bad_event(a),
+}
+_STATE_CHECKS: dict[str, Predicate] = {
     "SV-10": lambda v, _a: v.arch.get("cr0") & (_NW | _CD) == _NW,
     "SV-11": lambda _v, a: not a.save.get("cr0") & _PG,
     "SV-12": lambda _v, a: not a.save.get("efer") & _SVME,
     "SV-13": lambda _v, a: not a.save.get("cr0") & _PE,
     "SV-14": lambda _v, a: bool(a.save.get("rflags") & _VM),
+    "SV-17": lambda v, a: v.host.separate_pat and _nested_paging(a) and not pat_valid(a.gpat),
+}
+_SAVE_CHECKS: dict[str, Predicate] = {
     "S-01": lambda _v, a: not a.save.get("efer") & _SVME,
     "S-02": lambda _v, a: a.save.get("cr0") & (_NW | _CD) == _NW,
     "S-03": lambda _v, a: bool(a.save.get("cr0") & _HIGH),
@@ -136,12 +180,25 @@ SET_NESTED_STATE: dict[str, Check] = {
         a.save.get("cr4") & (cr4_reserved(v.host.cpuid) | cr4_reserved(v.cpuid))
     ),
     "S-11": lambda v, a: not valid_efer(v.host.cpuid, v.cpuid, a.save.get("efer")),
+}
+_CR3_CHECKS: dict[str, Predicate] = {
     "SV-16": lambda v, _a: not is_legal_gpa(v.cpuid, v.arch.get("cr3")),
-    "SV-17": lambda v, a: v.host.separate_pat and _nested_paging(a) and not pat_valid(a.gpat),
 }
 
-LATE = frozenset({"SV-16"})
-"""Checks that kernels since 5.17 make after the switch to L2."""
+SET_NESTED_STATE: Mapping[str, Check] = MappingProxyType(
+    {
+        name: Check(stage, fails)
+        for stage, checks in (
+            (Stage.HEADER, _HEADER_CHECKS),
+            (Stage.CONTROLS, _CONTROL_CHECKS),
+            (Stage.STATE, _STATE_CHECKS),
+            (Stage.SAVE, _SAVE_CHECKS),
+            (Stage.LOAD_CR3, _CR3_CHECKS),
+        )
+        for name, fails in checks.items()
+    }
+)
+"""Checks of KVM_SET_NESTED_STATE by id; the kernel's profile has their order."""
 
 
 def _sregs_long_mode(area: Area) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qemu_svm.model.kvm.svm import svm_set_segment
-from qemu_svm.model.kvm.vcpu import INIT_RECEIVED, RUNNABLE, Vcpu
+from qemu_svm.model.kvm.vcpu import INIT_RECEIVED, RUNNABLE, RunEnd, Vcpu
 from qemu_svm.nested import bits
 
 _INIT, _SMI = (bits.INTERCEPTS.mask(name) for name in ("INIT", "SMI"))
@@ -23,7 +23,7 @@ def init_blocked(vcpu: Vcpu) -> bool:
     return vcpu.smm or not vcpu.gif or (vcpu.kernel.init_intercept_blocks and _intercepted(vcpu))
 
 
-def kvm_apic_accept_events(vcpu: Vcpu) -> str | None:
+def kvm_apic_accept_events(vcpu: Vcpu) -> RunEnd | None:
     """Take a pending INIT or SIPI; what ends KVM_RUN at once, or None.
 
     ``reset`` if there was an INIT, ``EINVAL`` (``kvm_x86_vcpu_pre_run``, 7.2) if SIPI is
@@ -31,10 +31,10 @@ def kvm_apic_accept_events(vcpu: Vcpu) -> str | None:
     """
     blocked = init_blocked(vcpu)
     if blocked and vcpu.mp_state == INIT_RECEIVED and not vcpu.kernel.gif_blocks_init:
-        return "EINVAL"
+        return RunEnd.EINVAL
     if vcpu.init_pending and not blocked:
         if not _intercepted(vcpu):
-            return "reset"
+            return RunEnd.RESET
         vcpu.note("L1 intercepts INIT: L2 leaves to it at once")
         return None
     sipi, vcpu.sipi_pending = vcpu.sipi_pending, False

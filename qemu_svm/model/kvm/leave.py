@@ -5,7 +5,7 @@ Apart from the rest of nested.c, because ``svm_set_efer`` needs it too.
 
 from __future__ import annotations
 
-from qemu_svm.model.kvm.vcpu import INVALID_GPA, PAGES, Vcpu
+from qemu_svm.model.kvm.vcpu import INVALID_GPA, PAGES, Mmu, Vcpu
 
 
 def svm_leave_nested(vcpu: Vcpu) -> None:
@@ -15,7 +15,7 @@ def svm_leave_nested(vcpu: Vcpu) -> None:
         nested.run_pending = 0
         nested.vmcb12_gpa = INVALID_GPA
         vcpu.guest_mode = False
-        vcpu.mmu, vcpu.mmu_broken = "root", ""
+        vcpu.mmu, vcpu.mmu_broken = Mmu.ROOT, None
         if not vcpu.kernel.split:
             vcpu.control01.clear()
             vcpu.control01.copy_from(vcpu.hsave_control)

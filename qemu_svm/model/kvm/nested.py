@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.kvm import svm
-from qemu_svm.model.kvm.checks import LATE, SET_NESTED_STATE, Argument
+from qemu_svm.model.kvm.checks import SET_NESTED_STATE, Argument, Stage
 from qemu_svm.model.kvm.leave import svm_leave_nested
-from qemu_svm.model.kvm.vcpu import PAGES, RUNNABLE, VMLOAD_GROUP, VMRUN_FIELDS, Vcpu
-from qemu_svm.model.profiles import LEAVE
+from qemu_svm.model.kvm.vcpu import PAGES, RUNNABLE, VMLOAD_GROUP, VMRUN_FIELDS, Mmu, MmuFault, Vcpu
+from qemu_svm.model.profiles import LEAVE, RunPending, SaveCacheFill
 from qemu_svm.nested import bits
 from qemu_svm.x86.cpuid import is_legal_gpa
 from qemu_svm.x86.registers import CR0, CR4
@@ -52,15 +52,16 @@ def first_failure(vcpu: Vcpu, argument: Argument, *, late: bool = False) -> str 
 
     :param late: run the checks that come after the switch to L2 instead.
     """
-    for check in vcpu.kernel.set_nested_state:
-        if check == LEAVE:
+    kernel = vcpu.kernel
+    for name in kernel.set_nested_state:
+        if name == LEAVE:
             if not argument.guest_mode:
                 return None
             continue
-        if (vcpu.kernel.late_cr3_check and check in LATE) is not late:
-            continue
-        if SET_NESTED_STATE[check](vcpu, argument):
-            return check
+        check = SET_NESTED_STATE[name]
+        comes_late = kernel.late_cr3_check and check.stage is Stage.LOAD_CR3
+        if comes_late is late and check.fails(vcpu, argument):
+            return name
     return None
 
 
@@ -99,7 +100,7 @@ def svm_set_nested_state(vcpu: Vcpu, argument: Argument) -> str | None:
 
 
 def _reached_caches(failed: str | None) -> bool:
-    return failed is None or failed.startswith(("C-", "S-", "SV-1"))
+    return failed is None or SET_NESTED_STATE[failed].stage is not Stage.HEADER
 
 
 def _fill_save_cache(vcpu: Vcpu, source: Area) -> None:
@@ -126,7 +127,7 @@ def _enter_split(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
     else:
         # L2's registers, as far as userspace has put them already.
         vcpu.vmcb02.copy_from(vcpu.vmcb01)
-        if kernel.save_cache == "vmcb02":
+        if kernel.save_cache is SaveCacheFill.VMCB02:
             _fill_save_cache(vcpu, vcpu.vmcb02)
             _l2_cr3_into_cache(vcpu)
     svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
@@ -134,7 +135,7 @@ def _enter_split(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
     nested.vmcb12_gpa = argument.vmcb_pa
     svm_copy_vmrun_state(vcpu.vmcb01, argument.save, writer)
     nested.ctl = argument.ctl.copy("ctl cache")
-    if kernel.save_cache == "blob":
+    if kernel.save_cache is SaveCacheFill.BLOB:
         _fill_save_cache(vcpu, argument.save)
     vcpu.guest_mode = True
     nested_vmcb02_prepare_control(vcpu, writer)
@@ -152,7 +153,7 @@ def _enter_single(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
     if vcpu.guest_mode:
         vcpu.note("called in guest mode: L1's own controls are replaced by those merged for L2")
         svm_leave_nested(vcpu)
-    if vcpu.kernel.gif == "set":
+    if not vcpu.kernel.ignores_gif:
         svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
     elif not argument.flags & bits.GIF_SET:
         vcpu.note("this kernel ignores a clear GIF flag in guest mode")
@@ -163,10 +164,13 @@ def _enter_single(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
     nested_vmcb02_prepare_control(vcpu, writer)
 
 
+_RUN_PENDING = {RunPending.IGNORED: 0, RunPending.KEPT: 1, RunPending.UNTRUSTED: 2}
+"""Values of ``nested.run_pending``."""
+
+
 def _set_run_pending(vcpu: Vcpu, argument: Argument) -> None:
     pending = bool(argument.flags & bits.RUN_PENDING)
-    kinds = {"ignored": 0, "kept": 1, "untrusted": 2}
-    vcpu.nested.run_pending = kinds[vcpu.kernel.run_pending] if pending else 0
+    vcpu.nested.run_pending = _RUN_PENDING[vcpu.kernel.run_pending] if pending else 0
     if pending and not vcpu.nested.run_pending:
         vcpu.note("this kernel ignores RUN_PENDING: an injection asked for by VMRUN may be lost")
 
@@ -192,9 +196,9 @@ def nested_vmcb02_prepare_control(vcpu: Vcpu, writer: Writer) -> None:
 def _prepare_mmu(vcpu: Vcpu) -> None:
     if not nested_npt_enabled(vcpu):
         return
-    vcpu.mmu = "guest"
+    vcpu.mmu = Mmu.GUEST
     if not vcpu.kernel.mmu_ready:
-        vcpu.mmu_broken = "uninitialised"
+        vcpu.mmu_broken = MmuFault.UNINITIALISED
         vcpu.note(
             "this kernel leaves the MMU for nested paging unset after KVM_SET_NESTED_STATE: the "
             "first access of L2 that KVM must emulate crashes the host kernel, unless a "
@@ -263,7 +267,7 @@ def nested_svm_vmexit(vcpu: Vcpu) -> bool:
     vcpu.vmcb01.set("dr7", kernel.l1_dr7, writer)
     if kernel.split:
         vcpu.arch.set("dr7", kernel.l1_dr7, writer)
-    vcpu.mmu, vcpu.mmu_broken = "root", ""
+    vcpu.mmu, vcpu.mmu_broken = Mmu.ROOT, None
     loaded = nested_svm_load_cr3(vcpu, source.get("cr3"), source.writer("cr3"))
     nested.save_valid = False
     if not kernel.split and not loaded:
@@ -316,10 +320,12 @@ def nested_svm_vmrun(vcpu: Vcpu, race: dict[str, int] | None = None) -> str | No
         vcpu.nested.save_valid = True
     checked = memory.copy("vmcb12 as checked")
     argument = Argument(1, 1, 0, 0, 0, vcpu.nested.ctl, checked)
-    checks = [one for one in kernel.set_nested_state if one.startswith(("C-", "S-"))]
-    for check in (*rules.save_checks, *checks):
-        if SET_NESTED_STATE[check](vcpu, argument):
-            return f"exit INVALID: check {check}"
+    for name in (*rules.save_checks, *kernel.set_nested_state):
+        if name == LEAVE:
+            continue
+        check = SET_NESTED_STATE[name]
+        if check.stage.in_vmrun and check.fails(vcpu, argument):
+            return f"exit INVALID: check {name}"
     for name, value in (race or {}).items():
         memory.set(name, value, Writer(vcpu.step, "race"))
     _save_l1(vcpu)

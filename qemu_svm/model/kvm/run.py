@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.lapic import enters_smm, kvm_apic_accept_events
 from qemu_svm.model.kvm.nested import nested_svm_vmexit, svm_get_nested_state_pages
-from qemu_svm.model.kvm.vcpu import HALTED, PAGES, RESET_HOLD, RUNNABLE, Vcpu
+from qemu_svm.model.kvm.vcpu import HALTED, PAGES, RESET_HOLD, RUNNABLE, MmuFault, RunEnd, Vcpu
 from qemu_svm.x86.registers import CR0, EFER, canonical
 
 _VMRUN_BASES = ("es", "cs", "ss", "ds", "gdtr", "idtr")
@@ -29,24 +29,24 @@ _EFER = EFER.mask(*(name for _, name in EFER.items()))
 class Outcome:
     """How KVM_RUN ended.
 
-    :param result: ``exit`` (L1 has control again), ``l1`` (the vCPU was never in
-        guest mode), ``waits`` (for INIT or SIPI), ``reset`` (INIT was pending), ``smi``
-        (SMM is entered first), ``INTERNAL_ERROR``, ``EFAULT``, ``EINVAL``, ``EIO``, ``hang``
-        or ``SHUTDOWN``.
     :param level: what was entered: ``L1``, ``L2``, or empty if nothing was.
     :param entry: save area that the processor was given.
     :param l1: L1's save area after the #VMEXIT, if there was one.
     :param halted: all this comes once an event has woken the vCPU.
     """
 
-    result: str
+    result: RunEnd
     level: str = ""
     entry: Area | None = None
     l1: Area | None = None
     halted: bool = False
 
 
-_DESTROYED = {"efault": "EFAULT", "eio": "EIO", "hang": "hang"}
+_DESTROYED = {
+    MmuFault.EFAULT: RunEnd.EFAULT,
+    MmuFault.EIO: RunEnd.EIO,
+    MmuFault.HANG: RunEnd.HANG,
+}
 
 
 def vcpu_run(vcpu: Vcpu) -> Outcome:
@@ -59,7 +59,7 @@ def vcpu_run(vcpu: Vcpu) -> Outcome:
         vcpu.note("the vCPU is halted: KVM_RUN waits for an event first")
         vcpu.mp_state = RUNNABLE
     if vcpu.mp_state != RUNNABLE:
-        return Outcome("waits")
+        return Outcome(RunEnd.WAITS)
     return replace(_woken(vcpu), halted=halted)
 
 
@@ -70,23 +70,23 @@ def _woken(vcpu: Vcpu) -> Outcome:
         if not svm_get_nested_state_pages(vcpu):
             if not vcpu.kernel.pages_rearmed:
                 vcpu.note("the next KVM_RUN goes on with L1's MSR intercepts lost")
-            return Outcome("INTERNAL_ERROR")
+            return Outcome(RunEnd.INTERNAL_ERROR)
         vcpu.requests.discard(PAGES)
     if enters_smm(vcpu):
-        return Outcome("smi")
+        return Outcome(RunEnd.SMI)
     if vcpu.guest_mode and vcpu.mmu_broken in _DESTROYED and not _refused(vcpu):
         return Outcome(_DESTROYED[vcpu.mmu_broken])
     entry = enter(vcpu)
     if not vcpu.guest_mode:
-        return Outcome("l1", "L1", entry)
+        return Outcome(RunEnd.L1, "L1", entry)
     vcpu.nested.run_pending = 0
     if not nested_svm_vmexit(vcpu):
-        return Outcome("SHUTDOWN", "L2", entry, None if vcpu.guest_mode else _l1(vcpu))
+        return Outcome(RunEnd.SHUTDOWN, "L2", entry, None if vcpu.guest_mode else _l1(vcpu))
     # L1 has control, so the processor was given its VMCB (svm_vcpu_run, svm_set_dr6).
     vcpu.vmcb01.copy_from(vcpu.arch, ("cr2",))
     vcpu.vmcb01.set("dr6", _DR6_ACTIVE_LOW, vcpu.writer("svm_set_dr6"))
     _as_processor_has_it(vcpu)
-    return Outcome("exit", "L2", entry, _l1(vcpu))
+    return Outcome(RunEnd.EXIT, "L2", entry, _l1(vcpu))
 
 
 def _refused(vcpu: Vcpu) -> bool:

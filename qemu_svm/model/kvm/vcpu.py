@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from qemu_svm.model.area import RESET, Area, Content, Writer
 from qemu_svm.model.profiles import Profile
@@ -89,6 +90,46 @@ def _reset_arch() -> dict[str, Content]:
     }
 
 
+class Mmu(StrEnum):
+    """The MMU in use (``vcpu->arch.mmu``)."""
+
+    ROOT = "root"
+    GUEST = "guest"
+    """That for nested paging of L2."""
+
+
+class MmuFault(StrEnum):
+    """Why the MMU in use cannot translate, and what KVM_RUN does then."""
+
+    UNINITIALISED = "uninitialised"
+    """KVM_SET_NESTED_STATE left it unset: emulation crashes the host kernel."""
+    EFAULT = "efault"
+    EIO = "eio"
+    HANG = "hang"
+
+
+class RunEnd(StrEnum):
+    """How KVM_RUN ends."""
+
+    EXIT = "exit"
+    """L1 has control again."""
+    L1 = "l1"
+    """The vCPU was not in guest mode, and runs on."""
+    WAITS = "waits"
+    """For INIT or SIPI; nothing was entered."""
+    RESET = "reset"
+    """INIT was pending."""
+    SMI = "smi"
+    """SMM is entered first."""
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+    EFAULT = "EFAULT"
+    EINVAL = "EINVAL"
+    EIO = "EIO"
+    HANG = "hang"
+    """It does not return."""
+    SHUTDOWN = "SHUTDOWN"
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """What the host and the VM provide, besides the kernel.
@@ -134,8 +175,7 @@ class Vcpu:
         ``sipi_pending`` and ``smi_pending`` likewise.
     :param smram: what SMM entry saved: vmcb12's address, or None.
     :param vmcb12: vmcb12's save area in memory, as last written.
-    :param mmu: ``root`` or ``guest``; ``mmu_broken`` tells that entering L2
-        would use tables that were never set up.
+    :param mmu_broken: why the MMU in use cannot translate; None if it can.
     """
 
     kernel: Profile
@@ -158,8 +198,8 @@ class Vcpu:
     smi_pending: bool = False
     has_run: bool = False
     mp_state: int = RUNNABLE
-    mmu: str = "root"
-    mmu_broken: str = ""
+    mmu: Mmu = Mmu.ROOT
+    mmu_broken: MmuFault | None = None
     requests: set[str] = field(default_factory=set)
     pdptrs_from_userspace: bool = False
     smram: int | None = None

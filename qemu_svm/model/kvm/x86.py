@@ -15,8 +15,8 @@ from qemu_svm.model.kvm.checks import SET_SREGS, pat_valid
 from qemu_svm.model.kvm.lapic import init_blocked
 from qemu_svm.model.kvm.leave import svm_leave_nested
 from qemu_svm.model.kvm.nested import nested_npt_enabled
-from qemu_svm.model.kvm.vcpu import GPRS, INIT_RECEIVED, RUNNABLE, SIPI_RECEIVED, Vcpu
-from qemu_svm.model.profiles import SREGS2_CHECK
+from qemu_svm.model.kvm.vcpu import GPRS, INIT_RECEIVED, RUNNABLE, SIPI_RECEIVED, MmuFault, Vcpu
+from qemu_svm.model.profiles import SREGS2_CHECK, LateCpuid, SysenterCut
 from qemu_svm.x86.cpuid import NONE, Cpuid, efer_reserved
 from qemu_svm.x86.registers import CR0, EFER, canonical
 
@@ -28,7 +28,11 @@ _TSC_RATIO_ONE, _TSC_RATIO_RESERVED = 1 << 32, 0xFFFF_FF00_0000_0000
 _APIC_BASE = 0xFEE0_0900
 _CR8 = 0xF
 _LMA = EFER.mask("LMA")
-_LATE_CPUID_PAE = {"efault": "eio", "hang": ""}
+_LATE_CPUID = {
+    LateCpuid.EFAULT: (MmuFault.EFAULT, MmuFault.EIO),
+    LateCpuid.HANG: (MmuFault.HANG, None),
+}
+"""What is wrong with the MMU afterwards if L1 is in long mode, and if it is not."""
 _RESET_RIP, _RESET_CS, _RESET_BASE = 0xFFF0, 0xF000, 0xFFFF_0000
 _HIGH = 0xFFFF_FFFF_0000_0000
 _EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
@@ -38,21 +42,21 @@ def kvm_set_cpuid(vcpu: Vcpu, cpuid: Cpuid) -> str | None:
     """KVM_SET_CPUID2 (``cpuid.c``)."""
     kernel = vcpu.kernel
     same = cpuid == vcpu.cpuid
-    if vcpu.guest_mode and kernel.late_cpuid == "refused":
+    if vcpu.guest_mode and kernel.late_cpuid is LateCpuid.REFUSED:
         return None if same else "U-01"
     if vcpu.has_run and kernel.split and not same:
         return "U-01"
     vcpu.cpuid = cpuid
     _cut_sysenter(vcpu, _SYSENTER_ADDRESSES)
-    if vcpu.mmu_broken == "uninitialised":
-        vcpu.mmu_broken = ""
-    if vcpu.guest_mode and nested_npt_enabled(vcpu) and kernel.late_cpuid in ("efault", "hang"):
+    if vcpu.mmu_broken is MmuFault.UNINITIALISED:
+        vcpu.mmu_broken = None
+    if vcpu.guest_mode and nested_npt_enabled(vcpu) and kernel.late_cpuid in _LATE_CPUID:
         # kvm_mmu_after_set_cpuid zeroes the roles of all MMUs; only those that
         # are not in use are rebuilt.  Nested paging of an L1 without long mode has
         # three levels: mmu_alloc_shadow_roots then misses its PAE root (6.1), or
         # does not need what is gone (6.6 and later).
         long_mode = vcpu.l1_save.get("efer") & _LMA
-        vcpu.mmu_broken = kernel.late_cpuid if long_mode else _LATE_CPUID_PAE[kernel.late_cpuid]
+        vcpu.mmu_broken = _LATE_CPUID[kernel.late_cpuid][0 if long_mode else 1]
         if vcpu.mmu_broken:
             vcpu.note("KVM_SET_CPUID2 in guest mode destroys the MMU that nested paging needs")
     return None
@@ -87,8 +91,8 @@ def set_sregs(vcpu: Vcpu, sregs: Area, *, second: bool = False) -> str | None:
     if vcpu.host.bsp and vcpu.arch.get("rip") == _RESET_RIP and _at_reset(sregs):
         vcpu.mp_state = RUNNABLE  # for user space that does not say so itself
     vcpu.pdptrs_from_userspace = second and "pdptr0" in sregs
-    if changed and vcpu.mmu_broken == "uninitialised":
-        vcpu.mmu_broken = ""
+    if changed and vcpu.mmu_broken is MmuFault.UNINITIALISED:
+        vcpu.mmu_broken = None
         vcpu.note("a change of the control registers sets up the MMU for nested paging")
     return None
 
@@ -150,7 +154,7 @@ def _set_pat(vcpu: Vcpu, value: int, writer: Writer) -> None:
 def _cut_sysenter(vcpu: Vcpu, names: Iterable[str]) -> None:
     # The upper halves are kept for guests with an Intel CPUID only (svm_set_msr).
     cut = vcpu.kernel.sysenter
-    if cut == "always" or (cut == "cpuid" and vcpu.cpuid != NONE):
+    if cut is SysenterCut.ALWAYS or (cut is SysenterCut.CPUID and vcpu.cpuid != NONE):
         for name in names:
             value = vcpu.vmcb01.get(name) & ~_HIGH
             vcpu.vmcb01.set(name, value, vcpu.vmcb01.writer(name))
@@ -170,7 +174,7 @@ def _impossible(vcpu: Vcpu, name: str, value: int) -> bool:
         return True
     if name == "tsc_aux":
         # guest_cpuid_is_intel_compatible: so is a guest without CPUID on newer kernels.
-        return kernel.sysenter == "cpuid" and vcpu.cpuid == NONE and bool(value & _HIGH)
+        return kernel.sysenter is SysenterCut.CPUID and vcpu.cpuid == NONE and bool(value & _HIGH)
     # Canonical with 4-level paging: bits 63 to 47 are equal.
     return name in _CANONICAL and value >> 47 not in (0, 0x1FFFF)
 

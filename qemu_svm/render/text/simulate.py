@@ -10,6 +10,7 @@ from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
 from qemu_svm.machine import Machine
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm.run import Outcome
+from qemu_svm.model.kvm.vcpu import RunEnd
 from qemu_svm.model.simulate import Result, Simulation, Snapshot
 from qemu_svm.nested import bits
 from qemu_svm.render.escape import printable
@@ -82,9 +83,9 @@ def _table(finished: Sequence[Simulation]) -> Iterator[Text]:
 
 
 _INSTEAD = {
-    "waits": "waits for INIT or SIPI",
-    "reset": "resets the vCPU (INIT)",
-    "smi": "enters SMM first",
+    RunEnd.WAITS: "waits for INIT or SIPI",
+    RunEnd.RESET: "resets the vCPU (INIT)",
+    RunEnd.SMI: "enters SMM first",
 }
 
 
