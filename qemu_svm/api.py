@@ -414,7 +414,7 @@ def judge_trace(log: PathLike, *, limits: Limits = DEFAULT) -> Trace:
     from qemu_svm.trace.model import read_trace
 
     with open_source(os.fspath(log), limits) as source:
-        return read_trace(source)
+        return read_trace(source, limits)
 
 
 def connect(socket: str, *, timeout: float = 30, connect_timeout: float = 5) -> Connection:

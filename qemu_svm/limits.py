@@ -1,8 +1,8 @@
-"""How much a stranger's input may ask of us.
+"""Resource limits for untrusted input.
 
-Every limit is an argument with a default that leaves real streams far below
-it: the description of a small guest is about 100 KiB and a guest with 500
-vCPUs needs some 5 MiB; the largest real section has a few thousand values.
+Every limit is an argument, and its default is far above what real input needs: the
+description of a small guest has about 100 KiB, that of a guest with 500 vCPUs some
+5 MiB; the largest real section has a few thousand values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GIB = 1024 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds for one input.
+    """Limits for one input: a migration stream, a log of ioctls, or a log of svmtrace.
 
     :param description_bytes: size of the JSON description (bytes).
     :param description_items: objects, lists and commas in it; a small guest's has
@@ -27,14 +27,24 @@ class Limits:
     :param section_bytes: of a section that is decoded or compared.
     :param records: records that are kept one by one: PARTs and commands above it
         are folded.  As many sections may start, and no more.
-    :param vcpus: that are decoded; QEMU 11.1 makes 4096 at most.
-    :param recoveries: how often reading goes on behind damage.
+    :param vcpus: that are decoded, or told apart in a log of ioctls; QEMU 11.1 makes
+        4096 at most.
+    :param recoveries: damaged places after which reading resumes.
     :param window_bytes: what the decompressors of the input may keep of their output
         to refer back to.  Of the usual commands only ``zstd --long`` and
         ``zstd --ultra -20`` (to 22) ask for more.
     :param spool_bytes: decompressed or piped input kept in a temporary file.
     :param ram_walk_bytes: RAM data walked record by record although nobody
         asked for it; above this, it is stepped over as one record.
+    :param trace_line_bytes: of a line in a log of ioctls; the middle of a longer line
+        is left out.
+    :param trace_ioctls: ioctls kept, after repeated ones are counted as one.
+    :param trace_puts: calls of KVM_SET_NESTED_STATE that are judged.
+    :param trace_pending: system calls of different threads in progress at once.
+    :param trace_names: different ioctls of the VM, the system and devices.
+    :param vmruns_entries: VMRUNs in a log of svmtrace; some 35 bytes of memory each.
+    :param vmruns_vmcbs: addresses of VMCBs.
+    :param vmruns_pages: pages of 4 KiB that the log may refer back to.
     """
 
     description_bytes: int = 16 * MIB
@@ -48,6 +58,14 @@ class Limits:
     window_bytes: int = 64 * MIB
     spool_bytes: int = 256 * GIB
     ram_walk_bytes: int = 4 * MIB
+    trace_line_bytes: int = 64 * KIB
+    trace_ioctls: int = 100_000
+    trace_puts: int = 10_000
+    trace_pending: int = 1 << 16
+    trace_names: int = 512
+    vmruns_entries: int = 1 << 21
+    vmruns_vmcbs: int = 1 << 14
+    vmruns_pages: int = 1 << 14
 
 
 DEFAULT = Limits()
@@ -57,7 +75,7 @@ _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 
 
 def changed(limits: Limits, assignments: Iterable[str]) -> Limits:
-    """Limits with some of them set anew.
+    """Return the limits with some of them changed.
 
     >>> changed(DEFAULT, ["description_bytes=100M"]).description_bytes
     104857600
@@ -70,12 +88,12 @@ def changed(limits: Limits, assignments: Iterable[str]) -> Limits:
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         if name not in names:
-            raise ValueError(f"there is no limit '{name}'; there are {', '.join(sorted(names))}")
+            raise ValueError(f"unknown limit '{name}'; known are {', '.join(sorted(names))}")
         unit = text[-1:].upper() if text[-1:].upper() in ("K", "M", "G") else ""
         try:
             found[name] = int(text[: len(text) - len(unit)], 0) * _UNITS[unit]
         except ValueError:
-            raise ValueError(f"'{text}' is not a number such as 100000 or 64M") from None
+            raise ValueError(f"invalid number '{text}' (expected e.g. 100000 or 64M)") from None
         if found[name] < 0:
             raise ValueError(f"a limit cannot be negative: '{assignment}'")
     return replace(limits, **found)

@@ -17,6 +17,7 @@ from qemu_svm.source import open_source
 )
 @click.argument("log", metavar="LOG")
 @common.json_option
+@common.limit_option
 @click.option("-v", "--verbose", is_flag=True, help="List every ioctl and every rule.")
 def command(*, log: str, as_json: bool, verbose: bool) -> int:
     """Judge the ioctls of a restore by their order ("-" for standard input).
@@ -28,8 +29,8 @@ def command(*, log: str, as_json: bool, verbose: bool) -> int:
     """
     from qemu_svm.trace.model import read_trace
 
-    with open_source(log) as source:
-        trace = read_trace(source)
+    with open_source(log, common.limits()) as source:
+        trace = read_trace(source, common.limits())
     if as_json:
         from qemu_svm.render.json.trace import trace_document
 
@@ -43,7 +44,8 @@ def command(*, log: str, as_json: bool, verbose: bool) -> int:
         complain(str(trace.damage))
     if trace.cut is not None:
         complain(
-            f"{log}: line {trace.cut}: too many different ioctls or puts; the rest was not read"
+            f"{log}: line {trace.cut}: too many ioctls or puts of nested state; the rest was not "
+            "read (limits trace_ioctls and trace_puts)"
         )
     if not trace.complete:
         return EXIT_UNREADABLE

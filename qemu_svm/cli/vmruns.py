@@ -21,6 +21,7 @@ _LEVELS = {"L1": Role.L1, "L2": Role.L2, "unknown": Role.UNKNOWN}
 )
 @click.argument("log", metavar="LOG")
 @common.json_option
+@common.limit_option
 @click.option("--vcpu", "cpu", type=int, help="Only this CPU of the emulated host.")
 @click.option("--level", type=click.Choice(list(_LEVELS), case_sensitive=False),
               help="Only what L1 or L2 ran by.")  # fmt: skip
@@ -52,8 +53,8 @@ def command(
     codes = exit_codes(exit_name) if exit_name is not None else None
     role = _LEVELS[level] if level is not None else None
     wanted = Selection(cpu, role, codes, first, last)
-    with open_source(log) as source:
-        read = read_log(source)
+    with open_source(log, common.limits()) as source:
+        read = read_log(source, limits=common.limits())
         if number is not None:
             _show(_record(read, number), as_json=as_json, verbose=verbose)
         elif as_json:

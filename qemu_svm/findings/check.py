@@ -71,8 +71,8 @@ def check(
             simulation = simulate(
                 kernel, saved, steps, host=host, backed=lambda a, n: _known(machine, a, n)
             )
-            verdict = judge_restore(simulation)
-            verdicts.setdefault(vcpu.index, {})[kernel.name] = verdict
+            judgement = judge_restore(simulation)
+            verdicts.setdefault(vcpu.index, {})[kernel.name] = judgement
             for rule in _failed(simulation):
                 failures.setdefault(rule, []).append(kernel.name)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]

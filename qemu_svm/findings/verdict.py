@@ -84,7 +84,7 @@ _SVME = 1 << 12
 
 
 def judge_restore(simulation: Simulation) -> Judgement:
-    """Judge a simulation."""
+    """Compare what the vCPU would run with to what it should run with."""
     refused = [result for result in simulation.results if result.failed]
     runs = [result for result in simulation.results if result.outcome is not None]
     lines = list(refusals(simulation))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qemu_svm.errors import SourceError, SvmStreamError
+from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.trace.calls import Call, Format, RunExit, Vcpu
 from qemu_svm.trace.guess import Guess, guess
 from qemu_svm.trace.judge import judge_order
-from qemu_svm.trace.limits import DEFAULT, TraceLimits
 from qemu_svm.trace.lines import Bytes
 from qemu_svm.trace.parse import KNOWN_FORMATS, Counts, Parser
 from qemu_svm.trace.phases import (
@@ -104,7 +104,7 @@ class Trace:
         return all(put.verdict is not Verdict.VIOLATES for put in puts)
 
 
-def read_trace(log: Log, limits: TraceLimits = DEFAULT) -> Trace:
+def read_trace(log: Log, limits: Limits = DEFAULT) -> Trace:
     """Read a log and judge it.
 
     :raises SourceError: no line of the log is understood.
@@ -124,7 +124,7 @@ def read_trace(log: Log, limits: TraceLimits = DEFAULT) -> Trace:
 
 class _Collector:
     # Sorts the ioctls by what they are for.
-    def __init__(self, limits: TraceLimits) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._vcpus: dict[Vcpu, Splitter] = {}
         self._others: dict[tuple[str, str], Other] = {}
@@ -138,7 +138,7 @@ class _Collector:
                     self._vcpus[call.vcpu].exit(call.reason)
                 continue
             self._add(call)
-            if self._kept > self._limits.steps or self._puts > self._limits.puts:
+            if self._kept > self._limits.trace_ioctls or self._puts > self._limits.trace_puts:
                 return call.line
         return None
 
@@ -162,7 +162,7 @@ class _Collector:
         key = (call.name, call.level.value)
         old = self._others.get(key)
         if old is None:
-            if len(self._others) >= self._limits.names:
+            if len(self._others) >= self._limits.trace_names:
                 key = ("others", call.level.value)
             old = self._others.get(key, Other(key[0], key[1], 0, call.line, 0))
         failed = old.failed + (call.error is not None)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.trace.calls import Call, Descriptors, Format, Reader, RunExit
 from qemu_svm.trace.ftrace import Ftrace
-from qemu_svm.trace.limits import DEFAULT, TraceLimits
 from qemu_svm.trace.lines import Bytes, lines
 from qemu_svm.trace.qemu_log import QemuLog
 from qemu_svm.trace.strace import Strace
@@ -46,19 +46,19 @@ class Counts:
 class Parser:
     """Reads a log; :attr:`counts` tells how it went."""
 
-    def __init__(self, limits: TraceLimits = DEFAULT) -> None:
+    def __init__(self, limits: Limits = DEFAULT) -> None:
         descriptors = Descriptors(limits.vcpus)
         self.counts = Counts()
         self._limits = limits
         self._readers: list[Reader] = [
             QemuLog(),
-            Strace(descriptors, limits.pending),
-            Ftrace(descriptors, limits.pending),
+            Strace(descriptors, limits.trace_pending),
+            Ftrace(descriptors, limits.trace_pending),
         ]
 
     def calls(self, log: Bytes) -> Iterator[Call | RunExit]:
         """Yield what the log says, in the order in which it came to pass."""
-        for line, text in lines(log, self._limits.line_bytes):
+        for line, text in lines(log, self._limits.trace_line_bytes):
             self.counts.lines = line
             for call in self._line(line, text):
                 yield self._counted(call)

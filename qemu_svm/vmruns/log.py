@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from qemu_svm.errors import LimitExceeded, StreamError
+from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.vmruns.reader import Event, Header, LogReader
 from qemu_svm.vmruns.roles import Certainty, Role, Roles, Vmcb
@@ -42,6 +43,7 @@ class Log:
     nanoseconds: int
     end: str | None
     damage: StreamError | None
+    limits: Limits = DEFAULT
 
     @property
     def vmcbs(self) -> list[Vmcb]:
@@ -57,7 +59,7 @@ class Log:
     def events(self) -> Iterator[Event]:
         """Every record, up to the damage if there is any."""
         try:
-            yield from _part(LogReader(self.source), self.part)
+            yield from _part(LogReader(self.source, self.limits), self.part)
         except StreamError:
             return
 
@@ -70,14 +72,14 @@ def _part(events: Iterable[Event], part: range) -> Iterator[Event]:
             yield event
 
 
-def read_log(source: Source, part: range = WHOLE) -> Log:
+def read_log(source: Source, part: range = WHOLE, limits: Limits = DEFAULT) -> Log:
     """Survey a log.
 
     :param part: numbers of the records that count.
     :raises StreamError: it does not even start like one.
     """
-    reader = LogReader(source)
-    log = Log(source, part, reader.header, Roles(), {}, 0, None, None)
+    reader = LogReader(source, limits)
+    log = Log(source, part, reader.header, Roles(limits), {}, 0, None, None, limits)
     try:
         log.roles.learn(runs(_watched(reader, log), log.counts))
     except LimitExceeded as limit:

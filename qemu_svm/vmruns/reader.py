@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemu_svm.errors import LimitExceeded, Malformed, Truncated, Unsupported
+from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.reader import Reader
 from qemu_svm.vmruns import structs
@@ -31,8 +32,6 @@ _RECORD, _PAGE_HEAD = _unpacker(structs.RECORD), _unpacker(structs.PAGE)
 _RUN = structs.RUN.sizeof()
 _CHECKSUM = structs.CHECKSUM.sizeof()
 PAGE_SIZE = 0x1000
-MAX_PAGES = 1 << 14
-"""Most pages that a header may ask us to remember: 64 MiB."""
 _MAX_RECORD = _HEAD + _PAGE + PAGE_SIZE + _RUN * (PAGE_SIZE // 8) + _CHECKSUM
 
 
@@ -82,8 +81,9 @@ class LogReader:
     :raises Unsupported: of another version.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, limits: Limits = DEFAULT) -> None:
         self.path = source.path
+        self._limits = limits
         self._reader = Reader(source)
         self.header = self._header()
         self._pages: dict[int, bytes] = {}
@@ -110,12 +110,13 @@ class LogReader:
             raise Malformed("the header's checksum is wrong", offset=size - _CHECKSUM)
         if head.size != size or head.page_size != PAGE_SIZE:
             raise Malformed("impossible sizes in the header", offset=10)
-        if head.pages > MAX_PAGES:
+        if head.pages > self._limits.vmruns_pages:
             raise LimitExceeded(
-                "the log wants too many pages remembered",
+                "the log refers back to too many pages",
                 offset=16,
-                expected=f"at most {MAX_PAGES}",
+                expected=f"at most {self._limits.vmruns_pages}",
                 found=str(head.pages),
+                hint="raise the limit vmruns_pages",
             )
         return Header(head.api, head.vcpus, head.pages)
 

@@ -24,12 +24,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from qemu_svm.errors import LimitExceeded
+from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.vmruns.runs import Run, save_field
 
 _VMRUN_SIZE = 3
-MAX_RUNS = 1 << 21
-"""Most runs whose roles are worked out: some 70 MB of memory."""
-MAX_VMCBS = 1 << 14
 _MAX_AWAITED = 64
 
 State = tuple[int, int, int]
@@ -93,10 +91,20 @@ def state(page: bytes) -> State:
     return save_field(page, "rip"), save_field(page, "rsp"), save_field(page, "rax")
 
 
+def _too_many(what: str, run: Run, limit: str, most: int) -> LimitExceeded:
+    return LimitExceeded(
+        f"too many {what}",
+        offset=run.entry.offset,
+        expected=f"at most {most}",
+        hint=f"raise the limit {limit}, or record less: the plugin accepts limit=SIZE",
+    )
+
+
 class Roles:
     """Works through the runs of a log; then tells the role of each by its place."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT) -> None:
+        self._limits = limits
         self.vmcbs: dict[int, Vmcb] = {}
         self._roles = bytearray()
         self._awaited: dict[State, dict[int, _Awaited]] = {}
@@ -114,16 +122,14 @@ class Roles:
     def learn(self, all_runs: Iterable[Run]) -> Roles:
         """Take all runs of a log, in order.
 
-        :raises LimitExceeded: more than ``MAX_RUNS`` entries or ``MAX_VMCBS`` addresses.
+        :raises LimitExceeded: more entries or addresses than the limits allow.
         """
         for run in all_runs:
             vmcb = self.vmcbs.setdefault(run.address, Vmcb(run.address))
-            if len(self._roles) >= MAX_RUNS or len(self.vmcbs) > MAX_VMCBS:
-                raise LimitExceeded(
-                    "too many entries to work out whose they are",
-                    offset=run.entry.offset,
-                    hint="record less: the plugin takes limit=SIZE",
-                )
+            if len(self._roles) >= self._limits.vmruns_entries:
+                raise _too_many("entries", run, "vmruns_entries", self._limits.vmruns_entries)
+            if len(self.vmcbs) > self._limits.vmruns_vmcbs:
+                raise _too_many("VMCBs", run, "vmruns_vmcbs", self._limits.vmruns_vmcbs)
             self._learn(run, vmcb)
         return self
 

@@ -135,7 +135,7 @@ def test_the_option(svmstream: Run, sample_file: Path) -> None:
 @pytest.mark.parametrize(
     "verb",
     ["check", "compat", "diff", "inspect", "lab conform", "lab restore", "lab witness", "ram",
-     "replay", "restore", "roundtrip", "show", "simulate"],
+     "replay", "restore", "roundtrip", "show", "simulate", "trace", "vmruns"],
 )  # fmt: skip
 def test_every_verb_that_reads_a_stream_has_the_option(
     svmstream: Run, sample_file: Path, verb: str

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from qemu_svm.kvm import numbers
+from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source import BytesSource, open_source
-from qemu_svm.trace.limits import DEFAULT, TraceLimits
 from qemu_svm.trace.model import Trace, read_trace
 from qemu_svm.trace.verdict import Outcome, Put
 
@@ -37,7 +37,7 @@ def text_of(path: Path) -> str:
         return source.read_at(0, source.size()).decode()
 
 
-def read_text(text: str, limits: TraceLimits = DEFAULT) -> Trace:
+def read_text(text: str, limits: Limits = DEFAULT) -> Trace:
     return read_trace(BytesSource(text.encode(), "made.log"), limits)
 
 

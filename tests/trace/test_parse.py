@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.kvm.numbers import ioctls
+from qemu_svm.limits import Limits
 from qemu_svm.render.json.trace import trace_document
 from qemu_svm.render.text.trace import report
 from qemu_svm.source import BytesSource
 from qemu_svm.trace.calls import Format
-from qemu_svm.trace.limits import TraceLimits
 from qemu_svm.trace.lines import lines
 from qemu_svm.trace.model import read_trace
 from qemu_svm.trace.phases import Kind
@@ -116,7 +116,7 @@ def test_a_log_of_exits_only_has_no_vcpus() -> None:
 
 
 def test_vcpus_are_bounded_and_others_are_counted() -> None:
-    limits = TraceLimits(vcpus=2, names=2)
+    limits = Limits(vcpus=2, trace_names=2)
     log = "".join(qemu_log(["RUN"], vcpu=vcpu) for vcpu in range(5))
     log += qemu_log(["vm CREATE_VCPU", "vm IRQFD", "vm IRQFD", "vm CREATE_PIT2"])
     trace = read_text(log, limits)
@@ -131,13 +131,13 @@ def test_vcpus_are_bounded_and_others_are_counted() -> None:
 
 def test_a_log_with_too_much_is_cut_and_says_so() -> None:
     names = [one.name.removeprefix("KVM_") for one in ioctls() if one.name.startswith("KVM_SET_")]
-    trace = read_text(qemu_log(names), TraceLimits(steps=20))
+    trace = read_text(qemu_log(names), Limits(trace_ioctls=20))
     assert (trace.cut, trace.complete) == (21, False)
     assert "NOT READ TO ITS END" in next(iter(report(trace, verbose=False))).plain
 
 
 def test_a_log_with_too_many_puts_is_cut_and_says_so() -> None:
-    trace = read_text(qemu_log([*PUT, "RUN"] * 10), TraceLimits(puts=3))
+    trace = read_text(qemu_log([*PUT, "RUN"] * 10), Limits(trace_puts=3))
     assert (trace.cut, trace.complete) == (3 * 11 + 2, False)
     assert len(trace.vcpus[0].puts) == 4
 

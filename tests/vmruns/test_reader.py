@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
+from qemu_svm.limits import DEFAULT
 from qemu_svm.source.plain import BytesSource
 from qemu_svm.vmruns import structs
-from qemu_svm.vmruns.reader import MAX_PAGES, Event, LogReader
+from qemu_svm.vmruns.reader import Event, LogReader
 from qemu_svm.vmruns.structs import Flag, Kind
 from tests.vmruns.written import PAGE, Writer, header
 
@@ -130,7 +131,7 @@ def test_other_files_are_refused(sample: bytes) -> None:
     ("more", "kind"),
     [
         ({"version": 2}, Unsupported),
-        ({"pages": MAX_PAGES + 1}, LimitExceeded),
+        ({"pages": DEFAULT.vmruns_pages + 1}, LimitExceeded),
         ({"page_size": 8192}, Malformed),
         ({"size": 40}, Malformed),
     ],

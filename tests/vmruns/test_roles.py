@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from qemu_svm.errors import LimitExceeded
-from qemu_svm.vmruns import roles
+from qemu_svm.limits import Limits
 from qemu_svm.vmruns.log import Log, read_log
 from qemu_svm.vmruns.reader import Event
-from qemu_svm.vmruns.roles import Certainty, Role
+from qemu_svm.vmruns.roles import Certainty, Role, Roles
 from qemu_svm.vmruns.runs import Run
 from qemu_svm.vmruns.structs import Flag
 from tests.vmruns.written import Writer, vmcb
@@ -107,8 +107,10 @@ def test_an_exit_that_belongs_to_nothing() -> None:
     assert last.run.exit is None
 
 
-def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roles, "MAX_RUNS", 2)
-    event = Event(0, 1, 0xD8, Flag(0), 0, 0, 0, 0, A, 0, vmcb())
-    with pytest.raises(LimitExceeded):
-        roles.Roles().learn([Run(event)] * 3)
+def test_limits() -> None:
+    one, other = (Run(Event(0, 1, 0xD8, Flag(0), 0, 0, 0, 0, a, 0, vmcb())) for a in (A, B))
+    assert len(Roles(Limits(vmruns_entries=2)).learn([one] * 2)) == 2
+    with pytest.raises(LimitExceeded, match=r"too many entries.*vmruns_entries"):
+        Roles(Limits(vmruns_entries=2)).learn([one] * 3)
+    with pytest.raises(LimitExceeded, match=r"too many VMCBs.*vmruns_vmcbs"):
+        Roles(Limits(vmruns_vmcbs=1)).learn([one, other])
