@@ -108,7 +108,7 @@ def test_an_exit_that_belongs_to_nothing() -> None:
 
 
 def test_limits() -> None:
-    one, other = (Run(Event(0, 1, 0xD8, Flag(0), 0, 0, 0, 0, a, 0, vmcb())) for a in (A, B))
+    one, other = (Run(Event(0, 1, 0xD8, Flag(0), 0, 0, 0, a, a, 0, vmcb())) for a in (A, B))
     assert len(Roles(Limits(vmruns_entries=2)).learn([one] * 2)) == 2
     with pytest.raises(LimitExceeded, match=r"too many entries.*vmruns_entries"):
         Roles(Limits(vmruns_entries=2)).learn([one] * 3)
