@@ -23,6 +23,7 @@ from functools import cache
 
 from qemu_svm.machine import flags
 from qemu_svm.nested import descriptions, layout
+from qemu_svm.nested.image import Image
 from qemu_svm.stream import Value
 
 _ELEMENTS = re.compile(r"\[(\*|\d+)(?:\.\.(\d+))?\]$")
@@ -115,17 +116,22 @@ def _rows(
     return tuple(Mask(name, pattern, reason, source, ignore) for pattern in patterns)
 
 
-_NOT_CACHED = [
-    name for name, words in descriptions.CONTROL.items() if words.startswith("not migrated")
-] + ["reserved_*"]
-_VMLOAD = [name for name, words in descriptions.SAVE.items() if "VMLOAD" in words]
+def _named(image: Image, wanted: frozenset[str]) -> list[str]:
+    # In the order of the layout.
+    return [member.name for member in image.members if member.name in wanted]
+
+
+_OF_L1 = descriptions.L1_STATE | descriptions.L1_STATE_SINCE_7
+_NOT_CACHED = [*_named(layout.CONTROL, descriptions.NOT_MIGRATED), "reserved_*"]
+_VMLOAD = _named(layout.SAVE, descriptions.VMLOAD_GROUP)
 _LEFT_OVER = [
-    member.name
-    for member in layout.SAVE.members
-    if not member.reserved
-    and member.name not in descriptions.L1_STATE | descriptions.L1_STATE_SINCE_7
-    and member.name not in _VMLOAD
-] + ["reserved_*"]
+    *(
+        member.name
+        for member in layout.SAVE.members
+        if not member.reserved and member.name not in _OF_L1 | descriptions.VMLOAD_GROUP
+    ),
+    "reserved_*",
+]
 
 _CLOCK = "QEMU: the field holds a time of the virtual or the host's clock"
 

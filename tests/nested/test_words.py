@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qemu_svm.model.kvm.vcpu import VMLOAD_GROUP
 from qemu_svm.nested import bits, descriptions, layout
 from qemu_svm.nested.exit_codes import EXIT_CODES, exit_name
 
@@ -26,6 +27,17 @@ def test_l1_state_is_what_the_words_say() -> None:
         if words.startswith("not L1's"):
             assert name not in descriptions.L1_STATE
     assert descriptions.words("control", "reserved_018") == ""
+
+
+def test_groups_of_fields_are_what_the_words_say() -> None:
+    assert {
+        name for name, words in descriptions.CONTROL.items() if words.startswith("not migrated")
+    } == descriptions.NOT_MIGRATED
+    assert (
+        {name for name, words in descriptions.SAVE.items() if "VMLOAD" in words}
+        == descriptions.VMLOAD_GROUP
+        == set(VMLOAD_GROUP)
+    )
 
 
 @pytest.mark.parametrize(
