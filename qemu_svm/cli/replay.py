@@ -16,7 +16,7 @@ from qemu_svm.lab.suites.catalogue import KERNELS
 from qemu_svm.source import open_source
 
 if TYPE_CHECKING:
-    from qemu_svm.replay.target import Probe, Target
+    from qemu_svm.replay.target import Target
 
 
 @click.command(
@@ -69,54 +69,32 @@ def command(
     errno and state are shown after every step. L2 runs until L1 has control
     again, and L1's registers are what is shown then.
     """
-    from qemu_svm.model import plan as plans
-    from qemu_svm.model.saved import from_vcpu
-    from qemu_svm.model.simulate import simulate
-    from qemu_svm.replay.compare import compare
-    from qemu_svm.replay.encode import check
-    from qemu_svm.replay.extras import extras
-    from qemu_svm.replay.memory import can_shorten, extract_ram
-    from qemu_svm.replay.replay import Options, Trial, host_of, job, profile, result
+    from qemu_svm.replay.job import ReplayOptions
+    from qemu_svm.replay.replay import prepare, replay
 
-    steps = plans.parse(plan_text)
     if device is not None and kernel is not None:
         raise click.UsageError("--kvm means this machine, --lab an emulated one: give one of them")
-    options = Options(seconds=seconds, irqchip=not no_irqchip, maxphyaddr=maxphyaddr,
-                      shorten=shorten, emulated=kernel is not None, vcpu=index)  # fmt: skip
+    options = ReplayOptions(seconds=seconds, irqchip=not no_irqchip, maxphyaddr=maxphyaddr,
+                            shorten=shorten, emulated=kernel is not None, vcpu=index)  # fmt: skip
     with common.opened(file) as machine, ExitStack() as stack:
-        vcpu = common.vcpu(machine, index)
-        trial = Trial("0", from_vcpu(vcpu), steps, options, extras(machine, vcpu))
-        check(trial.saved, steps)
+        job = prepare(machine, common.vcpu(machine, index), plan_text, options)
         others = [stack.enter_context(open_source(path, common.limits())) for path in channels]
-        with target(device, kernel, npt=npt == "on") as (where, probe):
-            ram = extract_ram(machine, str(where.folder / "ram"), others)
-            (performed,) = where.perform(ram, [job(trial, ram, probe)])
-        replayed = result(trial, performed)
-        comparison = simulation = None
-        if compared:
-            simulation = simulate(profile(probe), trial.saved, steps, host=host_of(probe, options),
-                                  backed=ram.backed)  # fmt: skip
-            short = shorten and can_shorten(ram.read, trial.saved)
-            comparison = compare(simulation, replayed, shortened=short)
+        with target(device, kernel, npt=npt == "on") as where:
+            done = replay(machine, job, where, channels=others, compared=compared)
         if as_json:
-            from qemu_svm.render.json.replay import document
-
-            common.print_json(document(file, plan_text, probe, replayed, simulation, comparison))
+            common.print_json(done.to_json())
         else:
-            from qemu_svm.render.text.replay import report
+            from qemu_svm.render.text.replay import render
 
-            lines = report(file, plan_text, probe, replayed, simulation, comparison,
-                           verbose=verbose)  # fmt: skip
-            common.print_lines(lines)
+            common.print_lines(render(done, verbose=verbose))
         unreadable = common.told(machine)
     if unreadable:
         return unreadable
-    good = replayed.clean if comparison is None else comparison.equal
-    return 0 if good else EXIT_FINDINGS
+    return 0 if done.good else EXIT_FINDINGS
 
 
 @contextmanager
-def target(device: str | None, kernel: str | None, *, npt: bool) -> Iterator[tuple[Target, Probe]]:
+def target(device: str | None, kernel: str | None, *, npt: bool) -> Iterator[Target]:
     """Enter the KVM that is meant.
 
     :raises EnvironmentFault: it cannot run nested guests.
@@ -135,7 +113,7 @@ def target(device: str | None, kernel: str | None, *, npt: bool) -> Iterator[tup
             return Box(kernel=kernel, npt=npt, share=share, progress=shown)
 
         with progress() as shown, InBox(boot) as box:
-            yield box, box.probe()
+            yield box
         return
     device = device or KVM_PATH
     with Local(device) as local:
@@ -149,4 +127,4 @@ def target(device: str | None, kernel: str | None, *, npt: bool) -> Iterator[tup
                 f"{probe.nested_state}, not {SVM_STATE}",
                 hint="load kvm_amd with nested=1 on an AMD host, or use --lab 6.1",
             )
-        yield local, probe
+        yield local

@@ -17,11 +17,11 @@ from qemu_svm.kvm.agent import CRASHED, STUCK
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.command import Command
 from qemu_svm.lab.box.console import headline
-from qemu_svm.replay.memory import Ram
+from qemu_svm.replay.memory import RamFile
 from qemu_svm.replay.target import (
     POLL_SECONDS,
+    JobResult,
     Json,
-    Performed,
     Probe,
     Results,
     memory_description,
@@ -49,6 +49,7 @@ class InBox:
         self._stack = ExitStack()
         self._running = ExitStack()
         self._box: Box | None = None
+        self._probe: Probe | None = None
         self._copies: dict[str, str] = {}
         self._number = 0
         self.boots = 0
@@ -95,12 +96,14 @@ class InBox:
 
     def probe(self) -> Probe:
         """See :meth:`Target.probe`."""
-        done = self.box.run(self._agent("probe"), timeout=120, env=self._environment)
-        if done.returncode:
-            raise LabError("in the box: " + done.stderr.decode(errors="replace").strip())
-        return read_probe(done.stdout)
+        if self._probe is None:
+            done = self.box.run(self._agent("probe"), timeout=120, env=self._environment)
+            if done.returncode:
+                raise LabError("in the box: " + done.stderr.decode(errors="replace").strip())
+            self._probe = read_probe(done.stdout)
+        return self._probe
 
-    def perform(self, ram: Ram, jobs: Sequence[Json]) -> Iterator[Performed]:
+    def perform(self, ram: RamFile, jobs: Sequence[Json]) -> Iterator[JobResult]:
         """See :meth:`Target.perform`."""
         remaining = list(jobs)
         while remaining:
@@ -116,7 +119,7 @@ class InBox:
             given.unlink()
             back.unlink(missing_ok=True)
 
-    def _placed(self, ram: Ram) -> str:
+    def _placed(self, ram: RamFile) -> str:
         # Name of the RAM's file in the folder; it is copied if it lies elsewhere.
         path = Path(ram.path)
         if path.parent == self.folder:
@@ -132,7 +135,7 @@ class InBox:
 
     def _results(
         self, command: Command, results: Results, remaining: list[Json]
-    ) -> Iterator[Performed]:
+    ) -> Iterator[JobResult]:
         last = time.monotonic()
         ended = False
         while not ended:
@@ -149,7 +152,7 @@ class InBox:
                 time.sleep(POLL_SECONDS)
         yield from self._end(command, results, remaining, ended=ended)
 
-    def _after(self, job: Performed) -> Performed:
+    def _after(self, job: JobResult) -> JobResult:
         # A child that was killed may have taken a part of the kernel with it.
         if job.end.startswith("signal") and self._box is not None:
             time.sleep(POLL_SECONDS)
@@ -158,7 +161,7 @@ class InBox:
 
     def _end(
         self, command: Command, results: Results, remaining: list[Json], *, ended: bool
-    ) -> Iterator[Performed]:
+    ) -> Iterator[JobResult]:
         assert self._box is not None
         try:
             status = command.wait(1).returncode if ended else STUCK

@@ -7,7 +7,6 @@ the log behind the last record that was there before.
 from __future__ import annotations
 
 import re
-import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,8 +32,8 @@ from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.plan import Step
 from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
-from qemu_svm.replay.memory import extract_ram
-from qemu_svm.replay.replay import Options, Replayed, Trial, host_of, job, profile, result
+from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult
+from qemu_svm.replay.replay import replay
 from qemu_svm.source import Source, open_source
 from qemu_svm.vmruns.log import read_log
 from qemu_svm.vmruns.reader import Event, LogReader
@@ -107,7 +106,7 @@ class WitnessBox:
 
     def replay(
         self, machine: Machine, saved: Saved, steps: tuple[Step, ...], *, seconds: float
-    ) -> tuple[range, Replayed, Simulation]:
+    ) -> tuple[range, ReplayResult, Simulation]:
         """Restore a vCPU by ioctls; by :meth:`restore` QEMU does it.
 
         :param seconds: how long each run may take.
@@ -115,21 +114,13 @@ class WitnessBox:
         :raises LabError: the kernel in the box died of it.
         """
         first = self._follower.skip()
-        probe = self._kvm.probe()
-        options = Options(seconds=seconds, emulated=True)
-        trial = Trial("witness", saved, steps, options)
-        memory = self._kvm.folder / f"ram-{secrets.token_hex(4)}"
-        try:
-            ram = extract_ram(machine, str(memory))
-            (performed,) = self._kvm.perform(ram, [job(trial, ram, probe)])
-        finally:
-            memory.unlink(missing_ok=True)
-        if performed.host is not None:
-            raise LabError(f"the kernel in the box died: {performed.host}")
+        job = ReplayJob("witness", saved, steps, ReplayOptions(seconds=seconds, emulated=True))
+        done = replay(machine, job, self._kvm)
+        if done.result.host is not None:
+            raise LabError(f"the kernel in the box died: {done.result.host}")
+        assert done.simulation is not None
         last = self._follower.skip()
-        host = host_of(probe, options)
-        simulation = simulate(profile(probe), saved, steps, host=host, backed=ram.backed)
-        return range(first, last), result(trial, performed), simulation
+        return range(first, last), done.result, done.simulation
 
 
 class Follower:
@@ -206,7 +197,7 @@ def _as_qemu_does(bench: WitnessBox, saved: Saved) -> Simulation:
     return simulate(kernel, saved, (*steps[: failed.number], *plans.parse("run")), host=host)
 
 
-def _failures(replayed: Replayed) -> Iterator[str]:
+def _failures(replayed: ReplayResult) -> Iterator[str]:
     for seen in replayed.steps:
         if seen.errno is not None:
             yield f"step {seen.number} ({seen.step.text}) failed with {seen.errno}"

@@ -10,7 +10,7 @@ from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm import nested, smm, x86
 from qemu_svm.model.kvm.checks import Argument, errno_of
 from qemu_svm.model.kvm.run import Outcome, vcpu_run
-from qemu_svm.model.kvm.vcpu import Host, Mmu, MmuFault, Vcpu
+from qemu_svm.model.kvm.vcpu import Host, KvmVcpu, Mmu, MmuFault
 from qemu_svm.model.plan import WITHOUT_EFFECT, Step
 from qemu_svm.model.profiles import Profile
 from qemu_svm.model.saved import Saved, areas
@@ -78,7 +78,7 @@ def simulate(
     :param race: save fields that change in memory during ``vmrun``.
     :raises PlanError: a step that makes no sense, such as an unknown register.
     """
-    vcpu = Vcpu(kernel, host or Host())
+    vcpu = KvmVcpu(kernel, host or Host())
     if backed is not None:
         vcpu.backed = backed
     start = snapshot(vcpu)
@@ -101,7 +101,7 @@ def simulate(
     return Simulation(kernel, saved, start, tuple(results))
 
 
-def snapshot(vcpu: Vcpu) -> Snapshot:
+def snapshot(vcpu: KvmVcpu) -> Snapshot:
     """Copy everything that later steps may change."""
     return Snapshot(
         areas={name: area.copy() for name, area in vcpu.areas().items()},
@@ -119,7 +119,7 @@ def snapshot(vcpu: Vcpu) -> Snapshot:
 
 
 def _perform(
-    vcpu: Vcpu, saved: Saved, step: Step, race: dict[str, int]
+    vcpu: KvmVcpu, saved: Saved, step: Step, race: dict[str, int]
 ) -> tuple[str | None, Outcome | None]:
     if step.name in WITHOUT_EFFECT:
         return None, None
@@ -135,7 +135,7 @@ def _perform(
     return _IOCTLS[step.name](vcpu, saved, step), None
 
 
-def _vmrun(vcpu: Vcpu, race: dict[str, int]) -> tuple[str | None, Outcome | None]:
+def _vmrun(vcpu: KvmVcpu, race: dict[str, int]) -> tuple[str | None, Outcome | None]:
     if vcpu.guest_mode or "rip" not in vcpu.vmcb12:
         vcpu.note("L1 does not have control here: put 'run' before 'vmrun'")
         return None, None
@@ -145,20 +145,20 @@ def _vmrun(vcpu: Vcpu, race: dict[str, int]) -> tuple[str | None, Outcome | None
     return None, None
 
 
-def _cpuid(vcpu: Vcpu, _saved: Saved, step: Step) -> str | None:
+def _cpuid(vcpu: KvmVcpu, _saved: Saved, step: Step) -> str | None:
     return x86.kvm_set_cpuid(vcpu, carried.cpuid(vcpu.host.cpuid, step))
 
 
-def _sregs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+def _sregs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
     return x86.set_sregs(vcpu, carried.sregs(saved, step), second=step.name == "sregs2")
 
 
-def _regs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+def _regs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
     x86.set_regs(vcpu, carried.regs(saved, step))
     return None
 
 
-def _msrs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+def _msrs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
     for name, value in carried.msrs(saved, step).items():
         failed = x86.set_msr(vcpu, name, value)
         if failed is not None:
@@ -166,19 +166,19 @@ def _msrs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
     return None
 
 
-def _events(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+def _events(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
     return x86.set_vcpu_events(vcpu, carried.events(saved, step))
 
 
-def _debugregs(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+def _debugregs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
     return x86.set_debugregs(vcpu, carried.debugregs(saved, step))
 
 
-def _mpstate(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+def _mpstate(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
     return x86.set_mp_state(vcpu, carried.mp_state(saved, step))
 
 
-def argument(saved: Saved, step: Step, vcpu: Vcpu) -> Argument:
+def argument(saved: Saved, step: Step, vcpu: KvmVcpu) -> Argument:
     """Build the argument of KVM_SET_NESTED_STATE for a step."""
     given = carried.nested(saved, step)
     control, save = areas(given.vmcb, vcpu.writer("KVM_SET_NESTED_STATE"))
@@ -193,7 +193,7 @@ def argument(saved: Saved, step: Step, vcpu: Vcpu) -> Argument:
     )
 
 
-def _nested(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
+def _nested(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
     made = argument(saved, step, vcpu)
     failed = nested.svm_set_nested_state(vcpu, made)
     if failed is None and made.guest_mode:
@@ -201,11 +201,11 @@ def _nested(vcpu: Vcpu, saved: Saved, step: Step) -> str | None:
     return failed
 
 
-def _get(vcpu: Vcpu, _saved: Saved, step: Step) -> str | None:
+def _get(vcpu: KvmVcpu, _saved: Saved, step: Step) -> str | None:
     return nested.kvm_get_nested_state(vcpu, carried.get_size(step))
 
 
-_IOCTLS: dict[str, Callable[[Vcpu, Saved, Step], str | None]] = {
+_IOCTLS: dict[str, Callable[[KvmVcpu, Saved, Step], str | None]] = {
     "cpuid": _cpuid,
     "sregs": _sregs,
     "sregs2": _sregs,

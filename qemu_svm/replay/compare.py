@@ -27,7 +27,7 @@ from qemu_svm.model.observed import (
 from qemu_svm.model.plan import Step
 from qemu_svm.model.saved import areas
 from qemu_svm.model.simulate import Result, Simulation
-from qemu_svm.replay.replay import Replayed, Seen
+from qemu_svm.replay.job import ReplayResult, ReplayStep
 
 KERNEL_DECIDES = frozenset(
     {RunEnd.INTERNAL_ERROR, RunEnd.EFAULT, RunEnd.EINVAL, RunEnd.EIO, RunEnd.HANG}
@@ -65,7 +65,7 @@ class Mismatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class StepComparison:
     """One step; ``open`` says why nothing after it can be compared."""
 
     number: int
@@ -77,7 +77,7 @@ class Compared:
 class Comparison:
     """All steps that could be compared, and how the replay as a whole ended."""
 
-    steps: tuple[Compared, ...]
+    steps: tuple[StepComparison, ...]
     ending: Mismatch | None = None
 
     @property
@@ -93,12 +93,12 @@ class Comparison:
         return None if self.ending is None else (len(self.steps) + 1, self.ending)
 
 
-def compare(simulation: Simulation, replayed: Replayed, *, shortened: bool) -> Comparison:
+def compare(simulation: Simulation, replayed: ReplayResult, *, shortened: bool) -> Comparison:
     """Hold a replay against the model.
 
     :param shortened: L2 left at its first instruction, so its code changed nothing.
     """
-    steps: list[Compared] = []
+    steps: list[StepComparison] = []
     unknown: set[str] = set()
     for result, seen in zip(simulation.results, replayed.steps, strict=False):
         if seen.errno is None and seen.step.name in _REWRITES:
@@ -123,8 +123,8 @@ def _changed_by_run(simulation: Simulation, result: Result, *, shortened: bool) 
 
 
 def _step(
-    simulation: Simulation, result: Result, seen: Seen, unknown: set[str], *, shortened: bool
-) -> Compared:
+    simulation: Simulation, result: Result, seen: ReplayStep, unknown: set[str], *, shortened: bool
+) -> StepComparison:
     number = result.number
     model = flat(result.state, split=simulation.kernel.split)
     kernel = {name: value for name, value in seen.state.items() if name not in unknown}
@@ -136,30 +136,30 @@ def _step(
                 kernel[name] &= _LOW
     if seen.run is None:
         wrong = [] if result.errno == seen.errno else [Mismatch("errno", result.errno, seen.errno)]
-        return Compared(number, (*wrong, *_state(model, kernel)))
+        return StepComparison(number, (*wrong, *_state(model, kernel)))
     assert result.outcome is not None
     ours, theirs = result.outcome.result, seen.run.result
     if theirs == "skipped":
-        return Compared(number, (), "an emulated host does not survive this KVM_RUN")
+        return StepComparison(number, (), "an emulated host does not survive this KVM_RUN")
     if result.outcome.halted and theirs == RunEnd.HANG:
-        return Compared(number, (), "the vCPU is halted, and no event came")
+        return StepComparison(number, (), "the vCPU is halted, and no event came")
     agrees = judged(ours, theirs)
     if ours is RunEnd.EXIT and theirs not in (RunEnd.EXIT, *_NEVER_CODE):
         # An instruction that cannot be fetched or emulated ends a run as well.
         suspicious = shortened or agrees is False
         agrees = False if suspicious and _undisturbed(simulation, result) else None
     if agrees is False:
-        return Compared(number, (Mismatch("run", ours, theirs),))
+        return StepComparison(number, (Mismatch("run", ours, theirs),))
     if agrees is None or ours is not RunEnd.EXIT:
-        return Compared(number, (), f"the guest's code decided how KVM_RUN ended ({theirs})")
-    return Compared(number, tuple(_state(model, kernel)))
+        return StepComparison(number, (), f"the guest's code decided how KVM_RUN ended ({theirs})")
+    return StepComparison(number, tuple(_state(model, kernel)))
 
 
 def judged(outcome: RunEnd, found: str) -> bool | None:
     """Whether the end of KVM_RUN agrees; None if the guest's code decided it.
 
     :param outcome: the model's.
-    :param found: the real one, by the names of :class:`qemu_svm.replay.replay.Ran`.
+    :param found: the real one, by the names of :class:`qemu_svm.replay.job.RunResult`.
     """
     if outcome is RunEnd.WAITS:
         return found == RunEnd.HANG
@@ -224,7 +224,7 @@ def _state(model: Observed, kernel: Observed) -> Iterator[Mismatch]:
         yield Mismatch(name, model.get(name), comparable(name, kernel[name]))
 
 
-def _ending(simulation: Simulation, replayed: Replayed) -> Mismatch | None:
+def _ending(simulation: Simulation, replayed: ReplayResult) -> Mismatch | None:
     # The agent's child, or the host, may have died in the step after the last one.
     if replayed.end == "done":
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import IO, Any
@@ -16,11 +16,11 @@ from typing import IO, Any
 from qemu_svm.model import plan as plans
 from qemu_svm.model.observed import Observed
 from qemu_svm.model.saved import Saved
-from qemu_svm.model.simulate import Simulation, simulate
-from qemu_svm.replay.compare import Comparison, Mismatch, compare
+from qemu_svm.replay.compare import Comparison, Mismatch
 from qemu_svm.replay.generate import sequence
-from qemu_svm.replay.memory import Ram, can_shorten
-from qemu_svm.replay.replay import Options, Replayed, Trial, host_of, job, profile, result
+from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult, profile_of
+from qemu_svm.replay.memory import RamFile
+from qemu_svm.replay.replay import against_model, perform
 from qemu_svm.replay.shrink import shrink
 from qemu_svm.replay.target import Probe, Target
 
@@ -39,12 +39,7 @@ class Guest:
     name: str
     place: str
     saved: Saved
-    ram: Ram
-
-    @property
-    def shortened(self) -> bool:
-        """Whether L2 leaves at its next instruction."""
-        return can_shorten(self.ram.read, self.saved)
+    ram: RamFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +50,7 @@ class Disagreement:
     number: int
     plan: str
     shrunk: str
-    options: Options
+    options: ReplayOptions
     step: int
     mismatch: Mismatch
 
@@ -82,24 +77,16 @@ class Report:
     disagreements: list[Disagreement] = field(default_factory=list)
 
 
-def trial(guest: Guest, seed: int, number: int, *, emulated: bool) -> Trial:
+def job_of(guest: Guest, seed: int, number: int, *, emulated: bool) -> ReplayJob:
     """One sequence of a run."""
-    options = Options(
+    options = ReplayOptions(
         seconds=_QUICK,
         irqchip=Random(f"{seed}:{number}:irqchip").random() < _IRQCHIP,
         shorten=True,
         emulated=emulated,
     )
     plan = sequence(seed, number, guest.saved)
-    return Trial(str(number), guest.saved, plans.parse(plan), options)
-
-
-def modelled(one: Trial, guest: Guest, probe: Probe) -> Simulation:
-    """The same sequence on the model."""
-    return simulate(
-        profile(probe), guest.saved, one.steps, host=host_of(probe, one.options),
-        backed=guest.ram.backed,
-    )  # fmt: skip
+    return ReplayJob(str(number), guest.saved, plans.parse(plan), options)
 
 
 def conform(
@@ -119,83 +106,72 @@ def conform(
     :param record: sequences are written there as recordings, one a line.
     """
     probe = target.probe()
-    report = Report(probe, profile(probe).name, seed)
+    report = Report(probe, profile_of(probe).name, seed)
     for start in range(first, first + sequences, BATCH):
         numbers = range(start, min(start + BATCH, first + sequences))
         for turn, guest in enumerate(guests):
             mine = [number for number in numbers if number % len(guests) == turn]
-            trials = [trial(guest, seed, number, emulated=emulated) for number in mine]
-            for one, replayed in _performed(target, guest, trials, probe):
-                _judge(target, guest, one, replayed, report)
+            jobs = [job_of(guest, seed, number, emulated=emulated) for number in mine]
+            for job, result in zip(jobs, perform(target, guest.ram, jobs, probe), strict=True):
+                _judge(target, guest, job, result, report)
                 if record is not None:
-                    record.write(json.dumps(recording(guest, one, replayed)) + "\n")
+                    record.write(json.dumps(recording(guest, job, result)) + "\n")
                 progress(report)
     return report
 
 
-def _performed(
-    target: Target, guest: Guest, trials: Sequence[Trial], probe: Probe
-) -> Iterator[tuple[Trial, Replayed]]:
-    jobs = [job(one, guest.ram, probe) for one in trials]
-    for one, performed in zip(trials, target.perform(guest.ram, jobs), strict=True):
-        yield one, result(one, performed)
-
-
-def _judge(target: Target, guest: Guest, one: Trial, replayed: Replayed, report: Report) -> None:
-    comparison = compare(modelled(one, guest, report.probe), replayed, shortened=guest.shortened)
+def _judge(
+    target: Target, guest: Guest, job: ReplayJob, result: ReplayResult, report: Report
+) -> None:
+    _, comparison = against_model(job, guest.ram, report.probe, result)
     report.sequences += 1
-    report.steps += len(replayed.steps)
+    report.steps += len(result.steps)
     report.compared += len(comparison.steps)
-    report.ends[replayed.end] += 1
-    if replayed.host:
-        report.crashes.append((guest.name, text_of(one), replayed.host.splitlines()[0]))
+    report.ends[result.end] += 1
+    if result.host:
+        report.crashes.append((guest.name, job.plan, result.host.splitlines()[0]))
     report.open.update(step.open for step in comparison.steps if step.open)
     if comparison.equal:
         return
     report.repeated += 1
-    again = replace(one, options=replace(one.options, seconds=_PATIENT))
+    again = replace(job, options=replace(job.options, seconds=_PATIENT))
     (comparison,) = _compared(target, guest, [again], report.probe)
     found = comparison.first()
     if found is None:
         return
-    plan = text_of(one)
+    shrunk = _shrunk(target, guest, again, report.probe, found[1])
     report.disagreements.append(
-        Disagreement(guest, int(one.name), plan, _shrunk(target, guest, again, report.probe,
-                     found[1]), one.options, *found)
-    )  # fmt: skip
+        Disagreement(guest, int(job.name), job.plan, shrunk, job.options, *found)
+    )
 
 
 def _compared(
-    target: Target, guest: Guest, trials: Sequence[Trial], probe: Probe
+    target: Target, guest: Guest, jobs: Sequence[ReplayJob], probe: Probe
 ) -> list[Comparison]:
+    results = perform(target, guest.ram, jobs, probe)
     return [
-        compare(modelled(one, guest, probe), replayed, shortened=guest.shortened)
-        for one, replayed in _performed(target, guest, trials, probe)
+        against_model(job, guest.ram, probe, result)[1]
+        for job, result in zip(jobs, results, strict=True)
     ]
 
 
-def _shrunk(target: Target, guest: Guest, one: Trial, probe: Probe, wanted: Mismatch) -> str:
+def _shrunk(target: Target, guest: Guest, job: ReplayJob, probe: Probe, wanted: Mismatch) -> str:
     def show_all(some: Sequence[str]) -> list[bool]:
-        trials = [
-            replace(one, name=str(number), steps=plans.parse(plan))
+        jobs = [
+            replace(job, name=str(number), steps=plans.parse(plan))
             for number, plan in enumerate(some)
         ]
-        found = [each.first() for each in _compared(target, guest, trials, probe)]
+        found = [each.first() for each in _compared(target, guest, jobs, probe)]
         return [each is not None and each[1].name == wanted.name for each in found]
 
-    return shrink(text_of(one), show_all)
+    return shrink(job.plan, show_all)
 
 
-def text_of(one: Trial) -> str:
-    """The plan as it is written on a command line."""
-    return ",".join(step.text for step in one.steps)
-
-
-def recording(guest: Guest, one: Trial, replayed: Replayed) -> dict[str, Any]:
+def recording(guest: Guest, job: ReplayJob, result: ReplayResult) -> dict[str, Any]:
     """One sequence in the format of the recorded ones: only what changed is kept."""
     before: Observed = {}
     results = []
-    for seen in replayed.steps:
+    for seen in result.steps:
         state = {k: v for k, v in seen.state.items() if before.get(k) != v}
         line: dict[str, Any] = {"state": state}
         gone = sorted(set(before) - set(seen.state))
@@ -207,7 +183,7 @@ def recording(guest: Guest, one: Trial, replayed: Replayed) -> dict[str, Any]:
             line["run"] = "IO" if seen.run.result == "exit" else seen.run.result
         results.append(line)
         before = seen.state
-    entry: dict[str, Any] = {"id": one.name, "guest": guest.name, "plan": text_of(one)}
-    if one.options.irqchip:
+    entry: dict[str, Any] = {"id": job.name, "guest": guest.name, "plan": job.plan}
+    if job.options.irqchip:
         entry["irqchip"] = True
-    return entry | {"results": results} | ({} if replayed.end == "done" else {"end": replayed.end})
+    return entry | {"results": results} | ({} if result.end == "done" else {"end": result.end})

@@ -41,12 +41,16 @@ Patch = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Ram:
+class RamFile:
     """RAM in a sparse file: ``(address, size, offset in the file)`` of each range."""
 
     path: str
     ranges: tuple[tuple[int, int, int], ...]
     fd: int
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
 
     def read(self, address: int, size: int) -> bytes:
         """Guest-physical memory; fewer bytes where there is none."""
@@ -76,7 +80,7 @@ class Ram:
         return found
 
 
-def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) -> Ram:
+def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) -> RamFile:
     """Write the stream's main RAM to a new file.
 
     :param channels: where else the stream's pages are, as for ``read_ram``.
@@ -106,7 +110,7 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
     for start, end in ranges:
         placed.append((start, end - start, offset))
         offset += end - start
-    return Ram(path, tuple(placed), fd)
+    return RamFile(path, tuple(placed), fd)
 
 
 def paging(area: Area) -> Paging:

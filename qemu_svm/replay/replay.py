@@ -1,200 +1,120 @@
-"""One plan on a real KVM: the job, and what came out of it, step by step."""
+"""Plans on a real KVM, and the same plans on the model."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import ClassVar
 
-from qemu_svm.errors import EnvironmentFault
-from qemu_svm.kvm.run import INTR, IO, Exit, decode
-from qemu_svm.model import arguments as carried
-from qemu_svm.model import releases
-from qemu_svm.model.kvm.vcpu import Host
-from qemu_svm.model.observed import Observed
-from qemu_svm.model.plan import Step
-from qemu_svm.model.profiles import Profile
-from qemu_svm.model.saved import Saved
-from qemu_svm.nested import bits, layout
-from qemu_svm.replay.decode import WATCHED_MSRS, observed
-from qemu_svm.replay.encode import STOP_PORT, Encoder
-from qemu_svm.replay.extras import Extras
-from qemu_svm.replay.memory import Ram, patches
-from qemu_svm.replay.target import Performed, Probe
+from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.model import plan as plans
+from qemu_svm.model.saved import from_vcpu
+from qemu_svm.model.simulate import Simulation, simulate
+from qemu_svm.replay.compare import Comparison, compare
+from qemu_svm.replay.encode import check
+from qemu_svm.replay.extras import extras
+from qemu_svm.replay.job import (
+    ReplayJob,
+    ReplayOptions,
+    ReplayResult,
+    decode,
+    encode,
+    host_of,
+    profile_of,
+)
+from qemu_svm.replay.memory import RamFile, can_shorten, extract_ram
+from qemu_svm.replay.target import Probe, Target
+from qemu_svm.results import Result
+from qemu_svm.source import Source
 
-Json = dict[str, Any]
 
-_MARGIN = 30.0  # seconds that a job may take beyond its runs
+@dataclass(frozen=True, slots=True, repr=False)
+class Replay(Result):
+    """A plan on a real KVM.
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a plan is performed.
-
-    :param seconds: after which KVM_RUN is ended.
-    :param emulated: the host's processor is QEMU's TCG, which some entries would hang.
-    :param irqchip: with KVM's own interrupt controllers.
-    :param maxphyaddr: the guest's address width; None for the host's.
-    :param shorten: let L2 leave at its next instruction.
+    :param path: of the stream, as given.
+    :param plan: as given.
+    :param probe: the KVM.
+    :param simulation: the plan on the model of this kernel; None if that was not asked for.
+    :param comparison: what differs between the two.
     """
 
-    seconds: float = 10.0
-    emulated: bool = False
-    irqchip: bool = True
-    maxphyaddr: int | None = 40
-    shorten: bool = False
-    vcpu: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """How KVM_RUN ended.
-
-    :param result: ``exit`` if L1 has control again; ``hang`` if the time was over;
-        ``skipped`` if the emulated host would not have survived it;
-        else the name of the errno or of KVM's exit reason.
-    :param vmcb12: the page in memory afterwards; empty if it is not memory.
-    """
-
-    result: str
-    found: Exit
-    vmcb12: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One step on the real KVM; ``errno`` as the model names it."""
-
-    number: int
-    step: Step
-    errno: str | None
-    state: Observed
-    run: Ran | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """What a KVM did with a plan.
-
-    :param steps: those that were finished.
-    :param end: as in :class:`Performed`.
-    :param host: the host kernel's last words, if it complained.
-    """
-
-    steps: tuple[Seen, ...]
-    end: str
-    host: str | None = None
-    error: str | None = None
+    verb: ClassVar[str] = "replay"
+    path: str
+    plan: str
+    probe: Probe
+    result: ReplayResult
+    simulation: Simulation | None = None
+    comparison: Comparison | None = None
 
     @property
-    def clean(self) -> bool:
-        """Whether every step was accepted, and L1 got control back wherever it ran."""
-        return self.end == "done" and all(
-            seen.errno is None and (seen.run is None or seen.run.result == "exit")
-            for seen in self.steps
-        )
+    def good(self) -> bool:
+        """Whether model and kernel agree; without a model, whether all went well."""
+        return self.result.clean if self.comparison is None else self.comparison.equal
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A plan with the guest it is for; ``extras`` is what the model does not have."""
+def perform(
+    target: Target, ram: RamFile, jobs: Sequence[ReplayJob], probe: Probe
+) -> Iterator[ReplayResult]:
+    """Perform jobs on a KVM, in order; each has one result, whatever happens.
 
-    name: str
-    saved: Saved
-    steps: tuple[Step, ...]
-    options: Options = field(default_factory=Options)
-    extras: Extras = field(default_factory=Extras)
-
-
-def kernel_of(probe: Probe) -> str:
-    """Version of the kernel with its stable update, if it can be told."""
-    found = releases.release(probe.release, probe.version)
-    return probe.release if found is None else str(found)
-
-
-def profile(probe: Probe) -> Profile:
-    """The model's profile for a kernel.
-
-    :raises EnvironmentFault: it is too old to have one.
-    """
-    found = releases.release(probe.release, probe.version)
-    kernel = None if found is None else releases.profile(found)
-    if kernel is None:
-        raise EnvironmentFault(f"there is no profile for Linux {probe.release}: 5.8 is the oldest")
-    return kernel
-
-
-def host_of(probe: Probe, options: Options) -> Host:
-    """The model's host for a KVM and options."""
-    cpuid = probe.features
-    if options.maxphyaddr is not None:
-        cpuid = type(cpuid)(cpuid.features, options.maxphyaddr)
-    return Host(npt=cpuid.has("npt"), irqchip=options.irqchip, bsp=options.vcpu == 0, cpuid=cpuid)
-
-
-def job(sequence: Trial, ram: Ram, probe: Probe) -> Json:
-    """What the agent is given.
-
+    :param probe: that of ``target``.
     :raises PlanError: a step that cannot be replayed.
     """
-    saved, steps, options = sequence.saved, sequence.steps, sequence.options
-    extras = sequence.extras
-    if not options.irqchip:
-        extras = replace(extras, lapic=None)  # as QEMU, whose own APIC it is then
-    encoder = Encoder(
-        saved, probe.cpuid, host_of(probe, options).cpuid, seconds=options.seconds,
-        vcpu=options.vcpu, emulated=options.emulated, extras=extras,
-    )  # fmt: skip
-    runs = sum(step.name == "run" for step in steps)
-    changes = patches(ram.read, saved, steps, shorten=options.shorten)
-    return {
-        "id": sequence.name,
-        "irqchip": options.irqchip,
-        "vcpu": options.vcpu,
-        "timeout": _MARGIN + runs * options.seconds,
-        "patches": [[address, data.hex()] for address, data in changes],
-        "msrs": list(WATCHED_MSRS),
-        "read": [[_vmcb12(saved, steps), layout.VMCB_SIZE]],
-        "steps": [encoder.operations(step) for step in steps],
-    }
+    encoded = [encode(job, ram, probe) for job in jobs]
+    for job, performed in zip(jobs, target.perform(ram, encoded), strict=True):
+        yield decode(job, performed)
 
 
-def _vmcb12(saved: Saved, steps: Sequence[Step]) -> int:
-    places = [carried.nested(saved, step).vmcb_pa for step in steps if step.name == "nested"]
-    return places[-1] if places else saved.blob.vmcb_pa
+def against_model(
+    job: ReplayJob, ram: RamFile, probe: Probe, result: ReplayResult
+) -> tuple[Simulation, Comparison]:
+    """Simulate a job on the model of the kernel that performed it, and compare.
+
+    :raises EnvironmentFault: there is no profile for this kernel.
+    """
+    host = host_of(probe, job.options)
+    profile = profile_of(probe)
+    simulation = simulate(profile, job.saved, job.steps, host=host, backed=ram.backed)
+    shortened = job.options.shorten and can_shorten(ram.read, job.saved)
+    return simulation, compare(simulation, result, shortened=shortened)
 
 
-def result(sequence: Trial, performed: Performed) -> Replayed:
-    """Read what the agent wrote about a job."""
-    seen = []
-    raw: dict[str, str] = {}
-    for line, step in zip(performed.steps, sequence.steps, strict=False):
-        raw |= line["state"]
-        state = observed(raw)
-        ran = _ran(line, state) if "run" in line or "skipped" in line else None
-        number = _errno(sequence.saved, step, line) if ran is None else 0
-        name = errno.errorcode.get(number, str(number)) if number else None
-        seen.append(Seen(line["step"], step, name, state, ran))
-    return Replayed(tuple(seen), performed.end, performed.host, performed.error)
+def prepare(machine: Machine, vcpu: Vcpu, plan: str, options: ReplayOptions) -> ReplayJob:
+    """Make the job of a plan for one vCPU of a stream.
+
+    :param plan: see :mod:`qemu_svm.model.plan`.
+    :raises PlanError: a step or setting that does not exist or cannot be replayed.
+    """
+    saved, steps = from_vcpu(vcpu), plans.parse(plan)
+    check(saved, steps)
+    return ReplayJob(plan, saved, steps, options, extras(machine, vcpu))
 
 
-def _errno(saved: Saved, step: Step, line: Mapping[str, Any]) -> int:
-    number = int(line["errno"])
-    if step.name == "msrs" and not number and line["done"] < len(carried.msrs(saved, step)):
-        return errno.EINVAL  # it stopped at an MSR
-    return number
+def replay(
+    machine: Machine,
+    job: ReplayJob,
+    target: Target,
+    *,
+    channels: Sequence[Source] = (),
+    compared: bool = True,
+) -> Replay:
+    """Perform one job with the RAM of its stream.
 
-
-def _ran(line: Mapping[str, Any], state: Observed) -> Ran:
-    if "skipped" in line:
-        return Ran("skipped", Exit(0, 0))
-    found = decode(bytes.fromhex(line["run"]), line["errno"])
-    name = found.name
-    stopped = not found.errno and found.reason == IO and found.detail["port"] == STOP_PORT
-    if stopped and not state.get("nested.flags", 0) & bits.GUEST_MODE:
-        name = "exit"
-    elif found.errno == errno.EINTR or (not found.errno and found.reason == INTR):
-        name = "hang"
-    pages = line.get("memory") or [""]
-    return Ran(name, found, bytes.fromhex(pages[0]))
+    :param channels: where else the stream's pages are, as for ``read_ram``.
+    :param compared: simulate it as well, and compare.
+    :raises StreamError: the RAM cannot be read whole, or there is none.
+    :raises EnvironmentFault: the KVM cannot be used, or there is no profile for its kernel.
+    :raises LabError: likewise, of a KVM in a box.
+    """
+    path = target.folder / f"ram-{secrets.token_hex(4)}"
+    try:
+        with closing(extract_ram(machine, str(path), channels)) as ram:
+            probe = target.probe()
+            (result,) = perform(target, ram, [job], probe)
+            beside = against_model(job, ram, probe, result) if compared else (None, None)
+    finally:
+        path.unlink(missing_ok=True)
+    return Replay(machine.stream.source.path, job.name, probe, result, *beside)

@@ -23,7 +23,7 @@ from qemu_svm.kvm import layouts
 from qemu_svm.kvm.agent import CRASHED, STUCK
 from qemu_svm.kvm.device import KVM_PATH
 from qemu_svm.replay.cpuid import Entry, features
-from qemu_svm.replay.memory import Ram
+from qemu_svm.replay.memory import RamFile
 from qemu_svm.x86.cpuid import Cpuid
 
 Json = dict[str, Any]
@@ -51,7 +51,7 @@ class Probe:
 
 
 @dataclass
-class Performed:
+class JobResult:
     """What came out of a job.
 
     :param steps: the agent's lines, one a step that was finished.
@@ -76,13 +76,13 @@ class Target(Protocol):
         ...
 
     def probe(self) -> Probe:
-        """Tell what KVM this is.
+        """Return what KVM this is; asked for once.
 
         :raises EnvironmentFault: there is none.
         """
         ...
 
-    def perform(self, ram: Ram, jobs: Sequence[Json]) -> Iterator[Performed]:
+    def perform(self, ram: RamFile, jobs: Sequence[Json]) -> Iterator[JobResult]:
         """Perform jobs, in order; each gives one result, whatever happens."""
         ...
 
@@ -99,7 +99,7 @@ def read_probe(text: bytes) -> Probe:
     )
 
 
-def memory_description(ram: Ram, place: str, *, copied: bool) -> Json:
+def memory_description(ram: RamFile, place: str, *, copied: bool) -> Json:
     """Return the first line of the agent's input: the guest's memory.
 
     :param place: path of the RAM's file for the agent.
@@ -132,9 +132,9 @@ class Results:
         self._path = path
         self._offset = 0
         self._rest = b""
-        self._current: dict[str, Performed] = {}
+        self._current: dict[str, JobResult] = {}
 
-    def more(self) -> tuple[bool, list[Performed]]:
+    def more(self) -> tuple[bool, list[JobResult]]:
         """Whether anything came, and the jobs that ended."""
         try:
             with self._path.open("rb") as file:
@@ -147,7 +147,7 @@ class Results:
         ended = []
         for text in lines:
             line = json.loads(text)
-            job = self._current.setdefault(line["id"], Performed(line["id"]))
+            job = self._current.setdefault(line["id"], JobResult(line["id"]))
             if "end" in line:
                 job.end = line["end"]
                 ended.append(self._current.pop(line["id"]))
@@ -157,9 +157,9 @@ class Results:
                 job.steps.append(line)
         return bool(data), ended
 
-    def unfinished(self, identity: str) -> Performed:
+    def unfinished(self, identity: str) -> JobResult:
         """What is known of a job that did not end."""
-        return self._current.pop(identity, Performed(identity))
+        return self._current.pop(identity, JobResult(identity))
 
 
 class Local:
@@ -171,6 +171,7 @@ class Local:
     def __init__(self, path: str = KVM_PATH) -> None:
         self._path = path
         self._stack = contextlib.ExitStack()
+        self._probe: Probe | None = None
         self._number = 0
 
     def __enter__(self) -> Self:
@@ -185,12 +186,14 @@ class Local:
 
     def probe(self) -> Probe:
         """See :meth:`Target.probe`."""
-        done = subprocess.run(self._agent("probe"), capture_output=True, check=False)
-        if done.returncode:
-            raise EnvironmentFault(done.stderr.decode(errors="replace").strip())
-        return read_probe(done.stdout)
+        if self._probe is None:
+            done = subprocess.run(self._agent("probe"), capture_output=True, check=False)
+            if done.returncode:
+                raise EnvironmentFault(done.stderr.decode(errors="replace").strip())
+            self._probe = read_probe(done.stdout)
+        return self._probe
 
-    def perform(self, ram: Ram, jobs: Sequence[Json]) -> Iterator[Performed]:
+    def perform(self, ram: RamFile, jobs: Sequence[Json]) -> Iterator[JobResult]:
         """See :meth:`Target.perform`."""
         remaining = list(jobs)
         while remaining:
@@ -207,7 +210,7 @@ class Local:
 
     def _results(
         self, agent: subprocess.Popen[bytes], results: Results, remaining: list[Json]
-    ) -> Iterator[Performed]:
+    ) -> Iterator[JobResult]:
         ended = False
         while not ended:
             ended = agent.poll() is not None

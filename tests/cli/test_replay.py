@@ -18,7 +18,6 @@ from qemu_svm.lab import Box
 from qemu_svm.lab import kvm as targets
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.model.profiles import PROFILES
-from qemu_svm.replay import conform as campaign
 from qemu_svm.replay import replay as replays
 from qemu_svm.replay.compare import Mismatch
 from tests.conftest import STREAMS, Run
@@ -33,10 +32,10 @@ def in_box(box: Box, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a verb in this process, with ``--lab`` meaning the box that is up."""
 
     @contextmanager
-    def target(*_arguments: object, npt: bool) -> Iterator[object]:
+    def target(*_arguments: object, npt: bool) -> Iterator[InBox]:
         assert npt
         with InBox(box) as made:
-            yield made, made.probe()
+            yield made
 
     monkeypatch.setattr(verb, "target", target)
     monkeypatch.setattr(targets, "InBox", lambda _boot: InBox(box))
@@ -91,7 +90,7 @@ def test_without_compare_a_refusal_is_a_finding(in_box: Command) -> None:
 
 def test_a_difference_is_marked(in_box: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel is a 6.1, the model that of a 5.10."""
-    monkeypatch.setattr(replays, "profile", lambda _probe: PROFILES["5.10"])
+    monkeypatch.setattr(replays, "profile_of", lambda _probe: PROFILES["5.10"])
     done = in_box(verb.command, FILE, "--lab", "6.1", "--compare", "--plan", "cpuid,sregs")
     assert done.return_value == 1
     assert "DIFFERS regs.rdx: kernel 0x600, model 0x0" in done.stdout
@@ -111,7 +110,7 @@ def test_a_disagreement_is_shrunk_to_one_command(
     in_box: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that takes every KVM_SET_REGS for a mistake."""
-    right = campaign.compare
+    right = replays.compare
 
     def wrong(simulation: Any, replayed: Any, *, shortened: bool) -> Any:
         found = right(simulation, replayed, shortened=shortened)
@@ -121,7 +120,7 @@ def test_a_disagreement_is_shrunk_to_one_command(
         mismatch = Mismatch("errno", "EINVAL", None)
         return type(found)((type(found.steps[0])(steps[0].number, (mismatch,)),))
 
-    monkeypatch.setattr(campaign, "compare", wrong)
+    monkeypatch.setattr(replays, "compare", wrong)
     done = in_box(conform_verb.command, FILE, "--sequences", "1", "--seed", "4", "--json")
     made = json.loads(done.stdout)
     assert done.return_value == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from qemu_svm.model.kvm import nested
-from qemu_svm.model.kvm.vcpu import Vcpu
+from qemu_svm.model.kvm.vcpu import KvmVcpu
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import Simulation
@@ -67,7 +67,7 @@ def test_nothing_reads_it_before_it_is_refilled(run: Run, kernel: str, then: str
 
 
 def test_a_stale_read_is_reported() -> None:
-    vcpu = Vcpu(PROFILES["6.1"])
+    vcpu = KvmVcpu(PROFILES["6.1"])
     vcpu.save_cache(("cr3",), "somebody")
     assert vcpu.notes == ["somebody reads the save cache although nothing refilled it"]
 

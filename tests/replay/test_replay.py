@@ -12,10 +12,11 @@ from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import comparable, differences, flat
 from qemu_svm.model.profiles import PROFILES
-from qemu_svm.model.simulate import simulate
+from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.replay.compare import Comparison, Mismatch, compare
-from qemu_svm.replay.conform import Guest, conform, modelled
-from qemu_svm.replay.replay import Options, Replayed, Trial, job, kernel_of, profile, result
+from qemu_svm.replay.conform import Guest, conform
+from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult, kernel_of, profile_of
+from qemu_svm.replay.replay import against_model, perform
 from tests.model.recorded import Recording
 from tests.model.test_recorded import disagreement
 
@@ -32,21 +33,22 @@ PLANS = {
 }
 
 
+Run = tuple[ReplayJob, ReplayResult, Simulation, Comparison]
+
+
 def replayed(target: InBox, guest: Guest, texts: list[str], *, shorten: bool = False,
-             seconds: float = 60) -> list[tuple[Trial, Replayed, Comparison]]:  # fmt: skip
-    options = Options(seconds=seconds, shorten=shorten, emulated=True)
-    trials = [
-        Trial(str(number), guest.saved, plans.parse(text), options)
+             seconds: float = 60) -> list[Run]:  # fmt: skip
+    options = ReplayOptions(seconds=seconds, shorten=shorten, emulated=True)
+    jobs = [
+        ReplayJob(str(number), guest.saved, plans.parse(text), options)
         for number, text in enumerate(texts)
     ]
     probe = target.probe()
-    jobs = [job(one, guest.ram, probe) for one in trials]
-    found = []
-    for one, performed in zip(trials, target.perform(guest.ram, jobs), strict=True):
-        seen = result(one, performed)
-        model = modelled(one, guest, probe)
-        found.append((one, seen, compare(model, seen, shortened=shorten)))
-    return found
+    results = perform(target, guest.ram, jobs, probe)
+    return [
+        (job, result, *against_model(job, guest.ram, probe, result))
+        for job, result in zip(jobs, results, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["plain", "paged"])
@@ -54,7 +56,7 @@ def test_plans_end_as_the_model_says(
     in_box: InBox, name: str, request: pytest.FixtureRequest
 ) -> None:
     guest: Guest = request.getfixturevalue(name)
-    for (errnos, ran), (one, seen, comparison) in zip(
+    for (errnos, ran), (one, seen, _, comparison) in zip(
         PLANS.values(), replayed(in_box, guest, list(PLANS)), strict=True
     ):
         assert comparison.first() is None, one.steps
@@ -65,7 +67,7 @@ def test_plans_end_as_the_model_says(
 
 def test_l1_gets_its_own_registers_back(in_box: InBox, paged: Guest) -> None:
     """L2 runs its own code to its CPUID, then L1 has control."""
-    ((_, seen, _),) = replayed(in_box, paged, ["qemu"])
+    ((_, seen, _, _),) = replayed(in_box, paged, ["qemu"])
     last = seen.steps[-1]
     l1 = paged.saved.l1()
     assert last.run is not None
@@ -81,7 +83,7 @@ def test_l1_gets_its_own_registers_back(in_box: InBox, paged: Guest) -> None:
 def test_a_guest_that_never_leaves_is_got_back(in_box: InBox, plain: Guest) -> None:
     """L2's tables do not intercept anything here, so its loop goes on."""
     plan = "cpuid,sregs,nested:@0xc/4=0,regs,run,get"
-    ((_, seen, comparison),) = replayed(in_box, plain, [plan], seconds=0.5)
+    ((_, seen, _, comparison),) = replayed(in_box, plain, [plan], seconds=0.5)
     ran = seen.steps[-2].run
     assert ran is not None
     assert ran.result == "hang"
@@ -108,9 +110,11 @@ BY_CODE = "the guest's code decided how KVM_RUN ended"
 def test_a_run_that_never_reaches_l2(
     in_box: InBox, paged: Guest, plan: str, model: str, kernel: str, why: str
 ) -> None:
-    ((one, seen, comparison),) = replayed(in_box, paged, [plan], shorten=True, seconds=0.5)
+    ((_, seen, simulation, comparison),) = replayed(
+        in_box, paged, [plan], shorten=True, seconds=0.5
+    )
     ran = seen.steps[-1].run
-    simulated = modelled(one, paged, in_box.probe()).results[-1].outcome
+    simulated = simulation.results[-1].outcome
     assert ran is not None
     assert simulated is not None
     assert (simulated.result, ran.result) == (model, kernel)
@@ -121,14 +125,14 @@ def test_a_run_that_never_reaches_l2(
 def test_a_difference_is_found_and_named(in_box: InBox, plain: Guest) -> None:
     """The real kernel is a 6.1; the model of another one must be told from it."""
     text = "cpuid,sregs,nested:flags=0x103,regs"
-    one = Trial("0", plain.saved, plans.parse(text), Options(emulated=True))
+    one = ReplayJob("0", plain.saved, plans.parse(text), ReplayOptions(emulated=True))
     probe = in_box.probe()
     assert kernel_of(probe).startswith("6.1.")
-    assert profile(probe) is PROFILES["6.1"]
-    (performed,) = in_box.perform(plain.ram, [job(one, plain.ram, probe)])
+    assert profile_of(probe) is PROFILES["6.1"]
+    (result,) = perform(in_box, plain.ram, [one], probe)
     host = Host(cpuid=probe.features)
     wrong = simulate(PROFILES["5.10"], plain.saved, one.steps, host=host, backed=plain.ram.backed)
-    found = compare(wrong, result(one, performed), shortened=False).first()
+    found = compare(wrong, result, shortened=False).first()
     assert found == (1, Mismatch("regs.rdx", 0, 0x600))
 
 
@@ -155,7 +159,7 @@ def test_recordings_made_here_have_the_format_of_the_others(in_box: InBox, plain
 
 
 def test_flat_names_are_what_kvm_shows(in_box: InBox, plain: Guest) -> None:
-    ((one, seen, _),) = replayed(in_box, plain, ["cpuid,sregs,nested,regs,msrs"])
+    ((one, seen, _, _),) = replayed(in_box, plain, ["cpuid,sregs,nested,regs,msrs"])
     model = simulate(PROFILES["6.1"], plain.saved, one.steps, backed=plain.ram.backed)
     ours = flat(model.results[-1].state, split=True)
     theirs = seen.steps[-1].state

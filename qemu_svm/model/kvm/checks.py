@@ -18,7 +18,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from qemu_svm.model.area import Area
-from qemu_svm.model.kvm.vcpu import Vcpu
+from qemu_svm.model.kvm.vcpu import KvmVcpu
 from qemu_svm.nested import bits
 from qemu_svm.x86.cpuid import cr4_reserved, is_legal_gpa, page_address_valid, valid_efer
 from qemu_svm.x86.registers import CR0, CR4, EFER
@@ -79,7 +79,7 @@ class Stage(Enum):
         return self in (Stage.CONTROLS, Stage.SAVE)
 
 
-Predicate = Callable[[Vcpu, Argument], bool]
+Predicate = Callable[[KvmVcpu, Argument], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _intercepts(argument: Argument, bit: int) -> bool:
     return bool(argument.ctl.get("intercepts") >> bit & 1)
 
 
-def _bad_bitmap(vcpu: Vcpu, address: int, size: int) -> bool:
+def _bad_bitmap(vcpu: KvmVcpu, address: int, size: int) -> bool:
     # nested_svm_check_bitmap_pa: PAGE_ALIGN rounds up; the last byte counts.
     start = address + 0xFFF & ~0xFFF & (1 << 64) - 1
     return not (is_legal_gpa(vcpu.cpuid, start) and is_legal_gpa(vcpu.cpuid, start + size - 1))
@@ -205,19 +205,19 @@ def _sregs_long_mode(area: Area) -> bool:
     return bool(area.get("efer") & _LIVE and area.get("cr0") & _PG)
 
 
-def _bad_mode(_vcpu: Vcpu, area: Area) -> bool:
+def _bad_mode(_vcpu: KvmVcpu, area: Area) -> bool:
     if _sregs_long_mode(area):
         return not area.get("cr4") & _PAE or not area.get("efer") & _LMA
     return bool(area.get("efer") & _LMA or area.segment("cs").attrib & 0x200)
 
 
-def _cr4_of_guest(vcpu: Vcpu) -> int:
+def _cr4_of_guest(vcpu: KvmVcpu) -> int:
     # Before a CPUID is set nothing is reserved, unless the kernel takes that for one.
     known = vcpu.cpuid.features or vcpu.kernel.blank_cpuid_counts
     return cr4_reserved(vcpu.cpuid) if known else 0
 
 
-def _bad_apic_base(vcpu: Vcpu, area: Area) -> bool:
+def _bad_apic_base(vcpu: KvmVcpu, area: Area) -> bool:
     # Bits 10 and 11: x2APIC mode, enabled.  x2APIC without enabled is no mode.
     if "apic_base" not in area:
         return False
@@ -232,12 +232,12 @@ def _bad_apic_base(vcpu: Vcpu, area: Area) -> bool:
     )
 
 
-def _pdptrs_without_pae(_vcpu: Vcpu, area: Area) -> bool:
+def _pdptrs_without_pae(_vcpu: KvmVcpu, area: Area) -> bool:
     pae = area.get("cr0") & _PG and area.get("cr4") & _PAE and not area.get("efer") & _LMA
     return "pdptr0" in area and not pae
 
 
-SET_SREGS: dict[str, Callable[[Vcpu, Area], bool]] = {
+SET_SREGS: dict[str, Callable[[KvmVcpu, Area], bool]] = {
     "R-01": _bad_mode,
     "R-02": lambda v, s: _sregs_long_mode(s) and not is_legal_gpa(v.cpuid, s.get("cr3")),
     "R-03": lambda v, s: bool(s.get("cr4") & (cr4_reserved(v.host.cpuid) | _cr4_of_guest(v))),

@@ -12,18 +12,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qemu_svm.model.kvm.svm import svm_set_segment
-from qemu_svm.model.kvm.vcpu import INIT_RECEIVED, RUNNABLE, RunEnd, Vcpu
+from qemu_svm.model.kvm.vcpu import INIT_RECEIVED, RUNNABLE, KvmVcpu, RunEnd
 from qemu_svm.nested import bits
 
 _INIT, _SMI = (bits.INTERCEPTS.mask(name) for name in ("INIT", "SMI"))
 
 
-def init_blocked(vcpu: Vcpu) -> bool:
+def init_blocked(vcpu: KvmVcpu) -> bool:
     """Whether INIT stays pending: SMM, GIF clear, on old kernels also L1's intercept."""
     return vcpu.smm or not vcpu.gif or (vcpu.kernel.init_intercept_blocks and _intercepted(vcpu))
 
 
-def kvm_apic_accept_events(vcpu: Vcpu) -> RunEnd | None:
+def kvm_apic_accept_events(vcpu: KvmVcpu) -> RunEnd | None:
     """Take a pending INIT or SIPI; what ends KVM_RUN at once, or None.
 
     ``reset`` if there was an INIT, ``EINVAL`` (``kvm_x86_vcpu_pre_run``, 7.2) if SIPI is
@@ -47,11 +47,11 @@ def kvm_apic_accept_events(vcpu: Vcpu) -> RunEnd | None:
     return None
 
 
-def enters_smm(vcpu: Vcpu) -> bool:
+def enters_smm(vcpu: KvmVcpu) -> bool:
     """Whether a pending SMI is taken before anything is entered (``svm_smi_allowed``)."""
     intercepted = vcpu.guest_mode and bool(vcpu.nested.ctl.get("intercepts") & _SMI)
     return vcpu.smi_pending and vcpu.gif and not vcpu.smm and not intercepted
 
 
-def _intercepted(vcpu: Vcpu) -> bool:
+def _intercepted(vcpu: KvmVcpu) -> bool:
     return vcpu.guest_mode and bool(vcpu.nested.ctl.get("intercepts") & _INIT)

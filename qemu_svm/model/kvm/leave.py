@@ -5,10 +5,10 @@ Apart from the rest of nested.c, because ``svm_set_efer`` needs it too.
 
 from __future__ import annotations
 
-from qemu_svm.model.kvm.vcpu import INVALID_GPA, PAGES, Mmu, Vcpu
+from qemu_svm.model.kvm.vcpu import INVALID_GPA, PAGES, KvmVcpu, Mmu
 
 
-def svm_leave_nested(vcpu: Vcpu) -> None:
+def svm_leave_nested(vcpu: KvmVcpu) -> None:
     """Leave guest mode by force (5.10 to 7.2)."""
     nested = vcpu.nested
     if vcpu.guest_mode:
@@ -24,7 +24,7 @@ def svm_leave_nested(vcpu: Vcpu) -> None:
     vcpu.requests.discard(PAGES)
 
 
-def svm_free_nested(vcpu: Vcpu) -> None:
+def svm_free_nested(vcpu: KvmVcpu) -> None:
     """Free vmcb02 and the merged bitmap."""
     vcpu.nested.initialized = False
     vcpu.nested.last_vmcb12_gpa = INVALID_GPA

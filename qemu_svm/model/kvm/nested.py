@@ -10,7 +10,15 @@ from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.kvm import svm
 from qemu_svm.model.kvm.checks import SET_NESTED_STATE, Argument, Stage
 from qemu_svm.model.kvm.leave import svm_leave_nested
-from qemu_svm.model.kvm.vcpu import PAGES, RUNNABLE, VMLOAD_GROUP, VMRUN_FIELDS, Mmu, MmuFault, Vcpu
+from qemu_svm.model.kvm.vcpu import (
+    PAGES,
+    RUNNABLE,
+    VMLOAD_GROUP,
+    VMRUN_FIELDS,
+    KvmVcpu,
+    Mmu,
+    MmuFault,
+)
 from qemu_svm.model.profiles import LEAVE, RunPending, SaveCacheFill
 from qemu_svm.nested import bits
 from qemu_svm.x86.cpuid import is_legal_gpa
@@ -20,7 +28,7 @@ _HEADER, _WHOLE = 128, 4224
 _SAVE_CACHE = ("efer", "cr0", "cr3", "cr4", "dr6", "dr7")
 
 
-def nested_copy_vmcb_control_to_cache(vcpu: Vcpu, control: Area) -> Area:
+def nested_copy_vmcb_control_to_cache(vcpu: KvmVcpu, control: Area) -> Area:
     """Copy the control fields that this kernel caches, masked as it masks them."""
     kernel = vcpu.kernel
     cache = Area("ctl cache")
@@ -42,12 +50,12 @@ def nested_copy_vmcb_control_to_cache(vcpu: Vcpu, control: Area) -> Area:
     return cache
 
 
-def nested_npt_enabled(vcpu: Vcpu) -> bool:
+def nested_npt_enabled(vcpu: KvmVcpu) -> bool:
     """Whether L1 uses nested paging for L2."""
     return bool(vcpu.nested.ctl.get("nested_ctl") & 1)
 
 
-def first_failure(vcpu: Vcpu, argument: Argument, *, late: bool = False) -> str | None:
+def first_failure(vcpu: KvmVcpu, argument: Argument, *, late: bool = False) -> str | None:
     """Id of the first check that fails, in the kernel's order.
 
     :param late: run the checks that come after the switch to L2 instead.
@@ -65,7 +73,7 @@ def first_failure(vcpu: Vcpu, argument: Argument, *, late: bool = False) -> str 
     return None
 
 
-def svm_set_nested_state(vcpu: Vcpu, argument: Argument) -> str | None:
+def svm_set_nested_state(vcpu: KvmVcpu, argument: Argument) -> str | None:
     """KVM_SET_NESTED_STATE (``kvm_arch_vcpu_ioctl`` and ``svm_set_nested_state``).
 
     :returns: the id of the check that failed, or None.
@@ -103,11 +111,11 @@ def _reached_caches(failed: str | None) -> bool:
     return failed is None or SET_NESTED_STATE[failed].stage is not Stage.HEADER
 
 
-def _fill_save_cache(vcpu: Vcpu, source: Area) -> None:
+def _fill_save_cache(vcpu: KvmVcpu, source: Area) -> None:
     vcpu.nested.save.copy_from(source, _SAVE_CACHE)
 
 
-def _l2_cr3_into_cache(vcpu: Vcpu) -> None:
+def _l2_cr3_into_cache(vcpu: KvmVcpu) -> None:
     # The review means L2's values.  With NPT KVM_SET_SREGS leaves CR3 in
     # vcpu->arch, and a VMCB gets it at KVM_RUN only (svm_load_mmu_pgd), so the
     # code as sketched would have cached what stood in vmcb01 before.
@@ -119,7 +127,7 @@ def _l2_cr3_into_cache(vcpu: Vcpu) -> None:
     vcpu.nested.save.copy_from(vcpu.arch, ("cr3",))
 
 
-def _enter_split(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
+def _enter_split(vcpu: KvmVcpu, argument: Argument, writer: Writer) -> None:
     # vmcb01 and vmcb02: 5.13 and later.
     kernel, nested = vcpu.kernel, vcpu.nested
     if vcpu.guest_mode:
@@ -143,7 +151,7 @@ def _enter_split(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
         vcpu.vmcb02.set("g_pat", argument.gpat, writer)
 
 
-def _enter_single(vcpu: Vcpu, argument: Argument, writer: Writer) -> None:
+def _enter_single(vcpu: KvmVcpu, argument: Argument, writer: Writer) -> None:
     # One VMCB and hsave: up to 5.12.
     nested = vcpu.nested
     vcpu.hsave_control.clear()
@@ -168,7 +176,7 @@ _RUN_PENDING = {RunPending.IGNORED: 0, RunPending.KEPT: 1, RunPending.UNTRUSTED:
 """Values of ``nested.run_pending``."""
 
 
-def _set_run_pending(vcpu: Vcpu, argument: Argument) -> None:
+def _set_run_pending(vcpu: KvmVcpu, argument: Argument) -> None:
     pending = bool(argument.flags & bits.RUN_PENDING)
     vcpu.nested.run_pending = _RUN_PENDING[vcpu.kernel.run_pending] if pending else 0
     if pending and not vcpu.nested.run_pending:
@@ -184,7 +192,7 @@ def svm_copy_vmrun_state(target: Area, source: Area, writer: Writer) -> None:
     target.set("cpl", 0, writer)
 
 
-def nested_vmcb02_prepare_control(vcpu: Vcpu, writer: Writer) -> None:
+def nested_vmcb02_prepare_control(vcpu: KvmVcpu, writer: Writer) -> None:
     """Merge vmcb12's controls with those of vmcb01 (``nested_prepare_vmcb_control``)."""
     control, ctl = vcpu.current_control, vcpu.nested.ctl
     for name in ("int_vector", "int_state", "event_inj", "event_inj_err", "tsc_offset"):
@@ -193,7 +201,7 @@ def nested_vmcb02_prepare_control(vcpu: Vcpu, writer: Writer) -> None:
     control.set("intercepts", merged, writer)
 
 
-def _prepare_mmu(vcpu: Vcpu) -> None:
+def _prepare_mmu(vcpu: KvmVcpu) -> None:
     if not nested_npt_enabled(vcpu):
         return
     vcpu.mmu = Mmu.GUEST
@@ -206,7 +214,7 @@ def _prepare_mmu(vcpu: Vcpu) -> None:
         )
 
 
-def nested_svm_load_cr3(vcpu: Vcpu, cr3: int, writer: Writer) -> bool:
+def nested_svm_load_cr3(vcpu: KvmVcpu, cr3: int, writer: Writer) -> bool:
     """Load CR3 for the level that is entered; False if it is not a legal address."""
     if not is_legal_gpa(vcpu.cpuid, cr3):
         return False
@@ -214,7 +222,7 @@ def nested_svm_load_cr3(vcpu: Vcpu, cr3: int, writer: Writer) -> bool:
     return True
 
 
-def nested_svm_vmrun_msrpm(vcpu: Vcpu) -> bool:
+def nested_svm_vmrun_msrpm(vcpu: KvmVcpu) -> bool:
     """Merge L1's MSR bitmap (``nested_svm_merge_msrpm`` since 7.x); False if unreadable."""
     ctl = vcpu.nested.ctl
     if not ctl.get("intercepts") & bits.INTERCEPTS.mask("MSR_PROT"):
@@ -222,7 +230,7 @@ def nested_svm_vmrun_msrpm(vcpu: Vcpu) -> bool:
     return vcpu.backed(ctl.get("msrpm_base_pa"), 0x2000)
 
 
-def svm_get_nested_state_pages(vcpu: Vcpu) -> bool:
+def svm_get_nested_state_pages(vcpu: KvmVcpu) -> bool:
     """What KVM_SET_NESTED_STATE left for the first run; False ends KVM_RUN."""
     pae = vcpu.arch.get("cr0") & CR0.mask("PG") and vcpu.arch.get("cr4") & CR4.mask("PAE")
     if pae and not vcpu.arch.get("efer") & 1 << 10 and not vcpu.pdptrs_from_userspace:
@@ -230,7 +238,7 @@ def svm_get_nested_state_pages(vcpu: Vcpu) -> bool:
     return nested_svm_vmrun_msrpm(vcpu)
 
 
-def nested_svm_vmexit(vcpu: Vcpu) -> bool:
+def nested_svm_vmexit(vcpu: KvmVcpu) -> bool:
     """#VMEXIT from L2 to L1; False if it ends in a triple fault.
 
     Writes L2's state to vmcb12 in memory and loads L1's from where it was kept.
@@ -277,7 +285,7 @@ def nested_svm_vmexit(vcpu: Vcpu) -> bool:
     return loaded and mapped
 
 
-def _load_l1_cr4(vcpu: Vcpu, source: Area) -> None:
+def _load_l1_cr4(vcpu: KvmVcpu, source: Area) -> None:
     # svm_set_cr0 may just have written L2's CR4 over the one that is read here.
     kept = vcpu.vmcb01 if vcpu.kernel.split else source
     value = kept.get("cr4")
@@ -293,14 +301,14 @@ _FROM_VMCB02 = ("es", "cs", "ss", "ds", "gdtr", "idtr", "rflags", "dr7", "cpl")
 _FROM_ARCH = ("efer", "cr0", "cr3", "cr2", "cr4", "rip", "rsp", "rax", "dr6")
 
 
-def _write_vmcb12(vcpu: Vcpu) -> None:
+def _write_vmcb12(vcpu: KvmVcpu) -> None:
     vcpu.vmcb12.copy_from(vcpu.current, _FROM_VMCB02)
     vcpu.vmcb12.copy_from(vcpu.arch, _FROM_ARCH)
     vcpu.vmcb12_control.copy_from(vcpu.nested.ctl)
     vcpu.vmcb12_control.copy_from(vcpu.current_control, ("int_state",))
 
 
-def nested_svm_vmrun(vcpu: Vcpu, race: dict[str, int] | None = None) -> str | None:
+def nested_svm_vmrun(vcpu: KvmVcpu, race: dict[str, int] | None = None) -> str | None:
     """VMRUN executed by L1 on the vmcb12 that the last #VMEXIT wrote.
 
     :param race: save fields that another vCPU of L1 changes in memory after
@@ -336,7 +344,7 @@ def nested_svm_vmrun(vcpu: Vcpu, race: dict[str, int] | None = None) -> str | No
     return enter_svm_guest_mode(vcpu, used, writer)
 
 
-def _tell_race(vcpu: Vcpu, name: str, checked: int, used: int) -> None:
+def _tell_race(vcpu: KvmVcpu, name: str, checked: int, used: int) -> None:
     rules = vcpu.kernel.vmrun
     if name == "efer" and rules.svme_forced:
         used |= 1 << 12
@@ -346,7 +354,7 @@ def _tell_race(vcpu: Vcpu, name: str, checked: int, used: int) -> None:
         vcpu.note(f"L2 runs with {name} {used:#x}, which was never checked: {checked:#x} was")
 
 
-def _save_l1(vcpu: Vcpu) -> None:
+def _save_l1(vcpu: KvmVcpu) -> None:
     area = vcpu.l1_save
     if not vcpu.kernel.split:
         area.copy_from(vcpu.vmcb01, ("es", "cs", "ss", "ds", "gdtr", "idtr", "rsp", "rax"))
@@ -357,7 +365,7 @@ def _save_l1(vcpu: Vcpu) -> None:
 
 
 def enter_svm_guest_mode(
-    vcpu: Vcpu, save: Area, writer: Writer, *, merged: bool = True
+    vcpu: KvmVcpu, save: Area, writer: Writer, *, merged: bool = True
 ) -> str | None:
     """Load L2 from vmcb12; why it failed, or None.
 
@@ -380,7 +388,7 @@ def enter_svm_guest_mode(
     return None
 
 
-def nested_vmcb02_prepare_save(vcpu: Vcpu, save: Area, writer: Writer) -> bool:
+def nested_vmcb02_prepare_save(vcpu: KvmVcpu, save: Area, writer: Writer) -> bool:
     """Load L2's save area; False if that threw the vCPU out of guest mode."""
     target = vcpu.current
     if vcpu.kernel.split:
@@ -403,7 +411,7 @@ def nested_vmcb02_prepare_save(vcpu: Vcpu, save: Area, writer: Writer) -> bool:
     return True
 
 
-def svm_get_nested_state(vcpu: Vcpu) -> dict[str, int]:
+def svm_get_nested_state(vcpu: KvmVcpu) -> dict[str, int]:
     """The header that KVM_GET_NESTED_STATE gives for a buffer of the full size."""
     flags = bits.GIF_SET if vcpu.gif else 0
     if vcpu.guest_mode:
@@ -418,7 +426,7 @@ def svm_get_nested_state(vcpu: Vcpu) -> dict[str, int]:
     }
 
 
-def kvm_get_nested_state(vcpu: Vcpu, size: int) -> str | None:
+def kvm_get_nested_state(vcpu: KvmVcpu, size: int) -> str | None:
     """KVM_GET_NESTED_STATE with a buffer that says it has ``size`` bytes (x86.c).
 
     :returns: the id of the reason for E2BIG, or None.

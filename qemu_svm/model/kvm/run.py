@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.lapic import enters_smm, kvm_apic_accept_events
 from qemu_svm.model.kvm.nested import nested_svm_vmexit, svm_get_nested_state_pages
-from qemu_svm.model.kvm.vcpu import HALTED, PAGES, RESET_HOLD, RUNNABLE, MmuFault, RunEnd, Vcpu
+from qemu_svm.model.kvm.vcpu import HALTED, PAGES, RESET_HOLD, RUNNABLE, KvmVcpu, MmuFault, RunEnd
 from qemu_svm.x86.registers import CR0, EFER, canonical
 
 _VMRUN_BASES = ("es", "cs", "ss", "ds", "gdtr", "idtr")
@@ -49,7 +49,7 @@ _DESTROYED = {
 }
 
 
-def vcpu_run(vcpu: Vcpu) -> Outcome:
+def vcpu_run(vcpu: KvmVcpu) -> Outcome:
     """Run the vCPU until L1 has control (``vcpu_run``, ``vcpu_block``)."""
     stopped = kvm_apic_accept_events(vcpu)
     if stopped is not None:
@@ -63,7 +63,7 @@ def vcpu_run(vcpu: Vcpu) -> Outcome:
     return replace(_woken(vcpu), halted=halted)
 
 
-def _woken(vcpu: Vcpu) -> Outcome:
+def _woken(vcpu: KvmVcpu) -> Outcome:
     if vcpu.guest_mode and PAGES in vcpu.requests:
         if not vcpu.kernel.pages_rearmed:
             vcpu.requests.discard(PAGES)
@@ -89,12 +89,12 @@ def _woken(vcpu: Vcpu) -> Outcome:
     return Outcome(RunEnd.EXIT, "L2", entry, _l1(vcpu))
 
 
-def _refused(vcpu: Vcpu) -> bool:
+def _refused(vcpu: KvmVcpu) -> bool:
     # Bits of EFER that do not exist make VMRUN fail before it needs any memory.
     return bool(vcpu.arch.get("efer") & ~_EFER)
 
 
-def enter(vcpu: Vcpu) -> Area:
+def enter(vcpu: KvmVcpu) -> Area:
     """Fill the active VMCB from the vCPU's registers (``svm_vcpu_run``)."""
     vcpu.has_run = True
     vcpu.smi_pending = False
@@ -110,7 +110,7 @@ def enter(vcpu: Vcpu) -> Area:
     return seen
 
 
-def _as_processor_has_it(vcpu: Vcpu) -> None:
+def _as_processor_has_it(vcpu: KvmVcpu) -> None:
     # VMRUN and VMLOAD sign-extend bases from bit 47 (APM volume 2, 15.5.1); RFLAGS
     # has 32 bits and bit 1 set, and CR0 has ET set, whatever was loaded.
     current, arch = vcpu.current, vcpu.arch
@@ -128,7 +128,7 @@ def _as_processor_has_it(vcpu: Vcpu) -> None:
                 area.set(name, changed, area.writer(name))
 
 
-def _l1(vcpu: Vcpu) -> Area:
+def _l1(vcpu: KvmVcpu) -> Area:
     seen = vcpu.vmcb01.copy("L1 after #VMEXIT")
     seen.copy_from(vcpu.arch, ("cr0", "cr3", "cr4", "efer", "rax", "rsp", "rip"))
     return seen

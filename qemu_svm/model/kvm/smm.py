@@ -14,10 +14,10 @@ from qemu_svm.model.kvm.nested import (
     nested_copy_vmcb_control_to_cache,
     nested_svm_vmexit,
 )
-from qemu_svm.model.kvm.vcpu import PAGES, VMRUN_FIELDS, Vcpu
+from qemu_svm.model.kvm.vcpu import PAGES, VMRUN_FIELDS, KvmVcpu
 
 
-def svm_enter_smm(vcpu: Vcpu) -> str | None:
+def svm_enter_smm(vcpu: KvmVcpu) -> str | None:
     """An SMI; why it fails, or None."""
     vcpu.smram = None
     if vcpu.guest_mode:
@@ -32,7 +32,7 @@ def svm_enter_smm(vcpu: Vcpu) -> str | None:
     return None
 
 
-def svm_leave_smm(vcpu: Vcpu) -> str | None:
+def svm_leave_smm(vcpu: KvmVcpu) -> str | None:
     """RSM; why it fails, or None."""
     if not vcpu.smm:
         return "#UD: RSM outside SMM"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qemu_svm.model.area import Writer
 from qemu_svm.model.kvm.leave import svm_free_nested, svm_leave_nested
-from qemu_svm.model.kvm.vcpu import VMLOAD_GROUP, Vcpu
+from qemu_svm.model.kvm.vcpu import VMLOAD_GROUP, KvmVcpu
 from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import Segment
 
@@ -17,12 +17,12 @@ _LME, _LMA = EFER.mask("LME"), EFER.mask("LMA")
 _VM_CR_VALID, _VM_CR_LOCK, _VM_CR_SVMDIS = 0x1F, 0x08, 0x10
 
 
-def svm_set_gif(vcpu: Vcpu, value: int) -> None:
+def svm_set_gif(vcpu: KvmVcpu, value: int) -> None:
     """Set the global interrupt flag (``svm.h``, ``svm_set_gif`` in ``svm.c``)."""
     vcpu.gif = bool(value)
 
 
-def svm_set_efer(vcpu: Vcpu, efer: int, writer: Writer) -> None:
+def svm_set_efer(vcpu: KvmVcpu, efer: int, writer: Writer) -> None:
     """Set EFER; a change of SVME allocates or frees the nested state (5.10 to 7.2)."""
     old = vcpu.arch.get("efer")
     vcpu.arch.set("efer", efer, writer)
@@ -46,7 +46,7 @@ def svm_set_efer(vcpu: Vcpu, efer: int, writer: Writer) -> None:
     vcpu.current.set("efer", hardware | _SVME, writer)
 
 
-def svm_set_cr0(vcpu: Vcpu, cr0: int, writer: Writer) -> None:
+def svm_set_cr0(vcpu: KvmVcpu, cr0: int, writer: Writer) -> None:
     """Set CR0; CD and NW never reach the hardware under the default quirk.
 
     Without NPT, a change of paging also writes the current CR4 to the active VMCB.
@@ -67,14 +67,14 @@ def svm_set_cr0(vcpu: Vcpu, cr0: int, writer: Writer) -> None:
     vcpu.current.set("cr0", hardware, writer)
 
 
-def svm_set_cr4(vcpu: Vcpu, cr4: int, writer: Writer) -> None:
+def svm_set_cr4(vcpu: KvmVcpu, cr4: int, writer: Writer) -> None:
     """Set CR4; the hardware has the host's MCE, and PAE always without NPT."""
     vcpu.arch.set("cr4", cr4, writer)
     hardware = cr4 | CR4.mask("MCE") | (0 if vcpu.host.npt else CR4.mask("PAE"))
     vcpu.current.set("cr4", hardware, writer)
 
 
-def svm_set_segment(vcpu: Vcpu, name: str, segment: Segment, writer: Writer) -> None:
+def svm_set_segment(vcpu: KvmVcpu, name: str, segment: Segment, writer: Writer) -> None:
     """Set a segment; SS brings CPL with it, and an unusable one is not present."""
     area = vcpu.vmcb01 if name in VMLOAD_GROUP else vcpu.current
     area.set(name, segment, writer)
@@ -82,22 +82,24 @@ def svm_set_segment(vcpu: Vcpu, name: str, segment: Segment, writer: Writer) -> 
         area.set("cpl", segment.dpl, writer)
 
 
-def svm_set_descriptor_table(vcpu: Vcpu, name: str, base: int, limit: int, writer: Writer) -> None:
+def svm_set_descriptor_table(
+    vcpu: KvmVcpu, name: str, base: int, limit: int, writer: Writer
+) -> None:
     """Set GDTR or IDTR (``svm_set_gdt``, ``svm_set_idt``)."""
     vcpu.current.set(name, Segment(0, base, limit, 0), writer)
 
 
-def svm_set_rflags(vcpu: Vcpu, rflags: int, writer: Writer) -> None:
+def svm_set_rflags(vcpu: KvmVcpu, rflags: int, writer: Writer) -> None:
     """Set RFLAGS in the active VMCB."""
     vcpu.current.set("rflags", rflags, writer)
 
 
-def svm_set_dr7(vcpu: Vcpu, dr7: int, writer: Writer) -> None:
+def svm_set_dr7(vcpu: KvmVcpu, dr7: int, writer: Writer) -> None:
     """Set DR7 in the active VMCB."""
     vcpu.current.set("dr7", dr7, writer)
 
 
-def svm_set_vm_cr(vcpu: Vcpu, value: int, writer: Writer) -> str | None:
+def svm_set_vm_cr(vcpu: KvmVcpu, value: int, writer: Writer) -> str | None:
     """Set VM_CR (5.10 to 7.2); a check that fails late leaves the value there."""
     if value & ~_VM_CR_VALID:
         return "U-02"
@@ -110,7 +112,7 @@ def svm_set_vm_cr(vcpu: Vcpu, value: int, writer: Writer) -> str | None:
     return None
 
 
-def svm_set_interrupt_shadow(vcpu: Vcpu, shadow: int, writer: Writer) -> None:
+def svm_set_interrupt_shadow(vcpu: KvmVcpu, shadow: int, writer: Writer) -> None:
     """Set the interrupt shadow in the active VMCB's ``int_state``."""
     state = vcpu.current_control.get("int_state") & ~1 | bool(shadow)
     vcpu.current_control.set("int_state", state, writer)

@@ -167,7 +167,7 @@ class Nested:
 
 
 @dataclass
-class Vcpu:
+class KvmVcpu:
     """Everything that the model changes.  ``step`` is the plan's current one.
 
     :param backed: whether a page of guest memory exists.

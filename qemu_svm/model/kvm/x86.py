@@ -15,7 +15,7 @@ from qemu_svm.model.kvm.checks import SET_SREGS, pat_valid
 from qemu_svm.model.kvm.lapic import init_blocked
 from qemu_svm.model.kvm.leave import svm_leave_nested
 from qemu_svm.model.kvm.nested import nested_npt_enabled
-from qemu_svm.model.kvm.vcpu import GPRS, INIT_RECEIVED, RUNNABLE, SIPI_RECEIVED, MmuFault, Vcpu
+from qemu_svm.model.kvm.vcpu import GPRS, INIT_RECEIVED, RUNNABLE, SIPI_RECEIVED, KvmVcpu, MmuFault
 from qemu_svm.model.profiles import SREGS2_CHECK, LateCpuid, SysenterCut
 from qemu_svm.x86.cpuid import NONE, Cpuid, efer_reserved
 from qemu_svm.x86.registers import CR0, EFER, canonical
@@ -38,7 +38,7 @@ _HIGH = 0xFFFF_FFFF_0000_0000
 _EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
 
 
-def kvm_set_cpuid(vcpu: Vcpu, cpuid: Cpuid) -> str | None:
+def kvm_set_cpuid(vcpu: KvmVcpu, cpuid: Cpuid) -> str | None:
     """KVM_SET_CPUID2 (``cpuid.c``)."""
     kernel = vcpu.kernel
     same = cpuid == vcpu.cpuid
@@ -62,7 +62,7 @@ def kvm_set_cpuid(vcpu: Vcpu, cpuid: Cpuid) -> str | None:
     return None
 
 
-def set_sregs(vcpu: Vcpu, sregs: Area, *, second: bool = False) -> str | None:
+def set_sregs(vcpu: KvmVcpu, sregs: Area, *, second: bool = False) -> str | None:
     """KVM_SET_SREGS and SREGS2 (``__set_sregs_common``; ``regs.c`` since 7.2).
 
     :param second: it is KVM_SET_SREGS2, which kernels before 5.14 lack.
@@ -103,7 +103,7 @@ def _at_reset(sregs: Area) -> bool:
     return at_vector and not sregs.get("cr0") & CR0.mask("PE")
 
 
-def set_regs(vcpu: Vcpu, regs: Mapping[str, int]) -> None:
+def set_regs(vcpu: KvmVcpu, regs: Mapping[str, int]) -> None:
     """KVM_SET_REGS (``__set_regs``): one set of registers, whoever runs."""
     writer = vcpu.writer("__set_regs")
     for name in (*GPRS, "rip"):
@@ -113,7 +113,7 @@ def set_regs(vcpu: Vcpu, regs: Mapping[str, int]) -> None:
         svm.svm_set_rflags(vcpu, regs["rflags"] | 2, writer)
 
 
-def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
+def set_msr(vcpu: KvmVcpu, name: str, value: int) -> str | None:
     """One MSR of KVM_SET_MSRS, written by userspace (``svm_set_msr``, ``__kvm_set_msr``).
 
     DEBUGCTL does nothing: that is so on hosts without LBR virtualisation.
@@ -142,7 +142,7 @@ def set_msr(vcpu: Vcpu, name: str, value: int) -> str | None:
     return None
 
 
-def _set_pat(vcpu: Vcpu, value: int, writer: Writer) -> None:
+def _set_pat(vcpu: KvmVcpu, value: int, writer: Writer) -> None:
     vcpu.arch.set("pat", value, writer)
     if vcpu.kernel.pat_needs_npt and not vcpu.host.npt:
         return
@@ -151,7 +151,7 @@ def _set_pat(vcpu: Vcpu, value: int, writer: Writer) -> None:
         vcpu.current.set("g_pat", value, writer)
 
 
-def _cut_sysenter(vcpu: Vcpu, names: Iterable[str]) -> None:
+def _cut_sysenter(vcpu: KvmVcpu, names: Iterable[str]) -> None:
     # The upper halves are kept for guests with an Intel CPUID only (svm_set_msr).
     cut = vcpu.kernel.sysenter
     if cut is SysenterCut.ALWAYS or (cut is SysenterCut.CPUID and vcpu.cpuid != NONE):
@@ -160,7 +160,7 @@ def _cut_sysenter(vcpu: Vcpu, names: Iterable[str]) -> None:
             vcpu.vmcb01.set(name, value, vcpu.vmcb01.writer(name))
 
 
-def _impossible(vcpu: Vcpu, name: str, value: int) -> bool:
+def _impossible(vcpu: KvmVcpu, name: str, value: int) -> bool:
     kernel = vcpu.kernel
     if name == "efer":
         return bool(value & efer_reserved(vcpu.host.cpuid))
@@ -179,7 +179,7 @@ def _impossible(vcpu: Vcpu, name: str, value: int) -> bool:
     return name in _CANONICAL and value >> 47 not in (0, 0x1FFFF)
 
 
-def set_debugregs(vcpu: Vcpu, values: Mapping[str, int]) -> str | None:
+def set_debugregs(vcpu: KvmVcpu, values: Mapping[str, int]) -> str | None:
     """KVM_SET_DEBUGREGS."""
     if values.get("flags") or (values["dr6"] | values["dr7"]) & _HIGH:
         return "U-03"
@@ -190,7 +190,7 @@ def set_debugregs(vcpu: Vcpu, values: Mapping[str, int]) -> str | None:
     return None
 
 
-def set_vcpu_events(vcpu: Vcpu, events: Mapping[str, int]) -> str | None:
+def set_vcpu_events(vcpu: KvmVcpu, events: Mapping[str, int]) -> str | None:
     """KVM_SET_VCPU_EVENTS: exceptions, NMI, interrupt shadow, SMM."""
     flags = events["flags"]
     late = vcpu.kernel.triple_fault and flags & _EVENT_FLAGS["triple"]
@@ -230,7 +230,7 @@ def set_vcpu_events(vcpu: Vcpu, events: Mapping[str, int]) -> str | None:
     return None
 
 
-def set_mp_state(vcpu: Vcpu, state: int) -> str | None:
+def set_mp_state(vcpu: KvmVcpu, state: int) -> str | None:
     """KVM_SET_MP_STATE."""
     if not vcpu.host.irqchip and state != 0:
         return "U-05"

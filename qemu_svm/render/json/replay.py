@@ -10,51 +10,45 @@ from qemu_svm.render.json.inspect import SCHEMA_VERSION
 from qemu_svm.render.json.simulate import snapshot
 from qemu_svm.render.numbers import hex_text
 from qemu_svm.replay.compare import Comparison, Mismatch
-from qemu_svm.replay.replay import Ran, Replayed, Seen, kernel_of
-from qemu_svm.replay.target import Probe
+from qemu_svm.replay.job import ReplayStep, RunResult, kernel_of
+from qemu_svm.replay.replay import Replay
 
 _EXIT_CODE = slice(0x70, 0x78)
 _COUNTS = frozenset({"nested.size", "smm", "shadow"})
 
 
-def document(  # noqa: PLR0917
-    path: str,
-    plan: str,
-    probe: Probe,
-    replayed: Replayed,
-    simulation: Simulation | None,
-    comparison: Comparison | None,
-) -> dict[str, Any]:
+def render(replay: Replay) -> dict[str, Any]:
     """The document; ``model`` and ``comparison`` are null without ``--compare``."""
+    probe, result = replay.probe, replay.result
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": {"path": path},
-        "plan": plan,
+        "source": {"path": replay.path},
+        "plan": replay.plan,
         "kernel": {"release": probe.release, "version": kernel_of(probe)},
-        "steps": [_step(seen) for seen in replayed.steps],
-        "end": replayed.end,
-        "host": replayed.host,
-        "error": replayed.error,
-        "model": None if simulation is None else _model(simulation),
-        "comparison": None if comparison is None else _comparison(comparison),
+        "steps": [_step(step) for step in result.steps],
+        "end": result.end,
+        "host": result.host,
+        "error": result.error,
+        "model": None if replay.simulation is None else _model(replay.simulation),
+        "comparison": None if replay.comparison is None else _comparison(replay.comparison),
     }
 
 
-def _step(seen: Seen) -> dict[str, Any]:
+def _step(step: ReplayStep) -> dict[str, Any]:
     return {
-        "number": seen.number,
-        "step": seen.step.text,
-        "errno": seen.errno,
-        "run": None if seen.run is None else _run(seen.run),
-        "state": {name: shown(name, value) for name, value in seen.state.items()},
+        "number": step.number,
+        "step": step.step.text,
+        "errno": step.errno,
+        "run": None if step.run is None else _run(step.run),
+        "state": {name: shown(name, value) for name, value in step.state.items()},
     }
 
 
-def _run(ran: Ran) -> dict[str, Any]:
-    code = int.from_bytes(ran.vmcb12[_EXIT_CODE], "little") if ran.vmcb12 else None
+def _run(run: RunResult) -> dict[str, Any]:
+    code = int.from_bytes(run.vmcb12[_EXIT_CODE], "little") if run.vmcb12 else None
     return {
-        "result": ran.result,
-        "detail": {name: hex_text(value) for name, value in ran.found.detail.items()},
+        "result": run.result,
+        "detail": {name: hex_text(value) for name, value in run.found.detail.items()},
         "exit_code": None if code is None else hex_text(code),
         "exit_code_name": None if code is None else exit_name(code),
     }

@@ -14,7 +14,7 @@ from qemu_svm.render.json.replay import shown
 from qemu_svm.render.text.base import FAINT, HEADING
 from qemu_svm.render.text.replay import content
 from qemu_svm.replay.conform import Disagreement, Report
-from qemu_svm.replay.replay import kernel_of
+from qemu_svm.replay.job import kernel_of
 
 
 def command(one: Disagreement, kernel: str, *, npt: bool) -> str:

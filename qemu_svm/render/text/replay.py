@@ -8,14 +8,13 @@ from typing import Any
 from rich.text import Text
 
 from qemu_svm.model.observed import Observed, comparable
-from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested import bits
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns
-from qemu_svm.replay.compare import Compared, Comparison, Mismatch
-from qemu_svm.replay.replay import Ran, Replayed, Seen, kernel_of
-from qemu_svm.replay.target import Probe
+from qemu_svm.replay.compare import Comparison, Mismatch, StepComparison
+from qemu_svm.replay.job import ReplayResult, ReplayStep, RunResult, kernel_of
+from qemu_svm.replay.replay import Replay
 from qemu_svm.x86.segments import attrib_words
 
 _QUIET = ("ctl.", "shared.", "msr.")
@@ -27,45 +26,37 @@ _BAD = "bold red"
 _EXIT_CODE = slice(0x70, 0x78)
 
 
-def report(  # noqa: PLR0917
-    path: str,
-    plan: str,
-    probe: Probe,
-    replayed: Replayed,
-    simulation: Simulation | None,
-    comparison: Comparison | None,
-    *,
-    verbose: bool,
-) -> Iterable[Text]:
+def render(replay: Replay, *, verbose: bool) -> Iterable[Text]:
     """Every step with what it changed, and how it ended."""
-    yield Text(f"{printable(path)}: plan {printable(plan)}", HEADING)
+    simulation, comparison = replay.simulation, replay.comparison
+    yield Text(f"{printable(replay.path)}: plan {printable(replay.plan)}", HEADING)
     against = f", compared with profile {simulation.kernel.name}" if simulation else ""
-    yield Text(f"Linux {printable(kernel_of(probe))}{against}")
+    yield Text(f"Linux {printable(kernel_of(replay.probe))}{against}")
     compared = {one.number: one for one in comparison.steps} if comparison else {}
     before: Observed = {}
-    for seen in replayed.steps:
+    for step in replay.result.steps:
         yield Text()
-        yield from _step(seen, before, compared.get(seen.number), verbose=verbose)
-        before = seen.state
+        yield from _step(step, before, compared.get(step.number), verbose=verbose)
+        before = step.state
     yield Text()
-    yield from _ending(replayed)
+    yield from _ending(replay.result)
     if comparison is not None:
         yield from _verdict(comparison)
 
 
 def _step(
-    seen: Seen, before: Observed, compared: Compared | None, *, verbose: bool
+    step: ReplayStep, before: Observed, compared: StepComparison | None, *, verbose: bool
 ) -> Iterator[Text]:
-    line = Text(f"{seen.number:2} {printable(seen.step.text)}", HEADING)
-    if seen.errno:
-        line.append(f"  {seen.errno}", _BAD)
-    elif seen.run is not None:
-        line.append("  " + _how(seen.run), "" if seen.run.result == "exit" else _BAD)
+    line = Text(f"{step.number:2} {printable(step.step.text)}", HEADING)
+    if step.errno:
+        line.append(f"  {step.errno}", _BAD)
+    elif step.run is not None:
+        line.append("  " + _how(step.run), "" if step.run.result == "exit" else _BAD)
     yield line
-    rows = list(_changes(before, seen.state, verbose=verbose)) if seen.run is None else []
+    rows = list(_changes(before, step.state, verbose=verbose)) if step.run is None else []
     yield from (Text("     ").append_text(row) for row in columns(rows))
-    if seen.run is not None and seen.run.result == "exit":
-        yield from _returned(seen)
+    if step.run is not None and step.run.result == "exit":
+        yield from _returned(step)
     if compared is not None:
         yield from (Text("     ").append_text(_marked(one)) for one in compared.mismatches)
         if compared.open:
@@ -79,11 +70,11 @@ _HOW = {
 }
 
 
-def _how(ran: Ran) -> str:
-    if ran.result in _HOW:
-        return _HOW[ran.result]
-    details = ", ".join(f"{name} {value:#x}" for name, value in ran.found.detail.items())
-    return f"ended with {ran.result}" + (f" ({details})" if details else "")
+def _how(run: RunResult) -> str:
+    if run.result in _HOW:
+        return _HOW[run.result]
+    details = ", ".join(f"{name} {value:#x}" for name, value in run.found.detail.items())
+    return f"ended with {run.result}" + (f" ({details})" if details else "")
 
 
 def _changes(before: Observed, after: Observed, *, verbose: bool) -> Iterator[list[str | Text]]:
@@ -114,16 +105,16 @@ def content(name: str, value: Any) -> str:
     return f"{value:#x}" if isinstance(value, int) else printable(str(value))
 
 
-def _returned(seen: Seen) -> Iterator[Text]:
-    assert seen.run is not None
-    if seen.run.vmcb12:
-        code = int.from_bytes(seen.run.vmcb12[_EXIT_CODE], "little")
+def _returned(step: ReplayStep) -> Iterator[Text]:
+    assert step.run is not None
+    if step.run.vmcb12:
+        code = int.from_bytes(step.run.vmcb12[_EXIT_CODE], "little")
         yield Text(f"     vmcb12 in memory says exit code {code:#x} {exit_name(code)}")
     yield Text("     L1 goes on with", KEY)
     rows: list[list[str | Text]] = []
     for name in _L1:
-        key = next(k for k in (f"regs.{name}", f"sregs.{name}") if k in seen.state)
-        rows.append([f"  {name}", content(key, seen.state[key])])
+        key = next(k for k in (f"regs.{name}", f"sregs.{name}") if k in step.state)
+        rows.append([f"  {name}", content(key, step.state[key])])
     yield from (Text("     ").append_text(row) for row in columns(rows))
 
 
@@ -140,14 +131,14 @@ def _shown(name: str, value: Any) -> str:
     return content(name, comparable(name, value))
 
 
-def _ending(replayed: Replayed) -> Iterator[Text]:
-    if replayed.host:
-        first = printable(replayed.host.splitlines()[0])
+def _ending(result: ReplayResult) -> Iterator[Text]:
+    if result.host:
+        first = printable(result.host.splitlines()[0])
         yield Text(f"the host kernel did not survive: {first}", _BAD)
-    if replayed.error:
-        yield Text(f"the replay failed: {printable(replayed.error)}", _BAD)
-    if replayed.end != "done":
-        yield Text(f"ended by {printable(replayed.end)} after step {len(replayed.steps)}", _BAD)
+    if result.error:
+        yield Text(f"the replay failed: {printable(result.error)}", _BAD)
+    if result.end != "done":
+        yield Text(f"ended by {printable(result.end)} after step {len(result.steps)}", _BAD)
 
 
 def _verdict(comparison: Comparison) -> Iterator[Text]:

@@ -1,0 +1,209 @@
+"""One plan for a real KVM: the job that the agent is given, and what it answered."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from qemu_svm.errors import EnvironmentFault
+from qemu_svm.kvm.run import INTR, IO, Exit
+from qemu_svm.kvm.run import decode as decode_run
+from qemu_svm.model import arguments as carried
+from qemu_svm.model import releases
+from qemu_svm.model.kvm.vcpu import Host, RunEnd
+from qemu_svm.model.observed import Observed
+from qemu_svm.model.plan import Step
+from qemu_svm.model.profiles import Profile
+from qemu_svm.model.saved import Saved
+from qemu_svm.nested import bits, layout
+from qemu_svm.replay.decode import WATCHED_MSRS, observed
+from qemu_svm.replay.encode import STOP_PORT, Encoder
+from qemu_svm.replay.extras import Extras
+from qemu_svm.replay.memory import RamFile, patches
+from qemu_svm.replay.target import JobResult, Probe
+
+Json = dict[str, Any]
+
+_MARGIN = 30.0  # seconds that a job may take beyond its runs
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """How a plan is performed.
+
+    :param seconds: after which KVM_RUN is ended.
+    :param emulated: the host's processor is QEMU's TCG, which some entries would hang.
+    :param irqchip: with KVM's own interrupt controllers.
+    :param maxphyaddr: the guest's address width; None for the host's.
+    :param shorten: let L2 leave at its next instruction.
+    """
+
+    seconds: float = 10.0
+    emulated: bool = False
+    irqchip: bool = True
+    maxphyaddr: int | None = 40
+    shorten: bool = False
+    vcpu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How KVM_RUN ended.
+
+    :param result: ``exit`` if L1 has control again; ``hang`` if the time was over;
+        ``skipped`` if the emulated host would not have survived it;
+        else the name of the errno or of KVM's exit reason.
+    :param vmcb12: the page in memory afterwards; empty if it is not memory.
+    """
+
+    result: str
+    found: Exit
+    vmcb12: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStep:
+    """One step on the real KVM; ``errno`` as the model names it."""
+
+    number: int
+    step: Step
+    errno: str | None
+    state: Observed
+    run: RunResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult:
+    """What a KVM did with a plan.
+
+    :param steps: those that were finished.
+    :param end: as in :class:`JobResult`.
+    :param host: the host kernel's last words, if it complained.
+    """
+
+    steps: tuple[ReplayStep, ...]
+    end: str
+    host: str | None = None
+    error: str | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether every step was accepted, and L1 got control back wherever it ran."""
+        return self.end == "done" and all(
+            step.errno is None and (step.run is None or step.run.result == RunEnd.EXIT)
+            for step in self.steps
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayJob:
+    """A plan with the guest it is for.
+
+    :param name: by which results are told apart.
+    :param extras: state that the model does not have.
+    """
+
+    name: str
+    saved: Saved
+    steps: tuple[Step, ...]
+    options: ReplayOptions = field(default_factory=ReplayOptions)
+    extras: Extras = field(default_factory=Extras)
+
+    @property
+    def plan(self) -> str:
+        """The plan as it is written on a command line."""
+        return ",".join(step.text for step in self.steps)
+
+
+def kernel_of(probe: Probe) -> str:
+    """Version of the kernel with its stable update, if it can be told."""
+    found = releases.release(probe.release, probe.version)
+    return probe.release if found is None else str(found)
+
+
+def profile_of(probe: Probe) -> Profile:
+    """The model's profile for a kernel.
+
+    :raises EnvironmentFault: it is too old to have one.
+    """
+    found = releases.release(probe.release, probe.version)
+    kernel = None if found is None else releases.profile(found)
+    if kernel is None:
+        raise EnvironmentFault(f"there is no profile for Linux {probe.release}: 5.8 is the oldest")
+    return kernel
+
+
+def host_of(probe: Probe, options: ReplayOptions) -> Host:
+    """The model's host for a KVM and options."""
+    cpuid = probe.features
+    if options.maxphyaddr is not None:
+        cpuid = type(cpuid)(cpuid.features, options.maxphyaddr)
+    return Host(npt=cpuid.has("npt"), irqchip=options.irqchip, bsp=options.vcpu == 0, cpuid=cpuid)
+
+
+def encode(job: ReplayJob, ram: RamFile, probe: Probe) -> Json:
+    """Return the job as the agent reads it.
+
+    :raises PlanError: a step that cannot be replayed.
+    """
+    saved, steps, options, extras = job.saved, job.steps, job.options, job.extras
+    if not options.irqchip:
+        extras = replace(extras, lapic=None)  # as QEMU, whose own APIC it is then
+    encoder = Encoder(
+        saved, probe.cpuid, host_of(probe, options).cpuid, seconds=options.seconds,
+        vcpu=options.vcpu, emulated=options.emulated, extras=extras,
+    )  # fmt: skip
+    runs = sum(step.name == "run" for step in steps)
+    changes = patches(ram.read, saved, steps, shorten=options.shorten)
+    return {
+        "id": job.name,
+        "irqchip": options.irqchip,
+        "vcpu": options.vcpu,
+        "timeout": _MARGIN + runs * options.seconds,
+        "patches": [[address, data.hex()] for address, data in changes],
+        "msrs": list(WATCHED_MSRS),
+        "read": [[_vmcb12(saved, steps), layout.VMCB_SIZE]],
+        "steps": [encoder.operations(step) for step in steps],
+    }
+
+
+def _vmcb12(saved: Saved, steps: Sequence[Step]) -> int:
+    places = [carried.nested(saved, step).vmcb_pa for step in steps if step.name == "nested"]
+    return places[-1] if places else saved.blob.vmcb_pa
+
+
+def decode(job: ReplayJob, performed: JobResult) -> ReplayResult:
+    """Read what the agent wrote about a job."""
+    steps = []
+    raw: dict[str, str] = {}
+    for line, step in zip(performed.steps, job.steps, strict=False):
+        raw |= line["state"]
+        state = observed(raw)
+        ran = _run(line, state) if "run" in line or "skipped" in line else None
+        number = _errno(job.saved, step, line) if ran is None else 0
+        name = errno.errorcode.get(number, str(number)) if number else None
+        steps.append(ReplayStep(line["step"], step, name, state, ran))
+    return ReplayResult(tuple(steps), performed.end, performed.host, performed.error)
+
+
+def _errno(saved: Saved, step: Step, line: Mapping[str, Any]) -> int:
+    number = int(line["errno"])
+    if step.name == "msrs" and not number and line["done"] < len(carried.msrs(saved, step)):
+        return errno.EINVAL  # it stopped at an MSR
+    return number
+
+
+def _run(line: Mapping[str, Any], state: Observed) -> RunResult:
+    if "skipped" in line:
+        return RunResult("skipped", Exit(0, 0))
+    found = decode_run(bytes.fromhex(line["run"]), line["errno"])
+    name = found.name
+    stopped = not found.errno and found.reason == IO and found.detail["port"] == STOP_PORT
+    if stopped and not state.get("nested.flags", 0) & bits.GUEST_MODE:
+        name = RunEnd.EXIT.value
+    elif found.errno == errno.EINTR or (not found.errno and found.reason == INTR):
+        name = RunEnd.HANG.value
+    pages = line.get("memory") or [""]
+    return RunResult(name, found, bytes.fromhex(pages[0]))
