@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_pieces_and_read_agree(address: int, size: int) -> None:
     memory = made({0: b"\1" * PAGE, PAGE: b"\2" * PAGE, 5 * PAGE: bytes(range(256)) * 16})
     pieces = list(memory.pieces(address, size))
     assert sum(one.size for one in pieces) == size
-    assert all(a.address + a.size == b.address for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a.address + a.size == b.address for a, b in itertools.pairwise(pieces))
     if all(one.status is Status.MAPPED for one in pieces):
         assert memory.read(address, size) == b"".join(one.data for one in pieces)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from array import array
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from qemu_svm.errors import AddressError, PathError
 from qemu_svm.memory.memory import GuestMemory
 from qemu_svm.memory.paging import mode
-from qemu_svm.memory.results import Status
+from qemu_svm.memory.results import Run, Status
 from qemu_svm.memory.spaces import Space
 from tests.conftest import STREAMS
 from tests.memory.support import BARE, made, opened, tables, truth_of
@@ -248,14 +249,23 @@ def test_what_is_listed_is_what_is_translated(guest, most) -> None:  # type: ign
     memory = made(pages)
     space = Space(memory.physical, mode(cr0, PAGE, cr4, efer), world="l1v")
     last = -1
-    try:
-        for run in space.runs(most):
-            assert run.start > last
-            last = run.end - 1
-            for address in (run.start, run.start + run.size // 2, run.end - 1):
-                assert space.translate(address) == (run.target or 0) + address - run.start
-    except AddressError as error:
-        assert error.status == "limit"
+    for run in until_limit(space.runs(most)):
+        assert run.start > last
+        last = run.end - 1
+        for address in (run.start, run.start + run.size // 2, run.end - 1):
+            assert space.translate(address) == (run.target or 0) + address - run.start
+
+
+def until_limit(runs: Iterator[Run]) -> Iterator[Run]:
+    while True:
+        try:
+            yield next(runs)
+        except StopIteration:
+            return
+        except AddressError as error:
+            if error.status != "limit":
+                raise
+            return
 
 
 def long_mode(entries: dict[int, int], *, cr0: int = PG | WP, cr4: int = PAE) -> Space:
@@ -425,9 +435,9 @@ def test_an_identity_of_a_gigabyte_is_one_run() -> None:
 
 
 def test_reading_across_pages_that_are_apart() -> None:
-    pages = {address: data for address, data in tables({
+    pages = dict(tables({
         PAGE: 2 * PAGE | 7, 2 * PAGE: 3 * PAGE | 7, 3 * PAGE: 4 * PAGE | 7,
-        4 * PAGE: 7 * PAGE | 7, 4 * PAGE + 8: 6 * PAGE | 7}).items()}  # fmt: skip
+        4 * PAGE: 7 * PAGE | 7, 4 * PAGE + 8: 6 * PAGE | 7}).items())  # fmt: skip
     pages |= {7 * PAGE: b"a" * PAGE, 6 * PAGE: b"b" * PAGE}
     memory: GuestMemory = made(pages)
     space = Space(memory.physical, mode(PG, PAGE, PAE, LMA | NXE), world="l1v")
