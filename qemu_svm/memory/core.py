@@ -1,0 +1,397 @@
+"""An ELF core of L1 or of L2 that debuggers open.
+
+Two forms, because no single one suits all:
+
+``crash``
+    Loads by physical address, without virtual ones; notes with registers and
+    VMCOREINFO.  crash, drgn, makedumpfile, libkdumpfile and volatility3 take it.
+``gdb``
+    Loads by virtual address that point into the same data; gdb needs them, and
+    makedumpfile refuses them.
+
+Pages that are zero, or that the stream does not have, are holes of the file.  Pages
+that L1 has not mapped for L2 are in no load at all: what is missing is counted.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from qemu_svm.errors import AddressError, EnvironmentFault, PathError
+from qemu_svm.memory import notes, registers
+from qemu_svm.memory.layout import Use
+from qemu_svm.memory.memory import GuestMemory
+from qemu_svm.memory.paging import mode
+from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, NEVER, NOTHING, Extent, Physical
+from qemu_svm.memory.registers import Registers
+from qemu_svm.memory.results import Run
+from qemu_svm.memory.spaces import Space
+from qemu_svm.memory.vmcoreinfo import VmCoreInfo, find
+from qemu_svm.stream.ram.runs import INPUT_SHIFT
+
+FORMS = ("crash", "gdb")
+MOST_LOADS = 1 << 18
+_ALIASES = 4  # of one page of virtual memory that become loads
+_PAGE = 4096
+_WINDOW = 1 << 20
+_OFFSET = (1 << INPUT_SHIFT) - 1
+_MOST_PARTS = 512  # of a pwritev
+_KEPT_FREE = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Physical addresses of the level that follow one another.
+
+    :param start: in the level's physical memory; ``size`` in bytes.
+    :param places: ``(L1-physical address, size)`` of its parts, in order.
+    """
+
+    start: int
+    size: int
+    places: tuple[tuple[int, int], ...]
+
+    @property
+    def end(self) -> int:
+        """First address after it."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A core before it is written.
+
+    :param level: ``l1``, ``l2`` or ``l2@ROOT``.
+    :param missing: what it lacks, in words.
+    :param zero: pages that hold nothing but zeros; ``never`` were never sent.
+    """
+
+    level: str
+    form: str
+    loads: tuple[Load, ...]
+    virtual: tuple[tuple[int, int, int], ...]
+    registers: tuple[Registers, ...]
+    vmcoreinfo: VmCoreInfo | None
+    missing: tuple[str, ...]
+    physical: Physical
+    data: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes, holes included."""
+        return self._begin() + sum(load.size for load in self.loads)
+
+    def headers(self) -> bytes:
+        """Everything before the memory."""
+        found = self._notes()
+        programs = self._programs()
+        start = notes.HEADER_SIZE + programs * notes.PROGRAM_SIZE
+        section = notes.extra_section(programs)
+        parts = [notes.header(programs)]
+        parts.append(notes.program(notes.PT_NOTE, start + len(section), len(found)))
+        offsets, place = [], self._begin()
+        for load in self.loads:
+            offsets.append(place)
+            place += load.size
+        if self.form == "crash":
+            for load, offset in zip(self.loads, offsets, strict=True):
+                parts.append(notes.program(notes.PT_LOAD, offset, load.size, physical=load.start))
+        else:
+            starts = [load.start for load in self.loads]
+            for start, size, target in self.virtual:
+                at = bisect_right(starts, target) - 1
+                offset = offsets[at] + target - starts[at]
+                parts.append(
+                    notes.program(notes.PT_LOAD, offset, size, virtual=start, physical=target)
+                )
+        return b"".join((*parts, section, found)).ljust(self._begin(), b"\0")
+
+    def _programs(self) -> int:
+        return 1 + len(self.loads if self.form == "crash" else self.virtual)
+
+    def _notes(self) -> bytes:
+        parts = [notes.prstatus(one, number) for number, one in enumerate(self.registers)]
+        parts += [notes.cpu_state(one) for one in self.registers]
+        if self.vmcoreinfo is not None:
+            parts.append(notes.vmcoreinfo(self.vmcoreinfo.text))
+        return b"".join(parts)
+
+    def _begin(self) -> int:
+        # Where memory starts in the file.
+        programs = self._programs()
+        size = notes.HEADER_SIZE + programs * notes.PROGRAM_SIZE + len(self._notes())
+        size += len(notes.extra_section(programs))
+        return -(-size // _PAGE) * _PAGE
+
+
+def levels(memory: GuestMemory) -> list[str]:
+    """What a core can be made of: ``l1``, and ``l2@ROOT`` for every L2 that a vCPU runs."""
+    roots = {memory.l2_root(vcpu.index) for vcpu in memory.machine.vcpus}
+    found = ["l1", *(f"l2@{root:#x}" for root in sorted(one for one in roots if one is not None))]
+    bare = [
+        vcpu for vcpu in memory.machine.vcpus
+        if registers.runs_l2(vcpu) and memory.l2_root(vcpu.index) is None
+    ]  # fmt: skip
+    return [*found, "l2"] if bare and len(found) == 1 else found
+
+
+def plan(
+    memory: GuestMemory, level: str = "l1", form: str = "crash",
+    *, vmcoreinfo: VmCoreInfo | None = None, search: bool = True,
+) -> Plan:  # fmt: skip
+    """Plan a core.
+
+    :param level: ``l1``, ``l2`` (if all vCPUs that run L2 run the same one) or ``l2@ROOT``,
+        with the address of the root of its nested page tables.
+    :param form: ``crash`` or ``gdb``.
+    :param vmcoreinfo: the note to include; without one it is searched for.
+    :param search: search for the note.
+    :raises PathError: no vCPU runs such a level, or there is no such form.
+    :raises StreamError: a page table is damaged.
+    """
+    if form not in FORMS:
+        raise PathError(f"unknown form '{form}'", near=FORMS)
+    vcpus = _vcpus(memory, level)
+    physical = memory.physical
+    space: Physical | Space = physical
+    missing: list[str] = []
+    if level == "l1":
+        all_registers = [memory.l1_registers(index) for index in vcpus]
+        loads = _l1_loads(physical)
+    else:
+        all_registers = [memory.l2_registers(index) for index in vcpus]
+        space = memory.world("l2p", vcpus[0])
+        loads, missing = _l2_loads(space)
+    world = "l1v" if level == "l1" else "l2v"
+    virtual = memory.world(world, vcpus[0]) if vcpus else None
+    if vmcoreinfo is None and search and isinstance(virtual, Space):
+        vmcoreinfo = _found(memory, space, virtual, all_registers)
+        if vmcoreinfo is None:
+            missing.append("VMCOREINFO: no such note that the page tables prove")
+    mapped: list[tuple[int, int, int]] = []
+    if form == "gdb" and isinstance(virtual, Space):
+        mapped, aliases = _virtual(virtual, loads)
+        if aliases:
+            missing.append(f"{aliases} aliases of pages that have others")
+    unknown = sorted({name for one in all_registers for name in one.unknown})
+    if unknown:
+        missing.append(f"registers, written as 0: {' '.join(unknown)}")
+    counts = _counts(physical, loads)
+    if counts["never"]:
+        missing.append(f"{counts['never']} pages that were never sent, written as zeros")
+    return Plan(
+        level, form, tuple(loads), tuple(mapped), tuple(all_registers), vmcoreinfo,
+        tuple(missing), physical, counts["data"] * physical.page_size, counts,
+    )  # fmt: skip
+
+
+def _vcpus(memory: GuestMemory, level: str) -> list[int]:
+    every = memory.machine.vcpus
+    if level == "l1":
+        return [vcpu.index for vcpu in every]
+    inside = [vcpu.index for vcpu in every if registers.runs_l2(vcpu)]
+    if not inside:
+        raise PathError("no vCPU was running L2", near=("l1",))
+    if level == "l2":
+        roots = {memory.l2_root(index) for index in inside}
+        if len(roots) > 1:
+            raise PathError("vCPUs were running different L2s", near=levels(memory)[1:])
+        return inside
+    name, at, root = level.partition("@")
+    try:
+        number = int(root, 0) if at and name == "l2" else -1
+    except ValueError:
+        number = -1
+    found = [index for index in inside if memory.l2_root(index) == number]
+    if not found:
+        raise PathError(f"no vCPU was running '{level}'", near=levels(memory))
+    return found
+
+
+def _l1_loads(physical: Physical) -> list[Load]:
+    # As in QEMU's own dump: what is RAM to it, so no flash.
+    return [
+        Load(one.start, one.size, ((one.start, one.size),))
+        for one in physical.ranges
+        if one.use is not Use.FLASH
+    ]
+
+
+def _l2_loads(space: Physical | Space) -> tuple[list[Load], list[str]]:
+    # What L1 has mapped for L2, as far as it is RAM; and what is missing.
+    if isinstance(space, Physical):
+        return _l1_loads(space), []  # no nested paging: L2 has L1's memory
+    loads: list[tuple[int, int, list[tuple[int, int]]]] = []
+    without = 0
+    try:
+        for run in space.runs():
+            target = run.target or 0
+            without += run.size
+            for start, size in _backed(space.physical, target, run.size):
+                address = run.start + start - target
+                if loads and loads[-1][0] + loads[-1][1] == address:
+                    first, before, places = loads[-1]
+                    loads[-1] = (first, before + size, places)
+                    places.append((start, size))
+                else:
+                    loads.append((address, size, [(start, size)]))
+                without -= size
+                if len(loads) > MOST_LOADS:
+                    raise _too_many(address)
+    except AddressError as error:
+        raise PathError(f"L2's memory cannot be listed: {error}") from error
+    found = [Load(start, size, tuple(places)) for start, size, places in loads]
+    missing = []
+    if without:
+        pages = without // _PAGE
+        missing.append(f"{pages} pages that L1's tables map to where there is no RAM")
+    if holes := _holes(found):
+        missing.append(f"{holes} pages between the others, which L1 has not mapped")
+    return found, missing
+
+
+def _too_many(address: int) -> AddressError:
+    return AddressError("memory in too many parts for a core", address=address, status="limit")
+
+
+def _backed(physical: Physical, start: int, size: int) -> Iterator[tuple[int, int]]:
+    end = start + size
+    for one in physical.ranges:
+        low, high = max(start, one.start), min(end, one.end)
+        if low < high:
+            yield low, high - low
+
+
+def _holes(loads: Sequence[Load]) -> int:
+    # Pages between loads that are near to each other: probably memory of L2.
+    holes = 0
+    for one, other in pairwise(loads):
+        gap = other.start - one.end
+        if gap < 1 << 21:
+            holes += gap // _PAGE
+    return holes
+
+
+def _found(
+    memory: GuestMemory, space: Physical | Space, virtual: Space, of: Sequence[Registers]
+) -> VmCoreInfo | None:
+    kernel = None
+    if of and of[0].get("cr3") & 1 << 12:
+        # With PTI this may be the user's half of the tables, the kernel's is before it.
+        bits = registers.physical_bits(memory.vcpu(of[0].vcpu))
+        paging = mode(of[0].get("cr0"), of[0].get("cr3") & ~(1 << 12), of[0].get("cr4"),
+                      of[0].get("efer"), bits)  # fmt: skip
+        kernel = Space(space, paging, world=virtual.world)
+    return find(space, virtual, kernel)
+
+
+def _virtual(space: Space, loads: Sequence[Load]) -> tuple[list[tuple[int, int, int]], int]:
+    # Virtual loads: start, size, physical address of the level; and aliases left out.
+    starts = [load.start for load in loads]
+    found: list[tuple[int, int, int]] = []
+    seen: dict[int, int] = {}
+    aliases = 0
+    for run in _until_limit(space.runs()):
+        target = run.target or 0
+        if run.size == _PAGE:
+            times = seen.get(target, 0)
+            if times >= _ALIASES:
+                aliases += 1
+                continue
+            if len(seen) < MOST_LOADS:
+                seen[target] = times + 1
+        at = max(bisect_right(starts, target) - 1, 0)
+        while at < len(loads) and loads[at].start < target + run.size:
+            low = max(target, loads[at].start)
+            high = min(target + run.size, loads[at].end)
+            if low < high:
+                found.append((run.start + low - target, high - low, low))
+            at += 1
+        if len(found) > MOST_LOADS:
+            break
+    return found, aliases
+
+
+def _until_limit(runs: Iterable[Run]) -> Iterator[Run]:
+    try:
+        yield from runs
+    except AddressError:
+        return
+
+
+def _counts(physical: Physical, loads: Sequence[Load]) -> dict[str, int]:
+    counts = {"data": 0, "zero": 0, "never": 0}
+    for load in loads:
+        for start, size in load.places:
+            for extent in physical.extents(start, start + size):
+                pages = extent.size // physical.page_size
+                if extent.word >= FIRST_PLACE or extent.word == ENCODED:
+                    counts["data"] += pages
+                elif extent.word in (NEVER, NOTHING):
+                    counts["never"] += pages
+                else:
+                    counts["zero"] += pages
+    return counts
+
+
+def write(core: Plan, fd: int, progress: Callable[[int], None] = lambda _done: None) -> None:
+    """Write a core into an empty file.
+
+    :param progress: called with the number of bytes of memory done.
+    :raises EnvironmentFault: the disk has not enough room.
+    :raises StreamError: a page is damaged.
+    :raises OSError: the file cannot be written.
+    """
+    headers = core.headers()
+    disk = os.fstatvfs(fd)
+    free, wanted = disk.f_bavail * disk.f_frsize, core.data + len(headers)
+    if free < wanted + _KEPT_FREE:
+        raise EnvironmentFault(
+            f"not enough room for the core: {wanted >> 20} MiB of data, {free >> 20} MiB free"
+        )
+    os.pwrite(fd, headers, 0)
+    os.ftruncate(fd, core.size)
+    place, done = len(headers), 0
+    for load in core.loads:
+        for start, size in load.places:
+            for extent in core.physical.extents(start, start + size):
+                if extent.word >= FIRST_PLACE or extent.word == ENCODED:
+                    _copy(core.physical, extent, fd, place + extent.address - start)
+                done += extent.size
+                progress(done)
+            place += size
+
+
+def _copy(physical: Physical, extent: Extent, fd: int, place: int) -> None:
+    size = physical.page_size
+    if extent.word == ENCODED or extent.stride == size:
+        for address, data in physical.content(extent):
+            _all(fd, [data], place + address - extent.address)
+        return
+    # Pages with a header before each: read with the headers, written without.
+    pages, stride = extent.size // size, extent.stride
+    source, at = extent.word >> INPUT_SHIFT, extent.word & _OFFSET
+    batch = min(_WINDOW // stride, _MOST_PARTS)
+    for first in range(0, pages, batch):
+        many = min(batch, pages - first)
+        block = memoryview(
+            physical.ram.read_input(source, at + first * stride, (many - 1) * stride + size)
+        )
+        parts = [block[one : one + size] for one in range(0, len(block), stride)]
+        _all(fd, parts, place + first * size)
+
+
+def _all(fd: int, parts: Sequence[memoryview | bytes], place: int) -> None:
+    wanted = sum(map(len, parts))
+    done = os.pwritev(fd, parts, place)
+    if done < wanted:
+        rest = b"".join(parts)[done:]
+        place += done
+        while rest:
+            done = os.pwrite(fd, rest, place)
+            rest, place = rest[done:], place + done
