@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Vcpu:
+class VcpuId:
     """Which vCPU.
 
     :param index: its number, if the log says so.
@@ -64,7 +64,7 @@ class Call:
     name: str
     number: int | None
     level: Level
-    vcpu: Vcpu | None = None
+    vcpu: VcpuId | None = None
     value: int | None = None
     error: str | None = None
     efer: int | None = None
@@ -75,7 +75,7 @@ class RunExit:
     """KVM_RUN came back with this exit reason (``kvm_run_exit`` of QEMU)."""
 
     line: int
-    vcpu: Vcpu
+    vcpu: VcpuId
     reason: int
 
 
@@ -97,14 +97,14 @@ class Descriptors:
     """What the file descriptors in a log are."""
 
     def __init__(self, limit: int) -> None:
-        self._vcpus: dict[int, Vcpu] = {}
+        self._vcpus: dict[int, VcpuId] = {}
         self._limit = limit
 
-    def born(self, fd: int, index: int | None, line: int) -> Vcpu | None:
+    def born(self, fd: int, index: int | None, line: int) -> VcpuId | None:
         """KVM_CREATE_VCPU returned ``fd``."""
-        return self._keep(fd, Vcpu(index, fd, line))
+        return self._keep(fd, VcpuId(index, fd, line))
 
-    def vcpu(self, fd: int, index: int | None, ioctl: numbers.Ioctl | None) -> Vcpu | None:
+    def vcpu(self, fd: int, index: int | None, ioctl: numbers.Ioctl | None) -> VcpuId | None:
         """Whose the descriptor is, if it is a vCPU's.
 
         :param index: what the log itself says about the descriptor.
@@ -114,10 +114,10 @@ class Descriptors:
         if known is not None and index in (None, known.index):
             return known
         if index is not None or (ioctl is not None and ioctl.levels == (Level.VCPU,)):
-            return self._keep(fd, Vcpu(index, fd))
+            return self._keep(fd, VcpuId(index, fd))
         return None
 
-    def _keep(self, fd: int, vcpu: Vcpu) -> Vcpu | None:
+    def _keep(self, fd: int, vcpu: VcpuId) -> VcpuId | None:
         if len(self._vcpus) >= self._limit and fd not in self._vcpus:
             return None
         self._vcpus[fd] = vcpu

@@ -21,8 +21,8 @@ from qemu_svm.trace.phases import (
     LAPIC,
     NESTED,
     SREGS,
-    Kind,
     Phase,
+    PhaseKind,
 )
 
 Version = tuple[int, int]
@@ -105,12 +105,12 @@ def guess(vcpus: Sequence[Sequence[Phase]], migrated: Sequence[int | None]) -> G
     likely = False
     for phases, loaded in zip(vcpus, migrated, strict=True):
         for phase in phases:
-            if phase.kind in (Kind.FULL, Kind.RESET):
+            if phase.kind in (PhaseKind.FULL, PhaseKind.RESET):
                 likely = likely or _like_qemu(phase)
                 names.update(_put_clues(phase))
-            elif phase.kind is Kind.CREATION and phase.has(CPUID):
+            elif phase.kind is PhaseKind.CREATION and phase.has(CPUID):
                 names.add("stats" if phase.has(frozenset({"KVM_GET_STATS_FD"})) else "no-stats")
-            elif phase.kind is Kind.GET and phase.has(frozenset({"KVM_GET_XSAVE2"})):
+            elif phase.kind is PhaseKind.GET and phase.has(frozenset({"KVM_GET_XSAVE2"})):
                 names.add("xsave2")
         if loaded:
             names.update(_load_clues(phases[loaded - 1]))
@@ -155,7 +155,7 @@ def _put_clues(put: Phase) -> set[str]:
 def _load_clues(load: Phase) -> set[str]:
     order = [step.name for step in load.steps]
     lapic = next((at for at, name in enumerate(order) if name in LAPIC), None)
-    if load.kind is not Kind.APIC or lapic is None or _TPR not in order:
+    if load.kind is not PhaseKind.APIC or lapic is None or _TPR not in order:
         return set()
     return {"tpr-first" if order.index(_TPR) < lapic else "lapic-first"}
 

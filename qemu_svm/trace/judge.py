@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qemu_svm.trace.phases import NESTED, PUTS, RUNNING, Kind, Phase, Step
+from qemu_svm.trace.phases import NESTED, PUTS, RUNNING, Phase, PhaseKind, Step
 from qemu_svm.trace.verdict import Put
-from qemu_svm.trace.window import Past, Surroundings, Window
+from qemu_svm.trace.window import VcpuHistory, VmContext, Window
 
 
-def judge_order(phases: Sequence[Phase], around: Surroundings) -> tuple[Put, ...]:
+def judge_order(phases: Sequence[Phase], around: VmContext) -> tuple[Put, ...]:
     """Judge every put of nested state among one vCPU's phases."""
-    past = Past()
+    past = VcpuHistory()
     puts = []
     before: list[Step] = []
     for at, phase in enumerate(phases):
@@ -30,7 +30,7 @@ def judge_order(phases: Sequence[Phase], around: Surroundings) -> tuple[Put, ...
             puts.append(window.put(at))
         if phase.nested or phase.kind in RUNNING:
             before = []
-        elif phase.kind in PUTS or phase.kind is Kind.OTHER:
+        elif phase.kind in PUTS or phase.kind is PhaseKind.OTHER:
             before += phase.steps
         past.add(phase)
     return tuple(puts)
@@ -40,8 +40,8 @@ def _window(
     phases: Sequence[Phase],
     at: int,
     before: Sequence[Step],
-    past: Past,
-    around: Surroundings,
+    past: VcpuHistory,
+    around: VmContext,
 ) -> Window:
     own = phases[at].steps
     first = next(i for i, step in enumerate(own) if step.name == NESTED)
@@ -58,9 +58,9 @@ def _window(
         if phase.nested:
             superseded = phase.nested[0].line
             break
-        if phase.kind in PUTS or phase.kind is Kind.OTHER:
+        if phase.kind in PUTS or phase.kind is PhaseKind.OTHER:
             after += phase.steps
-        elif phase.kind is Kind.CREATION:
+        elif phase.kind is PhaseKind.CREATION:
             setup += phase.steps
     return Window(
         before=[*before, *own[:first]],

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.limits import DEFAULT, Limits
-from qemu_svm.trace.calls import Call, Format, RunExit, Vcpu
+from qemu_svm.trace.calls import Call, Format, RunExit, VcpuId
 from qemu_svm.trace.guess import Guess, guess
 from qemu_svm.trace.judge import judge_order
 from qemu_svm.trace.lines import Bytes
@@ -18,13 +18,13 @@ from qemu_svm.trace.phases import (
     LAPIC,
     MSRS,
     NESTED,
-    Kind,
     Phase,
+    PhaseKind,
     Splitter,
 )
-from qemu_svm.trace.rules import BLIND, Blind
-from qemu_svm.trace.verdict import Put, Verdict
-from qemu_svm.trace.window import Surroundings
+from qemu_svm.trace.rules import NOT_SHOWN, NotShown
+from qemu_svm.trace.verdict import Put, PutVerdict
+from qemu_svm.trace.window import VmContext
 
 _MEMORY = frozenset({"KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2"})
 _MAKING = frozenset({"KVM_CREATE_VM", CREATE})
@@ -46,7 +46,7 @@ class VcpuTrace:
     :param migrated: which phase puts the state of a loaded stream, if one does.
     """
 
-    vcpu: Vcpu
+    vcpu: VcpuId
     phases: tuple[Phase, ...]
     puts: tuple[Put, ...]
     ioctls: int
@@ -55,7 +55,7 @@ class VcpuTrace:
 
 
 @dataclass(frozen=True, slots=True)
-class Other:
+class OtherIoctl:
     """An ioctl of the VM, the system or a device, counted."""
 
     name: str
@@ -81,9 +81,9 @@ class Trace:
     calls: int
     results: int
     vcpus: tuple[VcpuTrace, ...]
-    others: tuple[Other, ...]
+    others: tuple[OtherIoctl, ...]
     guess: Guess
-    blind: tuple[Blind, ...]
+    not_shown: tuple[NotShown, ...]
     cut: int | None = None
     damage: SvmStreamError | None = None
 
@@ -101,7 +101,7 @@ class Trace:
     def clean(self) -> bool:
         """Whether no put breaks a rule."""
         puts = (put for vcpu in self.vcpus for put in vcpu.puts)
-        return all(put.verdict is not Verdict.VIOLATES for put in puts)
+        return all(put.verdict is not PutVerdict.VIOLATES for put in puts)
 
 
 def read_trace(log: Log, limits: Limits = DEFAULT) -> Trace:
@@ -126,8 +126,8 @@ class _Collector:
     # Sorts the ioctls by what they are for.
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._vcpus: dict[Vcpu, Splitter] = {}
-        self._others: dict[tuple[str, str], Other] = {}
+        self._vcpus: dict[VcpuId, Splitter] = {}
+        self._others: dict[tuple[str, str], OtherIoctl] = {}
         self._kept = 0
         self._puts = 0
 
@@ -164,9 +164,9 @@ class _Collector:
         if old is None:
             if len(self._others) >= self._limits.trace_names:
                 key = ("others", call.level.value)
-            old = self._others.get(key, Other(key[0], key[1], 0, call.line, 0))
+            old = self._others.get(key, OtherIoctl(key[0], key[1], 0, call.line, 0))
         failed = old.failed + (call.error is not None)
-        self._others[key] = Other(old.name, old.level, old.count + 1, old.line, failed)
+        self._others[key] = OtherIoctl(old.name, old.level, old.count + 1, old.line, failed)
 
     def trace(self, log: Log, counts: Counts, cut: int | None) -> Trace:
         split = [(vcpu, one, one.finish()) for vcpu, one in self._vcpus.items()]
@@ -191,14 +191,14 @@ class _Collector:
             log.damage,
         )
 
-    def _surroundings(self) -> Surroundings:
+    def _surroundings(self) -> VmContext:
         regions = [o.line for o in self._others.values() if o.name in _MEMORY]
         making = any(other.name in _MAKING for other in self._others.values())
-        return Surroundings(min(regions, default=None), making)
+        return VmContext(min(regions, default=None), making)
 
     def _blind(
-        self, vcpus: Sequence[VcpuTrace], counts: Counts, around: Surroundings
-    ) -> tuple[Blind, ...]:
+        self, vcpus: Sequence[VcpuTrace], counts: Counts, around: VmContext
+    ) -> tuple[NotShown, ...]:
         sregs = [
             step
             for vcpu in vcpus
@@ -211,7 +211,7 @@ class _Collector:
             "results": counts.results > 0,
             "vm": around.vm or around.memory is not None,
         }
-        return tuple(blind for blind in BLIND if not seen.get(blind.key, False))
+        return tuple(blind for blind in NOT_SHOWN if not seen.get(blind.key, False))
 
 
 def _rank(vcpu: VcpuTrace) -> tuple[int, int, int]:
@@ -222,9 +222,9 @@ def _rank(vcpu: VcpuTrace) -> tuple[int, int, int]:
 def _migrated(phases: Sequence[Phase]) -> int | None:
     # A stream is loaded between the APIC's own writes and the first KVM_RUN (or
     # KVMCLOCK_CTRL before it); the vCPU had a full put before, when it was made.
-    full = [at for at, phase in enumerate(phases) if phase.kind is Kind.FULL]
+    full = [at for at, phase in enumerate(phases) if phase.kind is PhaseKind.FULL]
     for at in reversed(full[1:]):
         load = phases[at - 1]
-        if load.kind is Kind.APIC and load.has(LAPIC) and load.has(MSRS):
+        if load.kind is PhaseKind.APIC and load.has(LAPIC) and load.has(MSRS):
             return at
     return None

@@ -64,7 +64,7 @@ _INTERRUPTED = frozenset({None, "EINTR", "EAGAIN"})
 _CYCLE = 6
 
 
-class Kind(StrEnum):
+class PhaseKind(StrEnum):
     """What a phase is; the names of the puts are QEMU's levels."""
 
     CREATION = "creation"
@@ -78,9 +78,9 @@ class Kind(StrEnum):
     OTHER = "other"
 
 
-PUTS = frozenset({Kind.RESET, Kind.FULL, Kind.RUNTIME})
-RUNNING = frozenset({Kind.RUN, Kind.MIXED})
-_LIVING = frozenset({Kind.GET, Kind.RUNTIME, Kind.RUN, Kind.OTHER})
+PUTS = frozenset({PhaseKind.RESET, PhaseKind.FULL, PhaseKind.RUNTIME})
+RUNNING = frozenset({PhaseKind.RUN, PhaseKind.MIXED})
+_LIVING = frozenset({PhaseKind.GET, PhaseKind.RUNTIME, PhaseKind.RUN, PhaseKind.OTHER})
 _STRETCH = 512
 _ENDS = 64
 
@@ -132,7 +132,7 @@ class Phase:
     :param count: ioctls, of all times together.
     """
 
-    kind: Kind
+    kind: PhaseKind
     steps: tuple[Step, ...]
     last_line: int
     count: int
@@ -163,7 +163,7 @@ class Splitter:
         self.ioctls = 0
         self.runs = 0
         # Of a put that is open the level is not known yet: it is FULL until it ends.
-        self._mode: Kind | None = None
+        self._mode: PhaseKind | None = None
         self._steps: list[Step] = []
         self._names: set[str] = set()
         # Reads and others inside an open put, which is over if no more is written.
@@ -193,7 +193,7 @@ class Splitter:
 
     def exit(self, reason: int) -> None:
         """KVM_RUN came back."""
-        if self._mode is Kind.RUN:
+        if self._mode is PhaseKind.RUN:
             last = self._steps[-1]
             if last.count == 1 and last.exit_reason is None:
                 self._steps[-1] = replace(last, exit_reason=reason)
@@ -208,52 +208,52 @@ class Splitter:
     def _take(self, step: Step) -> None:
         name = step.name
         if name == RUN:
-            self._go(Kind.RUN, step)
+            self._go(PhaseKind.RUN, step)
         elif name in STATE:
             self._state(step)
         elif name in _APIC:
             self._apic(step)
-        elif self._mode is Kind.FULL and not self._closed():
+        elif self._mode is PhaseKind.FULL and not self._closed():
             if name in _SETUP or name in TSC:
                 self._join(step)
             else:
                 self._held.append(step)
         elif name in _READS:
-            self._go(Kind.GET, step)
-        elif name in _SETUP or (name in TSC and self._mode in (None, Kind.CREATION)):
-            self._go(Kind.CREATION, step)
+            self._go(PhaseKind.GET, step)
+        elif name in _SETUP or (name in TSC and self._mode in (None, PhaseKind.CREATION)):
+            self._go(PhaseKind.CREATION, step)
         else:
-            self._go(Kind.OTHER, step)
+            self._go(PhaseKind.OTHER, step)
 
     def _state(self, step: Step) -> None:
-        if self._mode is Kind.FULL:
+        if self._mode is PhaseKind.FULL:
             again = step.name in self._names and (step.name == NESTED or step.name in SREGS)
             if self._closed() and again:
-                self._split(Kind.FULL)
+                self._split(PhaseKind.FULL)
             self._join(step)
-        elif self._mode is Kind.CREATION and step.name in MSRS:
+        elif self._mode is PhaseKind.CREATION and step.name in MSRS:
             self._append(step)
-        elif self._mode is Kind.APIC:
+        elif self._mode is PhaseKind.APIC:
             if step.name in MSRS:
                 self._append(step)
             else:
                 # MSRs that no LAPIC followed are the put's.
-                self._split(Kind.FULL)
+                self._split(PhaseKind.FULL)
                 self._join(step)
         else:
-            self._go(Kind.FULL, step)
+            self._go(PhaseKind.FULL, step)
 
     def _apic(self, step: Step) -> None:
-        if self._mode is Kind.FULL:
+        if self._mode is PhaseKind.FULL:
             if self._names <= MSRS and not self._held:
-                self._mode = Kind.APIC
+                self._mode = PhaseKind.APIC
             elif self._closed():
                 # APICBASE was written before the LAPIC, after the put.
-                self._split(Kind.APIC)
+                self._split(PhaseKind.APIC)
             else:
                 self._join(step)
                 return
-        self._go(Kind.APIC, step)
+        self._go(PhaseKind.APIC, step)
 
     def _closed(self) -> bool:
         return not (
@@ -268,14 +268,14 @@ class Splitter:
         self._append(*self._held, step)
         self._held = []
 
-    def _go(self, kind: Kind, step: Step) -> None:
+    def _go(self, kind: PhaseKind, step: Step) -> None:
         # Add to the open phase if it is of this kind, else begin a new one.
         if self._mode is not kind:
             self._flush()
             self._mode = kind
         self._append(step)
 
-    def _split(self, kind: Kind) -> None:
+    def _split(self, kind: PhaseKind) -> None:
         # Begin a new phase with the MSRS at the end of the open one.
         at = len(self._steps)
         while at and self._steps[at - 1].name in MSRS:
@@ -289,7 +289,7 @@ class Splitter:
     def _flush(self) -> None:
         if self._steps:
             steps = tuple(self._steps)
-            kind = self._mode if self._mode is not Kind.FULL else _put_kind(steps)
+            kind = self._mode if self._mode is not PhaseKind.FULL else _put_kind(steps)
             assert kind is not None
             count = sum(step.count for step in steps)
             self.phases.append(Phase(kind, steps, steps[-1].last_line, count))
@@ -335,7 +335,7 @@ class Splitter:
             self._stretch = 0
             return
         count = sum(phase.count for phase in middle)
-        mixed = Phase(Kind.MIXED, runs[0].steps, middle[-1].last_line, count)
+        mixed = Phase(PhaseKind.MIXED, runs[0].steps, middle[-1].last_line, count)
         self.phases[first:-_ENDS] = [mixed]
         self.kept += len(mixed.steps) - sum(len(phase.steps) for phase in middle)
         self._stretch = 2 * _ENDS + 1
@@ -359,8 +359,8 @@ def _alike(one: Phase, other: Phase) -> bool:
     )
 
 
-def _put_kind(steps: Sequence[Step]) -> Kind:
+def _put_kind(steps: Sequence[Step]) -> PhaseKind:
     names = {step.name for step in steps}
     if not names.isdisjoint(TSC):
-        return Kind.FULL
-    return Kind.RUNTIME if names.isdisjoint(MP_STATE | {NESTED}) else Kind.RESET
+        return PhaseKind.FULL
+    return PhaseKind.RUNTIME if names.isdisjoint(MP_STATE | {NESTED}) else PhaseKind.RESET

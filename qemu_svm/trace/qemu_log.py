@@ -20,7 +20,7 @@ import re
 
 from qemu_svm.kvm import numbers
 from qemu_svm.kvm.numbers import Level
-from qemu_svm.trace.calls import Call, Format, RunExit, Vcpu
+from qemu_svm.trace.calls import Call, Format, RunExit, VcpuId
 
 _EVENT = re.compile(
     r"\bkvm_(?:"
@@ -43,11 +43,11 @@ class QemuLog:
         if found is None:
             return None
         if found["exit"]:
-            return [RunExit(line, Vcpu(int(found["exit"])), int(found["reason"]))]
+            return [RunExit(line, VcpuId(int(found["exit"])), int(found["reason"]))]
         number = int(found["vcpu_type"] or found["type"], 16) & 0xFFFF_FFFF
         name = numbers.name_of(number)
         if found["vcpu"]:
-            return [Call(line, name, number, Level.VCPU, Vcpu(int(found["vcpu"])))]
+            return [Call(line, name, number, Level.VCPU, VcpuId(int(found["vcpu"])))]
         return [Call(line, name, number, _LEVELS[found["level"]])]
 
     def finish(self) -> list[Call | RunExit]:

@@ -286,7 +286,7 @@ _BY_ID: Mapping[str, Rule] = MappingProxyType({rule.id: rule for rule in ORDERS}
 
 
 @dataclass(frozen=True, slots=True)
-class Blind:
+class NotShown:
     """Something that a trace without data cannot show.
 
     :param rules: the rules that depend on it.
@@ -298,17 +298,17 @@ class Blind:
     key: str = ""
 
 
-BLIND: tuple[Blind, ...] = (
-    Blind("EFER in SREGS and MSRS: is SVME set?", ("O-01", "O-08", "O-12"), "efer"),
-    Blind("whose SREGS and REGS they are: L1's in L2's place are no error", ("O-05", "O-09")),
-    Blind(
+NOT_SHOWN: tuple[NotShown, ...] = (
+    NotShown("EFER in SREGS and MSRS: is SVME set?", ("O-01", "O-08", "O-12"), "efer"),
+    NotShown("whose SREGS and REGS they are: L1's in L2's place are no error", ("O-05", "O-09")),
+    NotShown(
         "the flags of the nested state: guest mode, run pending, GIF",
         ("O-19", "O-20", "O-21", "O-25", "O-26"),
     ),
-    Blind("smm, interrupt shadow and events in VCPU_EVENTS", ("O-10", "O-16", "O-17")),
-    Blind("the kernel's version, and whether nested paging is on", ("O-04", "O-28")),
-    Blind("whether an ioctl failed (strace and trace-cmd show it)", ("T-01", "T-02"), "results"),
-    Blind("whether memory was set (the log has no ioctls of the VM)", ("O-22",), "vm"),
+    NotShown("smm, interrupt shadow and events in VCPU_EVENTS", ("O-10", "O-16", "O-17")),
+    NotShown("the kernel's version, and whether nested paging is on", ("O-04", "O-28")),
+    NotShown("whether an ioctl failed (strace and trace-cmd show it)", ("T-01", "T-02"), "results"),
+    NotShown("whether memory was set (the log has no ioctls of the VM)", ("O-22",), "vm"),
 )
 
 

@@ -10,7 +10,7 @@ from qemu_svm.trace.phases import Step
 from qemu_svm.trace.rules import rule
 
 
-class Outcome(StrEnum):
+class RuleOutcome(StrEnum):
     """What a rule says of a put."""
 
     OK = "ok"
@@ -19,7 +19,7 @@ class Outcome(StrEnum):
     DEPENDS = "depends"
 
 
-class Verdict(StrEnum):
+class PutVerdict(StrEnum):
     """What all rules together say."""
 
     OK = "ok"
@@ -28,7 +28,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class RuleResult:
     """One rule on one put.
 
     :param line: where it shows in the log.
@@ -36,14 +36,16 @@ class Judged:
     """
 
     rule: Rule
-    outcome: Outcome
+    outcome: RuleOutcome
     line: int
     note: str = ""
 
     @property
     def bad(self) -> bool:
         """Whether it counts."""
-        return self.outcome is Outcome.VIOLATED and self.rule.trace_severity is not Severity.INFO
+        return (
+            self.outcome is RuleOutcome.VIOLATED and self.rule.trace_severity is not Severity.INFO
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +62,20 @@ class Put:
     phase: int
     line: int
     order: tuple[Step, ...]
-    judged: tuple[Judged, ...]
+    results: tuple[RuleResult, ...]
     run: Step | None = None
     superseded: int | None = None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> PutVerdict:
         """Violated beats unknown beats ok."""
-        if any(one.bad for one in self.judged):
-            return Verdict.VIOLATES
-        if any(one.outcome is Outcome.UNKNOWN for one in self.judged):
-            return Verdict.UNKNOWN
-        return Verdict.OK
+        if any(one.bad for one in self.results):
+            return PutVerdict.VIOLATES
+        if any(one.outcome is RuleOutcome.UNKNOWN for one in self.results):
+            return PutVerdict.UNKNOWN
+        return PutVerdict.OK
 
 
-def judged(rule_id: str, outcome: Outcome, line: int, note: str = "") -> Judged:
+def result(rule_id: str, outcome: RuleOutcome, line: int, note: str = "") -> RuleResult:
     """Say what the rule with this id says."""
-    return Judged(rule(rule_id), outcome, line, note)
+    return RuleResult(rule(rule_id), outcome, line, note)

@@ -21,7 +21,7 @@ from qemu_svm.trace.phases import (
     Phase,
     Step,
 )
-from qemu_svm.trace.verdict import Judged, Outcome, Put, judged
+from qemu_svm.trace.verdict import Put, RuleOutcome, RuleResult, result
 
 EFER_SVME = 1 << 12
 
@@ -33,7 +33,7 @@ _INSTEAD = {"KVM_SET_SREGS2": SREGS, "KVM_SET_CPUID2": CPUID}
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class VmContext:
     """What the log shows of the VM.
 
     :param memory: line of the first memory region, None if none was set.
@@ -45,7 +45,7 @@ class Surroundings:
 
 
 @dataclass(slots=True)
-class Past:
+class VcpuHistory:
     """What was seen of the vCPU before a put."""
 
     created: bool = False
@@ -80,8 +80,8 @@ class Window:
     after: list[Step]
     setup: list[Step]
     order: list[Step]
-    past: Past
-    around: Surroundings
+    past: VcpuHistory
+    around: VmContext
     run: Step | None
     superseded: int | None
 
@@ -108,146 +108,148 @@ class Window:
 
     # --- SREGS and EFER ---
 
-    def _order_of_sregs(self) -> Iterable[Judged]:
+    def _order_of_sregs(self) -> Iterable[RuleResult]:
         line = self.nested[0].line
         before = _find(self.before, SREGS)
         after = _find([*self.nested, *self.after], SREGS)
         yield self._svme(before)
         if before is not None:
-            yield judged("O-06", Outcome.OK, before.line)
+            yield result("O-06", RuleOutcome.OK, before.line)
         if after is not None:
-            yield judged("O-07", Outcome.OK, after.line)
+            yield result("O-07", RuleOutcome.OK, after.line)
             yield self._keeps_svme(after)
-            yield judged("O-28", Outcome.OK, after.line)
+            yield result("O-28", RuleOutcome.OK, after.line)
         elif not self.superseded:
-            yield judged("O-28", Outcome.DEPENDS, line, "on the kernel and on nested paging")
+            yield result("O-28", RuleOutcome.DEPENDS, line, "on the kernel and on nested paging")
         if before is not None or after is not None:
-            yield judged("O-05", Outcome.OK, (before or after or self.nested[0]).line)
+            yield result("O-05", RuleOutcome.OK, (before or after or self.nested[0]).line)
         elif not self.superseded:
             yield self._missing("O-05", "no SREGS in this put")
 
-    def _svme(self, before: Step | None) -> Judged:
+    def _svme(self, before: Step | None) -> RuleResult:
         nested = self.nested[0]
         if nested.value is not None and nested.error is None:
-            return judged("O-01", Outcome.OK, nested.line, "KVM accepted it")
+            return result("O-01", RuleOutcome.OK, nested.line, "KVM accepted it")
         if before is not None:
             if before.efer is not None and not before.efer & EFER_SVME:
                 note = f"EFER is {before.efer:#x}, without SVME: right only if not in guest mode"
-                return judged("O-01", Outcome.DEPENDS, before.line, note)
-            return judged("O-01", Outcome.OK, before.line)
+                return result("O-01", RuleOutcome.DEPENDS, before.line, note)
+            return result("O-01", RuleOutcome.OK, before.line)
         if _find(self.before, MSRS) is not None:
             note = "no SREGS before it; MSRS stand there, with or without EFER"
-            return judged("O-01", Outcome.DEPENDS, nested.line, note)
+            return result("O-01", RuleOutcome.DEPENDS, nested.line, note)
         if not self.past.anything and not self.before:
             note = "the log begins with NESTED_STATE"
-            return judged("O-01", Outcome.UNKNOWN, nested.line, note)
+            return result("O-01", RuleOutcome.UNKNOWN, nested.line, note)
         note = "neither SREGS nor MSRS before it in this put"
-        return judged("O-01", Outcome.VIOLATED, nested.line, note)
+        return result("O-01", RuleOutcome.VIOLATED, nested.line, note)
 
-    def _keeps_svme(self, after: Step) -> Judged:
+    def _keeps_svme(self, after: Step) -> RuleResult:
         if after.efer is None:
-            return judged("O-08", Outcome.DEPENDS, after.line, "on EFER in SREGS")
+            return result("O-08", RuleOutcome.DEPENDS, after.line, "on EFER in SREGS")
         if after.efer & EFER_SVME:
-            return judged("O-08", Outcome.OK, after.line)
+            return result("O-08", RuleOutcome.OK, after.line)
         note = f"EFER is {after.efer:#x}, without SVME"
-        return judged("O-08", Outcome.VIOLATED, after.line, note)
+        return result("O-08", RuleOutcome.VIOLATED, after.line, note)
 
     # --- CPUID ---
 
-    def _cpuid(self) -> Iterable[Judged]:
+    def _cpuid(self) -> Iterable[RuleResult]:
         line = self.nested[0].line
         early = _find(self.before, CPUID)
         late = _find([*self.nested, *self.after, *self.setup], CPUID)
         first = early or late
         sregs = _find(self.before, SREGS)
         if self.past.cpuid or self.past.ran or early is not None:
-            yield judged("O-03", Outcome.OK, line)
+            yield result("O-03", RuleOutcome.OK, line)
         elif late is not None:
-            yield judged("O-03", Outcome.VIOLATED, line, f"the first comes at line {late.line}")
+            yield result("O-03", RuleOutcome.VIOLATED, line, f"the first comes at line {late.line}")
         elif self.past.created:
-            yield judged("O-03", Outcome.VIOLATED, line, "none since KVM_CREATE_VCPU")
+            yield result("O-03", RuleOutcome.VIOLATED, line, "none since KVM_CREATE_VCPU")
         else:
             note = "the log does not show how the vCPU was made"
-            yield judged("O-03", Outcome.UNKNOWN, line, note)
+            yield result("O-03", RuleOutcome.UNKNOWN, line, note)
         if sregs is not None and (self.past.cpuid or self.past.ran):
-            yield judged("O-02", Outcome.OK, sregs.line)
+            yield result("O-02", RuleOutcome.OK, sregs.line)
         elif sregs is not None and first is not None:
             right = first.line < sregs.line
-            yield judged("O-02", Outcome.OK if right else Outcome.VIOLATED, first.line)
+            yield result("O-02", RuleOutcome.OK if right else RuleOutcome.VIOLATED, first.line)
         if not self.superseded:
-            outcome = Outcome.OK if late is None else Outcome.VIOLATED
-            yield judged("O-04", outcome, line if late is None else late.line)
+            outcome = RuleOutcome.OK if late is None else RuleOutcome.VIOLATED
+            yield result("O-04", outcome, line if late is None else late.line)
 
     # --- what must be there before KVM_RUN ---
 
-    def _either_side(self) -> Iterable[Judged]:
+    def _either_side(self) -> Iterable[RuleResult]:
         everything = [*self.before, *self.nested, *self.after]
         rules = (("O-09", REGS), ("O-11", MSRS), ("O-13", MSRS), ("O-15", DEBUGREGS))
         for rule_id, names in (*rules, ("O-27", MP_STATE)):
             found = _find(everything, names)
             if found is not None:
-                yield judged(rule_id, Outcome.OK, found.line)
+                yield result(rule_id, RuleOutcome.OK, found.line)
             elif rule_id in _NEEDED and not self.superseded:
                 yield self._missing(rule_id, f"no {_NEEDED[rule_id]} in this put")
 
-    def _once(self) -> Iterable[Judged]:
+    def _once(self) -> Iterable[RuleResult]:
         times = sum(step.count for step in self.nested if step.name == NESTED)
         if times > 1:
             note = f"it is put {times} times"
-            yield judged("O-25", Outcome.VIOLATED, self.nested[-1].line, note)
+            yield result("O-25", RuleOutcome.VIOLATED, self.nested[-1].line, note)
 
-    def _before_running(self) -> Iterable[Judged]:
+    def _before_running(self) -> Iterable[RuleResult]:
         events = _find([*self.nested, *self.after], EVENTS)
         early = _find(self.before, EVENTS)
         if events is not None:
-            yield judged("O-16", Outcome.OK, events.line)
+            yield result("O-16", RuleOutcome.OK, events.line)
         elif early is not None and not self.superseded:
-            yield judged("O-16", Outcome.VIOLATED, early.line, "they stand only before it")
+            yield result("O-16", RuleOutcome.VIOLATED, early.line, "they stand only before it")
         elif not self.superseded:
             yield self._missing("O-16", "no VCPU_EVENTS in this put")
         if self.run is not None:
             yield self._memory(self.run.line)
 
-    def _missing(self, rule_id: str, note: str) -> Judged:
+    def _missing(self, rule_id: str, note: str) -> RuleResult:
         if self.run is None:
-            return judged(rule_id, Outcome.UNKNOWN, self.nested[0].line, f"{note}, the log ends")
+            return result(
+                rule_id, RuleOutcome.UNKNOWN, self.nested[0].line, f"{note}, the log ends"
+            )
         note = f"{note}, KVM_RUN at line {self.run.line}"
-        return judged(rule_id, Outcome.VIOLATED, self.run.line, note)
+        return result(rule_id, RuleOutcome.VIOLATED, self.run.line, note)
 
-    def _memory(self, run: int) -> Judged:
+    def _memory(self, run: int) -> RuleResult:
         memory = self.around.memory
         if memory is not None and memory < run:
-            return judged("O-22", Outcome.OK, memory)
+            return result("O-22", RuleOutcome.OK, memory)
         if self.around.vm:
-            return judged("O-22", Outcome.VIOLATED, run, "no memory region was set")
-        return judged("O-22", Outcome.DEPENDS, run, "the log does not have the VM's ioctls")
+            return result("O-22", RuleOutcome.VIOLATED, run, "no memory region was set")
+        return result("O-22", RuleOutcome.DEPENDS, run, "the log does not have the VM's ioctls")
 
     # --- leaving guest mode, data, results ---
 
-    def _leaving(self) -> Iterable[Judged]:
+    def _leaving(self) -> Iterable[RuleResult]:
         line = self.nested[0].line
         if not self.past.ran or self.superseded:
             return
         after = [*self.nested, *self.after]
-        yield judged("O-25", Outcome.DEPENDS, line, "on whether the vCPU was in L2 until then")
+        yield result("O-25", RuleOutcome.DEPENDS, line, "on whether the vCPU was in L2 until then")
         sregs, regs = _find(after, SREGS), _find(after, REGS)
         if sregs is not None and regs is not None:
-            yield judged("O-26", Outcome.OK, regs.line)
+            yield result("O-26", RuleOutcome.OK, regs.line)
         elif regs is None or _find(self.before, SREGS) is None:
             yield self._missing("O-26", "SREGS or REGS are not in this put")
         else:
             note = "SREGS stand before it only: wrong if this put takes the vCPU out of L2"
-            yield judged("O-26", Outcome.DEPENDS, line, note)
+            yield result("O-26", RuleOutcome.DEPENDS, line, note)
 
-    def _data(self) -> Iterable[Judged]:
+    def _data(self) -> Iterable[RuleResult]:
         msrs = _find(self.after, MSRS)
         if msrs is not None:
-            yield judged("O-12", Outcome.DEPENDS, msrs.line, "on EFER among the MSRs")
+            yield result("O-12", RuleOutcome.DEPENDS, msrs.line, "on EFER among the MSRs")
         events = _find([*self.before, *self.nested, *self.after], EVENTS)
         if events is not None:
-            yield judged("O-17", Outcome.DEPENDS, events.line, "on smm in VCPU_EVENTS")
+            yield result("O-17", RuleOutcome.DEPENDS, events.line, "on smm in VCPU_EVENTS")
 
-    def _results(self) -> Iterable[Judged]:
+    def _results(self) -> Iterable[RuleResult]:
         steps = [*self.before, *self.nested, *self.after, *self.setup]
         steps = [step for step in steps if step.name in STATE or step.name in CPUID]
         refused = _refused(steps)
@@ -256,27 +258,27 @@ class Window:
             note = f"{step.name} at line {step.line} failed with {step.error}"
             if ran and step.name == NESTED:
                 note += ": the vCPU then runs L2's code in L1's context"
-            yield judged("T-01" if ran else "T-02", Outcome.VIOLATED, step.line, note)
+            yield result("T-01" if ran else "T-02", RuleOutcome.VIOLATED, step.line, note)
         if not refused:
             known = all(step.value is not None for step in steps)
-            outcome = Outcome.OK if known else Outcome.DEPENDS
+            outcome = RuleOutcome.OK if known else RuleOutcome.DEPENDS
             note = "" if known else "the log does not have all results"
-            yield judged("T-01", outcome, self.nested[0].line, note)
+            yield result("T-01", outcome, self.nested[0].line, note)
         if self.run is not None:
             yield _ran(self.run)
 
 
-def _ran(run: Step) -> Judged:
+def _ran(run: Step) -> RuleResult:
     if run.error not in _HARMLESS:
         note = f"{RUN} failed with {run.error}"
-        return judged("T-03", Outcome.VIOLATED, run.line, note)
+        return result("T-03", RuleOutcome.VIOLATED, run.line, note)
     if run.exit_reason in _FAILED_EXITS:
         note = f"{RUN} came back with {_FAILED_EXITS[run.exit_reason]}"
-        return judged("T-03", Outcome.VIOLATED, run.line, note)
+        return result("T-03", RuleOutcome.VIOLATED, run.line, note)
     known = run.value is not None or run.exit_reason is not None
     if known:
-        return judged("T-03", Outcome.OK, run.line)
-    return judged("T-03", Outcome.DEPENDS, run.line, "the log does not say how it came back")
+        return result("T-03", RuleOutcome.OK, run.line)
+    return result("T-03", RuleOutcome.DEPENDS, run.line, "the log does not say how it came back")
 
 
 def _refused(steps: Sequence[Step]) -> list[Step]:

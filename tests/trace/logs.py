@@ -18,7 +18,7 @@ from qemu_svm.kvm import numbers
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.trace.model import Trace, read_trace
-from qemu_svm.trace.verdict import Outcome, Put
+from qemu_svm.trace.verdict import Put, RuleOutcome
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE / "logs"
@@ -93,12 +93,12 @@ def puts_of(trace: Trace) -> tuple[Put, ...]:
     return tuple(put for vcpu in trace.vcpus for put in vcpu.puts)
 
 
-def outcomes(put: Put) -> dict[str, Outcome]:
-    return {one.rule.id: one.outcome for one in put.judged}
+def outcomes(put: Put) -> dict[str, RuleOutcome]:
+    return {one.rule.id: one.outcome for one in put.results}
 
 
 def violated(put: Put) -> set[str]:
-    return {one.rule.id for one in put.judged if one.bad}
+    return {one.rule.id for one in put.results if one.bad}
 
 
 def shorts(put: Put) -> Sequence[str]:

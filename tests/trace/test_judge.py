@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qemu_svm.rules import RuleKind, Severity
-from qemu_svm.trace.rules import BLIND, ORDERS, rule
-from qemu_svm.trace.verdict import Outcome, Put, Verdict
+from qemu_svm.trace.rules import NOT_SHOWN, ORDERS, rule
+from qemu_svm.trace.verdict import Put, PutVerdict, RuleOutcome
 from tests.trace.logs import (
     CREATION,
     PUT,
@@ -79,8 +79,8 @@ def test_every_rule_can_be_met() -> None:
 
 
 def test_what_cannot_be_seen_names_rules() -> None:
-    assert {blind.key for blind in BLIND} == {"", "efer", "results", "vm"}
-    assert all(blind.rules for blind in BLIND)
+    assert {blind.key for blind in NOT_SHOWN} == {"", "efer", "results", "vm"}
+    assert all(blind.rules for blind in NOT_SHOWN)
 
 
 # --- orders ---
@@ -102,7 +102,7 @@ def test_what_cannot_be_seen_names_rules() -> None:
 )
 def test_right_orders(put: list[str]) -> None:
     found = _put(*CREATION, *put, "RUN")
-    assert (found.verdict, violated(found)) == (Verdict.OK, set())
+    assert (found.verdict, violated(found)) == (PutVerdict.OK, set())
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,13 @@ def test_right_orders(put: list[str]) -> None:
 def test_wrong_orders(put: list[str], rules: set[str]) -> None:
     found = _put(*CREATION, *put, "RUN")
     assert violated(found) == rules
-    assert found.verdict is Verdict.VIOLATES
+    assert found.verdict is PutVerdict.VIOLATES
 
 
 def test_msrs_of_the_creation_are_not_the_puts() -> None:
     found = _put(*CREATION, "TPR_ACCESS_REPORTING", "SET_MSRS", "SET_LAPIC", *PUT[1:])
-    (one,) = (one for one in found.judged if one.rule.id == "O-01")
-    assert one.outcome is Outcome.VIOLATED
+    (one,) = (one for one in found.results if one.rule.id == "O-01")
+    assert one.outcome is RuleOutcome.VIOLATED
     assert one.line == found.line
 
 
@@ -141,16 +141,16 @@ def test_cpuid() -> None:
     late = _put(*PUT, "SET_CPUID2", "RUN")
     assert violated(late) == {"O-02", "O-03", "O-04"}
     never = _put(*PUT, "RUN")
-    assert outcomes(never)["O-03"] is Outcome.UNKNOWN
-    assert never.verdict is Verdict.UNKNOWN
+    assert outcomes(never)["O-03"] is RuleOutcome.UNKNOWN
+    assert never.verdict is PutVerdict.UNKNOWN
     assert "O-02" not in outcomes(never)
     inside = _put("SET_CPUID2", *PUT, "RUN")
-    assert inside.verdict is Verdict.OK
+    assert inside.verdict is PutVerdict.OK
     between = _put("SET_SREGS", "SET_CPUID2", *PUT[1:], "RUN")
     assert violated(between) == {"O-02"}
     first = _put("SET_REGS", "SET_CPUID2", *PUT, "RUN")
     assert violated(first) == set()
-    assert outcomes(first)["O-02"] is Outcome.OK
+    assert outcomes(first)["O-02"] is RuleOutcome.OK
     text = "ioctl(4, KVM_CREATE_VCPU, 0) = 9\n" + strace([*PUT, "RUN"])
     (made,) = puts_of(read_text(text))
     assert violated(made) == {"O-03", "O-22"}
@@ -158,36 +158,36 @@ def test_cpuid() -> None:
 
 def test_a_vcpu_that_ran_has_a_cpuid() -> None:
     found = _put("RUN", *PUT, "RUN")
-    assert found.verdict is Verdict.OK
-    assert outcomes(found)["O-02"] is outcomes(found)["O-03"] is Outcome.OK
+    assert found.verdict is PutVerdict.OK
+    assert outcomes(found)["O-02"] is outcomes(found)["O-03"] is RuleOutcome.OK
 
 
 def test_logs_that_begin_or_end_in_the_middle() -> None:
     begins = _put(*PUT[1:], "RUN")
-    assert outcomes(begins)["O-01"] is Outcome.UNKNOWN
+    assert outcomes(begins)["O-01"] is RuleOutcome.UNKNOWN
     assert violated(begins) == {"O-05"}
     ends = _put(*CREATION, *PUT[:2])
-    assert ends.verdict is Verdict.UNKNOWN
-    unknown = {one.rule.id for one in ends.judged if one.outcome is Outcome.UNKNOWN}
+    assert ends.verdict is PutVerdict.UNKNOWN
+    unknown = {one.rule.id for one in ends.results if one.outcome is RuleOutcome.UNKNOWN}
     assert unknown == {"O-09", "O-13", "O-16", "O-27"}
-    assert all("the log ends" in one.note for one in ends.judged if one.rule.id in unknown)
-    assert _put(*CREATION, *PUT).verdict is Verdict.OK
+    assert all("the log ends" in one.note for one in ends.results if one.rule.id in unknown)
+    assert _put(*CREATION, *PUT).verdict is PutVerdict.OK
 
 
 def test_nested_state_before_sregs_with_efer_by_msrs() -> None:
     found = _put(*CREATION, "SET_REGS", "SET_MSRS", *_moved("SET_SREGS2", "SET_XSAVE"), "RUN")
     assert violated(found) == set()
-    assert outcomes(found)["O-01"] is Outcome.DEPENDS
-    assert outcomes(found)["O-07"] is Outcome.OK
-    assert outcomes(found)["O-28"] is Outcome.OK
+    assert outcomes(found)["O-01"] is RuleOutcome.DEPENDS
+    assert outcomes(found)["O-07"] is RuleOutcome.OK
+    assert outcomes(found)["O-28"] is RuleOutcome.OK
 
 
 def test_a_put_that_is_replaced_is_not_blamed_for_what_it_lacks() -> None:
     half = ["SET_SREGS2", "SET_NESTED_STATE", "SET_DEBUGREGS"]
     first, second = puts_of(read_text(qemu_log([*CREATION, *half, *PUT, "RUN"])))
-    assert first.verdict is Verdict.OK
+    assert first.verdict is PutVerdict.OK
     assert (first.run, first.superseded) == (None, second.line)
-    assert second.verdict is Verdict.OK
+    assert second.verdict is PutVerdict.OK
     wrong = ["SET_NESTED_STATE", "SET_SREGS2", "SET_DEBUGREGS"]
     first, second = puts_of(read_text(qemu_log([*CREATION, *wrong, *PUT, "RUN"])))
     assert violated(first) == {"O-01"}
@@ -200,34 +200,34 @@ def test_registers_of_an_earlier_put_do_not_count() -> None:
     reset, found = puts_of(read_text(qemu_log([*CREATION, *PUT, *_without("SET_REGS"), "RUN"])))
     assert violated(reset) == set()
     assert violated(found) == {"O-09"}
-    (one,) = (one for one in found.judged if one.bad)
+    (one,) = (one for one in found.results if one.bad)
     assert "KVM_RUN at line 24" in one.note
 
 
 def test_a_put_after_the_vcpu_ran() -> None:
     found = _put(*CREATION, "RUN", *PUT, "RUN")
-    assert outcomes(found)["O-25"] is outcomes(found)["O-26"] is Outcome.DEPENDS
+    assert outcomes(found)["O-25"] is outcomes(found)["O-26"] is RuleOutcome.DEPENDS
     after = _put(*CREATION, "RUN", *PUT, "SET_SREGS2", "RUN")
-    assert outcomes(after)["O-26"] is Outcome.OK
+    assert outcomes(after)["O-26"] is RuleOutcome.OK
     bare = _put(*CREATION, "RUN", *_without("SET_REGS"), "RUN")
     assert violated(bare) == {"O-09", "O-26"}
 
 
 def test_missing_mp_state_is_only_told() -> None:
     found = _put(*CREATION, *_without("SET_MP_STATE"), "RUN")
-    assert outcomes(found)["O-27"] is Outcome.VIOLATED
-    assert found.verdict is Verdict.OK
+    assert outcomes(found)["O-27"] is RuleOutcome.VIOLATED
+    assert found.verdict is PutVerdict.OK
 
 
 def test_memory() -> None:
     made = ["system CREATE_VM".replace("system ", "vm "), "vm CREATE_VCPU"]
     region = "vm SET_USER_MEMORY_REGION"
     found = _put(*made, region, *CREATION, *PUT, "RUN")
-    assert outcomes(found)["O-22"] is Outcome.OK
+    assert outcomes(found)["O-22"] is RuleOutcome.OK
     found = _put(*made, *CREATION, *PUT, "RUN", region)
     assert violated(found) == {"O-22"}
     found = _put(*CREATION, *PUT, "RUN", region)
-    assert outcomes(found)["O-22"] is Outcome.DEPENDS
+    assert outcomes(found)["O-22"] is RuleOutcome.DEPENDS
 
 
 # --- data and results, as strace shows them ---
@@ -236,7 +236,7 @@ def test_memory() -> None:
 def test_a_refusal_that_is_passed_over() -> None:
     found = _strace_put(*CREATION, "SET_SREGS", "SET_NESTED_STATE=EINVAL", *PUT[2:], "RUN")
     assert violated(found) == {"T-01"}
-    (one,) = (one for one in found.judged if one.bad)
+    (one,) = (one for one in found.results if one.bad)
     assert "L2's code in L1's context" in one.note
     found = _strace_put(*CREATION, *PUT[:2], "SET_REGS=EFAULT", *PUT[3:], "RUN")
     assert violated(found) == {"O-09", "T-01"}
@@ -245,7 +245,7 @@ def test_a_refusal_that_is_passed_over() -> None:
 def test_a_refusal_that_stops_everything() -> None:
     found = _strace_put(*CREATION, "SET_SREGS", "SET_NESTED_STATE=EINVAL")
     assert violated(found) == {"T-02"}
-    assert outcomes(found)["O-01"] is Outcome.OK
+    assert outcomes(found)["O-01"] is RuleOutcome.OK
 
 
 def test_a_second_try_makes_up_for_a_refusal() -> None:
@@ -260,14 +260,14 @@ def test_a_second_try_makes_up_for_a_refusal() -> None:
 def test_many_refusals_are_told_once() -> None:
     names = [f"SET_{name}=EINVAL" for _ in range(50) for name in ("REGS", "XCRS")]
     found = _strace_put(*CREATION, *PUT[:2], *names, "RUN")
-    told = [one for one in found.judged if one.rule.id == "T-01"]
+    told = [one for one in found.results if one.rule.id == "T-01"]
     assert sorted(one.line for one in told) == [7, 8]
 
 
 def test_kvmclock_may_fail() -> None:
     found = _strace_put(*CREATION, *PUT, "KVMCLOCK_CTRL=EINVAL", "RUN")
     assert violated(found) == set()
-    assert outcomes(found)["T-01"] is outcomes(found)["T-03"] is Outcome.OK
+    assert outcomes(found)["T-01"] is outcomes(found)["T-03"] is RuleOutcome.OK
 
 
 @pytest.mark.parametrize(
@@ -281,9 +281,14 @@ def test_the_first_run(run: str, *, bad: bool) -> None:
 
 @pytest.mark.parametrize(
     ("reason", "outcome"),
-    [(2, Outcome.OK), (8, Outcome.VIOLATED), (9, Outcome.VIOLATED), (17, Outcome.VIOLATED)],
+    [
+        (2, RuleOutcome.OK),
+        (8, RuleOutcome.VIOLATED),
+        (9, RuleOutcome.VIOLATED),
+        (17, RuleOutcome.VIOLATED),
+    ],
 )
-def test_how_the_first_run_came_back(reason: int, outcome: Outcome) -> None:
+def test_how_the_first_run_came_back(reason: int, outcome: RuleOutcome) -> None:
     found = _put(*CREATION, *PUT, "RUN", f"exit={reason}")
     assert outcomes(found)["T-03"] is outcome
 
@@ -292,17 +297,17 @@ def test_efer_where_strace_shows_it() -> None:
     rest = [*PUT[2:], "RUN"]
     good = ["SET_SREGS:efer:0x1500", "SET_NESTED_STATE", *rest]
     trace = read_text(strace([*CREATION, *good]))
-    assert "efer" not in {blind.key for blind in trace.blind}
+    assert "efer" not in {blind.key for blind in trace.not_shown}
     bad = _strace_put(*CREATION, "SET_SREGS:efer:0x500", "SET_NESTED_STATE=EINVAL", *rest)
-    assert outcomes(bad)["O-01"] is Outcome.DEPENDS
-    (one,) = (one for one in bad.judged if one.rule.id == "O-01")
+    assert outcomes(bad)["O-01"] is RuleOutcome.DEPENDS
+    (one,) = (one for one in bad.results if one.rule.id == "O-01")
     assert "0x500, without SVME" in one.note
     dropped = _strace_put(*CREATION, *good[:-1], "SET_SREGS:efer:0", "RUN")
     assert violated(dropped) == {"O-08"}
     kept = _strace_put(*CREATION, *good[:-1], "SET_SREGS:efer:0x1500", "RUN")
-    assert outcomes(kept)["O-08"] is Outcome.OK
+    assert outcomes(kept)["O-08"] is RuleOutcome.OK
     accepted = _strace_put(*CREATION, "SET_NESTED_STATE", "SET_SREGS", *rest)
-    assert outcomes(accepted)["O-01"] is Outcome.OK
+    assert outcomes(accepted)["O-01"] is RuleOutcome.OK
 
 
 # --- real logs with one thing changed ---
@@ -352,5 +357,5 @@ def test_a_real_restore_with_one_ioctl_elsewhere(
     *others, migrated = puts_of(trace)
     assert violated(migrated) == rules
     assert trace.clean == (not rules)
-    assert all(other.verdict is Verdict.OK for other in others)
+    assert all(other.verdict is PutVerdict.OK for other in others)
     assert migrated.run is not None

@@ -18,7 +18,7 @@ from qemu_svm.source import BytesSource
 from qemu_svm.trace.calls import Format
 from qemu_svm.trace.lines import lines
 from qemu_svm.trace.model import read_trace
-from qemu_svm.trace.phases import Kind
+from qemu_svm.trace.phases import PhaseKind
 from tests.trace.logs import (
     CREATION,
     LOGS,
@@ -198,8 +198,8 @@ def test_a_long_life_is_told_in_the_middle_as_one() -> None:
     body = [name for at in never_again(2000) for name in ("RUN", ("SMI", "NMI", "INTERRUPT")[at])]
     (vcpu,) = read_text(qemu_log([*CREATION, *PUT, *body, *PUT, "RUN"])).vcpus
     kinds = [phase.kind for phase in vcpu.phases]
-    assert kinds.count(Kind.MIXED) == 1
-    assert kinds[-2:] == [Kind.RESET, Kind.RUN]
+    assert kinds.count(PhaseKind.MIXED) == 1
+    assert kinds[-2:] == [PhaseKind.RESET, PhaseKind.RUN]
     assert [put.run is not None for put in vcpu.puts] == [True, True]
     assert sum(phase.count for phase in vcpu.phases) == vcpu.ioctls
 

@@ -6,7 +6,7 @@ import pytest
 
 from qemu_svm.trace.guess import Guess
 from qemu_svm.trace.model import VcpuTrace
-from qemu_svm.trace.phases import Kind, Step, short_name
+from qemu_svm.trace.phases import PhaseKind, Step, short_name
 from tests.trace.logs import (
     CREATION,
     LOGS,
@@ -37,7 +37,7 @@ def _split(*names: str) -> list[tuple[str, str]]:
     ]
 
 
-def _kinds(*names: str) -> list[Kind]:
+def _kinds(*names: str) -> list[PhaseKind]:
     return [phase.kind for phase in _vcpu(*names).phases]
 
 
@@ -63,21 +63,25 @@ def test_levels_of_puts() -> None:
     runtime = [name for name in PUT if name not in ("SET_NESTED_STATE", "SET_MP_STATE")]
     names = [*CREATION, *_FULL, *_GETS, *PUT, "RUN", *_GETS, *runtime, "RUN"]
     assert _kinds(*names) == [
-        *(Kind.CREATION, Kind.FULL, Kind.GET, Kind.RESET, Kind.RUN),
-        *(Kind.GET, Kind.RUNTIME, Kind.RUN),
+        *(PhaseKind.CREATION, PhaseKind.FULL, PhaseKind.GET, PhaseKind.RESET, PhaseKind.RUN),
+        *(PhaseKind.GET, PhaseKind.RUNTIME, PhaseKind.RUN),
     ]
 
 
 def test_a_kernel_without_nested_state() -> None:
     without = [name for name in _FULL if name != "SET_NESTED_STATE"]
     put = [name for name in PUT if name != "SET_NESTED_STATE"]
-    assert _kinds(*CREATION, *without, *put) == [Kind.CREATION, Kind.FULL, Kind.RESET]
+    assert _kinds(*CREATION, *without, *put) == [
+        PhaseKind.CREATION,
+        PhaseKind.FULL,
+        PhaseKind.RESET,
+    ]
 
 
 def test_two_puts_in_a_row_are_two() -> None:
-    assert _kinds(*PUT, *PUT, "RUN") == [Kind.RESET, Kind.RESET, Kind.RUN]
+    assert _kinds(*PUT, *PUT, "RUN") == [PhaseKind.RESET, PhaseKind.RESET, PhaseKind.RUN]
     nested_first = ("SET_NESTED_STATE", "SET_SREGS", "SET_REGS", "SET_DEBUGREGS")
-    assert _kinds(*nested_first, *nested_first) == [Kind.RESET, Kind.RESET]
+    assert _kinds(*nested_first, *nested_first) == [PhaseKind.RESET, PhaseKind.RESET]
 
 
 def test_feature_control_belongs_to_the_put_that_follows() -> None:
@@ -121,7 +125,7 @@ def test_what_follows_an_open_put_is_not_in_it() -> None:
 
 def test_what_follows_a_closed_put() -> None:
     assert _kinds(*PUT, "GET_TSC_KHZ", "SET_CPUID2", "SMI", "GET_REGS") == [
-        *(Kind.RESET, Kind.OTHER, Kind.CREATION, Kind.OTHER, Kind.GET),
+        *(PhaseKind.RESET, PhaseKind.OTHER, PhaseKind.CREATION, PhaseKind.OTHER, PhaseKind.GET),
     ]
 
 
@@ -184,7 +188,7 @@ def test_a_long_life_without_runs_is_kept() -> None:
     other = ("SMI", "NMI", "INTERRUPT")
     names = [name for at in never_again(1500) for name in ("GET_REGS", other[at])]
     vcpu = _vcpu(*names)
-    assert Kind.MIXED not in [phase.kind for phase in vcpu.phases]
+    assert PhaseKind.MIXED not in [phase.kind for phase in vcpu.phases]
     assert len(vcpu.phases) > 1000
     assert sum(phase.count for phase in vcpu.phases) == vcpu.ioctls
 
@@ -197,7 +201,7 @@ def test_a_stream_that_is_loaded_into_a_running_machine() -> None:
     vcpu = _vcpu(*CREATION, *_FULL, "RUN", *_GETS, *load, "RUN")
     assert vcpu.migrated is not None
     phase = vcpu.phases[vcpu.migrated]
-    assert (phase.kind, phase.line) == (Kind.FULL, 24)
+    assert (phase.kind, phase.line) == (PhaseKind.FULL, 24)
 
 
 def test_a_full_put_that_loads_nothing() -> None:

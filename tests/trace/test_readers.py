@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qemu_svm.kvm.numbers import Level
-from qemu_svm.trace.calls import Call, Descriptors, Format, RunExit, Vcpu, errno_name
+from qemu_svm.trace.calls import Call, Descriptors, Format, RunExit, VcpuId, errno_name
 from qemu_svm.trace.ftrace import Ftrace
 from qemu_svm.trace.qemu_log import QemuLog
 from qemu_svm.trace.strace import Strace
@@ -41,7 +41,7 @@ def _only(found: list[Call | RunExit] | None) -> Call:
 )
 def test_qemu_vcpu_lines(text: str) -> None:
     call = _only(QemuLog().read(7, text))
-    assert call == Call(7, "KVM_SET_SREGS2", 0x4140_AECD, Level.VCPU, Vcpu(3))
+    assert call == Call(7, "KVM_SET_SREGS2", 0x4140_AECD, Level.VCPU, VcpuId(3))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_qemu_other_lines(text: str, name: str, level: Level) -> None:
 def test_qemu_exit_lines() -> None:
     reader = QemuLog()
     found = reader.read(4, "kvm_run_exit cpu_index 2, reason 17")
-    assert found == [RunExit(4, Vcpu(2), 17)]
+    assert found == [RunExit(4, VcpuId(2), 17)]
     assert reader.finish() == []
     assert reader.format is Format.QEMU
 
@@ -131,7 +131,7 @@ def test_strace_lines(
     found = _only(_strace().read(5, prefix + call + result))
     assert (found.line, found.name) == (5, "KVM_SET_NESTED_STATE")
     assert (found.number, found.level) == (0x4080_AEBF, Level.VCPU)
-    assert found.vcpu == Vcpu(2, 9)
+    assert found.vcpu == VcpuId(2, 9)
     assert (found.value, found.error) == (value, error)
 
 
@@ -166,7 +166,7 @@ def test_strace_of_many_threads_is_bounded() -> None:
 def test_strace_without_y_learns_from_create_vcpu() -> None:
     reader = _strace()
     made = _only(reader.read(1, "ioctl(4, KVM_CREATE_VCPU, 3) = 5"))
-    assert made.vcpu == Vcpu(3, 5, 1)
+    assert made.vcpu == VcpuId(3, 5, 1)
     assert made.level is Level.VM
     run = _only(reader.read(2, "ioctl(5, KVM_RUN, 0) = 0"))
     assert run.vcpu == made.vcpu
@@ -177,7 +177,7 @@ def test_strace_without_y_learns_from_create_vcpu() -> None:
     failed = _only(reader.read(4, "ioctl(4, KVM_CREATE_VCPU, 3) = -1 EEXIST (File exists)"))
     assert (failed.vcpu, failed.error) == (None, "EEXIST")
     named = _only(reader.read(5, "ioctl(4, KVM_CREATE_VCPU, 9) = 6<anon_inode:kvm-vcpu:9>"))
-    assert named.vcpu == Vcpu(9, 6, 5)
+    assert named.vcpu == VcpuId(9, 6, 5)
 
 
 def test_strace_without_any_name_knows_vcpus_by_their_ioctls() -> None:
@@ -188,7 +188,7 @@ def test_strace_without_any_name_knows_vcpus_by_their_ioctls() -> None:
     cap = _only(reader.read(2, "ioctl(8, KVM_ENABLE_CAP, 0x7) = 0"))
     assert (cap.vcpu, cap.level) == (None, Level.VM)
     regs = _only(reader.read(3, "ioctl(13, KVM_SET_REGS, 0x7) = 0"))
-    assert regs.vcpu == Vcpu(None, 13)
+    assert regs.vcpu == VcpuId(None, 13)
     assert regs.vcpu.label == "vCPU of fd 13"
     msrs = _only(reader.read(4, "ioctl(13, KVM_GET_MSRS, 0x7) = 1"))
     assert (msrs.vcpu, msrs.level) == (regs.vcpu, Level.VCPU)
@@ -271,7 +271,7 @@ def test_event_lines(task: str, enter: str, leave: str, value: int, error: str |
     assert reader.read(1, task + enter) == []
     call = _only(reader.read(2, task + leave))
     assert (call.line, call.name, call.number) == (1, "KVM_SET_NESTED_STATE", 0x4080_AEBF)
-    assert call.vcpu == Vcpu(None, 5)
+    assert call.vcpu == VcpuId(None, 5)
     assert (call.value, call.error) == (value, error)
     assert reader.read(3, task + leave) is None
 
@@ -315,7 +315,7 @@ def test_events_learn_from_create_vcpu() -> None:
     task = " a-1 [000] .... 1.0: "
     reader.read(1, task + "sys_ioctl(fd: 4, cmd: 0xae41, arg: 0x1)")
     made = _only(reader.read(2, task + "sys_ioctl -> 0x5"))
-    assert (made.vcpu, made.level) == (Vcpu(1, 5, 1), Level.VM)
+    assert (made.vcpu, made.level) == (VcpuId(1, 5, 1), Level.VM)
     reader.read(3, task + "sys_ioctl(fd: 4, cmd: 0xae41, arg: 0x1)")
     failed = _only(reader.read(4, task + "sys_ioctl -> 0xffffffffffffffef"))
     assert (failed.vcpu, failed.error) == (None, "EEXIST")

@@ -9,8 +9,8 @@ import pytest
 from qemu_svm.kvm import numbers
 from qemu_svm.trace.calls import Format
 from qemu_svm.trace.model import Trace
-from qemu_svm.trace.phases import Kind
-from qemu_svm.trace.verdict import Outcome, Verdict
+from qemu_svm.trace.phases import PhaseKind
+from qemu_svm.trace.verdict import PutVerdict, RuleOutcome
 from tests.trace.logs import (
     LOGS,
     REAL,
@@ -106,7 +106,7 @@ def test_puts_and_reads_are_found(log: tuple[dict[str, Any], Trace]) -> None:
 def test_all_puts_are_in_order(log: tuple[dict[str, Any], Trace]) -> None:
     entry, trace = log
     puts = puts_of(trace)
-    assert {put.verdict for put in puts} == {Verdict.OK}
+    assert {put.verdict for put in puts} == {PutVerdict.OK}
     assert trace.clean
     last = puts[-1]
     assert last.run is not None
@@ -114,10 +114,10 @@ def test_all_puts_are_in_order(log: tuple[dict[str, Any], Trace]) -> None:
     assert last.superseded is None
     found = outcomes(last)
     order = ("O-01", "O-02", "O-03", "O-04", "O-05", "O-06", "O-09", "O-11", "O-13", "O-16")
-    assert {found[rule] for rule in order} == {Outcome.OK}
+    assert {found[rule] for rule in order} == {RuleOutcome.OK}
     # A log without data and results leaves these open.
     blind = ("O-12", "O-17", "O-22", "O-28", "T-01", "T-03")
-    assert {found[rule] for rule in blind} == {Outcome.DEPENDS}
+    assert {found[rule] for rule in blind} == {RuleOutcome.DEPENDS}
     for put in puts[:-1]:
         assert put.run is None
         assert put.superseded is not None
@@ -152,12 +152,20 @@ def test_a_restore_is_what_is_known_of_its_version(restore: tuple[dict[str, Any]
     (vcpu,) = trace.vcpus
     kinds = [phase.kind for phase in vcpu.phases]
     assert kinds[:9] == [
-        *(Kind.CREATION, Kind.FULL, Kind.GET, Kind.APIC, Kind.RESET, Kind.APIC, Kind.FULL),
-        *(Kind.OTHER, Kind.RUN),
+        *(
+            PhaseKind.CREATION,
+            PhaseKind.FULL,
+            PhaseKind.GET,
+            PhaseKind.APIC,
+            PhaseKind.RESET,
+            PhaseKind.APIC,
+            PhaseKind.FULL,
+        ),
+        *(PhaseKind.OTHER, PhaseKind.RUN),
     ]
     assert kinds[9:] in (
-        [Kind.GET, Kind.RUNTIME, Kind.RUN, Kind.GET],
-        [Kind.GET],  # the one that was not saved again
+        [PhaseKind.GET, PhaseKind.RUNTIME, PhaseKind.RUN, PhaseKind.GET],
+        [PhaseKind.GET],  # the one that was not saved again
     )
     assert vcpu.migrated == 6
     assert vcpu.phases[6].line == entry["facts"]["migrated_put"]
@@ -166,7 +174,7 @@ def test_a_restore_is_what_is_known_of_its_version(restore: tuple[dict[str, Any]
     assert shorts(reset) == [name for name in FULL_PUT[version] if name != "TSC_KHZ"]
     assert [step.short for step in vcpu.phases[5].steps] == LOAD[version]
     assert [step.short for step in vcpu.phases[7].steps] == ["KVMCLOCK_CTRL"]
-    assert ("note" in entry) == (kinds[9:] == [Kind.GET])
+    assert ("note" in entry) == (kinds[9:] == [PhaseKind.GET])
 
 
 def test_a_source_has_no_migrated_state(log: tuple[dict[str, Any], Trace]) -> None:
@@ -175,8 +183,11 @@ def test_a_source_has_no_migrated_state(log: tuple[dict[str, Any], Trace]) -> No
     assert (vcpu.migrated is None) == (entry["provenance"]["kind"] == "source")
     if vcpu.migrated is None:
         assert entry["facts"]["migrated_put"] is None
-        assert [vcpu.phases[put.phase].kind for put in vcpu.puts] == [Kind.FULL, Kind.RESET]
-        assert vcpu.phases[-1].kind is Kind.GET
+        assert [vcpu.phases[put.phase].kind for put in vcpu.puts] == [
+            PhaseKind.FULL,
+            PhaseKind.RESET,
+        ]
+        assert vcpu.phases[-1].kind is PhaseKind.GET
 
 
 @pytest.mark.parametrize(
@@ -196,14 +207,14 @@ def test_a_real_refusal_that_was_passed_over(
     assert put.run is not None
     assert put.run.line == run
     assert violated(put) == {"T-01"}
-    (refused,) = (one for one in put.judged if one.rule.id == "T-01")
+    (refused,) = (one for one in put.results if one.rule.id == "T-01")
     assert refused.line == nested
     assert "EINVAL: the vCPU then runs L2's code in L1's context" in refused.note
-    assert outcomes(put)["O-22"] is Outcome.OK
-    assert outcomes(put)["T-03"] is Outcome.OK
+    assert outcomes(put)["O-22"] is RuleOutcome.OK
+    assert outcomes(put)["T-03"] is RuleOutcome.OK
     assert not trace.clean
     assert trace.guess.words() == "not QEMU's order"
-    assert not {blind.key for blind in trace.blind} & {"results", "vm"}
+    assert not {blind.key for blind in trace.not_shown} & {"results", "vm"}
     others = {other.name: other.count for other in trace.others}
     assert others["KVM_CREATE_VCPU"] == others["KVM_SET_USER_MEMORY_REGION"] == 1
 
@@ -215,8 +226,16 @@ def test_a_real_restore_of_two_vcpus_under_strace() -> None:
     assert [(vcpu.ioctls, vcpu.runs) for vcpu in trace.vcpus] == [(65, 12), (55, 2)]
     for vcpu in trace.vcpus:
         assert [phase.kind for phase in vcpu.phases] == [
-            *(Kind.CREATION, Kind.FULL, Kind.GET, Kind.APIC, Kind.RESET, Kind.APIC, Kind.FULL),
-            *(Kind.OTHER, Kind.RUN, Kind.GET),
+            *(
+                PhaseKind.CREATION,
+                PhaseKind.FULL,
+                PhaseKind.GET,
+                PhaseKind.APIC,
+                PhaseKind.RESET,
+                PhaseKind.APIC,
+                PhaseKind.FULL,
+            ),
+            *(PhaseKind.OTHER, PhaseKind.RUN, PhaseKind.GET),
         ]
         assert vcpu.migrated == 6
         assert vcpu.puts == ()

@@ -13,7 +13,7 @@ from qemu_svm.trace.guess import Guess, Version
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import Phase, Step
 from qemu_svm.trace.rules import ORDERS
-from qemu_svm.trace.verdict import Put, Verdict
+from qemu_svm.trace.verdict import Put, PutVerdict
 
 SCHEMA_VERSION = 1
 
@@ -47,12 +47,12 @@ def trace_document(trace: Trace) -> dict[str, Any]:
             for other in trace.others
         ],
         "rules": _rules(puts),
-        "not_shown": [{"what": one.what, "rules": list(one.rules)} for one in trace.blind],
+        "not_shown": [{"what": one.what, "rules": list(one.rules)} for one in trace.not_shown],
     }
 
 
 def _verdict(puts: Sequence[Put]) -> str | None:
-    for verdict in (Verdict.VIOLATES, Verdict.UNKNOWN, Verdict.OK):
+    for verdict in (PutVerdict.VIOLATES, PutVerdict.UNKNOWN, PutVerdict.OK):
         if any(put.verdict is verdict for put in puts):
             return verdict.value
     return None
@@ -124,13 +124,13 @@ def _put(put: Put) -> dict[str, Any]:
                 "line": one.line,
                 "note": one.note,
             }
-            for one in put.judged
+            for one in put.results
         ],
     }
 
 
 def _rules(puts: Sequence[Put]) -> dict[str, Any]:
-    used = {one.rule.id for put in puts for one in put.judged}
+    used = {one.rule.id for put in puts for one in put.results}
     return {
         rule.id: {
             "severity": rule.trace_severity.value,

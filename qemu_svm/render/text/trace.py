@@ -11,20 +11,20 @@ from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns, entry
 from qemu_svm.rules import Severity
 from qemu_svm.trace.model import Trace, VcpuTrace
-from qemu_svm.trace.phases import NESTED, Kind, Phase, Step
+from qemu_svm.trace.phases import NESTED, Phase, PhaseKind, Step
 from qemu_svm.trace.rules import ALL_KERNELS
-from qemu_svm.trace.verdict import Judged, Outcome, Put, Verdict
+from qemu_svm.trace.verdict import Put, PutVerdict, RuleOutcome, RuleResult
 
 _WIDTH = 80
 _WHAT = 36
 _BRIEF = 12
 _HEAD, _TAIL = 6, 3
-_NAMED = frozenset({Kind.CREATION, Kind.APIC, Kind.OTHER})
-_PUTTING = frozenset({Kind.CREATION, Kind.APIC, Kind.FULL, Kind.RESET})
+_NAMED = frozenset({PhaseKind.CREATION, PhaseKind.APIC, PhaseKind.OTHER})
+_PUTTING = frozenset({PhaseKind.CREATION, PhaseKind.APIC, PhaseKind.FULL, PhaseKind.RESET})
 _VERDICTS = {
-    Verdict.OK: "green",
-    Verdict.VIOLATES: STYLES[Severity.ERROR],
-    Verdict.UNKNOWN: STYLES[Severity.WARNING],
+    PutVerdict.OK: "green",
+    PutVerdict.VIOLATES: STYLES[Severity.ERROR],
+    PutVerdict.UNKNOWN: STYLES[Severity.WARNING],
 }
 
 
@@ -45,7 +45,7 @@ def report(trace: Trace, *, verbose: bool, arrow: str = "→") -> Iterable[Text]
     if any(vcpu.puts for vcpu in trace.vcpus):
         yield Text()
         yield Text("What this log cannot show", HEADING)
-        for blind in trace.blind:
+        for blind in trace.not_shown:
             yield from _wrapped(f"{blind.what} ({', '.join(blind.rules)})", 2)
 
 
@@ -76,7 +76,7 @@ def _summary(trace: Trace) -> Text:
         return Text("is never put")
     text = Text(f"put {len(puts)} times: " if len(puts) > 1 else "put once: ")
     words = []
-    for verdict in Verdict:
+    for verdict in PutVerdict:
         count = sum(put.verdict is verdict for put in puts)
         if count:
             words.append((f"{count} {_words(verdict)}", _VERDICTS[verdict]))
@@ -85,8 +85,10 @@ def _summary(trace: Trace) -> Text:
     return text
 
 
-def _words(verdict: Verdict) -> str:
-    return {Verdict.OK: "ok", Verdict.VIOLATES: "against the rules"}.get(verdict, verdict.value)
+def _words(verdict: PutVerdict) -> str:
+    return {PutVerdict.OK: "ok", PutVerdict.VIOLATES: "against the rules"}.get(
+        verdict, verdict.value
+    )
 
 
 # --- a vCPU's phases ---
@@ -180,8 +182,8 @@ def _puts(vcpu: VcpuTrace, arrow: str, told: set[str], *, verbose: bool) -> Iter
             line.append(f", put again at line {put.superseded}", FAINT)
         yield line
         yield from _order(put, arrow)
-        for one in put.judged:
-            if one.outcome in (Outcome.VIOLATED, Outcome.UNKNOWN):
+        for one in put.results:
+            if one.outcome in (RuleOutcome.VIOLATED, RuleOutcome.UNKNOWN):
                 yield from _judged(one, told)
             elif verbose:
                 yield from _rest(one)
@@ -201,9 +203,9 @@ def _order(put: Put, arrow: str) -> Iterable[Text]:
     yield line
 
 
-def _judged(one: Judged, told: set[str]) -> Iterable[Text]:
+def _judged(one: RuleResult, told: set[str]) -> Iterable[Text]:
     severity = one.rule.trace_severity
-    word = severity.value if one.outcome is Outcome.VIOLATED else "not known"
+    word = severity.value if one.outcome is RuleOutcome.VIOLATED else "not known"
     text = f"{one.rule.id} {one.rule.requires}"
     if one.note:
         text += f": {one.note}"
@@ -211,14 +213,14 @@ def _judged(one: Judged, told: set[str]) -> Iterable[Text]:
     first.stylize(STYLES[severity], 4, 4 + len(word))
     yield first
     yield from rest
-    if one.outcome is Outcome.VIOLATED and one.rule.id not in told:
+    if one.outcome is RuleOutcome.VIOLATED and one.rule.id not in told:
         told.add(one.rule.id)
         yield from _wrapped(one.rule.means, 6)
         kernels = "" if one.rule.scope == ALL_KERNELS else f" Linux {one.rule.scope}."
         yield from _wrapped(f"Do: {one.rule.do}.{kernels}", 6)
 
 
-def _rest(one: Judged) -> Iterable[Text]:
+def _rest(one: RuleResult) -> Iterable[Text]:
     note = f": {one.note}" if one.note else ""
     first, *rest = _wrapped(
         f"{one.rule.id} {one.rule.requires}{note}", 6, first=f"    {one.outcome.value} "
