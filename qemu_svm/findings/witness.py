@@ -25,7 +25,7 @@ from qemu_svm.model.profiles import Profile
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested import bits
-from qemu_svm.vmruns.log import Known, Log
+from qemu_svm.vmruns.log import AttributedRun, Log
 from qemu_svm.vmruns.roles import Role, state
 from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import Segment
@@ -167,9 +167,9 @@ class _Seen:
     def __init__(self, log: Log, saved: Saved) -> None:
         l1 = saved.l1()
         back = (l1.get("rip"), l1.get("rsp"), l1.get("rax"))
-        self.first: Known | None = None
-        self.last: Known | None = None
-        self.l1: Known | None = None
+        self.first: AttributedRun | None = None
+        self.last: AttributedRun | None = None
+        self.l1: AttributedRun | None = None
         pair: int | None = None
         for known in log.runs():
             if known.run.entry.page is None:
@@ -191,21 +191,21 @@ class _Seen:
             self.last = known
 
 
-def _pair(log: Log, known: Known) -> int:
+def _pair(log: Log, known: AttributedRun) -> int:
     return log.roles.vmcbs[known.run.address].pair
 
 
-def _page(known: Known) -> bytes:
+def _page(known: AttributedRun) -> bytes:
     page = known.run.entry.page
     assert page is not None
     return page
 
 
-def _save(known: Known) -> Area:
+def _save(known: AttributedRun) -> Area:
     return areas(_page(known), RESET)[1]
 
 
-def _part(name: str, level: str, known: Known, fields: Iterator[Field]) -> Part:
+def _part(name: str, level: str, known: AttributedRun, fields: Iterator[Field]) -> Part:
     return Part(name, level, known.run.number, known.run.address, tuple(fields))
 
 

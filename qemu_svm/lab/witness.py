@@ -37,7 +37,7 @@ from qemu_svm.replay.replay import replay
 from qemu_svm.source import Source, open_source
 from qemu_svm.vmruns.log import read_log
 from qemu_svm.vmruns.reader import Event, LogReader
-from qemu_svm.vmruns.structs import Kind
+from qemu_svm.vmruns.structs import RecordKind
 
 _POLL_SECONDS = 0.1
 _AT_ONCE = 10_000  # records between two looks at the clock
@@ -149,7 +149,7 @@ class Follower:
     def came_back(self) -> bool:
         """Whether, since the last skip, a guest executed VMRUN and another entry followed."""
         for event in islice(self._events(), _AT_ONCE):
-            if event.kind != Kind.VMRUN:
+            if event.kind != RecordKind.VMRUN:
                 continue
             if self._gave_up and not event.in_guest:
                 return True

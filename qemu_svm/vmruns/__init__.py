@@ -1,4 +1,4 @@
-"""What the processor was given: the log of the TCG plugin ``svmtrace``, read.
+"""Reader of the log that the TCG plugin ``svmtrace`` writes: every VMCB the processor got.
 
-Beside the line of a stream: a log has its own format and needs no stream.
+A log has a format of its own; no stream is needed to read it.
 """

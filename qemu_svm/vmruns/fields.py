@@ -1,4 +1,4 @@
-"""Every field of a VMCB page by name, and what differs between two pages."""
+"""All fields of a VMCB page by name, and the differences between two pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from qemu_svm.nested.image import Image
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """``path`` is ``control.asid`` or ``save.cs.base``; offset in the page."""
+    """A field of a VMCB page.
+
+    :param path: ``control.asid`` or ``save.cs.base``.
+    :param offset: in the page.
+    :param number: a little-endian number, not bytes.
+    """
 
     path: str
     offset: int
@@ -22,14 +27,14 @@ class Field:
     number: bool
 
     def read(self, page: bytes) -> int | bytes:
-        """The field's value; bytes if it is no number."""
+        """Return the field's value."""
         data = page[self.offset : self.offset + self.size]
         return int.from_bytes(data, "little") if self.number else data
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One field that differs."""
+    """One field that differs between two pages."""
 
     field: Field
     old: int | bytes
@@ -38,7 +43,7 @@ class Change:
 
 @cache
 def fields() -> tuple[Field, ...]:
-    """All fields, in the order of their offsets; gaps are fields called ``reserved_…``."""
+    """Return all fields by offset; gaps are fields named ``reserved_…``."""
     return (
         *_flat(layout.CONTROL, "control", layout.CONTROL_OFFSET),
         *_flat(layout.SAVE, "save", layout.SAVE_OFFSET),
@@ -51,7 +56,7 @@ def _flat(image: Image, area: str, start: int) -> Iterator[Field]:
         if isinstance(member.layout, Struct):
             for part in member.layout.subcons:
                 size = part.sizeof()
-                # Of these structures only the gap at the end is no number.
+                # Of these structures only the gap at the end is not a number.
                 yield Field(f"{path}.{part.name}", offset, size, number=part.name != "reserved")
                 offset += size
         else:
@@ -61,7 +66,7 @@ def _flat(image: Image, area: str, start: int) -> Iterator[Field]:
 
 
 def changes(old: bytes, new: bytes) -> Iterator[Change]:
-    """The fields that differ between two pages."""
+    """Compare two pages field by field."""
     if old == new:
         return
     for field in fields():

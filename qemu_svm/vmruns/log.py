@@ -1,4 +1,4 @@
-"""A whole log: surveyed once for what is in it, then given run by run."""
+"""A whole log: read once for an overview, then run by run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ WHOLE = range(1 << 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A run, and whose it is."""
+class AttributedRun:
+    """A run and the level that ran in it, with how that is known."""
 
     run: Run
     role: Role
@@ -26,13 +26,14 @@ class Known:
 
 @dataclass
 class Log:
-    """What a log holds.
+    """The overview of a log.
 
-    :param part: numbers of the records that count; pages are taken from before.
-    :param counts: records by kind.
-    :param nanoseconds: of its last record, since the emulator started.
-    :param end: why it ended; None if that was not written.
-    :param damage: what ended the reading early.
+    :param part: numbers of the records to look at; pages that changes refer to may come
+        before them.
+    :param counts: records by :class:`~qemu_svm.vmruns.structs.RecordKind`.
+    :param nanoseconds: time of the last record, since the emulator started.
+    :param end: why the log ended; None if it has no end record.
+    :param damage: why it could not be read to its end.
     """
 
     source: Source
@@ -47,17 +48,17 @@ class Log:
 
     @property
     def vmcbs(self) -> list[Vmcb]:
-        """Every VMCB that was entered, in the order of their first entries."""
+        """All VMCBs that were entered, by their first entry."""
         return sorted(self.roles.vmcbs.values(), key=lambda vmcb: vmcb.first)
 
-    def runs(self) -> Iterator[Known]:
-        """Every run, up to the damage if there is any."""
-        known = range(len(self.roles))
-        for place, run in zip(known, runs(self.events()), strict=False):
-            yield Known(run, *self.roles.of(place))
+    def runs(self) -> Iterator[AttributedRun]:
+        """Yield every run, up to the damage if there is any."""
+        attributed = range(len(self.roles))
+        for place, run in zip(attributed, runs(self.events()), strict=False):
+            yield AttributedRun(run, *self.roles.of(place))
 
     def events(self) -> Iterator[Event]:
-        """Every record, up to the damage if there is any."""
+        """Yield every record, up to the damage if there is any."""
         try:
             yield from _part(LogReader(self.source, self.limits), self.part)
         except StreamError:
@@ -73,22 +74,22 @@ def _part(events: Iterable[Event], part: range) -> Iterator[Event]:
 
 
 def read_log(source: Source, part: range = WHOLE, limits: Limits = DEFAULT) -> Log:
-    """Survey a log.
+    """Read a log once and attribute its runs.
 
-    :param part: numbers of the records that count.
-    :raises StreamError: it does not even start like one.
+    :param part: numbers of the records to look at.
+    :raises StreamError: it does not start with the header of a log.
     """
     reader = LogReader(source, limits)
     log = Log(source, part, reader.header, Roles(limits), {}, 0, None, None, limits)
     try:
-        log.roles.learn(runs(_watched(reader, log), log.counts))
+        log.roles.learn(runs(_until_damage(reader, log), log.counts))
     except LimitExceeded as limit:
         log.damage = limit
     log.end = reader.end
     return log
 
 
-def _watched(reader: LogReader, log: Log) -> Iterator[Event]:
+def _until_damage(reader: LogReader, log: Log) -> Iterator[Event]:
     try:
         for event in _part(reader, log.part):
             log.nanoseconds = event.time

@@ -1,7 +1,7 @@
-"""A log, record by record.
+"""Reads a log record by record.
 
-Memory is bounded by the pages that the format lets a log remember.  Damage ends
-the reading with an error that tells where; everything before it has been given.
+Memory is bounded by the number of pages that a log may refer back to.  Damage ends
+reading with an error that has its offset, after everything before it was returned.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.reader import Reader
 from qemu_svm.vmruns import structs
-from qemu_svm.vmruns.structs import Flag, Kind
+from qemu_svm.vmruns.structs import Flag, RecordKind
 
 _HEAD = structs.RECORD.sizeof()
 _PAGE = structs.PAGE.sizeof()
 
 
 def _unpacker(layout: Any) -> struct.Struct:
-    # The same declaration as Python's struct reads it: some twenty times as fast.
+    # The same declaration for Python's struct, which is about twenty times as fast.
     return struct.Struct("<" + "".join(one.subcon.fmtstr[1:] for one in layout.subcons))
 
 
@@ -37,7 +37,12 @@ _MAX_RECORD = _HEAD + _PAGE + PAGE_SIZE + _RUN * (PAGE_SIZE // 8) + _CHECKSUM
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a log says about itself.  ``api`` is the emulator's plugin interface."""
+    """The header of a log.
+
+    :param api: version of the emulator's plugin interface.
+    :param vcpus: of the emulated host.
+    :param pages: how many pages the log refers back to at most.
+    """
 
     api: int
     vcpus: int
@@ -69,16 +74,16 @@ class Event:
 
     @property
     def in_guest(self) -> bool:
-        """Whether a guest executed it, not L0."""
+        """Whether it was executed below L0, by a guest."""
         return Flag.IN_GUEST in self.flags
 
 
 class LogReader:
-    """Reads a log once, from front to back.
+    """Reads a log once, from its beginning to its end.
 
     :raises Truncated: the header is not all there.
-    :raises Malformed: not a log of svmtrace.
-    :raises Unsupported: of another version.
+    :raises Malformed: the input is not a log of svmtrace.
+    :raises Unsupported: the log is of another version.
     """
 
     def __init__(self, source: Source, limits: Limits = DEFAULT) -> None:
@@ -88,7 +93,7 @@ class LogReader:
         self.header = self._header()
         self._pages: dict[int, bytes] = {}
         self.end: str | None = None
-        """Why the log ended; None if that was not written (the emulator was killed)."""
+        """Why the log ended; None if there is no end record (the emulator was killed)."""
 
     def _header(self) -> Header:
         size = structs.HEADER.sizeof()
@@ -101,15 +106,15 @@ class LogReader:
         head = structs.HEADER.parse(data)
         if head.version != structs.VERSION:
             raise Unsupported(
-                "a log of another version",
+                "unsupported version of the log",
                 offset=8,
                 expected=str(structs.VERSION),
                 found=str(head.version),
             )
         if zlib.crc32(data[:-_CHECKSUM]) != head.crc:
-            raise Malformed("the header's checksum is wrong", offset=size - _CHECKSUM)
+            raise Malformed("wrong checksum of the header", offset=size - _CHECKSUM)
         if head.size != size or head.page_size != PAGE_SIZE:
-            raise Malformed("impossible sizes in the header", offset=10)
+            raise Malformed("invalid sizes in the header", offset=10)
         if head.pages > self._limits.vmruns_pages:
             raise LimitExceeded(
                 "the log refers back to too many pages",
@@ -121,7 +126,7 @@ class LogReader:
         return Header(head.api, head.vcpus, head.pages)
 
     def __iter__(self) -> Iterator[Event]:
-        """Give every record; again, what was written since.
+        """Yield every record; when iterated again, those written meanwhile.
 
         :raises Truncated: the log ends inside a record.
         :raises Malformed: a record is damaged.
@@ -133,7 +138,7 @@ class LogReader:
             except Truncated:
                 self._reader.offset = start
                 raise
-            if event.kind == Kind.END:
+            if event.kind == RecordKind.END:
                 self.end = structs.ENDS.get(event.rax, f"reason {event.rax}")
             yield event
 
@@ -142,14 +147,14 @@ class LogReader:
         size = int.from_bytes(self._reader.peek(4), "little")
         if len(self._reader.peek(4)) == 4 and not _HEAD + _CHECKSUM <= size <= _MAX_RECORD:
             raise Malformed(
-                "a record of an impossible size",
+                "invalid size of a record",
                 offset=start,
                 expected=f"{_HEAD + _CHECKSUM} to {_MAX_RECORD} bytes",
                 found=str(size),
             )
         data = self._reader.take(max(size, 4), "a record")
         if zlib.crc32(data[:-_CHECKSUM]) != int.from_bytes(data[-_CHECKSUM:], "little"):
-            raise Malformed("a record's checksum is wrong", offset=start)
+            raise Malformed("wrong checksum of a record", offset=start)
         _, kind, number_of_flags, vcpu, number, time, rip, rax = _RECORD.unpack_from(data)
         flags = Flag(number_of_flags)
         address = entry = 0
@@ -157,13 +162,13 @@ class LogReader:
         if Flag.PAGE in flags:
             address, entry, page = self._page(data, start, delta=Flag.DELTA in flags)
         elif size != _HEAD + _CHECKSUM:
-            raise Malformed("bytes behind a record", offset=start + _HEAD, field="size")
+            raise Malformed("trailing data in a record", offset=start + _HEAD, field="size")
         return Event(start, number, kind, flags, vcpu, time, rip, rax, address, entry, page)
 
     def _page(self, data: bytes, start: int, *, delta: bool) -> tuple[int, int, bytes]:
         end = len(data) - _CHECKSUM
         if end < _HEAD + _PAGE:
-            raise Malformed("a record too short for its page", offset=start, field="size")
+            raise Malformed("the record is too short for a page", offset=start, field="size")
         address, entry, runs = _PAGE_HEAD.unpack_from(data, _HEAD)
         page = bytearray(self._base(address, start) if delta else bytes(PAGE_SIZE))
         at = _HEAD + _PAGE
@@ -172,11 +177,13 @@ class LogReader:
             length = int.from_bytes(data[at + 2 : at + _RUN], "little")
             at += _RUN
             if at + length > end or offset + length > PAGE_SIZE:
-                raise Malformed("a run outside its record or page", offset=start + at - _RUN)
+                raise Malformed(
+                    "changed bytes outside the record or the page", offset=start + at - _RUN
+                )
             page[offset : offset + length] = data[at : at + length]
             at += length
         if at != end:
-            raise Malformed("bytes behind a page's runs", offset=start + at)
+            raise Malformed("trailing data after the changed bytes of a page", offset=start + at)
         known = bytes(page)
         if address not in self._pages and len(self._pages) >= self.header.pages:
             self._pages.clear()
@@ -186,6 +193,6 @@ class LogReader:
     def _base(self, address: int, start: int) -> bytes:
         if address not in self._pages:
             raise Malformed(
-                f"changes to a page at {address:#x} that the log has not given", offset=start
+                f"changes to a page at {address:#x} that is not in the log", offset=start
             )
         return self._pages[address]

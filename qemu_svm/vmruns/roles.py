@@ -1,19 +1,19 @@
-"""Whose VMCB an entry was: vmcb01 (L1 runs) or vmcb02 (L2 runs).
+"""Attributes each entry to a level: vmcb01 (L1 runs) or vmcb02 (L2 runs).
 
-The log has no names, but the order of things tells them:
+The log does not name the VMCBs, but their order shows which is which:
 
-* a guest that was stopped by its own VMRUN is L1 if the next entry has RIP, RSP and
-  RAX out of the vmcb12 that it pointed at; what is entered then is L2 (**proved**).
-  Of copies of one guest, which have the same, the one on the same processor is taken.
-  Where vmcb12 could not be read (L0 without nested paging) the next entry on that
-  processor counts if it does not continue behind the VMRUN (**inferred**);
-* L1 gets control again by an entry with the RIP behind its VMRUN, and its RSP and RAX;
-* since 5.13 KVM has a VMCB of its own for each, so what is known of an address is
-  known of all entries with it, the earlier ones as well.  Before, one VMCB serves
-  both: an entry before the first VMRUN that was seen is L1's from the one on that
-  continues behind that same VMRUN, and L2's before.
+* a guest whose run ended with its own VMRUN is L1 if the next entry has RIP, RSP and
+  RAX of the vmcb12 that the VMRUN pointed at; that entry is L2 (**proved**).  Copies
+  of one guest have the same registers; then the one on the same processor is meant.
+  Where vmcb12 could not be read (L0 without nested paging), the next entry on that
+  processor is L2 unless it continues after the VMRUN (**inferred**);
+* L1 gets control back by an entry with the RIP after its VMRUN, and its RSP and RAX;
+* since 5.13 KVM has a VMCB for each level, so what is known of an address holds for
+  all entries with it, earlier ones too.  Before, one VMCB serves both levels: of the
+  entries before the first VMRUN in the log, those from the one that continues after
+  that same VMRUN on are L1's, and those before it L2's.
 
-An entry that none of this reaches stays unknown: most guests run no VMRUN at all.
+All other entries remain unknown: most guests never execute VMRUN.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from qemu_svm.vmruns.runs import Run, save_field
 _VMRUN_SIZE = 3
 _MAX_AWAITED = 64
 
-State = tuple[int, int, int]
-"""RIP, RSP, RAX: what an entry is recognised by."""
+EntryState = tuple[int, int, int]
+"""RIP, RSP and RAX, by which an entry is recognised."""
 
 
 class Role(IntEnum):
-    """Who runs by an entry."""
+    """The level that runs after an entry."""
 
     UNKNOWN = 0
     L1 = 1
@@ -43,7 +43,7 @@ class Role(IntEnum):
 
 
 class Certainty(IntEnum):
-    """How a role is known."""
+    """How the level of an entry is known."""
 
     NONE = 0
     INFERRED = 1
@@ -52,9 +52,9 @@ class Certainty(IntEnum):
 
 @dataclass
 class Vmcb:
-    """What is known of one address.
+    """One VMCB, by its address in the emulated host's memory.
 
-    :param role: of the last entry; of all of them unless ``shared``.
+    :param role: of the last entry; of all entries unless ``shared``.
     :param shared: one VMCB for L1 and L2 (before 5.13).
     :param pair: number of the KVM vCPU, in order of appearance; -1 if unknown.
     :param first: number of its first entry, ``last`` of its last.
@@ -70,11 +70,11 @@ class Vmcb:
     first: int = 0
     last: int = 0
     exits: dict[int, int] = field(default_factory=dict)
-    # Runs of yet unknown role, with their states; where L1 continues behind VMRUN; how
-    # the last run was left.
+    # Runs whose role is not known yet, with their states; where L1 continues after VMRUN;
+    # the state at the last #VMEXIT.
     unknown: array[int] = field(default_factory=lambda: array("Q"))
-    back: set[State] = field(default_factory=set)
-    left: State | None = None
+    back: set[EntryState] = field(default_factory=set)
+    left: EntryState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,12 @@ class _Awaited:
     # L1 executed VMRUN in run ``index``; ``back`` is where it will continue.
     vmcb01: Vmcb
     index: int
-    back: State
+    back: EntryState
     certainty: Certainty
 
 
-def state(page: bytes) -> State:
-    """RIP, RSP and RAX of a VMCB's save area."""
+def state(page: bytes) -> EntryState:
+    """Read RIP, RSP and RAX of a VMCB's save area."""
     return save_field(page, "rip"), save_field(page, "rsp"), save_field(page, "rax")
 
 
@@ -101,13 +101,13 @@ def _too_many(what: str, run: Run, limit: str, most: int) -> LimitExceeded:
 
 
 class Roles:
-    """Works through the runs of a log; then tells the role of each by its place."""
+    """Infers the role of each run of a log; look it up by the run's number afterwards."""
 
     def __init__(self, limits: Limits = DEFAULT) -> None:
         self._limits = limits
         self.vmcbs: dict[int, Vmcb] = {}
         self._roles = bytearray()
-        self._awaited: dict[State, dict[int, _Awaited]] = {}
+        self._awaited: dict[EntryState, dict[int, _Awaited]] = {}
         self._next: dict[int, _Awaited] = {}
         self._pairs = 0
 
@@ -115,12 +115,12 @@ class Roles:
         return len(self._roles)
 
     def of(self, place: int) -> tuple[Role, Certainty]:
-        """Role of the run that was learnt as number ``place``, from 0."""
+        """Return the role of run number ``place``, from 0, and how it is known."""
         value = self._roles[place]
         return Role(value & 3), Certainty(value >> 2)
 
     def learn(self, all_runs: Iterable[Run]) -> Roles:
-        """Take all runs of a log, in order.
+        """Infer the roles of all runs of a log, given in order.
 
         :raises LimitExceeded: more entries or addresses than the limits allow.
         """
@@ -148,7 +148,7 @@ class Roles:
             if run.vmrun is not None:
                 self._executed_vmrun(run, index, vmcb, vmcb.left)
 
-    def _enter(self, run: Run, index: int, vmcb: Vmcb, here: State) -> None:
+    def _enter(self, run: Run, index: int, vmcb: Vmcb, here: EntryState) -> None:
         awaited = self._expected(run, here, vmcb) or self._guess(run, here)
         if awaited is not None:
             self._entered_l2(index, vmcb, awaited)
@@ -158,9 +158,9 @@ class Roles:
         if not vmcb.role:
             vmcb.unknown.extend((index, *here))
 
-    def _expected(self, run: Run, here: State, vmcb: Vmcb) -> _Awaited | None:
-        # Copies of one guest await the same.  Then the one on the same processor is meant;
-        # and one whose VMRUN was on another only if this VMCB does not just go on.
+    def _expected(self, run: Run, here: EntryState, vmcb: Vmcb) -> _Awaited | None:
+        # Copies of one guest await the same state.  Then the one on the same processor is
+        # meant; one on another processor only if this VMCB does not simply continue.
         waiting = self._awaited.get(here, {})
         cpu = run.entry.vcpu
         for other in sorted(waiting, key=lambda one: one != cpu):
@@ -171,8 +171,8 @@ class Roles:
                 return waiting.pop(other)
         return None
 
-    def _guess(self, run: Run, here: State) -> _Awaited | None:
-        # vmcb12 is not known: the next entry counts, unless L1 goes on where it was.
+    def _guess(self, run: Run, here: EntryState) -> _Awaited | None:
+        # vmcb12 is not known: the next entry is L2, unless L1 continues where it was.
         awaited = self._next.pop(run.entry.vcpu, None)
         if awaited is None or here[0] in (awaited.back[0], awaited.back[0] - _VMRUN_SIZE):
             return None
@@ -192,9 +192,9 @@ class Roles:
         self._look_back(vmcb, awaited.back)
         self._set(index, Role.L2, certainty)
 
-    def _look_back(self, vmcb: Vmcb, back: State) -> None:
-        # What the address was before anything was known of it.  A shared one was L1's
-        # from where L1 continued behind this VMRUN, and L2's before that.
+    def _look_back(self, vmcb: Vmcb, back: EntryState) -> None:
+        # The role of the address before anything was known of it.  A shared VMCB was L1's
+        # from where L1 continued after this VMRUN on, and L2's before that.
         unknown, role, continued = vmcb.unknown, vmcb.role, False
         for at in range(len(unknown) - 4, -1, -4):
             if vmcb.shared:
@@ -204,7 +204,7 @@ class Roles:
             self._set(unknown[at], role, vmcb.certainty)
         vmcb.unknown = array("Q")
 
-    def _executed_vmrun(self, run: Run, index: int, vmcb: Vmcb, left: State) -> None:
+    def _executed_vmrun(self, run: Run, index: int, vmcb: Vmcb, left: EntryState) -> None:
         rip, rsp, rax = left
         back = (rip + _VMRUN_SIZE, rsp, rax)
         if run.vmcb12 is not None and run.vmcb12.page is not None:

@@ -1,4 +1,4 @@
-"""Which runs of a log are wanted."""
+"""Selects runs of a log."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from qemu_svm.errors import PathError
 from qemu_svm.nested.exit_codes import EXIT_CODES, INVALID, INVALID_32
-from qemu_svm.vmruns.log import Known, Log
+from qemu_svm.vmruns.log import AttributedRun, Log
 from qemu_svm.vmruns.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Everything that is given must hold.
+    """The runs that meet all conditions.
 
-    :param vcpu: of the emulated host.
+    :param vcpu: number of the emulated host's CPU.
     :param exits: exit codes.
-    :param first: numbers of the VMRUNs, ``last`` included.
+    :param first: record number of the first VMRUN, ``last`` of the last one.
     """
 
     vcpu: int | None = None
@@ -26,12 +26,12 @@ class Selection:
     first: int = 0
     last: int | None = None
 
-    def takes(self, known: Known) -> bool:
-        """Whether a run is wanted."""
-        run = known.run
+    def matches(self, attributed: AttributedRun) -> bool:
+        """Whether a run meets all conditions."""
+        run = attributed.run
         return (
             (self.vcpu is None or run.entry.vcpu == self.vcpu)
-            and (self.role is None or known.role is self.role)
+            and (self.role is None or attributed.role is self.role)
             and (self.exits is None or run.exit_code in self.exits)
             and run.number >= self.first
             and (self.last is None or run.number <= self.last)
@@ -39,31 +39,31 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """A run that is wanted.
+class SelectedRun:
+    """A selected run.
 
-    :param before: how the VMCB was left by the last run of the same role, wanted or
-        not; None if there was none.
+    :param before: the VMCB after the last run of the same role, selected or not; None if
+        there was none.
     """
 
-    known: Known
+    attributed: AttributedRun
     before: bytes | None
 
 
-def choose(log: Log, wanted: Selection) -> Iterator[Chosen]:
-    """The wanted runs of a log."""
+def select(log: Log, wanted: Selection) -> Iterator[SelectedRun]:
+    """Yield the runs of a log that a selection matches."""
     before: dict[tuple[int, Role], bytes] = {}
-    for known in log.runs():
-        run = known.run
-        key = (run.address, known.role)
-        if wanted.takes(known):
-            yield Chosen(known, before.get(key))
+    for attributed in log.runs():
+        run = attributed.run
+        key = (run.address, attributed.role)
+        if wanted.matches(attributed):
+            yield SelectedRun(attributed, before.get(key))
         if run.exit is not None and run.exit.page is not None:
             before[key] = run.exit.page
 
 
 def exit_codes(text: str) -> frozenset[int]:
-    """Exit codes by name (``VMRUN``, ``npf``) or number (``0x80``).
+    """Return exit codes by name (``VMRUN``, ``npf``) or number (``0x80``).
 
     :raises PathError: neither.
     """
@@ -76,5 +76,5 @@ def exit_codes(text: str) -> frozenset[int]:
             codes = {int(text, 0)}
         except ValueError:
             near = [name for name in EXIT_CODES.values() if wanted[:3] in name]
-            raise PathError(f"there is no exit '{text}'", near=near[:6]) from None
+            raise PathError(f"unknown exit '{text}'", near=near[:6]) from None
     return frozenset(codes)

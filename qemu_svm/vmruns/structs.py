@@ -1,13 +1,13 @@
 """Layout of a log of ``plugins/svmtrace``, version 1.
 
-A header, then records.  All integers are little-endian.  Every record tells its
-whole size first and ends in the CRC-32 (as zlib's) of what stands before, so a log
-that was cut is readable up to its last whole record.
+A header, then records.  All integers are little-endian.  Every record begins with
+its size and ends with the CRC-32 (zlib's) of all bytes before it, so a log that was
+cut is readable up to its last complete record.
 
-A record with a page carries a VMCB (4096 bytes) as runs of bytes: in full (one run
-of everything), or, with ``DELTA``, what changed since the last page that the log
-holds for the same physical address.  At most ``pages`` addresses are remembered;
-when one more comes, all are forgotten.
+A record with a page contains a VMCB (4096 bytes) as runs of bytes: in full (one run),
+or, with ``DELTA``, the bytes that changed since the last page in the log with the same
+physical address.  At most ``pages`` addresses are remembered; one more, and all are
+forgotten.
 
 The writer is ``plugins/svmtrace/log.c``.
 """
@@ -45,7 +45,7 @@ RECORD = Struct(
     "rax" / Int64ul,
 )
 """Head of every record.  ``number`` counts from 1, ``time`` is in nanoseconds since
-the emulator started.  In the record at the end, ``rax`` tells why it ended."""
+the emulator started.  In the end record, ``rax`` is the reason, see :data:`ENDS`."""
 
 PAGE = Struct("address" / Int64ul, "entry" / Int64ul, "runs" / Int16ul)
 """Follows the head if the record has a page: its physical address, the number of the
@@ -57,13 +57,13 @@ RUN = Struct("offset" / Int16ul, "length" / Int16ul)
 CHECKSUM = Int32ul
 
 
-class Kind(IntEnum):
-    """What a record tells; the instructions by the third byte of their opcode."""
+class RecordKind(IntEnum):
+    """Kinds of records; instructions by the third byte of their opcode."""
 
     EXIT = 1
-    """The instruction behind VMRUN: the VMCB is as #VMEXIT left it."""
+    """The instruction after VMRUN: the VMCB is as #VMEXIT left it."""
     VMCB12 = 2
-    """What a guest's VMRUN pointed at; RAX and RIP are that VMRUN's."""
+    """The VMCB that a guest's VMRUN pointed at; RAX and RIP are that VMRUN's."""
     END = 3
     VMRUN = 0xD8
     VMMCALL = 0xD9
@@ -76,12 +76,12 @@ class Kind(IntEnum):
 
 
 def kind_name(kind: int) -> str:
-    """Name of a kind, or its number."""
-    return next((one.name for one in Kind if one == kind), f"{kind:#x}")
+    """Return the name of a kind of record, or its number."""
+    return next((one.name for one in RecordKind if one == kind), f"{kind:#x}")
 
 
 class Flag(IntFlag):
-    """How it was met."""
+    """Flags of a record."""
 
     IN_GUEST = 1
     """Executed below L0."""
@@ -90,8 +90,8 @@ class Flag(IntFlag):
     UNREADABLE = 8
     """The VMCB could not be read."""
     UNPAIRED = 16
-    """The other half of this entry or exit was not seen: the machine's state was
-    replaced meanwhile."""
+    """The matching exit or entry is missing: the machine's state was replaced
+    meanwhile."""
 
 
 ENDS = {1: "the emulator ended", 2: "the size limit was reached"}

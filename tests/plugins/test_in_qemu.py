@@ -27,7 +27,7 @@ from qemu_svm.qmp import sync
 from qemu_svm.source import open_source
 from qemu_svm.vmruns.log import Log, read_log
 from qemu_svm.vmruns.runs import Run
-from qemu_svm.vmruns.structs import Flag, Kind
+from qemu_svm.vmruns.structs import Flag, RecordKind
 
 CPUID = next(code for code, name in EXIT_CODES.items() if name == "CPUID")
 VMCB = values.ADDRESSES["VMCB12"]
@@ -104,7 +104,7 @@ def log_of(folder: Path) -> Log:
 def wait_for(folder: Path, exits: int) -> None:
     """Until the guest had so many exits; as slow as the machine is."""
     end = time.monotonic() + 60
-    while log_of(folder).counts.get(Kind.EXIT, 0) < exits:
+    while log_of(folder).counts.get(RecordKind.EXIT, 0) < exits:
         assert time.monotonic() < end
         time.sleep(0.1)
 
@@ -133,7 +133,7 @@ def test_every_entry_carries_what_l1_wrote(emulator: list[str], tmp_path: Path) 
         segment = save.segment(name)
         wanted = [L2[f"{name}.{part}"] for part in ("selector", "base", "limit", "attrib")]
         assert [segment.selector, segment.base, segment.limit, segment.attrib] == wanted
-    assert log.counts[Kind.VMLOAD] >= len(runs)
+    assert log.counts[RecordKind.VMLOAD] >= len(runs)
 
 
 def test_a_snapshot_replaces_the_machine_and_the_log_goes_on(
@@ -145,7 +145,7 @@ def test_a_snapshot_replaces_the_machine_and_the_log_goes_on(
         qmp.execute("cont")
         wait_for(tmp_path, 5)
         assert monitor(qmp, "loadvm start") == ""
-        before = log_of(tmp_path).counts[Kind.EXIT]
+        before = log_of(tmp_path).counts[RecordKind.EXIT]
         qmp.execute("cont")
         wait_for(tmp_path, before + 5)
     runs = runs_of(log_of(tmp_path))

@@ -17,7 +17,7 @@ import pytest
 from qemu_svm.source import open_source
 from qemu_svm.vmruns.log import Log, read_log
 from qemu_svm.vmruns.reader import Event, LogReader
-from qemu_svm.vmruns.structs import Flag, Kind
+from qemu_svm.vmruns.structs import Flag, RecordKind
 from tests.conftest import ROOT
 from tests.vmruns.written import PAGE, vmcb
 
@@ -132,12 +132,12 @@ def test_an_entry_and_its_exit(built: Path) -> None:
     before, after = vmcb(0, rip=0x1111), vmcb(0x72, rip=0x2222)
     script = [write(A, before), entered(L0, 0, A), write(A, after), behind(L0, 0, A)]
     entry, left, end = recorded(built, script)
-    assert (entry.kind, entry.rip, entry.rax, entry.page) == (Kind.VMRUN, VADDR, A, before)
-    assert (left.kind, left.rip, left.rax, left.page) == (Kind.EXIT, VADDR + 3, A, after)
+    assert (entry.kind, entry.rip, entry.rax, entry.page) == (RecordKind.VMRUN, VADDR, A, before)
+    assert (left.kind, left.rip, left.rax, left.page) == (RecordKind.EXIT, VADDR + 3, A, after)
     assert left.entry == entry.number
     assert Flag.DELTA in left.flags
     assert left.time >= entry.time
-    assert (end.kind, end.rax) == (Kind.END, 1)
+    assert (end.kind, end.rax) == (RecordKind.END, 1)
 
 
 def test_only_what_changed_is_written(built: Path) -> None:
@@ -177,13 +177,13 @@ def nested(npt: bool = True) -> list[str]:
 def test_levels_are_told_apart_at_the_same_address(built: Path) -> None:
     events = recorded(built, nested())
     guests = [event for event in events if event.in_guest]
-    assert [event.kind for event in guests] == [Kind.VMRUN, Kind.VMCB12]
+    assert [event.kind for event in guests] == [RecordKind.VMRUN, RecordKind.VMCB12]
     assert guests[0].page is None
     assert guests[1].address == VMCB12
     assert guests[1].page == vmcb(0x72, rip=0x222, rsp=2, rax=3)
     assert [event.kind for event in events if not event.in_guest] == [
-        *[Kind.VMRUN, Kind.EXIT] * 3,
-        Kind.END,
+        *[RecordKind.VMRUN, RecordKind.EXIT] * 3,
+        RecordKind.END,
     ]
     assert not any(event.flags & Flag.UNPAIRED for event in events)
 
@@ -208,9 +208,9 @@ def test_state_that_was_replaced_is_noticed(built: Path) -> None:
     events = recorded(built, script)
     unpaired = [(event.kind, Flag.UNPAIRED in event.flags) for event in events[:-1]]
     assert unpaired == [
-        *[(Kind.VMRUN, False), (Kind.EXIT, False)],
-        (Kind.EXIT, True),
-        *[(Kind.VMRUN, False), (Kind.VMRUN, True), (Kind.EXIT, False)],
+        *[(RecordKind.VMRUN, False), (RecordKind.EXIT, False)],
+        (RecordKind.EXIT, True),
+        *[(RecordKind.VMRUN, False), (RecordKind.VMRUN, True), (RecordKind.EXIT, False)],
     ]
     assert not any(event.in_guest for event in events)
 
@@ -224,8 +224,8 @@ def test_started_inside_a_guest(built: Path) -> None:
     events = recorded(built, script)
     last = events[-3:-1]
     assert [(event.kind, event.in_guest) for event in last] == [
-        (Kind.VMRUN, False),
-        (Kind.EXIT, False),
+        (RecordKind.VMRUN, False),
+        (RecordKind.EXIT, False),
     ]
     assert last[1].entry == last[0].number
 
@@ -243,13 +243,13 @@ def test_other_instructions(built: Path) -> None:
 def test_only(built: Path) -> None:
     script = ["run 0 1000 1000 0f01dc 0", "run 0 1010 1010 0f01dd 0", entered(L0, 0, A)]
     events = recorded(built, script, f"out={built / 'log'}", "only=clgi:vmmcall")
-    assert [event.kind for event in events] == [Kind.CLGI, Kind.END]
+    assert [event.kind for event in events] == [RecordKind.CLGI, RecordKind.END]
 
 
 def test_the_limit_ends_the_log(built: Path) -> None:
     script = ["run 0 1000 1000 0f01dc 0"] * 100
     events = recorded(built, script, f"out={built / 'log'}", "limit=1k")
-    assert (events[-1].kind, events[-1].rax) == (Kind.END, 2)
+    assert (events[-1].kind, events[-1].rax) == (RecordKind.END, 2)
     assert 1024 <= events[-1].offset < 1200
 
 
@@ -271,7 +271,7 @@ def test_many_processors_at_once(built: Path) -> None:
     with open_source(str(log)) as source:
         read = read_log(source)
         assert read.damage is None
-        assert read.counts == {Kind.VMRUN: 2400, Kind.EXIT: 2400, Kind.END: 1}
+        assert read.counts == {RecordKind.VMRUN: 2400, RecordKind.EXIT: 2400, RecordKind.END: 1}
         seen: dict[int, int] = {}
         for known in read.runs():
             entry = known.run.entry

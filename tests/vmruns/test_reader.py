@@ -13,7 +13,7 @@ from qemu_svm.limits import DEFAULT
 from qemu_svm.source.plain import BytesSource
 from qemu_svm.vmruns import structs
 from qemu_svm.vmruns.reader import Event, LogReader
-from qemu_svm.vmruns.structs import Flag, Kind
+from qemu_svm.vmruns.structs import Flag, RecordKind
 from tests.vmruns.written import PAGE, Writer, header
 
 u64 = st.integers(0, (1 << 64) - 1)
@@ -33,7 +33,7 @@ def logs(draw: st.DrawFn) -> tuple[Writer, list[dict[str, object]]]:
     wanted = []
     for _ in range(draw(st.integers(0, 8))):
         what: dict[str, object] = {
-            "kind": draw(st.sampled_from(list(Kind))),
+            "kind": draw(st.sampled_from(list(RecordKind))),
             "vcpu": draw(st.integers(0, 3)),
             "rip": draw(u64),
             "rax": draw(u64),
@@ -114,7 +114,7 @@ def test_the_end_is_told() -> None:
     reader = LogReader(writer.source())
     assert list(reader) == []
     assert reader.end is None
-    writer.add(Kind.END, rax=2)
+    writer.add(RecordKind.END, rax=2)
     reader = LogReader(writer.source())
     assert len(list(reader)) == 1
     assert reader.end == "the size limit was reached"
@@ -144,7 +144,7 @@ def test_impossible_headers(more: dict[str, int], kind: type[StreamError]) -> No
 def test_changes_to_an_unknown_page() -> None:
     writer = Writer()
     writer.known[0x1000] = bytes(PAGE)
-    writer.add(Kind.VMRUN, address=0x1000, page=bytes(PAGE))
+    writer.add(RecordKind.VMRUN, address=0x1000, page=bytes(PAGE))
     found, error = events(bytes(writer.data))
     assert isinstance(error, Malformed)
     assert not found
@@ -156,7 +156,7 @@ def test_a_run_outside_its_page(run: tuple[int, int]) -> None:
     offset, length = run
     body = structs.PAGE.build({"address": 0, "entry": 0, "runs": 1})
     body += structs.RUN.build({"offset": offset, "length": length}) + bytes(min(length, 8))
-    head = {"size": 44 + len(body), "kind": Kind.VMRUN, "flags": Flag.PAGE, "vcpu": 0}
+    head = {"size": 44 + len(body), "kind": RecordKind.VMRUN, "flags": Flag.PAGE, "vcpu": 0}
     head |= {"number": 1, "time": 0, "rip": 0, "rax": 0}
     data = structs.RECORD.build(head) + body
     data += structs.CHECKSUM.build(zlib.crc32(data))
@@ -167,7 +167,7 @@ def test_a_run_outside_its_page(run: tuple[int, int]) -> None:
 def test_memory_is_bounded_by_the_header() -> None:
     writer = Writer(pages=2)
     for number in range(50):
-        writer.add(Kind.VMRUN, address=0x1000 * number, page=bytes([number]) * PAGE)
+        writer.add(RecordKind.VMRUN, address=0x1000 * number, page=bytes([number]) * PAGE)
     reader = LogReader(writer.source())
     for event in reader:
         assert event.page == bytes([event.number - 1]) * PAGE

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from qemu_svm.nested import layout
 from qemu_svm.source.plain import BytesSource
 from qemu_svm.vmruns import structs
-from qemu_svm.vmruns.structs import Flag, Kind
+from qemu_svm.vmruns.structs import Flag, RecordKind
 
 PAGE = 0x1000
 
@@ -87,13 +87,13 @@ class Writer:
         vcpu: int = 0,
     ) -> int:
         """One VMRUN of L0 with its #VMEXIT."""
-        number = self.add(Kind.VMRUN, vcpu=vcpu, rax=address, address=address, page=entered)
+        number = self.add(RecordKind.VMRUN, vcpu=vcpu, rax=address, address=address, page=entered)
         if vmrun or vmcb12 is not None:
-            self.add(Kind.VMRUN, vcpu=vcpu, flags=Flag.IN_GUEST, rax=0x108000)
+            self.add(RecordKind.VMRUN, vcpu=vcpu, flags=Flag.IN_GUEST, rax=0x108000)
             more = {} if vmcb12 is None else {"page": vmcb12, "address": 0xABC000, "entry": number}
             flags = Flag.IN_GUEST | (Flag.UNREADABLE if vmcb12 is None else 0)
-            self.add(Kind.VMCB12, vcpu=vcpu, flags=flags, rax=0x108000, **more)  # type: ignore[arg-type]
-        self.add(Kind.EXIT, vcpu=vcpu, rax=address, address=address, entry=number, page=left)
+            self.add(RecordKind.VMCB12, vcpu=vcpu, flags=flags, rax=0x108000, **more)  # type: ignore[arg-type]
+        self.add(RecordKind.EXIT, vcpu=vcpu, rax=address, address=address, entry=number, page=left)
         return number
 
     def source(self) -> BytesSource:

@@ -14,17 +14,17 @@ from qemu_svm.vmruns.log import Log
 from qemu_svm.vmruns.reader import Event
 from qemu_svm.vmruns.roles import Vmcb
 from qemu_svm.vmruns.runs import control_field, save_field
-from qemu_svm.vmruns.select import Chosen, Selection, choose
+from qemu_svm.vmruns.select import SelectedRun, Selection, select
 from qemu_svm.vmruns.structs import kind_name
 
 MAX_RUNS = 50_000
-"""What one document holds at most; some 200 MB of memory.  Filters choose others."""
+"""What one document holds at most; some 200 MB of memory.  Filters select others."""
 _REGISTERS = ("rip", "rsp", "rax", "rflags", "cr0", "cr3", "cr4", "efer")
 
 
 def document(log: Log, wanted: Selection) -> dict[str, Any]:
     """What the log holds, and the first ``MAX_RUNS`` of the runs that are wanted."""
-    found = choose(log, wanted)
+    found = select(log, wanted)
     chosen = [_run(one) for one in islice(found, MAX_RUNS)]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -62,8 +62,8 @@ def _vmcb(vmcb: Vmcb) -> dict[str, Any]:
     }
 
 
-def _run(chosen: Chosen) -> dict[str, Any]:
-    known, old = chosen.known, chosen.before
+def _run(chosen: SelectedRun) -> dict[str, Any]:
+    known, old = chosen.attributed, chosen.before
     run = known.run
     page, left = run.entry.page, run.exit.page if run.exit is not None else None
     return {

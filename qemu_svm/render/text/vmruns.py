@@ -21,12 +21,12 @@ from qemu_svm.render.vmruns_words import (
 )
 from qemu_svm.stream import Value
 from qemu_svm.vmruns.fields import changes
-from qemu_svm.vmruns.log import Known, Log
+from qemu_svm.vmruns.log import AttributedRun, Log
 from qemu_svm.vmruns.reader import Event
 from qemu_svm.vmruns.roles import Certainty
 from qemu_svm.vmruns.runs import save_field
-from qemu_svm.vmruns.select import Chosen, Selection, choose
-from qemu_svm.vmruns.structs import Flag, Kind, kind_name
+from qemu_svm.vmruns.select import SelectedRun, Selection, select
+from qemu_svm.vmruns.structs import Flag, RecordKind, kind_name
 
 _CHUNK = 512
 _EXITS = 4
@@ -41,8 +41,8 @@ def report(log: Log, wanted: Selection, *, verbose: bool) -> Iterable[Text]:
     yield Text()
     yield from _vmcbs(log)
     yield Text()
-    chosen = choose(log, wanted)
-    yield from _verbose(chosen) if verbose else _brief(one.known for one in chosen)
+    chosen = select(log, wanted)
+    yield from _verbose(chosen) if verbose else _brief(one.attributed for one in chosen)
 
 
 def _head(log: Log) -> Iterator[Text]:
@@ -55,7 +55,7 @@ def _head(log: Log) -> Iterator[Text]:
     names = [
         f"{count} {kind_name(kind)}"
         for kind, count in sorted(log.counts.items())
-        if kind != Kind.END
+        if kind != RecordKind.END
     ]
     yield entry("records", ", ".join(names))
 
@@ -76,7 +76,7 @@ def _vmcbs(log: Log) -> Iterator[Text]:
 _COLUMNS = ("VMRUN", "CPU", "VMCB", "is", "enters at", "exit", "")
 
 
-def _brief(chosen: Iterator[Known]) -> Iterator[Text]:
+def _brief(chosen: Iterator[AttributedRun]) -> Iterator[Text]:
     # Runs of the same kind in a row are one line.
     rows: list[list[str | Text]] = []
     header: tuple[str, ...] = _COLUMNS
@@ -88,7 +88,7 @@ def _brief(chosen: Iterator[Known]) -> Iterator[Text]:
     yield from columns(rows, header)
 
 
-def _grouped(chosen: Iterator[Known]) -> Iterator[tuple[Known, int, Known]]:
+def _grouped(chosen: Iterator[AttributedRun]) -> Iterator[tuple[AttributedRun, int, AttributedRun]]:
     first = last = next(chosen, None)
     count = 1
     for known in chosen:
@@ -103,13 +103,13 @@ def _grouped(chosen: Iterator[Known]) -> Iterator[tuple[Known, int, Known]]:
         yield first, count, last
 
 
-def _same(known: Known) -> tuple[object, ...]:
+def _same(known: AttributedRun) -> tuple[object, ...]:
     run = known.run
     vmrun = run.number if run.vmrun is not None else 0
     return (run.entry.vcpu, run.address, known.role, run.exit_code, vmrun)
 
 
-def _row(known: Known, more: str) -> list[str | Text]:
+def _row(known: AttributedRun, more: str) -> list[str | Text]:
     run = known.run
     page = run.entry.page
     notes = [more] if more else []
@@ -128,14 +128,14 @@ def _row(known: Known, more: str) -> list[str | Text]:
     ]
 
 
-def _role(known: Known) -> str:
+def _role(known: AttributedRun) -> str:
     doubt = "?" if known.certainty is Certainty.INFERRED else ""
     return role_name(known.role) + doubt
 
 
-def _verbose(chosen: Iterator[Chosen]) -> Iterator[Text]:
+def _verbose(chosen: Iterator[SelectedRun]) -> Iterator[Text]:
     for one in chosen:
-        known, run = one.known, one.known.run
+        known, run = one.attributed, one.attributed.run
         line = Text(f"{run.number}", HEADING)
         line.append(f"  CPU {run.entry.vcpu}, {run.entry.time / 1e9:.6f} s, ", FAINT)
         line.append(f"{run.address:#x} {_role(known)}")
