@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qemu_svm.api import diff as diff
     from qemu_svm.api import judge_trace as judge_trace
     from qemu_svm.api import open as open  # noqa: A004 - as svm.open
+    from qemu_svm.api import replay_plan as replay_plan
     from qemu_svm.errors import AddressError as AddressError
     from qemu_svm.errors import BuildError as BuildError
     from qemu_svm.errors import CommandRefused as CommandRefused
@@ -56,6 +57,7 @@ __all__ = [  # noqa: RUF022 - the most important first
     "capture_stream",
     "CaptureOptions",
     "connect",
+    "replay_plan",
     "Limits",
     "SvmStreamError",
     "SourceError",

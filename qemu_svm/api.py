@@ -41,10 +41,12 @@ if TYPE_CHECKING:
         SimulationReport,
         Span,
     )
+    from qemu_svm.lab.progress import Progress as LabProgress
     from qemu_svm.machine.memory import GuestMemory
     from qemu_svm.qmp.capture import Captured
     from qemu_svm.qmp.features import CaptureOptions
     from qemu_svm.qmp.sync import Connection
+    from qemu_svm.replay.replay import Replay
     from qemu_svm.rules import Finding
     from qemu_svm.stream.ram.read import Ram
     from qemu_svm.stream.vmstate.description import Description
@@ -105,7 +107,8 @@ class Dump:
     def __init__(self, machine: Machine, channels: Sequence[Source], owned: ExitStack) -> None:
         self.machine: Machine = machine
         """The machine: ``name``, ``vcpus``, ``blocks``, ``problems``."""
-        self._channels = tuple(channels)
+        self.channels: tuple[Source, ...] = tuple(channels)
+        """The multifd channels, or further connections of postcopy, that were opened."""
         self._owned = owned
 
     def __enter__(self) -> Self:
@@ -152,13 +155,14 @@ class Dump:
     def vcpu(self, index: int) -> Vcpu:
         """Return the vCPU with this CPU index.
 
-        :raises PathError: the stream has no such vCPU that could be read.
+        :raises PathError: the stream has no such vCPU.
+        :raises SourceError: the same in a damaged stream, which may lack it.
         """
         for vcpu in self.vcpus:
             if vcpu.index == index:
                 return vcpu
         known = [str(vcpu.index) for vcpu in self.vcpus]
-        raise PathError(f"the stream has no readable vCPU {index}", near=known)
+        raise self._missing(PathError(f"the stream has no readable vCPU {index}", near=known))
 
     @cached_property
     def problems(self) -> tuple[Finding, ...]:
@@ -285,7 +289,7 @@ class Dump:
         for name in race or {}:
             if name not in VMRUN_FIELDS:
                 raise PlanError(f"VMRUN reads no field '{name}'", near=VMRUN_FIELDS)
-        steps, saved = parse(plan), from_vcpu(self._readable(vcpu))
+        steps, saved = parse(plan), from_vcpu(self.vcpu(vcpu))
         if race and not any(step.name == "vmrun" for step in steps):
             steps += parse("vmrun")
         host = Host(npt=npt, irqchip=irqchip, bsp=vcpu == 0, cpuid=guest_cpuid(saved, maxphyaddr))
@@ -301,18 +305,12 @@ class Dump:
         judgements = tuple(judge_restore(simulation) for simulation in finished)
         return SimulationReport(machine, plan, finished, judgements)
 
-    def _readable(self, index: int) -> Vcpu:
-        try:
-            return self.vcpu(index)
-        except PathError as error:
-            raise self._missing(error) from error
-
     @cached_property
     def ram(self) -> Ram:
         """The index of all RAM records, of the channels too; made when first asked for."""
         from qemu_svm.stream.ram.read import read_ram
 
-        return read_ram(self.machine.stream, self._channels)
+        return read_ram(self.machine.stream, self.channels)
 
     @cached_property
     def memory(self) -> GuestMemory:
@@ -402,6 +400,57 @@ def _silent(_done: int) -> None:
 
 def _opened(one: Input, stack: ExitStack, limits: Limits) -> Dump:
     return one if isinstance(one, Dump) else stack.enter_context(open(one, limits=limits))
+
+
+def replay_plan(
+    stream: Input,
+    plan: str = "qemu",
+    *,
+    kernel: str | None = None,
+    device: str | None = None,
+    npt: bool = True,
+    vcpu: int = 0,
+    irqchip: bool = True,
+    maxphyaddr: int = 40,
+    shorten: bool = False,
+    compare: bool = False,
+    timeout: float = 10,
+    limits: Limits = DEFAULT,
+    progress: LabProgress | None = None,
+) -> Replay:
+    """Restore a vCPU of a stream into a real KVM, step by step.
+
+    :param stream: an open dump, or what :func:`open` takes.
+    :param plan: as for :meth:`Dump.simulate`.
+    :param kernel: start an emulated AMD host with this kernel; None for this machine.
+    :param device: the KVM of this machine; None for /dev/kvm.
+    :param npt: the emulated host uses nested paging.
+    :param vcpu: CPU index.
+    :param irqchip: the local APIC is in the kernel.
+    :param maxphyaddr: the guest's physical address width in bits.
+    :param shorten: L2 executes one instruction that L1 intercepts, instead of its own code.
+    :param compare: run the model as well, and compare after each step.
+    :param timeout: seconds that a run may take.
+    :param progress: shows what is being done while the emulated host starts.
+    :raises PlanError: a step that does not exist, or cannot be replayed.
+    :raises PathError: no such vCPU.
+    :raises StreamError: RAM of the stream is missing or damaged.
+    :raises EnvironmentFault: there is no KVM that can run nested SVM guests.
+    """
+    from qemu_svm.lab.kvm import entered
+    from qemu_svm.lab.progress import SILENT
+    from qemu_svm.replay.job import ReplayOptions
+    from qemu_svm.replay.replay import prepare, replay
+
+    options = ReplayOptions(
+        seconds=timeout, irqchip=irqchip, maxphyaddr=maxphyaddr, shorten=shorten,
+        emulated=kernel is not None, vcpu=vcpu,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        dump = _opened(stream, stack, limits)
+        job = prepare(dump.machine, dump.vcpu(vcpu), plan, options)
+        target = stack.enter_context(entered(kernel, device, npt=npt, progress=progress or SILENT))
+        return replay(dump.machine, job, target, channels=dump.channels, compared=compare)
 
 
 def judge_trace(log: PathLike, *, limits: Limits = DEFAULT) -> Trace:

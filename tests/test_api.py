@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import qemu_svm as svm
+from qemu_svm.lab import Box
 from tests.conftest import CAPTURES, ROOT, STREAMS, Run
 from tests.test_rooms import ROOMS
 
@@ -82,7 +83,7 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("code", [b for b in blocks() if "socket" not in b])
+@pytest.mark.parametrize("code", [b for b in blocks() if "socket" not in b and "host" not in b])
 def test_the_examples_of_the_page_run(code: str, tmp_path: Path) -> None:
     for name, target in (("dump.bin.zst", CAPTURE), ("a.bin.zst", CAPTURE), ("b.bin.zst", AGAIN)):
         (tmp_path / name).symlink_to(target)
@@ -171,6 +172,21 @@ def test_a_trace(svmstream: Run) -> None:
     judged = svm.judge_trace(LOG)
     assert judged.clean
     assert judged.to_json() == json.loads(svmstream("trace", "--json", LOG).stdout)
+
+
+def test_a_replay_in_an_emulated_host(box: Box) -> None:  # the box: one at a time
+    with svm.open(CAPTURE) as dump:
+        done = svm.replay_plan(dump, kernel="6.1", compare=True)
+        assert done.good
+        assert [step.errno for step in done.result.steps] == [None] * len(done.result.steps)
+        assert done.comparison is not None
+        assert done.to_json()["steps"]
+        with pytest.raises(svm.PathError):
+            svm.replay_plan(dump, vcpu=3)
+    with pytest.raises(svm.PlanError):
+        svm.replay_plan(CAPTURE, "sregz", kernel="6.1")
+    with pytest.raises(svm.EnvironmentFault):
+        svm.replay_plan(CAPTURE, device="/dev/null")
 
 
 def test_memory_that_is_not_there() -> None:

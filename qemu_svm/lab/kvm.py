@@ -7,27 +7,71 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
 import qemu_svm
-from qemu_svm.errors import LabError, SvmStreamError
+from qemu_svm.errors import EnvironmentFault, LabError, SvmStreamError
 from qemu_svm.kvm.agent import CRASHED, STUCK
+from qemu_svm.kvm.device import KVM_PATH
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.command import Command
 from qemu_svm.lab.box.console import headline
+from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.replay.memory import RamFile
 from qemu_svm.replay.target import (
     POLL_SECONDS,
+    SVM_STATE,
     JobResult,
     Json,
+    Local,
     Probe,
     Results,
+    Target,
     memory_description,
     read_probe,
     write_jobs,
 )
+
+
+@contextmanager
+def entered(
+    kernel: str | None,
+    device: str | None,
+    *,
+    npt: bool = True,
+    progress: Progress = SILENT,
+) -> Iterator[Target]:
+    """Enter the KVM that a replay is for.
+
+    :param kernel: of a box, which is started for it; None for this machine.
+    :param device: of this machine; None for /dev/kvm.
+    :param npt: nested paging of the box's host.
+    :raises EnvironmentFault: it is missing, or cannot run nested SVM guests.
+    """
+    if kernel is not None:
+
+        def boot(share: Path) -> Box:
+            return Box(kernel=kernel, npt=npt, share=share, progress=progress)
+
+        with InBox(boot) as box:
+            yield box
+        return
+    device = device or KVM_PATH
+    with Local(device) as local:
+        try:
+            probe = local.probe()
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(fault.what, hint="--lab 6.1 brings a KVM along") from None
+        if probe.nested_state != SVM_STATE:
+            raise EnvironmentFault(
+                f"{device} cannot hold nested SVM state: KVM_CAP_NESTED_STATE is "
+                f"{probe.nested_state}, not {SVM_STATE}",
+                hint="load kvm_amd with nested=1 on an AMD host, or use --lab 6.1",
+            )
+        yield local
+
 
 _STALLED = 120.0  # seconds without a result, beyond what a job may take
 _MODULES = ("__init__", "errors", "kvm/__init__") + tuple(
