@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from qemu_svm.machine import flags
-from qemu_svm.nested import descriptions, layout
+from qemu_svm.nested import groups, layout
 from qemu_svm.nested.image import Image
 from qemu_svm.stream import Value
 
@@ -121,14 +121,15 @@ def _named(image: Image, wanted: frozenset[str]) -> list[str]:
     return [member.name for member in image.members if member.name in wanted]
 
 
-_OF_L1 = descriptions.L1_STATE | descriptions.L1_STATE_SINCE_7
-_NOT_CACHED = [*_named(layout.CONTROL, descriptions.NOT_MIGRATED), "reserved_*"]
-_VMLOAD = _named(layout.SAVE, descriptions.VMLOAD_GROUP)
+_SHARED = frozenset(groups.VMLOAD_GROUP)
+_OF_L1 = groups.L1_STATE | groups.L1_STATE_SINCE_7
+_NOT_CACHED = [*_named(layout.CONTROL, groups.NOT_MIGRATED), "reserved_*"]
+_VMLOAD = _named(layout.SAVE, _SHARED)
 _LEFT_OVER = [
     *(
         member.name
         for member in layout.SAVE.members
-        if not member.reserved and member.name not in _OF_L1 | descriptions.VMLOAD_GROUP
+        if not member.reserved and member.name not in _OF_L1 | _SHARED
     ),
     "reserved_*",
 ]

@@ -13,20 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.model.simulate import Snapshot
+from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.x86.segments import Segment
 
 Observed = dict[str, Any]
 
 L1_SEGMENTS = ("es", "cs", "ss", "ds")
 L1_REGISTERS = ("efer", "cr4", "cr3", "cr0", "rflags", "rip", "rsp", "rax", "cpl")
-SHARED_SEGMENTS = ("fs", "gs", "ldtr", "tr")
 CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "efer")
 TABLES = ("gdtr", "idtr")
-VMCB01_MSRS = (
-    *("star", "lstar", "cstar", "sfmask", "kernel_gs_base"),
-    *("sysenter_cs", "sysenter_esp", "sysenter_eip"),
-)
-SHARED_REGISTERS = (*VMCB01_MSRS, "cr2", "dr6", "dr7", "g_pat")
+SHARED_REGISTERS = (*VMLOAD_MSRS, "cr2", "dr6", "dr7", "g_pat")
 """Numbers in the blob's save area that are not L1's own."""
 ARCH_MSRS = ("pat", "vm_hsave_pa", "vm_cr")
 _DB = 0x400
@@ -50,7 +46,7 @@ def flat(state: Snapshot, *, split: bool) -> Observed:
             found[f"l1.{name}"] = [l1.segment(name).base, l1.segment(name).limit]
         for name in L1_REGISTERS:
             found[f"l1.{name}"] = l1.get(name)
-        for name in SHARED_SEGMENTS:
+        for name in VMLOAD_SEGMENTS:
             found[f"shared.{name}"] = _segment(l1.segment(name), _BLOB_ATTRIB)
         found |= {f"shared.{name}": l1.get(name) for name in SHARED_REGISTERS}
     for name in CONTROL_REGISTERS:
@@ -59,7 +55,7 @@ def flat(state: Snapshot, *, split: bool) -> Observed:
         found[f"sregs.{name}"] = _segment(current.segment(name), _ATTRIB)
     if not current.segment("ss").present:
         found["sregs.ss"][3] &= ~_DB  # svm_get_segment clears it
-    for name in SHARED_SEGMENTS:
+    for name in VMLOAD_SEGMENTS:
         found[f"sregs.{name}"] = _segment(vmcb01.segment(name), _ATTRIB)
     found["sregs.tr"][3] |= _BUSY  # svm_get_segment sets it
     for name in TABLES:
@@ -69,7 +65,7 @@ def flat(state: Snapshot, *, split: bool) -> Observed:
         if name not in (*CONTROL_REGISTERS, *ARCH_MSRS, "cr8", "apic_base"):
             found[f"regs.{name}"] = arch.get(name)
     found["regs.rflags"] = current.get("rflags")
-    found |= {f"msr.{name}": vmcb01.get(name) for name in VMCB01_MSRS}
+    found |= {f"msr.{name}": vmcb01.get(name) for name in VMLOAD_MSRS}
     found |= {f"msr.{name}": arch.get(name) for name in ARCH_MSRS}
     found["smm"] = int(state.smm)
     found["shadow"] = state.shadow

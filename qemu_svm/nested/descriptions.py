@@ -123,30 +123,6 @@ SAVE = {
     "spec_ctrl": "not used",
 }
 
-L1_STATE = frozenset(
-    {"es", "cs", "ss", "ds", "gdtr", "idtr", "efer", "cr4", "cr3", "cr0", "rflags", "rip"}
-    | {"rsp", "rax"}
-)
-"""Fields of the save area that KVM loads as L1's on every kernel since 5.8."""
-
-L1_STATE_SINCE_7 = frozenset(
-    {"s_cet", "ssp", "isst_addr", "dbgctl", "br_from", "br_to", "last_excp_from", "last_excp_to"}
-)
-"""Fields that are L1's too since 7.x, on hosts with the feature."""
-
-NOT_MIGRATED = frozenset(
-    {"avic_vapic_bar", "ghcb_gpa", "clean", "insn_len", "insn_bytes", "avic_backing_page"}
-    | {"avic_logical_id", "avic_physical_id", "vmsa_pa", "bus_lock_counter"}
-    | {"allowed_sev_features", "guest_sev_features", "hv_enlightenments"}
-)
-"""Fields of the control area that KVM never caches, so they are zero after a restore."""
-
-VMLOAD_GROUP = frozenset(
-    {"fs", "gs", "ldtr", "tr", "star", "lstar", "cstar", "sfmask", "kernel_gs_base"}
-    | {"sysenter_cs", "sysenter_esp", "sysenter_eip"}
-)
-"""Fields of the save area that VMLOAD and VMSAVE transfer; VMRUN and #VMEXIT do not."""
-
 
 def words(area: str, name: str) -> str:
     """Describe a field of ``header``, ``control`` or ``save``; empty if reserved."""

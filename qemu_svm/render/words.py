@@ -7,6 +7,7 @@ from collections.abc import Callable
 from qemu_svm.machine import flags as hflags
 from qemu_svm.nested import bits, descriptions
 from qemu_svm.nested.exit_codes import exit_name
+from qemu_svm.nested.groups import NOT_MIGRATED
 from qemu_svm.stream import Value
 from qemu_svm.x86 import registers
 from qemu_svm.x86.bits import Bits
@@ -69,3 +70,9 @@ def description(path: str) -> str:
     if parts[2] in ("control", "l1_save"):
         return descriptions.words("save" if parts[2] == "l1_save" else "control", parts[3])
     return descriptions.words("header", parts[2])
+
+
+def not_migrated(path: str) -> bool:
+    """Whether a field of the nested state never carries anything."""
+    parts = path.split(".")
+    return parts[1:3] == ["nested", "control"] and len(parts) > 3 and parts[3] in NOT_MIGRATED

@@ -17,8 +17,6 @@ from qemu_svm.model.kvm.vcpu import MmuFault, RunEnd
 from qemu_svm.model.observed import (
     ARCH_MSRS,
     SHARED_REGISTERS,
-    SHARED_SEGMENTS,
-    VMCB01_MSRS,
     Observed,
     comparable,
     differences,
@@ -27,6 +25,7 @@ from qemu_svm.model.observed import (
 from qemu_svm.model.plan import Step
 from qemu_svm.model.saved import areas
 from qemu_svm.model.simulate import Result, Simulation
+from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.replay.job import ReplayResult, ReplayStep
 
 KERNEL_DECIDES = frozenset(
@@ -39,8 +38,8 @@ _BY_CODE = frozenset(
     | {f"regs.r{number}" for number in range(8, 16)}
     | {f"regs.dr{number}" for number in (0, 1, 2, 3, 6)}
     | {f"sregs.{name}" for name in ("fs", "gs", "tr", "ldtr")}
-    | {f"msr.{name}" for name in (*VMCB01_MSRS, *ARCH_MSRS)}
-    | {f"shared.{name}" for name in (*SHARED_SEGMENTS, *SHARED_REGISTERS)}
+    | {f"msr.{name}" for name in (*VMLOAD_MSRS, *ARCH_MSRS)}
+    | {f"shared.{name}" for name in (*VMLOAD_SEGMENTS, *SHARED_REGISTERS)}
 )
 """What L2's code may change for L1 as well: #VMEXIT does not load it."""
 _REWRITES = {"sregs": "sregs.", "sregs2": "sregs.", "regs": "regs.r", "debugregs": "regs.dr"}

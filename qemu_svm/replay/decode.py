@@ -13,16 +13,15 @@ from qemu_svm.model.observed import (
     L1_REGISTERS,
     L1_SEGMENTS,
     SHARED_REGISTERS,
-    SHARED_SEGMENTS,
     TABLES,
-    VMCB01_MSRS,
     Observed,
 )
 from qemu_svm.model.saved import areas
 from qemu_svm.nested import bits
+from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.replay.encode import MSRS, segment_attrib
 
-WATCHED_MSRS = {MSRS[name]: name for name in (*VMCB01_MSRS, *ARCH_MSRS)}
+WATCHED_MSRS = {MSRS[name]: name for name in (*VMLOAD_MSRS, *ARCH_MSRS)}
 _NOT_STATE = frozenset({"flags"})
 
 
@@ -59,7 +58,7 @@ def vmcb(page: bytes) -> Observed:
     """A VMCB page: ``ctl.*``, ``l1.*`` and ``shared.*``."""
     control, save = areas(page, RESET)
     found: dict[str, Any] = {f"ctl.{name}": control.get(name) for name in control}
-    for whose, names in (("l1", L1_SEGMENTS), ("shared", SHARED_SEGMENTS)):
+    for whose, names in (("l1", L1_SEGMENTS), ("shared", VMLOAD_SEGMENTS)):
         for name in names:
             segment = save.segment(name)
             parts = [segment.selector, segment.base, segment.limit, segment.attrib]

@@ -281,7 +281,7 @@ def test_ranges_in_patterns() -> None:
 
 def test_no_mask_covers_what_kvm_restores() -> None:
     # L1's registers and what L1 asked for L2 must never be masked whole.
-    from qemu_svm.nested.descriptions import L1_STATE
+    from qemu_svm.nested.groups import L1_STATE
 
     masks = Masks(DEFAULT)
     one, other = number(0), number((1 << 64) - 1)

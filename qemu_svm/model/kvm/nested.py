@@ -13,7 +13,6 @@ from qemu_svm.model.kvm.leave import svm_leave_nested
 from qemu_svm.model.kvm.vcpu import (
     PAGES,
     RUNNABLE,
-    VMLOAD_GROUP,
     VMRUN_FIELDS,
     KvmVcpu,
     Mmu,
@@ -21,6 +20,7 @@ from qemu_svm.model.kvm.vcpu import (
 )
 from qemu_svm.model.profiles import LEAVE, RunPending, SaveCacheFill
 from qemu_svm.nested import bits
+from qemu_svm.nested.groups import VMLOAD_GROUP
 from qemu_svm.x86.cpuid import is_legal_gpa
 from qemu_svm.x86.registers import CR0, CR4
 

@@ -15,10 +15,10 @@ from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.lapic import enters_smm, kvm_apic_accept_events
 from qemu_svm.model.kvm.nested import nested_svm_vmexit, svm_get_nested_state_pages
 from qemu_svm.model.kvm.vcpu import HALTED, PAGES, RESET_HOLD, RUNNABLE, KvmVcpu, MmuFault, RunEnd
+from qemu_svm.nested.groups import VMLOAD_SEGMENTS
 from qemu_svm.x86.registers import CR0, EFER, canonical
 
 _VMRUN_BASES = ("es", "cs", "ss", "ds", "gdtr", "idtr")
-_VMLOAD_BASES = ("fs", "gs", "tr", "ldtr")
 _ET = CR0.mask("ET")
 _RFLAGS = 0xFFFF_FFFF
 _DR6_ACTIVE_LOW = 0xFFFF_0FF0
@@ -120,7 +120,7 @@ def _as_processor_has_it(vcpu: KvmVcpu) -> None:
         # svm_handle_exit takes CR0 from the VMCB where its writes are not intercepted.
         for area in (current, arch):
             area.set("cr0", area.get("cr0") | _ET, area.writer("cr0"))
-    for area, names in ((current, _VMRUN_BASES), (vcpu.vmcb01, _VMLOAD_BASES)):
+    for area, names in ((current, _VMRUN_BASES), (vcpu.vmcb01, VMLOAD_SEGMENTS)):
         for name in names:
             segment = area.segment(name)
             if name in area and segment.base != canonical(segment.base):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from qemu_svm.model.area import Writer
 from qemu_svm.model.kvm.leave import svm_free_nested, svm_leave_nested
-from qemu_svm.model.kvm.vcpu import VMLOAD_GROUP, KvmVcpu
+from qemu_svm.model.kvm.vcpu import KvmVcpu
+from qemu_svm.nested.groups import VMLOAD_GROUP
 from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import Segment
 

@@ -17,6 +17,7 @@ from enum import StrEnum
 
 from qemu_svm.model.area import RESET, Area, Content, Writer
 from qemu_svm.model.profiles import Profile
+from qemu_svm.nested.groups import VMLOAD_MSRS
 from qemu_svm.x86.cpuid import HOST_CPUID, NONE, Cpuid
 from qemu_svm.x86.segments import Segment
 
@@ -26,12 +27,6 @@ RESET_HOLD = 9
 INVALID_GPA = (1 << 64) - 1
 PAGES = "NESTED_STATE_PAGES"
 """KVM_REQ_GET_NESTED_STATE_PAGES: what the ioctl leaves for the first run."""
-
-VMLOAD_GROUP = (
-    *("fs", "gs", "tr", "ldtr", "star", "lstar", "cstar", "sfmask", "kernel_gs_base"),
-    *("sysenter_cs", "sysenter_esp", "sysenter_eip"),
-)
-"""Save fields that L1 and L2 share: they always live in vmcb01."""
 
 VMRUN_FIELDS = (
     *("es", "cs", "ss", "ds", "gdtr", "idtr", "rflags", "efer", "cr0", "cr3", "cr4"),
@@ -51,7 +46,7 @@ def _reset_save() -> dict[str, Content]:
     # init_vmcb (svm.c) and kvm_vcpu_reset (x86.c).
     segments: dict[str, Content] = dict.fromkeys(("ds", "es", "fs", "gs", "ss"), _DATA16)
     numbers: dict[str, Content] = dict.fromkeys(
-        (*VMLOAD_GROUP[4:], "cpl", "rax", "rsp", "cr2", "cr3", "cr4"), 0
+        (*VMLOAD_MSRS, "cpl", "rax", "rsp", "cr2", "cr3", "cr4"), 0
     )
     return {
         **segments,

@@ -13,7 +13,7 @@ from typing import Any
 
 from qemu_svm.fields import Fields
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.nested import NestedState, bits, descriptions, layout
+from qemu_svm.nested import NestedState, bits, groups, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
 from qemu_svm.render.numbers import hex_text
@@ -159,7 +159,7 @@ def _nested(nested: NestedState) -> dict[str, Any]:
 
 def not_l1_state() -> list[str]:
     """Fields of the save area that are not L1's on every kernel."""
-    own = descriptions.L1_STATE | descriptions.L1_STATE_SINCE_7
+    own = groups.L1_STATE | groups.L1_STATE_SINCE_7
     return [m.name for m in layout.SAVE.members if not m.reserved and m.name not in own]
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from qemu_svm.machine.paths import Place
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, named_bits
-from qemu_svm.render.words import bit_names, description, meaning
+from qemu_svm.render.words import bit_names, description, meaning, not_migrated
 from qemu_svm.stream import Value
 from qemu_svm.stream.vmstate.values import join
 
@@ -46,7 +46,7 @@ def children(place: Place, *, verbose: bool) -> Iterable[Text]:
             continue
         full = join(place.path, path)
         note = description(full)
-        idle = node.name.startswith("reserved") or note.startswith("not migrated")
+        idle = node.name.startswith("reserved") or not_migrated(full)
         if idle and not verbose and not _anything(node):
             hidden += 1
             continue
