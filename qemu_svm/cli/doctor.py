@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common, interrupts
-from qemu_svm.doctor.model import PURPOSES, Check, State
+from qemu_svm.doctor.model import PURPOSES, Check, CheckState
 from qemu_svm.errors import QmpError
 
 
@@ -71,7 +71,7 @@ def command(
 
 async def _here(qemu: str | None, socket: str | None, captures: Path) -> list[Check]:
     # What there is beside processor, KVM and kernel.
-    from qemu_svm.doctor import judge_qemu, place
+    from qemu_svm.doctor import judge_machine, judge_qemu
     from qemu_svm.doctor import qemu as programs
     from qemu_svm.doctor import target as vms
 
@@ -89,20 +89,26 @@ async def _here(qemu: str | None, socket: str | None, captures: Path) -> list[Ch
         else:
             checks += judge_qemu.judge_target(vm)
             ram = vm.ram or 0
-    checks += place.judge_places(captures, ram)
-    checks += place.judge_lab()
-    checks += place.judge_programs()
+    checks += judge_machine.judge_places(captures, ram)
+    checks += judge_machine.judge_lab()
+    checks += judge_machine.judge_programs()
     return [*checks, _terminal()]
 
 
 def _missing(group: str, error: QmpError, means: str, *needed_for: str) -> Check:
     return Check(
-        group, "answers", State.MISSING, error.what, means, error.hint or "", frozenset(needed_for)
+        group,
+        "answers",
+        CheckState.MISSING,
+        error.what,
+        means,
+        error.hint or "",
+        frozenset(needed_for),
     )
 
 
 def _terminal() -> Check:
-    from qemu_svm.doctor.place import judge_terminal
+    from qemu_svm.doctor.judge_machine import judge_terminal
     from qemu_svm.render.text.base import console
 
     out = console()
@@ -112,7 +118,7 @@ def _terminal() -> Check:
 
 
 def _status(checks: Sequence[Check], asked: set[str]) -> int:
-    bad = [one for one in checks if one.state in (State.WARNING, State.MISSING)]
-    if any(one.state is State.MISSING and one.needed_for & asked for one in bad):
+    bad = [one for one in checks if one.state in (CheckState.WARNING, CheckState.MISSING)]
+    if any(one.state is CheckState.MISSING and one.needed_for & asked for one in bad):
         return EXIT_ENVIRONMENT
     return EXIT_FINDINGS if bad else 0

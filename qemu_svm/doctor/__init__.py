@@ -1,1 +1,1 @@
-"""What this host, a QEMU and a VM can do; stands beside the line of rooms."""
+"""What this host, a QEMU and a VM support."""

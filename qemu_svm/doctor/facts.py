@@ -1,7 +1,7 @@
 """The facts of :mod:`qemu_svm.doctor.probe` as typed values.
 
-They may come out of a file that was made elsewhere, so they are read like
-everything else that comes from outside.
+They may come from a file that was made on another host, so they are read as untrusted
+input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor; ``svm_features`` as /proc/cpuinfo names them."""
+    """The processor; ``svm_features`` have the names of /proc/cpuinfo."""
 
     vendor: str
     model: str
@@ -35,7 +35,7 @@ class Kvm:
     """KVM's device.
 
     :param mode: its permissions, in octal.
-    :param error: name of the errno that opening gave; empty if it opened.
+    :param error: name of the errno with which opening failed; empty if it opened.
     :param api: KVM_GET_API_VERSION.
     :param capabilities: KVM_CHECK_EXTENSION by name; empty if it did not open.
     """
@@ -52,12 +52,12 @@ class Kvm:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Everything about a host.
+    """All facts about a host.
 
-    :param name: the kernel's release as it calls itself.
-    :param kernel: its version; None if the name does not tell.
-    :param modules: parameters of those that are loaded.
-    :param user: who asked.
+    :param name: ``uname -r``.
+    :param kernel: its version; None if the name does not contain it.
+    :param modules: parameters of KVM's modules that are loaded.
+    :param user: name of the user who ran the probe.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Host:
 def read(facts: Mapping[str, Any]) -> Host:
     """Read what :func:`qemu_svm.doctor.probe.host` returned.
 
-    :raises SourceError: it is something else.
+    :raises SourceError: they are incomplete or of other types.
     """
     kernel, cpu, kvm = (_get(facts, name, dict) for name in ("kernel", "cpu", "kvm"))
     name = _get(kernel, "release", str)
@@ -104,9 +104,9 @@ def read(facts: Mapping[str, Any]) -> Host:
 
 
 def load(path: str) -> dict[str, Any]:
-    """Read a file (``-``: standard input) that the probe wrote; :func:`read` takes it apart.
+    """Read a file (``-``: standard input) that the probe wrote; :func:`read` interprets it.
 
-    :raises SourceError: it cannot be read, or is no JSON object.
+    :raises SourceError: it cannot be read, or is not a JSON object.
     """
     try:
         with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
@@ -135,6 +135,6 @@ def _all(facts: Mapping[str, Any], kind: type[_T]) -> dict[str, _T]:
 
 def _no_facts(what: str) -> SourceError:
     return SourceError(
-        f"these are no facts about a host: {what}",
-        hint="make them there with: python3 probe.py > host.json",
+        f"not the facts about a host: {what}",
+        hint="collect them on that host with: python3 probe.py > host.json",
     )

@@ -1,11 +1,11 @@
-"""What the facts of a host mean for nested SVM."""
+"""Judges the facts of a host: what they mean for nested SVM."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from qemu_svm.doctor.facts import Cpu, Host, Kvm
-from qemu_svm.doctor.model import Check, State
+from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.findings.advisories import known_bugs
 from qemu_svm.model.releases import profile
 
@@ -18,18 +18,18 @@ AMD = frozenset({"AuthenticAMD", "HygonGenuine"})
 """Vendors whose processors have SVM."""
 
 SVM_STATE, VMX_STATE = 4224, 8320
-"""What KVM_CAP_NESTED_STATE says with kvm-amd and with kvm-intel."""
+"""KVM_CAP_NESTED_STATE with kvm-amd and with kvm-intel: bytes."""
 
 _CRASHES = "O-28"
-"""The one known bug that takes the host down, not only a guest."""
+"""The one known bug that crashes the host, not only a guest."""
 
-_BOX = "svmstream lab brings an emulated AMD host"
-_NO_REPLAY = "nested SVM state cannot be restored on this host; reading streams needs none of it"
+_BOX = "svmstream lab provides an emulated AMD host"
+_NO_REPLAY = "nested SVM state cannot be restored on this host; reading streams does not need it"
 _SHOWN = ("nrips", "vgif", "avic", "vls", "vnmi", "lbrv", "sev")
 
 
 def judge_host(host: Host) -> Iterator[Check]:
-    """Judge a host, from the processor up."""
+    """Judge a host: processor, KVM, kernel."""
     yield from _processor(host.cpu)
     yield from _device(host)
     if not host.kvm.error:
@@ -40,25 +40,39 @@ def judge_host(host: Host) -> Iterator[Check]:
 
 def _processor(cpu: Cpu) -> Iterator[Check]:
     inside = ", itself a virtual machine" if cpu.hypervisor else ""
-    found = f"{cpu.vendor or 'not told'}, {cpu.model or 'no name'}, CPUs: {cpu.count}{inside}"
+    vendor, model = cpu.vendor or "unknown vendor", cpu.model or "unknown model"
+    found = f"{vendor}, {model}, CPUs: {cpu.count}{inside}"
     if cpu.vendor not in AMD:
         yield Check(
-            _PROCESSOR, "vendor", State.MISSING, found, _NO_REPLAY, f"use an AMD host; {_BOX}",
+            _PROCESSOR,
+            "vendor",
+            CheckState.MISSING,
+            found,
+            _NO_REPLAY,
+            f"use an AMD host; {_BOX}",
             _REPLAY,
-        )  # fmt: skip
-        return
-    yield Check(_PROCESSOR, "vendor", State.OK, found)
-    if not cpu.svm:
-        on = "have the hypervisor below offer it (kvm_amd nested=1, -cpu host,+svm)"
-        on = on if cpu.hypervisor else "switch SVM on in the firmware"
-        yield Check(
-            _PROCESSOR, "svm", State.MISSING, "not offered", _NO_REPLAY, f"{on}; {_BOX}", _REPLAY
         )
         return
-    yield Check(_PROCESSOR, "svm", State.OK, " ".join(cpu.svm_features) or "no further features")
+    yield Check(_PROCESSOR, "vendor", CheckState.OK, found)
+    if not cpu.svm:
+        on = "have the hypervisor offer it (kvm_amd nested=1, -cpu host,+svm)"
+        on = on if cpu.hypervisor else "enable SVM in the firmware"
+        yield Check(
+            _PROCESSOR,
+            "svm",
+            CheckState.MISSING,
+            "not offered",
+            _NO_REPLAY,
+            f"{on}; {_BOX}",
+            _REPLAY,
+        )
+        return
+    yield Check(
+        _PROCESSOR, "svm", CheckState.OK, " ".join(cpu.svm_features) or "no further features"
+    )
     if "npt" not in cpu.svm_features:
         yield Check(
-            _PROCESSOR, "npt", State.WARNING, "not offered",
+            _PROCESSOR, "npt", CheckState.WARNING, "not offered",
             "streams whose L1 uses nested paging are refused (C-03)", "use a host that has it",
         )  # fmt: skip
 
@@ -69,55 +83,70 @@ def _device(host: Host) -> Iterator[Check]:
     if not kvm.exists:
         loaded = "kvm_amd" in host.modules or "kvm_intel" in host.modules
         yield Check(
-            _KVM, "device", State.MISSING, f"{kvm.device} is not there", _NO_REPLAY,
+            _KVM, "device", CheckState.MISSING, f"{kvm.device} does not exist", _NO_REPLAY,
             f"{'dmesg says why' if loaded else 'modprobe kvm-amd'}; {_BOX}", _REPLAY,
         )  # fmt: skip
     elif kvm.error in ("EACCES", "EPERM"):
-        join = f"adduser {host.user} {'kvm' if kvm.group == 'root' else kvm.group}; log in anew"
+        join = f"adduser {host.user} {'kvm' if kvm.group == 'root' else kvm.group}; log in again"
         share = f"chgrp kvm {kvm.device}; chmod g+rw {kvm.device}; "
         yield Check(
-            _KVM, "device", State.MISSING, f"{kvm.device} ({owned}) is not for {host.user}",
-            _NO_REPLAY, f"as root: {share if kvm.group == 'root' else ''}{join}", _REPLAY,
-        )  # fmt: skip
+            _KVM,
+            "device",
+            CheckState.MISSING,
+            f"{kvm.device} ({owned}) is not accessible to {host.user}",
+            _NO_REPLAY,
+            f"as root: {share if kvm.group == 'root' else ''}{join}",
+            _REPLAY,
+        )
     elif kvm.error:
         yield Check(
-            _KVM, "device", State.MISSING, f"{kvm.device} ({owned}): {kvm.error}",
+            _KVM, "device", CheckState.MISSING, f"{kvm.device} ({owned}): {kvm.error}",
             _NO_REPLAY, f"modprobe kvm-amd; {_BOX}", _REPLAY,
         )  # fmt: skip
     else:
         yield Check(
-            _KVM, "device", State.OK, f"{kvm.device} ({owned}) opens, API version {kvm.api}"
+            _KVM, "device", CheckState.OK, f"{kvm.device} ({owned}) opens, API version {kvm.api}"
         )
 
 
 def _nested(kvm: Kvm) -> Iterator[Check]:
     size = kvm.capabilities.get("nested_state", 0)
     if size == SVM_STATE:
-        yield Check(_KVM, "nested state", State.OK, f"SVM, {size} bytes")
+        yield Check(_KVM, "nested state", CheckState.OK, f"SVM, {size} bytes")
     elif size == VMX_STATE:
         yield Check(
-            _KVM, "nested state", State.MISSING, f"VMX, {size} bytes", _NO_REPLAY, _BOX, _REPLAY
+            _KVM,
+            "nested state",
+            CheckState.MISSING,
+            f"VMX, {size} bytes",
+            _NO_REPLAY,
+            _BOX,
+            _REPLAY,
         )
     elif size == 0:
         yield Check(
-            _KVM, "nested state", State.MISSING, "none: KVM does not nest", _NO_REPLAY,
+            _KVM,
+            "nested state",
+            CheckState.MISSING,
+            "none: KVM does not support nesting",
+            _NO_REPLAY,
             f"modprobe -r kvm_amd; modprobe kvm_amd nested=1, if the processor offers svm; {_BOX}",
             _REPLAY,
-        )  # fmt: skip
+        )
     else:
         yield Check(
-            _KVM, "nested state", State.WARNING, f"{size} bytes",
-            f"neither SVM's {SVM_STATE} nor VMX's {VMX_STATE}: a kernel that is not known here",
+            _KVM, "nested state", CheckState.WARNING, f"{size} bytes",
+            f"neither SVM's {SVM_STATE} nor VMX's {VMX_STATE}: unknown kernel",
         )  # fmt: skip
     others = [f"{name} {size}" for name, size in kvm.capabilities.items() if name != "nested_state"]
-    yield Check(_KVM, "capabilities", State.NOTE, ", ".join(others))
+    yield Check(_KVM, "capabilities", CheckState.NOTE, ", ".join(others))
 
 
 def _module(host: Host) -> Iterator[Check]:
     parameters = host.modules.get("kvm_amd")
     if parameters is None:
         if host.cpu.svm:
-            yield Check(_KVM, "kvm_amd", State.NOTE, "not loaded", "", "modprobe kvm-amd")
+            yield Check(_KVM, "kvm_amd", CheckState.NOTE, "not loaded", "", "modprobe kvm-amd")
         return
     for name, means in (
         ("nested", "guests are not offered SVM, and no nested state is saved or restored"),
@@ -125,33 +154,38 @@ def _module(host: Host) -> Iterator[Check]:
     ):
         value = parameters.get(name, "")
         if value in ("1", "Y"):
-            yield Check(_KVM, f"kvm_amd {name}", State.OK, value)
+            yield Check(_KVM, f"kvm_amd {name}", CheckState.OK, value)
         else:
             yield Check(
-                _KVM, f"kvm_amd {name}", State.WARNING, value or "not told", means,
+                _KVM, f"kvm_amd {name}", CheckState.WARNING, value or "not reported", means,
                 f"modprobe -r kvm_amd; modprobe kvm_amd {name}=1",
             )  # fmt: skip
     shown = [f"{name}={parameters[name]}" for name in _SHOWN if name in parameters]
-    yield Check(_KVM, "kvm_amd", State.NOTE, " ".join(shown) or "no other parameters")
+    yield Check(_KVM, "kvm_amd", CheckState.NOTE, " ".join(shown) or "no other parameters")
 
 
 def _kernel(host: Host) -> Iterator[Check]:
     best = None if host.kernel is None else profile(host.kernel)
     if host.kernel is None or best is None:
         yield Check(
-            _KERNEL, "release", State.WARNING, host.name,
-            "nested SVM state is saved and restored from Linux 5.8 on", "use a newer kernel",
+            _KERNEL, "release", CheckState.WARNING, host.name,
+            "nested SVM state is saved and restored since Linux 5.8", "use a newer kernel",
         )  # fmt: skip
         return
-    told = "" if str(host.kernel) in host.name else f", which is {host.kernel}"
-    yield Check(_KERNEL, "release", State.OK, f"{host.name}{told}")
+    known = "" if str(host.kernel) in host.name else f", which is {host.kernel}"
+    yield Check(_KERNEL, "release", CheckState.OK, f"{host.name}{known}")
     measured = host.kernel.measured(best)
     yield Check(
-        _KERNEL, "profile", State.OK if measured else State.NOTE, f"{best.name}: {best.about}",
-        "" if measured else f"no {host.kernel.major}.{host.kernel.minor} was measured for it: "
-        "what check and simulate say is derived",
-    )  # fmt: skip
+        _KERNEL,
+        "profile",
+        CheckState.OK if measured else CheckState.NOTE,
+        f"{best.name}: {best.about}",
+        ""
+        if measured
+        else f"no {host.kernel.major}.{host.kernel.minor} was measured for it: "
+        "the answers of check and simulate are derived",
+    )
     for rule in known_bugs(best):
-        state = State.WARNING if rule.id == _CRASHES else State.NOTE
+        state = CheckState.WARNING if rule.id == _CRASHES else CheckState.NOTE
         yield Check(_KERNEL, f"bug {rule.id}", state, f"if {rule.fails_when}: {rule.means}",
                     do=rule.do)  # fmt: skip

@@ -1,10 +1,10 @@
-"""What a QEMU program, and a running VM, mean for capturing and restoring."""
+"""Judges a QEMU binary and a running VM: what can be captured and restored."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qemu_svm.doctor.model import Check, State
+from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.doctor.qemu import Abilities, Binary
 from qemu_svm.doctor.target import Target
 from qemu_svm.qmp.answers import Version
@@ -16,11 +16,11 @@ _SOCKET = "VM"
 _CARRIES_NESTED = Version(5, 1)
 
 _SINCE = {**SINCE, "postcopy-ram": "2.6"}
-"""Migration capabilities that one may want, and QEMU's version that brought them."""
+"""Useful migration capabilities and the QEMU version that introduced each."""
 
 
 def judge_binary(found: Binary) -> Iterator[Check]:
-    """Judge a QEMU program on this host."""
+    """Judge a QEMU binary on this host."""
     yield from _version(found.abilities, found.path)
     yield from _accelerator(found)
     yield from _migration(found.abilities)
@@ -30,32 +30,38 @@ def _version(found: Abilities, path: str) -> Iterator[Check]:
     text = f"{found.version}, {path}" + (f", {found.package}" if found.package else "")
     if found.version < _CARRIES_NESTED:
         yield Check(
-            _QEMU, "version", State.WARNING, text,
-            f"nested SVM state travels from QEMU {_CARRIES_NESTED} on (Q-01)", "use a newer QEMU",
+            _QEMU, "version", CheckState.WARNING, text,
+            f"nested SVM state is migrated since QEMU {_CARRIES_NESTED} (Q-01)", "use a newer QEMU",
         )  # fmt: skip
     else:
-        yield Check(_QEMU, "version", State.OK, text)
+        yield Check(_QEMU, "version", CheckState.OK, text)
 
 
 def _accelerator(found: Binary) -> Iterator[Check]:
     emulates = "guests are emulated: slow, and without KVM's nested state"
     if not found.abilities.kvm:
-        yield Check(_QEMU, "KVM", State.WARNING, "not built in", emulates, "use a build with KVM")
+        yield Check(
+            _QEMU, "KVM", CheckState.WARNING, "not built in", emulates, "use a build with KVM"
+        )
         return
     if found.no_kvm:
         yield Check(
-            _QEMU, "KVM", State.WARNING, f"does not start with it: {found.no_kvm}", emulates,
+            _QEMU, "KVM", CheckState.WARNING, f"does not start with KVM: {found.no_kvm}", emulates,
             "see KVM above",
         )  # fmt: skip
         return
-    yield Check(_QEMU, "KVM", State.OK, "starts with it")
+    yield Check(_QEMU, "KVM", CheckState.OK, "starts with KVM")
     cpu = found.abilities.host_cpu
     if cpu.get("svm"):
         offered = " ".join(name for name, on in cpu.items() if on)
-        yield Check(_QEMU, "-cpu host", State.OK, f"offers {offered}")
+        yield Check(_QEMU, "-cpu host", CheckState.OK, f"offers {offered}")
     elif cpu:
         yield Check(
-            _QEMU, "-cpu host", State.NOTE, "offers no svm", "no guest here can nest on AMD's way"
+            _QEMU,
+            "-cpu host",
+            CheckState.NOTE,
+            "does not offer svm",
+            "guests on this host cannot use SVM",
         )
 
 
@@ -63,35 +69,38 @@ def _migration(found: Abilities) -> Iterator[Check]:
     can = [name for name in _SINCE if found.capabilities.get(name) == ""]
     can += [f"{name} compression" for name in found.compressions]
     can += [f"{name} address" for name in found.transports if name == "file"]
-    yield Check(_QEMU, "migration", State.OK, ", ".join(can))
+    yield Check(_QEMU, "migration", CheckState.OK, ", ".join(can))
     for name, since in _SINCE.items():
         why = found.capabilities.get(name)
         if why is None:
-            yield Check(_QEMU, name, State.NOTE, "not there", do=f"QEMU {since} brought it")
+            yield Check(_QEMU, name, CheckState.NOTE, "missing", do=f"available since QEMU {since}")
         elif why:
-            yield Check(_QEMU, name, State.WARNING, "cannot be switched on", why)
+            yield Check(_QEMU, name, CheckState.WARNING, "cannot be enabled", why)
 
 
 def judge_target(found: Target) -> Iterator[Check]:
     """Judge a running VM."""
     yield Check(
-        _SOCKET, "QEMU", State.OK, f"{found.version}, {found.machine or 'machine type not told'}"
+        _SOCKET,
+        "QEMU",
+        CheckState.OK,
+        f"{found.version}, {found.machine or 'machine type not reported'}",
     )
-    accelerator = {True: "KVM", False: "no KVM", None: "accelerator not told"}[found.kvm]
+    accelerator = {True: "KVM", False: "no KVM", None: "accelerator not reported"}[found.kvm]
     yield Check(
-        _SOCKET, "guest", State.OK,
+        _SOCKET, "guest", CheckState.OK,
         f"{found.status.state}, {found.vcpus or '?'} vCPUs, {accelerator}",
     )  # fmt: skip
     if found.svm:
-        yield Check(_SOCKET, "svm", State.OK, "offered to the guest")
+        yield Check(_SOCKET, "svm", CheckState.OK, "offered to the guest")
     elif found.svm is False:
         yield Check(
-            _SOCKET, "svm", State.NOTE, "not offered to the guest",
-            "its streams carry no nested state", "start it with -cpu host,+svm",
+            _SOCKET, "svm", CheckState.NOTE, "not offered to the guest",
+            "its streams have no nested state", "start it with -cpu host,+svm",
         )  # fmt: skip
     yield from _movable(found)
     on = [name for name, state in found.capabilities.items() if state]
-    yield Check(_SOCKET, "capabilities", State.NOTE, f"on: {', '.join(on) or 'none'}")
+    yield Check(_SOCKET, "capabilities", CheckState.NOTE, f"on: {', '.join(on) or 'none'}")
 
 
 def _movable(found: Target) -> Iterator[Check]:
@@ -99,19 +108,24 @@ def _movable(found: Target) -> Iterator[Check]:
     state = found.migration.status
     for reason in found.migration.blockers:
         yield Check(
-            _SOCKET, "migration", State.MISSING, f"blocked: {reason}", "it cannot be captured",
-            "detach what blocks it", capture,
+            _SOCKET, "migration", CheckState.MISSING, f"blocked: {reason}", "it cannot be captured",
+            "remove what blocks it", capture,
         )  # fmt: skip
     if found.status.state == "inmigrate":
         yield Check(
-            _SOCKET, "migration", State.NOTE, "it waits for a stream", "it cannot be captured yet",
-            "svmstream restore feeds it one", capture,
-        )  # fmt: skip
+            _SOCKET,
+            "migration",
+            CheckState.NOTE,
+            "waiting for a stream",
+            "it cannot be captured yet",
+            "send it one with svmstream restore",
+            capture,
+        )
     elif found.migration.active:
         yield Check(
-            _SOCKET, "migration", State.WARNING, f"one is under way ({state})",
-            "no other can begin", "svmstream watch shows it", capture,
+            _SOCKET, "migration", CheckState.WARNING, f"in progress ({state})",
+            "no other can start", "svmstream watch shows it", capture,
         )  # fmt: skip
     elif not found.migration.blockers:
         last = f", the last one {state}" if state else ""
-        yield Check(_SOCKET, "migration", State.OK, f"none under way{last}")
+        yield Check(_SOCKET, "migration", CheckState.OK, f"none in progress{last}")

@@ -1,4 +1,4 @@
-"""What the doctor says: one check a line."""
+"""The result of ``doctor``: one check a line."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class State(StrEnum):
-    """How it looks.
+class CheckState(StrEnum):
+    """Result of a check.
 
-    A NOTE is good to know, a WARNING limits something, MISSING is not there.
+    A NOTE is for information, a WARNING is a limitation.
     """
 
     OK = "ok"
@@ -19,23 +19,23 @@ class State(StrEnum):
 
 
 PURPOSES = ("replay", "lab", "capture", "restore")
-"""What one may want to do here that needs more than a file."""
+"""Tasks that need more than a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """One check.
 
-    :param group: heading under which it stands.
-    :param found: what is there.
-    :param means: what follows from it; empty if nothing does.
-    :param do: how to get it, or what to do about it.
-    :param needed_for: purposes that are not possible without.
+    :param group: heading under which it is listed.
+    :param found: what was found.
+    :param means: its consequence; empty if there is none.
+    :param do: how to fix it; empty if there is nothing to do.
+    :param needed_for: purposes that need it.
     """
 
     group: str
     name: str
-    state: State
+    state: CheckState
     found: str
     means: str = ""
     do: str = ""

@@ -1,12 +1,12 @@
-"""Facts about a host, as they are; nothing is judged here.
+"""Collects facts about a host, without judging them.
 
-This file needs the standard library of Python 3.9 and nothing else, so that it
-can be carried to a host on which svmstream is not installed::
+This file needs only the standard library of Python 3.9, so that it can be copied to a
+host without svmstream::
 
     python3 probe.py > host.json
 
-Everything is asked of the kernel: ``/proc/cpuinfo``, ``/sys/module``,
-``/dev/kvm``.  A text that cannot be had is empty, a number 0.
+All facts come from the kernel: ``/proc/cpuinfo``, ``/sys/module``, ``/dev/kvm``.
+What cannot be read is an empty string or 0.
 
 Source: Linux ``include/uapi/linux/kvm.h`` (KVM_GET_API_VERSION,
 KVM_CHECK_EXTENSION), ``arch/x86/include/asm/cpufeatures.h`` word 15 (CPUID
@@ -38,20 +38,20 @@ CAPABILITIES = {
     "disable_quirks2": 213,
     "max_vcpus": 66,
 }
-"""KVM_CAP numbers of what matters for saving and restoring."""
+"""Numbers of the KVM_CAPs that matter for saving and restoring."""
 
 SVM_FLAGS = (
     *("npt", "lbrv", "svm_lock", "nrip_save", "tsc_scale", "vmcb_clean", "flushbyasid"),
     *("decodeassists", "pausefilter", "pfthreshold", "avic", "v_vmsave_vmload", "vgif"),
     *("x2avic", "v_spec_ctrl", "vnmi"),
 )
-"""SVM's own features, as /proc/cpuinfo names them."""
+"""Features of SVM by their names in /proc/cpuinfo."""
 
 MODULES = ("kvm", "kvm_amd", "kvm_intel")
 
 
 def host(device: str = "/dev/kvm") -> dict[str, Any]:
-    """Collect everything; never raises for what is missing."""
+    """Collect all facts; what is missing never raises an exception."""
     names = os.uname()
     return {
         "kernel": {
@@ -68,7 +68,7 @@ def host(device: str = "/dev/kvm") -> dict[str, Any]:
 
 
 def cpu(text: str) -> dict[str, Any]:
-    """Read ``/proc/cpuinfo``; the first processor stands for all."""
+    """Parse ``/proc/cpuinfo``; the first processor represents all."""
     first: dict[str, str] = {}
     count = 0
     for line in text.splitlines():
@@ -88,7 +88,7 @@ def cpu(text: str) -> dict[str, Any]:
 
 
 def modules(folder: str) -> dict[str, dict[str, str]]:
-    """Parameters of KVM's modules, of those that are loaded."""
+    """Read the parameters of the KVM modules that are loaded."""
     found = {}
     for name in MODULES:
         path = os.path.join(folder, name)
@@ -100,7 +100,7 @@ def modules(folder: str) -> dict[str, dict[str, str]]:
 
 
 def kvm(device: str) -> dict[str, Any]:
-    """Ask KVM through its device file."""
+    """Query KVM through its device file."""
     found: dict[str, Any] = {
         "device": device,
         "exists": False,

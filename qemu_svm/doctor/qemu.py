@@ -1,8 +1,7 @@
-"""What a QEMU can do, asked of a QEMU of our own that has no machine.
+"""What a QEMU binary supports, measured with a process that has no machine.
 
-Nothing is read out of a list of versions: KVM is tried, and each capability is
-switched on once, so that what this build or this host's kernel lacks shows
-itself.
+Nothing is looked up by version: KVM is tried, and each migration capability is
+enabled once, which shows what this build or this host's kernel lacks.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ _SVM_FEATURES = ("svm", "npt", "nrip-save", "vgif")
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a QEMU can do.
+    """What a QEMU supports.
 
     :param kvm: it was built with KVM.
     :param host_cpu: with KVM, which of the CPU properties ``svm``, ``npt``, …
-        a guest with ``-cpu host`` would have; empty if that cannot be told.
-    :param capabilities: migration capabilities: why one cannot be switched on
-        by itself, empty if it can.
-    :param compressions: methods of multifd's compression.
-    :param transports: kinds of address that ``migrate`` takes beside a URI
-        (QEMU 8.2); empty where it knows URIs only.
+        a guest with ``-cpu host`` would have; empty if QEMU does not say.
+    :param capabilities: migration capabilities: why each cannot be enabled by
+        itself, empty if it can.
+    :param compressions: methods of multifd compression.
+    :param transports: kinds of address that ``migrate`` accepts besides a URI
+        (QEMU 8.2); empty if it accepts URIs only.
     """
 
     version: Version
@@ -53,9 +52,9 @@ class Abilities:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """A QEMU program on this host.
+    """A QEMU binary on this host.
 
-    :param no_kvm: its own words why it does not start with KVM; empty if it does.
+    :param no_kvm: its own message why it does not start with KVM; empty if it does.
     """
 
     path: str
@@ -64,7 +63,7 @@ class Binary:
 
 
 async def ask(name: str) -> Binary:
-    """Start a QEMU without a machine, with KVM if that is possible, and ask it.
+    """Start a QEMU without a machine, with KVM if possible, and query it.
 
     :raises QmpError: there is no such program, or it does not start or answer.
     """
@@ -78,16 +77,16 @@ async def ask(name: str) -> Binary:
                 return Binary(path, no_kvm, await abilities(qmp))
         except _NotStartedError as error:
             no_kvm = no_kvm or error.what
-    raise QmpError(f"{path}: is no QEMU, or does not start: {no_kvm}")
+    raise QmpError(f"{path}: not a QEMU, or does not start: {no_kvm}")
 
 
 async def abilities(qmp: Client) -> Abilities:
-    """Find out what the QEMU behind a connection can do.
+    """Query what the QEMU at the other end of a connection supports.
 
-    It must be one without a guest: capabilities are switched on and off again.
+    It must not have a guest: capabilities are enabled and disabled again.
     """
     version = answers.mapping(await qmp.execute("query-version"), "query-version")
-    # Not qom-list-types: it loads every module, and QEMU dies of one of another build.
+    # Not qom-list-types: it loads every module, and QEMU aborts on one of another build.
     kvm = answers.mapping(await qmp.execute("query-kvm"), "query-kvm")
     schema = await qmp.execute("query-qmp-schema")
     return Abilities(
@@ -109,7 +108,7 @@ class _NotStartedError(Exception):
 
 @contextlib.asynccontextmanager
 async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
-    # Nothing of it has a name, and it dies with us: nothing is left whatever ends us.
+    # Its files have no names and it dies with this process, so nothing is left behind.
     keeper = shutil.which("setpriv")
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.memfd_create("qemu-said"), "w+b") as log:
@@ -130,7 +129,7 @@ async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
             except QmpError as error:
                 log.seek(0)
                 said = log.read(_SAID).decode(errors="replace").strip().splitlines()
-                raise _NotStartedError(said[-1] if said else "it says nothing") from error
+                raise _NotStartedError(said[-1] if said else "no message") from error
             try:
                 yield client
             finally:

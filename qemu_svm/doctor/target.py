@@ -1,4 +1,4 @@
-"""What the VM behind a QMP socket is; it is only asked."""
+"""Queries the VM behind a QMP socket; nothing is changed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qemu_svm.qmp.answers import Version
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A VM; None where QEMU does not tell.
+    """A VM; None for what QEMU does not report.
 
     :param machine: machine type, such as ``pc-i440fx-7.2``.
-    :param ram: bytes, with what was plugged in.
+    :param ram: bytes, hotplugged memory included.
     :param kvm: whether it runs with KVM.
     :param svm: whether the guest's first vCPU is offered SVM.
     :param capabilities: migration capabilities and whether they are on.
@@ -33,7 +33,7 @@ class Target:
 
 
 async def ask(address: str) -> Target:
-    """Ask a running QEMU.
+    """Query a running QEMU.
 
     :raises QmpError: it cannot be reached.
     """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qemu_svm.doctor import facts, probe
 from qemu_svm.doctor.facts import Host
 from qemu_svm.doctor.judge_host import judge_host
-from qemu_svm.doctor.model import Check, State
+from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.errors import SourceError
 
 HOSTS = sorted(Path(__file__).with_name("hosts").glob("*.json"))
@@ -32,7 +32,7 @@ def missing(found: Host, purpose: str = "replay") -> list[str]:
     return [
         name
         for name, one in checks(found).items()
-        if one.state is State.MISSING and purpose in one.needed_for
+        if one.state is CheckState.MISSING and purpose in one.needed_for
     ]
 
 
@@ -42,10 +42,10 @@ def test_hosts_that_nest(path: Path) -> None:
     assert missing(found) == []
     told = checks(found)
     assert told["KVM nested state"].found == "SVM, 4224 bytes"
-    assert told["kernel profile"].state is State.OK
+    assert told["kernel profile"].state is CheckState.OK
     without = path.stem.endswith("npt0")
-    assert told["KVM kvm_amd npt"].state is (State.WARNING if without else State.OK)
-    assert told["KVM kvm_amd nested"].state is State.OK
+    assert told["KVM kvm_amd npt"].state is (CheckState.WARNING if without else CheckState.OK)
+    assert told["KVM kvm_amd nested"].state is CheckState.OK
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_kernel_and_its_profile(name: str, version: str, profile: str) -> No
 
 
 def test_the_bug_that_takes_the_host_down_is_a_warning() -> None:
-    assert checks(host("linux5.10"))["kernel bug O-28"].state is State.WARNING
+    assert checks(host("linux5.10"))["kernel bug O-28"].state is CheckState.WARNING
     for name in ("linux6.1", "linux6.12", "linux7.2"):
         assert "kernel bug O-28" not in checks(host(name))
 
@@ -72,7 +72,7 @@ def test_the_bug_that_takes_the_host_down_is_a_warning() -> None:
 def test_every_line_that_is_not_well_says_what_to_do() -> None:
     for found in map(host, [path.stem for path in HOSTS]):
         for one in judge_host(found):
-            if one.state in (State.WARNING, State.MISSING):
+            if one.state in (CheckState.WARNING, CheckState.MISSING):
                 assert one.means or one.found.startswith("if ")
                 assert one.do
 
@@ -103,7 +103,7 @@ def test_no_nesting() -> None:
         modules={"kvm_amd": {"nested": "0", "npt": "Y"}},
     )
     assert missing(found) == ["KVM nested state"]
-    assert checks(found)["KVM kvm_amd nested"].state is State.WARNING
+    assert checks(found)["KVM kvm_amd nested"].state is CheckState.WARNING
 
 
 def test_intel() -> None:
@@ -131,7 +131,7 @@ def test_a_kernel_without_nested_state(name: str) -> None:
     document = probe.host()
     document["kernel"].update(release=name, version="", signature="")
     told = checks(facts.read(document))
-    assert told["kernel release"].state is State.WARNING
+    assert told["kernel release"].state is CheckState.WARNING
     assert "5.8" in told["kernel release"].means
 
 
@@ -170,7 +170,7 @@ def test_facts_of_another_shape(data: st.DataObject) -> None:
 def test_files_that_are_no_facts(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "host.json"
     path.write_bytes(text)
-    with pytest.raises(SourceError, match="no facts"):
+    with pytest.raises(SourceError, match="not the facts"):
         facts.load(str(path))
     with pytest.raises(SourceError, match="No such file"):
         facts.load(str(tmp_path / "none"))

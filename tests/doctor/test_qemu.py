@@ -11,7 +11,7 @@ import pytest
 
 from qemu_svm.doctor import qemu
 from qemu_svm.doctor.judge_qemu import judge_binary
-from qemu_svm.doctor.model import State
+from qemu_svm.doctor.model import CheckState
 from qemu_svm.errors import QmpError
 from qemu_svm.lab import Box
 from qemu_svm.qmp import Client
@@ -23,7 +23,7 @@ def test_the_one_here() -> None:
     assert found.abilities.capabilities["postcopy-preempt"]  # needs postcopy-ram
     assert "zlib" in found.abilities.compressions
     told = {one.name: one for one in judge_binary(found)}
-    assert told["version"].state is State.OK
+    assert told["version"].state is CheckState.OK
     assert "multifd" in told["migration"].found
     assert ("mapped-ram" in told) == (found.abilities.version.major < 9)
 
@@ -51,7 +51,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ("script", "words"),
     [
         ("echo broken >&2; exit 1", "broken"),
-        ("exit 0", "it says nothing"),
+        ("exit 0", "no message"),
     ],
 )
 def test_programs_that_are_no_qemu(script: str, words: str, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_without_kvm(tmp_path: Path) -> None:
     assert found.no_kvm == "no KVM here"
     assert found.abilities.host_cpu == {}
     (kvm,) = [one for one in judge_binary(found) if one.name == "KVM"]
-    assert kvm.state is State.WARNING
+    assert kvm.state is CheckState.WARNING
     assert "no KVM here" in kvm.found
 
 

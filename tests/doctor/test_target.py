@@ -9,7 +9,7 @@ import pytest
 
 from qemu_svm.doctor import target
 from qemu_svm.doctor.judge_qemu import judge_target
-from qemu_svm.doctor.model import Check, State
+from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.lab import Box
 from qemu_svm.qmp import Client, sync
 from tests.qmp.vm import Vm, running
@@ -28,7 +28,7 @@ def test_a_running_one(tmp_path: Path) -> None:
         assert found.kvm is False
         assert told["guest"].found == "running, 1 vCPUs, no KVM"
         assert "pc-i440fx" in told["QEMU"].found
-        assert told["migration"].state is State.OK
+        assert told["migration"].state is CheckState.OK
         with sync.connect(vm.address) as qmp:
             before = qmp.capabilities()
         assert found.capabilities == before
@@ -37,8 +37,8 @@ def test_a_running_one(tmp_path: Path) -> None:
             qmp.execute("migrate-set-parameters", {"max-bandwidth": 4096})
             qmp.execute("migrate", {"uri": "exec:cat >/dev/null"})
         _, told = ask(vm)
-        assert told["migration"].state is State.WARNING
-        assert "under way" in told["migration"].found
+        assert told["migration"].state is CheckState.WARNING
+        assert "in progress" in told["migration"].found
 
 
 @pytest.mark.parametrize(("cpu", "offered"), [("qemu64,+svm", True), ("qemu64,-svm", False)])
@@ -46,7 +46,7 @@ def test_svm(cpu: str, offered: bool, tmp_path: Path) -> None:
     with running(tmp_path, "-cpu", cpu, "-S") as vm:
         found, told = ask(vm)
         assert found.svm is offered
-        assert told["svm"].state is (State.OK if offered else State.NOTE)
+        assert told["svm"].state is (CheckState.OK if offered else CheckState.NOTE)
         assert told["guest"].found.startswith("prelaunch")
 
 
@@ -56,13 +56,13 @@ def test_one_that_cannot_be_captured(tmp_path: Path) -> None:
     disk = f"if=virtio,format=raw,file=fat:rw:{tmp_path}/folder"
     with running(tmp_path, "-drive", disk, "-S") as vm:
         _, told = ask(vm)
-        assert told["migration"].state is State.MISSING
+        assert told["migration"].state is CheckState.MISSING
         assert told["migration"].needed_for == {"capture"}
         assert "vvfat" in told["migration"].found
     with running(tmp_path, "-incoming", "defer") as vm:
         _, told = ask(vm)
         assert told["guest"].found.startswith("inmigrate")
-        assert "waits for a stream" in told["migration"].found
+        assert "waiting for a stream" in told["migration"].found
 
 
 def test_one_that_nests_for_real(box: Box) -> None:
@@ -86,5 +86,5 @@ def test_one_that_nests_for_real(box: Box) -> None:
     assert found.kvm
     assert found.svm
     told = {one.name: one for one in judge_target(found)}
-    assert told["svm"].state is State.OK
+    assert told["svm"].state is CheckState.OK
     assert told["guest"].found == "prelaunch, 1 vCPUs, KVM"

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
-from qemu_svm.doctor.model import Check, State
+from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING
 
 _STYLES = {
-    State.OK: "green",
-    State.NOTE: "blue",
-    State.WARNING: "yellow",
-    State.MISSING: "bold red",
+    CheckState.OK: "green",
+    CheckState.NOTE: "blue",
+    CheckState.WARNING: "yellow",
+    CheckState.MISSING: "bold red",
 }
 _STATE = 9
 _UNDER = 2 + _STATE

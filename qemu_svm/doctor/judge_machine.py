@@ -1,4 +1,4 @@
-"""Where svmstream writes, which programs it calls, and what shows its output."""
+"""Judges the directories, programs, lab and terminal that svmstream uses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from qemu_svm.doctor.model import Check, State
+from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.errors import LabError
 from qemu_svm.lab.suites import apt, build, cache
 from qemu_svm.lab.suites.catalogue import SUITES
@@ -26,16 +26,16 @@ _CALLED = (
     ("qemu-system-x86_64", "qemu-system-x86", "the lab", {"lab"}),
     ("setpriv", "util-linux", "the lab", {"lab"}),
     ("as", "binutils", "the lab's guests", {"lab"}),
-    ("lzop", "lzop", "streams that lzop compressed", set[str]()),
+    ("lzop", "lzop", "streams compressed by lzop", set[str]()),
 )
-"""Program, Debian's package, what calls it, purposes that need it."""
+"""Program, Debian package, its user, purposes that need it."""
 
 
 def judge_places(captures: Path, ram: int = 0) -> Iterator[Check]:
-    """Judge the folders that are written to.
+    """Judge the directories that are written to.
 
-    :param captures: where captures are to go.
-    :param ram: bytes of RAM of the guest that is to be captured.
+    :param captures: directory for captures.
+    :param ram: bytes of RAM of the guest to be captured.
     """
     temporary = Path(os.environ.get("TMPDIR") or spool_directory() or "/tmp")
     yield _folder(
@@ -48,21 +48,21 @@ def judge_places(captures: Path, ram: int = 0) -> Iterator[Check]:
 
 
 def judge_lab() -> Iterator[Check]:
-    """Judge whether the AMD host in a box is there, or can be built."""
+    """Judge whether the lab's emulated AMD host is built, or can be built."""
     built = [found for suite in SUITES if (found := cache.find(suite))]
     if built:
         kernels = ", ".join(f"Linux {one.suite.kernel} with QEMU {one.suite.qemu}" for one in built)
-        yield Check("lab", "suites", State.OK, kernels)
+        yield Check("lab", "suites", CheckState.OK, kernels)
         return
     try:
         apt.require_tools()
     except LabError as error:
         yield Check(
-            "lab", "suites", State.MISSING, f"none built; {error.what}",
-            "no emulated AMD host here", error.hint or "", _LAB,
+            "lab", "suites", CheckState.MISSING, f"none built; {error.what}",
+            "there is no emulated AMD host", error.hint or "", _LAB,
         )  # fmt: skip
     else:
-        yield Check("lab", "suites", State.NOTE, "none built yet", "", "svmstream lab build")
+        yield Check("lab", "suites", CheckState.NOTE, "none built yet", "", "svmstream lab build")
 
 
 def judge_programs() -> Iterator[Check]:
@@ -70,40 +70,43 @@ def judge_programs() -> Iterator[Check]:
     for name, package, purpose, needed in _CALLED:
         path = shutil.which(name)
         if path is not None:
-            yield Check(_PROGRAMS, name, State.OK, path)
+            yield Check(_PROGRAMS, name, CheckState.OK, path)
         else:
             yield Check(
-                _PROGRAMS, name, State.MISSING if needed else State.NOTE, "not there",
+                _PROGRAMS, name, CheckState.MISSING if needed else CheckState.NOTE, "not installed",
                 f"needed for {purpose}", f"apt install {package}", frozenset(needed),
             )  # fmt: skip
 
 
 def judge_terminal(columns: int | None, encoding: str, *, colour: bool) -> Check:
-    """Judge what shows the output.
+    """Judge the terminal.
 
-    :param columns: width; None if it is no terminal.
+    :param columns: its width; None if the output is not a terminal.
     """
     if columns is None:
         return Check(
-            "terminal", "output", State.NOTE, f"no terminal, {encoding}: long lines, no progress"
+            "terminal",
+            "output",
+            CheckState.NOTE,
+            f"not a terminal, {encoding}: lines are not wrapped, no progress is shown",
         )
     found = f"{columns} columns, {encoding}, {'colour' if colour else 'no colour'}"
     if columns < _COLUMNS:
         return Check(
             "terminal",
             "output",
-            State.WARNING,
+            CheckState.WARNING,
             found,
-            "reports are made for 80 columns",
-            "widen it",
+            "reports are laid out for 80 columns",
+            "widen the terminal",
         )
-    return Check("terminal", "output", State.OK, found)
+    return Check("terminal", "output", CheckState.OK, found)
 
 
 def _folder(
     name: str, folder: Path, do: str, *, wanted: int = 0, needed: AbstractSet[str] = frozenset()
 ) -> Check:
-    # One that does not exist yet is judged by the first of its parents that does.
+    # A directory that does not exist yet is judged by its closest existing parent.
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -113,13 +116,13 @@ def _folder(
         free = shutil.disk_usage(place).free
     except OSError as error:
         return Check(
-            _DISK, name, State.MISSING, f"{folder}: {error.strerror or error}",
+            _DISK, name, CheckState.MISSING, f"{folder}: {error.strerror or error}",
             "nothing can be written there", do, frozenset(needed),
         )  # fmt: skip
     found = f"{folder.absolute()}, {free // _MIB} MiB free"
     if free < wanted:
         return Check(
-            _DISK, name, State.MISSING, found, f"{wanted // _MIB} MiB may be needed",
+            _DISK, name, CheckState.MISSING, found, f"{wanted // _MIB} MiB may be needed",
             f"make room, or {do}", frozenset(needed),
         )  # fmt: skip
-    return Check(_DISK, name, State.OK, found)
+    return Check(_DISK, name, CheckState.OK, found)
