@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qemu_svm.errors import SvmStreamError
 from qemu_svm.lab.suites.catalogue import KERNELS, is_of_line, of_kernel
-from qemu_svm.lab.witness import WitnessBox, hear, qemu_for
+from qemu_svm.lab.witness import WitnessBox, qemu_for, witness_restore
 from qemu_svm.machine import read_machine
 from qemu_svm.render.text.witness import verdict
 from qemu_svm.source import open_source
@@ -44,7 +44,7 @@ def captures(kernel: str) -> Iterator[tuple[str, str]]:
 
 def one(bench: WitnessBox, file: str, plan: str | None = None) -> bool:
     with open_source(str(STREAMS / file)) as source:
-        found = hear(bench, read_machine(read_stream(source)), plan, seconds=SECONDS)
+        found = witness_restore(bench, read_machine(read_stream(source)), plan, seconds=SECONDS)
     words = " ".join(str(line).strip() for line in verdict(found))
     how = "" if plan is None else " (wrong order)"
     print(f"    {file.removesuffix('.mig.zst') + how:46} {words}", flush=True)

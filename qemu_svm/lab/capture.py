@@ -1,8 +1,8 @@
-"""Captures of the guests, each demonstrably in the state that it is made for.
+"""Captures of the guests, each verified to be in the state that the guest is made for.
 
-A save comes at any moment, so it is looked at: if a vCPU is not in the wanted
-state, or a value is not where it belongs, the guest goes on and is saved again,
-a bounded number of times.
+A guest is saved at an arbitrary moment, so the stream is examined: if a vCPU is not
+in the wanted state, or a value is not where it belongs, the guest is resumed and
+saved again, a limited number of times.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 
 STEADY_TRIES = 12
-"""Saves of a guest that nearly always is in its state."""
+"""How often a guest is saved that is in its state nearly always."""
 
 RARE_TRIES = 60
-"""Saves of a guest whose state lasts for a moment only."""
+"""How often a guest is saved whose state lasts only for a moment."""
 
 _ALIVE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
@@ -31,11 +31,11 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A stream that shows what it should.
+    """A stream in the wanted state.
 
     :param path: a file in the box's share.
-    :param tries: saves that it took.
-    :param flags: of the nested state of each vCPU, None where there is none.
+    :param tries: number of saves, this one included.
+    :param flags: of the nested state of each vCPU; None if it has none.
     """
 
     path: Path
@@ -44,9 +44,9 @@ class Capture:
 
 
 def wait_alive(vm: Vm, guest: Guest) -> None:
-    """Wait until everything that the guest counts has moved.
+    """Wait until all counters of the guest have changed.
 
-    :raises LabError: it does not, or L1 took an exit that it did not expect.
+    :raises LabError: some do not, or L1 got a #VMEXIT that it did not expect.
     """
     before = vm.counts()
     end = time.monotonic() + _ALIVE_SECONDS
@@ -55,7 +55,7 @@ def wait_alive(vm: Vm, guest: Guest) -> None:
         if counts.stop is not None:
             raise LabError(
                 f"guest '{guest.name}' stopped: L1 got #VMEXIT {counts.stop:#x}",
-                hint="0xffffffff is INVALID: the host does not let this L2 run",
+                hint="0xffffffff is VMEXIT_INVALID: the host refuses to run this L2",
             )
         moved = counts.advanced(before)
         if all(moved[name] for name in guest.counters):
@@ -63,17 +63,19 @@ def wait_alive(vm: Vm, guest: Guest) -> None:
         if time.monotonic() > end:
             still = ", ".join(name for name in guest.counters if not moved[name])
             raise LabError(
-                f"guest '{guest.name}' does not run: no move in {_ALIVE_SECONDS:g} s of {still}"
+                f"guest '{guest.name}' does not run: no change of {still} "
+                f"within {_ALIVE_SECONDS:g} s"
             )
         time.sleep(_POLL_SECONDS)
 
 
 def capture(vm: Vm, guest: Guest, image: Image) -> Capture:
-    """Save a running guest, again and again until the stream shows what it should.
+    """Save a running guest, repeatedly until the stream is in the wanted state.
 
-    The guest is left stopped; ``cont`` lets it go on.
+    The guest is stopped afterwards; ``cont`` resumes it.
 
-    :raises LabError: it never was met in its state.
+    :raises LabError: no save was in the wanted state.
+    :raises Refused: QEMU cannot save the guest.
     """
     wait_alive(vm, guest)
     kernel = line_of(vm.box.versions["kernel"])
@@ -87,7 +89,7 @@ def capture(vm: Vm, guest: Guest, image: Image) -> Capture:
         path.unlink()
         vm.qmp.execute("cont")
     raise LabError(
-        f"guest '{guest.name}' was saved {tries} times and never as it should be: "
+        f"guest '{guest.name}' was saved {tries} times, never in the wanted state: "
         + "; ".join(wrong[:3])
     )
 
@@ -95,7 +97,11 @@ def capture(vm: Vm, guest: Guest, image: Image) -> Capture:
 def examine(
     guest: Guest, image: Image, path: Path, kernel: str
 ) -> tuple[tuple[int | None, ...], list[str]]:
-    """Return the nested flags of each vCPU, and what is not as the guest is made to show it."""
+    """Return the nested flags of each vCPU, and the differences from the wanted state.
+
+    :param kernel: release line of the host's kernel.
+    :raises SourceError: the file cannot be read.
+    """
     with open_source(str(path)) as source:
         machine = read_machine(read_stream(source))
         wrong = [str(problem) for problem in (*machine.stream.problems, *machine.problems)]
@@ -105,6 +111,6 @@ def examine(
 
 
 def line_of(version: str) -> str:
-    """Release line of a kernel's package version: ``6.1`` of ``6.1.176-1``."""
+    """Return the release line of a kernel's package version: ``6.1`` for ``6.1.176-1``."""
     found = release(version)
     return "" if found is None else f"{found.major}.{found.minor}"

@@ -1,4 +1,4 @@
-"""Why a restore did not work: the rules that a stream meets on the destination."""
+"""Why a restore failed: the rules that apply to a stream on the destination."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def explanations(
     npt: bool = True,
     source: Mapping[str, str] | None = None,
 ) -> tuple[Finding, ...]:
-    """Judge a stream for the kernel and the QEMU of a box.
+    """Check a stream for the kernel and the QEMU of a box.
 
-    :param versions: package versions, as of :attr:`qemu_svm.lab.box.session.Session.versions`.
+    :param versions: package versions, as in :attr:`qemu_svm.lab.box.session.BoxSession.versions`.
     :param npt: whether the box's KVM uses nested paging.
-    :param source: the versions with which it was saved, if they are known.
+    :param source: the versions of the host that saved it, if known.
     """
     found = {one.rule: one for one in _by_kernel(machine, versions, npt=npt)}
     for one in _by_kernel(machine, source or {}, npt=npt):
@@ -40,7 +40,7 @@ def _by_kernel(machine: Machine, versions: Mapping[str, str], *, npt: bool) -> t
 
 
 def _upstream(version: str) -> str:
-    # 1:7.2+dfsg-7 is 7.2.
+    # 7.2 of 1:7.2+dfsg-7.
     text = version.partition(":")[2] or version
     numbers = text.partition("+")[0].split(".")
     return ".".join(numbers[:2])

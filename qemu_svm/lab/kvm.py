@@ -1,4 +1,4 @@
-"""The KVM of a box, for replays; it is started again when its kernel has died."""
+"""The KVM of a box, for replays; the box is started again when its kernel has crashed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from qemu_svm.kvm.device import KVM_PATH
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.command import Command
 from qemu_svm.lab.box.console import headline
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.replay.memory import RamFile
 from qemu_svm.replay.target import (
@@ -82,8 +83,11 @@ _MODULES = ("__init__", "errors", "kvm/__init__") + tuple(
 class InBox:
     """The KVM of a box: a :class:`~qemu_svm.replay.target.Target`.  Use it with ``with``.
 
-    :param boot: makes a box with the given folder as its share; or a box that runs,
-        and is not started again.
+    :attr:`folder` is the directory for the files that the agent is given, :attr:`boots`
+    how often a box was started.
+
+    :param boot: makes a box with the given directory as its share; or a running box,
+        which is not started again.
     """
 
     def __init__(self, boot: Callable[[Path], Box] | Box) -> None:
@@ -100,7 +104,8 @@ class InBox:
 
     def __enter__(self) -> Self:
         share = self._held.share if self._held is not None else None
-        made = tempfile.TemporaryDirectory(prefix="replay", dir=share)
+        with host_faults("make a directory for a replay"):
+            made = tempfile.TemporaryDirectory(prefix="replay", dir=share)
         self.folder = Path(self._stack.enter_context(made))
         if share is not None:
             self._inside = f"/share/{self.folder.name}"
@@ -112,9 +117,13 @@ class InBox:
 
     @property
     def box(self) -> Box:
-        """The box; started if it does not run."""
+        """The box, which is started if it does not run.
+
+        :raises LabError: it does not start; or it crashed, and was not started here.
+        """
         if self._box is None:
-            pack_agent(self.folder / "agent.zip")
+            with host_faults("write the agent"):
+                pack_agent(self.folder / "agent.zip")
             self._box = self._start()
             self.boots += 1
         return self._box
@@ -124,7 +133,7 @@ class InBox:
             return self._running.enter_context(self._boot(self.folder))
         assert self._held is not None
         if self.boots:
-            raise LabError("the kernel in the box died, and it is not ours to start again")
+            raise LabError("the kernel in the box crashed; this box cannot be started again")
         return self._held
 
     @property
@@ -164,14 +173,14 @@ class InBox:
             back.unlink(missing_ok=True)
 
     def _placed(self, ram: RamFile) -> str:
-        # Name of the RAM's file in the folder; it is copied if it lies elsewhere.
+        # Name of the RAM's file in the directory; it is copied if it is elsewhere.
         path = Path(ram.path)
         if path.parent == self.folder:
             return path.name
         name = self._copies.setdefault(ram.path, f"copy{len(self._copies)}")
         copy = self.folder / name
         if not copy.exists():
-            with copy.open("wb") as out:
+            with host_faults(f"write {copy}"), copy.open("wb") as out:
                 for start, size in ram.extents(0, os.fstat(ram.fd).st_size):
                     out.seek(start)
                     out.write(os.pread(ram.fd, size, start))
@@ -197,7 +206,7 @@ class InBox:
         yield from self._end(command, results, remaining, ended=ended)
 
     def _after(self, job: JobResult) -> JobResult:
-        # A child that was killed may have taken a part of the kernel with it.
+        # A child that was killed by a signal may have damaged the kernel.
         if job.end.startswith("signal") and self._box is not None:
             time.sleep(POLL_SECONDS)
             job.host = self._box.oops()
@@ -221,13 +230,13 @@ class InBox:
             yield lost
         elif status not in (STUCK, CRASHED):
             words = command.wait(1).stderr.decode(errors="replace").strip().splitlines()
-            raise LabError(f"the agent failed: {words[-1] if words else 'it said nothing'}")
+            raise LabError(f"the agent failed: {words[-1] if words else 'no message'}")
         if status == STUCK or trouble:
             self._halt()
 
 
 def pack_agent(path: Path) -> None:
-    """Write the modules that the agent needs into a file that Python can import from."""
+    """Write the modules that the agent needs into a zip file, for PYTHONPATH."""
     root = Path(qemu_svm.__file__).parent
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in _MODULES:

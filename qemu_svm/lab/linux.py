@@ -1,9 +1,9 @@
-"""A Linux with KVM as L1: the VMCB of a capture is then one that a real hypervisor wrote.
+"""A Linux with KVM as L1, for captures whose VMCB was written by a real hypervisor.
 
 L1 is the kernel of the suite with Linux 6.1, with the QEMU of the box in its
 initrd; L2 is a virtual machine of that QEMU, whose firmware counts.  It takes
 minutes, because every exit of L2 is handled by a KVM under a KVM under an
-emulator.  Where L1 keeps L2's memory is unknown, so L2 counts in a register.
+emulator.  The address of L2's memory in L1 is not known, so L2 counts in a register.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab.box.session import Session
+from qemu_svm.lab.box import boot
+from qemu_svm.lab.box.session import BoxSession
 from qemu_svm.lab.capture import STEADY_TRIES, Capture
 from qemu_svm.lab.guests import LINUX, assemble, values
-from qemu_svm.lab.suites import boot, build
+from qemu_svm.lab.host import host_faults
+from qemu_svm.lab.suites import build
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.suites.modules import in_order
 from qemu_svm.lab.vm import Settings, Vm, running
@@ -32,7 +34,7 @@ from qemu_svm.stream import read_stream
 KERNEL = "6.1"
 """Release line of L1's kernel."""
 
-_TURNS = 64  # of L2 between two exits that only L1 can handle
+_ITERATIONS = 64  # of L2 between two exits that only L1 can handle
 _ALIVE_SECONDS = 400.0
 _PACK_SECONDS = 120.0
 _SAMPLE_SECONDS = 0.2
@@ -45,14 +47,17 @@ _COMMAND_LINE = "console=ttyS0 panic=-1 loglevel=4 nokaslr mitigations=off"
 
 
 @contextmanager
-def started(box: Session, settings: Settings, *, trace: str | None = None) -> Iterator[Vm]:
-    """Start it in a box; :func:`capture` waits for L1 to have booted.
+def started(box: BoxSession, settings: Settings, *, trace: str | None = None) -> Iterator[Vm]:
+    """Start it in a box; :func:`capture` waits until L1 has booted.
 
-    :raises LabError: the box cannot make what it needs.
+    :param trace: name of a file in the share for the log of ``kvm_vcpu_ioctl``.
+    :raises LabError: L1's kernel or initrd cannot be made.
+    :raises Refused: QEMU does not start.
     """
     folder = box.share / "linux"
     try:
-        _collect(folder, box.share / "l1-kernel")
+        with host_faults("prepare the initrd of L1"):
+            _collect(folder, box.share / "l1-kernel")
         pack = ["busybox", "sh", "-s", "/share/linux"]
         done = box.run(pack, stdin=_ours("linux.pack"), timeout=_PACK_SECONDS)
         if done.returncode:
@@ -65,11 +70,12 @@ def started(box: Session, settings: Settings, *, trace: str | None = None) -> It
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for name in ("linux.initrd", "l1-kernel"):
-            (box.share / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (box.share / name).unlink()
 
 
 def _collect(folder: Path, kernel: Path) -> None:
-    # L1's kernel, and what its initrd holds beside QEMU, which the box adds.
+    # L1's kernel, and the content of its initrd but for QEMU, which the box adds.
     (folder / "modules").mkdir(parents=True)
     with build.using(suites.of_kernel(KERNEL)) as built:
         modules = in_order(built, ("kvm_amd",))
@@ -88,14 +94,14 @@ def _ours(name: str) -> bytes:
 
 
 def l2_count(vm: Vm) -> int | None:
-    """What L2 has counted; None if the vCPU is not in this L2 right now."""
+    """Return L2's counter; None if the vCPU is not in this L2 at the moment."""
     text = vm.monitor("info registers")
     found = {name: int(value, 16) for name, value in re.findall(r"\b[ER](BX|SI)=([0-9a-f]+)", text)}
     return found.get("SI") if found.get("BX") == values.l2_rbx() else None
 
 
 def is_running(vm: Vm) -> bool:
-    """Whether this L2 is met on the vCPU, looked at for a moment."""
+    """Return whether the vCPU is seen in this L2 within a few seconds."""
     for _ in range(_SAMPLES):
         if l2_count(vm) is not None:
             return True
@@ -104,14 +110,14 @@ def is_running(vm: Vm) -> bool:
 
 
 def moves(vm: Vm, seconds: float) -> bool:
-    """Whether L2 counts on past its next exits within so many seconds."""
+    """Return whether, within ``seconds``, L2 counts past its next exits."""
     first: int | None = None
     end = time.monotonic() + seconds
     while time.monotonic() < end and vm.qmp.status().running:
         count = l2_count(vm)
         if first is None:
             first = count
-        elif count is not None and count - first > 2 * _TURNS:
+        elif count is not None and count - first > 2 * _ITERATIONS:
             return True
         time.sleep(_SAMPLE_SECONDS)
     return False
@@ -120,12 +126,12 @@ def moves(vm: Vm, seconds: float) -> bool:
 def capture(vm: Vm) -> Capture:
     """Save it while its L2 runs; see :func:`qemu_svm.lab.capture.capture`.
 
-    :raises LabError: L2 does not come to life, or is never met.
+    :raises LabError: L2 does not run, or no save was made in it.
     """
     if not moves(vm, _ALIVE_SECONDS):  # L1 boots meanwhile
         console = vm.box.share / "l1-console"
-        said = console.read_text(errors="replace").splitlines() if console.exists() else []
-        raise LabError(f"L1's L2 does not run: {said[-1] if said else 'L1 said nothing'}")
+        lines = console.read_text(errors="replace").splitlines() if console.exists() else []
+        raise LabError(f"L1's L2 does not run: {lines[-1] if lines else 'L1 printed nothing'}")
     wrong: list[str] = []
     for number in range(1, STEADY_TRIES + 1):
         path = vm.save()
@@ -137,11 +143,11 @@ def capture(vm: Vm) -> Capture:
             return Capture(path, number, (None if nested is None else nested.flags,))
         path.unlink()
         vm.qmp.execute("cont")
-    raise LabError(f"L2 was never met in {STEADY_TRIES} saves: {'; '.join(wrong)}")
+    raise LabError(f"none of {STEADY_TRIES} saves was made in L2: {'; '.join(wrong)}")
 
 
 def differences(machine: Machine) -> Iterator[str]:
-    """Tell what in a stream is not as this guest shows it."""
+    """Yield the differences between a stream and the wanted state of this guest."""
     yield from (str(problem) for problem in (*machine.stream.problems, *machine.problems))
     if len(machine.vcpus) != 1:
         yield f"vCPUs: expected 1, found {len(machine.vcpus)}"

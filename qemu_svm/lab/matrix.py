@@ -1,8 +1,8 @@
-"""Saved on each host, restored on each other one: what works between releases.
+"""The restore matrix: guests saved on each host and restored on each host.
 
 A host is a kernel and a QEMU.  Every host boots twice: once to save each guest
-with every machine type that some destination needs, once to restore what all
-hosts have saved.  The machine type is that of the older QEMU of a pair.
+with every machine type that a destination needs, once to restore the streams of all
+hosts.  The machine type is that of the older QEMU of a pair.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Self
 
 from qemu_svm.errors import EnvironmentFault, Refused
-from qemu_svm.lab.box.session import Session
+from qemu_svm.lab.box.session import BoxSession
 from qemu_svm.lab.capture import capture
 from qemu_svm.lab.explain import explanations
 from qemu_svm.lab.guests import Guest, assemble
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
-from qemu_svm.lab.restore import Outcome, Verdict, put, restore, settings_of
+from qemu_svm.lab.restore import Outcome, Verdict, copy_to_share, restore, settings_of
 from qemu_svm.lab.suites.catalogue import QEMUS, SUITES
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine, read_machine
@@ -31,7 +32,7 @@ from qemu_svm.source import Source, open_source
 from qemu_svm.stream import read_stream
 
 MACHINES: Mapping[str, str] = {qemu: f"pc-i440fx-{qemu}" for qemu in QEMUS}
-"""Machine type by the QEMU that brought it."""
+"""By QEMU's release line, the newest machine type that it has."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,7 +57,8 @@ EVERY_PAIRING = tuple(Host(kernel.kernel, user.qemu) for kernel in SUITES for us
 class Cell:
     """One save and one restore.
 
-    :param rules: that the stream meets on the destination; empty if it went on.
+    :param machine: machine type.
+    :param rules: findings about the stream on the destination; empty if the guest continued.
     """
 
     guest: str
@@ -69,7 +71,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A matrix, or as much of one as there is yet.
+    """A matrix, complete or as far as it was run.
 
     :param versions: exact package versions of each host.
     """
@@ -78,9 +80,9 @@ class Result:
     versions: dict[Host, Mapping[str, str]] = field(default_factory=dict)
 
 
-Boot = Callable[[Host], AbstractContextManager[Session]]
+Boot = Callable[[Host], AbstractContextManager[BoxSession]]
 
-# By source, guest and machine type: a stream, or why there is none.
+# By source, guest and machine type: a stream, or the reason why there is none.
 _Saved = dict[tuple[Host, str, str], Path | Outcome]
 
 
@@ -95,12 +97,14 @@ def run(
     """Save on every host, restore on every host.
 
     :param boot: makes a box for a host.
-    :param into: filled as it goes on, for who wants what there is after an interruption.
-    :param progress: told each step.
-    :raises LabError: a box does not start.
+    :param progress: is notified of each step.
+    :param into: the result to fill, for callers that use it after an interruption.
+    :raises LabError: a box does not start, or there is no room for the streams.
     """
     result = Result() if into is None else into
-    with tempfile.TemporaryDirectory(prefix="svmstream-matrix-") as folder:
+    with host_faults("make a directory for the streams"):
+        temporary = tempfile.TemporaryDirectory(prefix="svmstream-matrix-")
+    with temporary as folder:
         saved: _Saved = {}
         for source in hosts:
             with boot(source) as box:
@@ -122,7 +126,7 @@ def run(
 
 
 def machine_of(source: Host, target: Host) -> str:
-    """The machine type that both know: that of the older QEMU."""
+    """Return the machine type that both QEMUs have: that of the older one."""
     return MACHINES[min(source.qemu, target.qemu, key=QEMUS.index)]
 
 
@@ -130,7 +134,7 @@ def _machines(source: Host, targets: Sequence[Host]) -> list[str]:
     return sorted({machine_of(source, target) for target in targets})
 
 
-def _save(box: Session, guest: Guest, machine: str, folder: Path) -> Path | Outcome:
+def _save(box: BoxSession, guest: Guest, machine: str, folder: Path) -> Path | Outcome:
     image = assemble(guest)
     settings = Settings(machine=machine, smp=len(guest.vcpus))
     try:
@@ -138,11 +142,12 @@ def _save(box: Session, guest: Guest, machine: str, folder: Path) -> Path | Outc
             taken = capture(vm, guest, image)
     except (EnvironmentFault, Refused) as error:
         return Outcome(Verdict.NOT_SAVED, error.what, guest.name)
-    return Path(shutil.move(taken.path, folder))
+    with host_faults(f"move {taken.path} to {folder}"):
+        return Path(shutil.move(taken.path, folder))
 
 
 class _Target:
-    # A destination; booted again after its kernel has crashed.
+    # A destination, which is booted again after its kernel has crashed.
     def __init__(self, host: Host, boot: Boot) -> None:
         self._host = host
         self._boot = boot
@@ -159,11 +164,11 @@ class _Target:
         self._box = self._stack.enter_context(self._boot(self._host))
 
     def restore(
-        self, kept: Path | Outcome, saved_with: Mapping[str, str]
+        self, stream: Path | Outcome, saved_with: Mapping[str, str]
     ) -> tuple[Outcome, tuple[Finding, ...]]:
-        if isinstance(kept, Outcome):
-            return kept, ()
-        with open_source(str(kept)) as source:
+        if isinstance(stream, Outcome):
+            return stream, ()
+        with open_source(str(stream)) as source:
             machine = read_machine(read_stream(source))
             outcome = self._restored(machine, source)
             if outcome.good:
@@ -176,10 +181,10 @@ class _Target:
 
     def _restored(self, machine: Machine, source: Source) -> Outcome:
         try:
-            name = put(self._box, source)
+            name = copy_to_share(self._box, source)
             outcome = restore(self._box, name, settings_of(machine))
         except EnvironmentFault as error:
-            # A box that hangs says nothing on its console, and is an answer all the same.
+            # A box that hangs prints nothing on its console; that is a result as well.
             return Outcome(Verdict.CRASH, error.what)
         (self._box.share / name).unlink()
         return outcome

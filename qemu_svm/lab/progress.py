@@ -1,16 +1,20 @@
-"""Being told what goes on; the command line shows it, a library's user may not care."""
+"""Reports of progress, which the command line shows and other callers may ignore."""
 
 from __future__ import annotations
 
 
 class Progress:
-    """Says nothing; subclasses show what they are told."""
+    """Ignores all reports; subclasses show them."""
 
     def step(self, what: str, done: int = 0, total: int = 0) -> None:
-        """Take note that something is being done now; ``total`` 0 if its size is not known."""
+        """Report the step that is being done now.
+
+        :param done, total: how much of it; ``total`` is 0 if its size is not known.
+        """
 
     def note(self, what: str) -> None:
-        """Take note of something that the user should know afterwards, too."""
+        """Report something that stays of interest after the step."""
 
 
 SILENT = Progress()
+"""Ignores all reports."""

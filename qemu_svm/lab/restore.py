@@ -1,8 +1,8 @@
-"""A stream restored into a real KVM in the box, and watched.
+"""Restore of a stream into a real KVM in a box, and observation of the guest.
 
-It is not enough that QEMU loads it: L2's counter must go on, and L1 must still
-get its exits.  What does not work is an answer too: QEMU or KVM refuse, the
-guest stands still, or the host's kernel crashes.
+It is not sufficient that QEMU loads it: L2 must continue to count, and L1 must still
+get its exits.  A failure is a result too: QEMU or KVM refuses the stream, the guest
+makes no progress, or the host's kernel crashes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from enum import StrEnum
 from qemu_svm.errors import LabError, QmpError, Refused
 from qemu_svm.lab import linux
 from qemu_svm.lab.box.console import headline
-from qemu_svm.lab.box.session import Session
+from qemu_svm.lab.box.session import BoxSession
 from qemu_svm.lab.guests import GUESTS, LINUX, Guest, assemble, values
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.vm import Settings, Vm, running
 from qemu_svm.machine import Machine
 from qemu_svm.source import Source
@@ -27,14 +28,14 @@ from qemu_svm.source import Source
 _MOVE_SECONDS = 20.0
 _POLL_SECONDS = 0.1
 _OOPS_SECONDS = 2.0
-_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # else it could be options of QEMU
+_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # anything else could be QEMU options
 _GOOD = "L2 counts and L1 gets its exits"
 _MIB = 1 << 20
 _CHUNK = 1 << 20
 
 
 class Verdict(StrEnum):
-    """What became of a restore."""
+    """The result of a restore."""
 
     GOES_ON = "goes on"
     REFUSED = "refused"
@@ -49,8 +50,8 @@ class Verdict(StrEnum):
 class Outcome:
     """A verdict and its reason.
 
-    :param guest: name of the guest that was recognised, None if it is not one of ours.
-    :param moved: counters that went on.
+    :param guest: name of the guest that was recognised; None if it is not one of ours.
+    :param moved: counters that changed after the restore.
     """
 
     verdict: Verdict
@@ -60,24 +61,24 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether the guest goes on as before."""
+        """Whether the guest continues as before."""
         return self.verdict is Verdict.GOES_ON
 
 
 def settings_of(machine: Machine, name: str | None = None) -> Settings:
-    """Return what a QEMU must be started with to take this stream.
+    """Return the settings of a QEMU that can load this stream.
 
-    Serial ports are seen in the stream; other devices, that a machine need not have, are not.
+    Serial ports are derived from the stream; other optional devices are not.
 
-    :param name: machine type if the stream's is not to be used.
-    :raises Refused: the stream does not say it.
+    :param name: machine type; None for the stream's.
+    :raises Refused: the stream has no machine type that can be used, or no RAM.
     """
     if name is None and machine.name is not None and not _TYPE.fullmatch(machine.name):
-        raise Refused("the stream's machine type is no name", hint="name one with --machine")
+        raise Refused("the stream's machine type is invalid", hint="give one with --machine")
     name = name or machine.name
     main = max(machine.blocks, key=lambda block: block.used_length, default=None)
     if name is None or main is None:
-        raise Refused("the stream names no machine type or no RAM", hint="name one with --machine")
+        raise Refused("the stream has no machine type or no RAM", hint="give one with --machine")
     serials = sum(record.name == "serial" for record in machine.stream.sections())
     return Settings(
         machine=name,
@@ -87,10 +88,15 @@ def settings_of(machine: Machine, name: str | None = None) -> Settings:
     )
 
 
-def put(box: Session, source: Source) -> str:
-    """Copy a stream, decompressed, into a box's share; return its name there."""
+def copy_to_share(box: BoxSession, source: Source) -> str:
+    """Copy a stream, decompressed, into a box's share; return its name there.
+
+    :raises LabError: the share cannot be written.
+    :raises SourceError: the stream cannot be read.
+    """
     name = f"stream-{secrets.token_hex(4)}.mig"
-    with (box.share / name).open("wb") as file:
+    path = box.share / name
+    with host_faults(f"write {path}"), path.open("wb") as file:
         offset = 0
         while data := source.read_at(offset, _CHUNK):
             file.write(data)
@@ -98,17 +104,17 @@ def put(box: Session, source: Source) -> str:
     return name
 
 
-def restore(box: Session, name: str, settings: Settings) -> Outcome:
-    """Restore a stream in a box, let it run, and say how it goes.
+def restore(box: BoxSession, name: str, settings: Settings) -> Outcome:
+    """Restore a stream in a box, resume the guest, and observe it.
 
     :param name: of a file in the box's share.
-    :raises LabError: the box died for another reason than the restore.
+    :raises LabError: the box died for another reason than the restore, or before it.
     """
     trouble = box.oops()
     if trouble is not None:
         raise LabError(
             f"the kernel in the box has crashed before: {headline(trouble)}",
-            hint="take a fresh box",
+            hint="use a new box",
         )
     try:
         with running(box, settings) as vm:
@@ -123,8 +129,8 @@ def restore(box: Session, name: str, settings: Settings) -> Outcome:
         return crash
 
 
-def _crashed(box: Session) -> Outcome | None:
-    # The kernel's words may come a moment after its deeds.
+def _crashed(box: BoxSession) -> Outcome | None:
+    # The kernel's message may appear a moment after its effect.
     end = time.monotonic() + _OOPS_SECONDS
     while time.monotonic() < end:
         trouble = box.oops()
@@ -135,7 +141,7 @@ def _crashed(box: Session) -> Outcome | None:
 
 
 def recognise(vm: Vm) -> Guest | None:
-    """Which of our guests this is, by the image in its memory."""
+    """Return which of our guests this is, by the image in its memory; else None."""
     known = _images()
     words = vm.words(values.IMAGE, max(map(len, known.values())) // 4 + 1)
     memory = b"".join(word.to_bytes(4, "little") for word in words)
@@ -162,7 +168,8 @@ def _watch(vm: Vm) -> Outcome:
 
     if not _until(vm, goes_on):
         still = ", ".join(name for name in guest.counters if name not in moved)
-        return _halted(vm, f"no move of {still} in {_MOVE_SECONDS:g} s", guest.name, moved)
+        why = f"no change of {still} within {_MOVE_SECONDS:g} s"
+        return _halted(vm, why, guest.name, moved)
     stop = vm.counts().stop
     if stop is not None:
         return Outcome(Verdict.WRONG_EXIT, f"L1 got #VMEXIT {stop:#x}", guest.name, moved)
@@ -174,11 +181,11 @@ def _watch_registers(vm: Vm) -> Outcome:
         name = LINUX.name
         if linux.moves(vm, _MOVE_SECONDS):
             return Outcome(Verdict.GOES_ON, _GOOD, name, ("exits", "l2"))
-        return _halted(vm, f"L2 does not count in {_MOVE_SECONDS:g} s", name, ())
+        return _halted(vm, f"L2 does not count within {_MOVE_SECONDS:g} s", name, ())
     before = vm.monitor("info registers -a")
     if _until(vm, lambda: vm.monitor("info registers -a") != before):
-        return Outcome(Verdict.GOES_ON, "not a guest of this project; its registers move")
-    return _halted(vm, f"no register moves in {_MOVE_SECONDS:g} s", None, ())
+        return Outcome(Verdict.GOES_ON, "not a guest of this project; its registers change")
+    return _halted(vm, f"no register changes within {_MOVE_SECONDS:g} s", None, ())
 
 
 def _until(vm: Vm, done: Callable[[], bool]) -> bool:
@@ -197,5 +204,5 @@ def _halted(vm: Vm, why: str, guest: str | None, moved: tuple[str, ...]) -> Outc
     status = vm.qmp.status()
     if status.running:
         return Outcome(Verdict.STANDS_STILL, why, guest, moved)
-    told = f"state {status.state}: {vm.last_words()}"
-    return Outcome(Verdict.STOPPED, told, guest, moved)
+    reason = f"state {status.state}: {vm.error()}"
+    return Outcome(Verdict.STOPPED, reason, guest, moved)

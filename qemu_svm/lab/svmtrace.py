@@ -1,6 +1,6 @@
-"""The plugin svmtrace, built when it is needed, and the log that it writes.
+"""The TCG plugin svmtrace, built when it is needed.
 
-Its source stands beside this package in a checkout, not in an installed package.
+Its source is in ``plugins/svmtrace`` of a checkout, not in an installed package.
 """
 
 from __future__ import annotations
@@ -14,38 +14,45 @@ from pathlib import Path
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box.emulator import comma
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.suites import cache
 
 SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "svmtrace"
 EMULATORS = ("10.0", "11.1")
-"""Release lines of QEMU that svmtrace works in."""
-_SECONDS = 120
+"""Release lines of the QEMUs that svmtrace works in."""
+_SECONDS = 120  # limit for a build
 _FILES = ("svmtrace.c", "log.c", "memory.c", "svmtrace.h", "qemu_api.h", "Makefile")
 
 
 def plugin() -> Path:
-    """Return the plugin, built into the cache if it is not there yet.
+    """Return the path of the plugin in the cache; build it if it is not there.
 
-    :raises LabError: no source, no compiler, or it does not compile.
+    :raises LabError: the source or the compiler is missing, or it does not compile.
     """
     if not (SOURCE / "Makefile").is_file():
         raise LabError(
-            f"the source of svmtrace is not at {SOURCE}", hint="install from a checkout: pip -e"
+            f"the source of svmtrace is not at {SOURCE}",
+            hint="install qemu-svm from a checkout: pip install -e .",
         )
     digest = hashlib.sha256()
-    for name in _FILES:
-        digest.update((SOURCE / name).read_bytes())
-    made = cache.folder() / f"svmtrace-{digest.hexdigest()[:16]}.so"
-    if not made.exists():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        _build(made)
-    return made
+    with host_faults("read the source of svmtrace"):
+        for name in _FILES:
+            digest.update((SOURCE / name).read_bytes())
+    path = cache.folder() / f"svmtrace-{digest.hexdigest()[:16]}.so"
+    if not path.exists():
+        with host_faults("build svmtrace", hint=cache.HINT):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _build(path)
+    return path
 
 
-def _build(made: Path) -> None:
+def _build(path: Path) -> None:
     if shutil.which("make") is None or shutil.which("cc") is None:
-        raise LabError("svmtrace must be compiled", hint="apt-get install gcc make libc6-dev")
-    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        raise LabError(
+            "svmtrace has to be compiled, and make or cc is not installed",
+            hint="apt-get install gcc make libc6-dev",
+        )
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder) / "svmtrace.so"
         done = subprocess.run(
             ["make", "-s", "-C", SOURCE, f"OUT={new}"],
@@ -58,9 +65,12 @@ def _build(made: Path) -> None:
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             raise LabError(f"svmtrace does not compile: {lines[0] if lines else 'make failed'}")
-        new.replace(made)
+        new.replace(path)
 
 
 def arguments(log: Path) -> tuple[str, ...]:
-    """Arguments of an emulator that make it write ``log``."""
+    """Return the emulator's arguments that load the plugin, which then writes ``log``.
+
+    :raises LabError: see :func:`plugin`.
+    """
     return ("-plugin", f"{comma(plugin())},out={comma(log)}")

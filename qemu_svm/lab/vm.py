@@ -1,8 +1,8 @@
-"""A virtual machine under test: QEMU with KVM in a box, its QMP in our hands.
+"""A virtual machine under test: a QEMU with KVM in a box, controlled over QMP.
 
-What L1 and L2 count lies at known places of the guest's memory
-(:mod:`qemu_svm.lab.guests.values`), so that progress can be seen without asking
-the guest.
+The counters of L1 and L2 are at known addresses of the guest's memory
+(:mod:`qemu_svm.lab.guests.values`), so that progress can be observed without the
+guest's cooperation.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from pathlib import Path
 
 from qemu_svm.errors import LabError, QmpError, Refused, SvmStreamError
 from qemu_svm.lab.box.command import Command, Done
-from qemu_svm.lab.box.session import Session
+from qemu_svm.lab.box.session import BoxSession
 from qemu_svm.lab.guests.values import ADDRESSES, WORLD
+from qemu_svm.lab.host import host_faults
 from qemu_svm.qmp import sync
 
 _START_SECONDS = 60.0
 _QUIT_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 _MIGRATION_SECONDS = 600.0  # Linux as L1 has hundreds of MB to save
-_BOARD_WORDS = 8
+_COUNTER_WORDS = 8
 _REASONS = 3
 _REGISTERS = re.compile(r"[A-Z][A-Z0-9]{1,5} ?=|Code=")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How QEMU is started.
+    """How a QEMU is started.
 
-    :param machine: type, with options if any.
-    :param cpu: model that the guest sees.
+    :param machine: machine type, with options if any.
+    :param cpu: CPU model of the guest.
+    :param smp: number of vCPUs.
     :param memory: MiB.
-    :param devices: more arguments of QEMU; without any the machine has no more than it must.
+    :param devices: further arguments of QEMU, which has no default devices.
     """
 
     machine: str = "pc"
@@ -47,7 +49,7 @@ class Settings:
     devices: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
-        """QEMU's command line, without image, stream and monitor."""
+        """Return QEMU's command line, without image, stream and monitor."""
         return [
             "qemu-system-x86_64", "-accel", "kvm", "-M", self.machine, "-cpu", self.cpu,
             "-m", str(self.memory), "-smp", str(self.smp), "-nodefaults", "-display", "none",
@@ -57,13 +59,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the guest has counted so far; 32 bits each.
+    """The guest's counters, 32 bits each.
 
-    :param exits: #VMEXITs that L1 took.
-    :param l1, l2: turns of L1's and of L2's loop.
+    :param exits: #VMEXITs that L1 has handled.
+    :param l1, l2: iterations of L1's and of L2's loop.
     :param smm: SMIs that were handled.
-    :param events: interrupts that L2 took.
-    :param stop: exit code that L1 did not expect, None if all is well.
+    :param events: interrupts that L2 has taken.
+    :param stop: exit code that L1 did not expect and stopped at; None if there is none.
     """
 
     exits: int
@@ -74,7 +76,7 @@ class Counts:
     stop: int | None
 
     def advanced(self, before: Counts) -> dict[str, bool]:
-        """Which counters moved since."""
+        """Return whether each counter has changed since ``before``, by name."""
         names = ("exits", "l1", "l2", "smm", "events")
         return {name: getattr(self, name) != getattr(before, name) for name in names}
 
@@ -82,7 +84,7 @@ class Counts:
 class Vm:
     """A QEMU in a box; made by :func:`running`."""
 
-    def __init__(self, box: Session, name: str, command: Command, errors: bytearray) -> None:
+    def __init__(self, box: BoxSession, name: str, command: Command, errors: bytearray) -> None:
         self.box = box
         self._name = name
         self._command = command
@@ -91,18 +93,19 @@ class Vm:
 
     @property
     def qmp(self) -> sync.Connection:
-        """Its QMP connection.
+        """The QMP connection.
 
-        :raises QmpError: it has none (any more).
+        :raises QmpError: it has none yet, or it was closed.
         """
         if self._qmp is None:
             raise QmpError("the QEMU in the box has no QMP connection")
         return self._qmp
 
     def connect(self, socket: Path) -> None:
-        """Wait until QEMU listens, and connect.
+        """Wait until QEMU listens on a QMP socket, and connect.
 
-        :raises Refused: QEMU ended with an error instead.
+        :raises Refused: QEMU exited with an error instead.
+        :raises QmpError: it does not listen.
         """
         end = time.monotonic() + _START_SECONDS
         while True:
@@ -110,7 +113,7 @@ class Vm:
                 self._qmp = sync.connect(f"unix:{socket}")
             except QmpError:
                 if not self._command.running():
-                    raise Refused(f"QEMU does not start: {self.last_words()}") from None
+                    raise Refused(f"QEMU does not start: {self.error()}") from None
                 if time.monotonic() > end:
                     raise
                 time.sleep(_POLL_SECONDS)
@@ -118,26 +121,31 @@ class Vm:
                 return
 
     def words(self, address: int, count: int) -> list[int]:
-        """Read 32-bit words of guest-physical memory."""
+        """Read 32-bit words of guest-physical memory.
+
+        :raises LabError: there is no memory at this address.
+        """
         text = self.monitor(f"xp /{count}wx {address:#x}")
-        found = [int(word, 16) for line in text.splitlines() for word in line.split(":")[1].split()]
-        if len(found) != count:
-            raise LabError(f"QEMU's monitor does not show memory at {address:#x}: {text[:80]!r}")
-        return found
+        found = [word for line in text.splitlines() for word in line.partition(":")[2].split()]
+        with suppress(ValueError):
+            numbers = [int(word, 16) for word in found]
+            if len(numbers) == count:
+                return numbers
+        raise LabError(f"QEMU's monitor shows no memory at {address:#x}: {text[:80]!r}")
 
     def monitor(self, line: str) -> str:
-        """Run a command of the human monitor."""
+        """Run a command of the human monitor and return its output."""
         arguments = {"command-line": line}
         return str(self.qmp.execute("human-monitor-command", arguments))
 
     def counts(self) -> Counts:
         """Read the counters of L1 and L2."""
         start = ADDRESSES["L1_EXITS"]
-        l1 = self.words(start, _BOARD_WORDS)
-        l2 = self.words(WORLD + start, _BOARD_WORDS)
+        l1 = self.words(start, _COUNTER_WORDS)
+        l2 = self.words(WORLD + start, _COUNTER_WORDS)
 
-        def word(board: list[int], name: str) -> int:
-            return board[(ADDRESSES[name] - start) // 4]
+        def word(words: list[int], name: str) -> int:
+            return words[(ADDRESSES[name] - start) // 4]
 
         return Counts(
             exits=word(l1, "L1_EXITS"),
@@ -151,8 +159,9 @@ class Vm:
     def save(self) -> Path:
         """Save into a file of the share; the guest is stopped afterwards.
 
-        :returns: the file's name on the host; whoever called removes it.
-        :raises Refused: QEMU says no, or fails.
+        :returns: the path of the file on the host; the caller removes it.
+        :raises Refused: QEMU refuses, or the migration fails.
+        :raises LabError: the migration does not end.
         """
         name = f"{self._name}-{secrets.token_hex(4)}.mig"
         self.qmp.execute("migrate", {"uri": f"exec:cat > /share/{name}"})
@@ -164,14 +173,16 @@ class Vm:
             if migration.status in ("failed", "cancelled"):
                 raise Refused(f"QEMU cannot save: {migration.error or migration.status}")
             if time.monotonic() > end:
-                raise LabError(f"the save did not end within {_MIGRATION_SECONDS:g} s")
+                raise LabError(f"the migration did not end within {_MIGRATION_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
 
     def load(self, name: str) -> None:
-        """Restore from a file of the share and run.
+        """Restore from a file of the share and resume the guest.
 
-        :param name: its name in the share.
-        :raises Refused: QEMU or KVM says no; the reason is QEMU's last words.
+        :param name: of the file in the share.
+        :raises Refused: QEMU or KVM refuses the stream; the reason is QEMU's.
+        :raises LabError: the restore does not end.
+        :raises QmpError: the connection was lost, and QEMU gave no reason.
         """
         try:
             self.qmp.execute("migrate-incoming", {"uri": f"exec:cat /share/{name}"})
@@ -181,22 +192,22 @@ class Vm:
         except QmpError:
             if self.box.oops() or self.ended() is None:
                 raise
-            raise Refused(self.last_words()) from None
+            raise Refused(self.error()) from None
 
     def _loaded(self) -> None:
         end = time.monotonic() + _MIGRATION_SECONDS
         while self.qmp.status().state == "inmigrate":
             migration = self.qmp.migration()
             if migration.status == "failed":
-                raise Refused(migration.error or self.last_words())
+                raise Refused(migration.error or self.error())
             if time.monotonic() > end:
                 raise LabError(f"the restore did not end within {_MIGRATION_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
 
     def ended(self) -> Done | None:
-        """What became of QEMU; None while it runs."""
+        """Return the result of QEMU's process; None while it runs."""
         with suppress(LabError):
-            # A lost connection is seen a moment before the end of its process.
+            # A connection is lost a moment before the end of its process.
             end = time.monotonic() + _QUIT_SECONDS
             while self._command.running() and time.monotonic() < end:
                 time.sleep(_POLL_SECONDS)
@@ -204,16 +215,17 @@ class Vm:
                 return self._command.wait(_QUIT_SECONDS)
         return None
 
-    def last_words(self) -> str:
-        """The reason that QEMU wrote to standard error, without the registers after it."""
+    def error(self) -> str:
+        """Return the reason that QEMU wrote to standard error, without warnings and registers."""
         text = self._errors.decode(errors="replace")
         lines = [line.removeprefix("qemu-system-x86_64: ") for line in text.splitlines() if line]
-        told = [line for line in lines if not line.startswith("warning:")]
-        reasons = [line for line in told if not _REGISTERS.match(line)]
-        return "; ".join(reasons[-_REASONS:]) or "it said nothing"
+        reasons = [
+            line for line in lines if not line.startswith("warning:") and not _REGISTERS.match(line)
+        ]
+        return "; ".join(reasons[-_REASONS:]) or "it gave no reason"
 
     def close(self) -> None:
-        """End QEMU."""
+        """End QEMU; never fails."""
         qmp, self._qmp = self._qmp, None
         if qmp is not None:
             with suppress(SvmStreamError):
@@ -226,7 +238,7 @@ class Vm:
 
 @contextmanager
 def running(
-    box: Session,
+    box: BoxSession,
     settings: Settings,
     *,
     image: bytes | None = None,
@@ -235,10 +247,11 @@ def running(
 ) -> Iterator[Vm]:
     """Start a virtual machine in a box and end it with the context.
 
-    :param image: what ``-kernel`` gets.
-    :param waits: without an image, QEMU waits for a stream.
+    :param image: of the guest, for ``-kernel``; without it QEMU waits for a stream.
+    :param waits: False if QEMU shall not wait for a stream without an image either.
     :param trace: name of a file in the share for the log of ``kvm_vcpu_ioctl``.
     :raises Refused: QEMU does not start.
+    :raises LabError: the share cannot be written, or the box has died.
     """
     name = f"vm-{secrets.token_hex(4)}"
     argv = [*settings.arguments(), "-qmp", f"unix:/run/{name}.qmp,server=on,wait=off"]
@@ -247,8 +260,9 @@ def running(
             argv += ["-incoming", "defer"]
         elif image is not None:
             file = box.share / f"{name}.image"
-            file.write_bytes(image)
-            stack.callback(file.unlink)
+            stack.callback(file.unlink, missing_ok=True)
+            with host_faults(f"write {file}"):
+                file.write_bytes(image)
             argv += ["-kernel", f"/share/{file.name}"]
         if trace is not None:
             argv += ["-trace", "kvm_vcpu_ioctl", "-D", f"/share/{trace}"]

@@ -1,7 +1,7 @@
-"""A box whose emulator has svmtrace in it, and restores in it.
+"""A box whose emulator runs with svmtrace, and restores in it.
 
-One box serves many restores, one after the other: what a restore did is the part of
-the log behind the last record that was there before.
+One box serves many restores, one after the other: a restore is recorded by the part of
+the log after the last record before it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from qemu_svm.findings.witness import Witness, witness
 from qemu_svm.lab import svmtrace
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.console import headline
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.kvm import InBox
-from qemu_svm.lab.restore import put, settings_of
+from qemu_svm.lab.restore import copy_to_share, settings_of
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine
@@ -45,9 +46,15 @@ EMULATOR = svmtrace.EMULATORS[0]
 
 
 class WitnessBox:
-    """A box and the log of its processor.  Use it with ``with``.
+    """A box and the log of its emulated processor.  Use it with ``with``.
 
-    :param box: more arguments of :class:`qemu_svm.lab.Box`.
+    :attr:`box` is the box, :attr:`log` the path of the log, which svmtrace writes.
+
+    :param kernel: release line of the box's kernel.
+    :param emulator: release line of the emulator, one of :data:`svmtrace.EMULATORS`.
+    :param npt: load ``kvm_amd`` with nested paging.
+    :param box: further arguments of :class:`qemu_svm.lab.Box`.
+    :raises LabError: no such release line; on entering, the box does not start.
     """
 
     def __init__(
@@ -56,7 +63,7 @@ class WitnessBox:
         if emulator not in svmtrace.EMULATORS:
             known = ", ".join(svmtrace.EMULATORS)
             raise LabError(
-                f"QEMU {emulator} cannot show what the processor is given",
+                f"QEMU {emulator} cannot record what the processor is given",
                 hint=f"the plugin svmtrace works in {known}",
             )
         self.npt = npt
@@ -64,9 +71,10 @@ class WitnessBox:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        with host_faults("make a directory for the log"):
+            temporary = tempfile.TemporaryDirectory(prefix="svmtrace-")
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="svmtrace-"))
-            self.log = Path(folder) / "log"
+            self.log = Path(stack.enter_context(temporary)) / "log"
             made = partial(self._make, emulator_args=svmtrace.arguments(self.log))
             self._kvm = stack.enter_context(InBox(lambda share: made(share=share)))
             self.box = self._kvm.box
@@ -78,19 +86,20 @@ class WitnessBox:
         self._stack.close()
 
     def restore(self, source: Source, settings: Settings, *, seconds: float) -> range:
-        """Restore a stream by QEMU, and let it run until L1 had control and gave it back.
+        """Restore a stream with QEMU, and let it run until L1 has run and L2 is entered again.
 
         :param seconds: how long to wait for that.
-        :returns: the numbers of the records that tell of it.
-        :raises Refused: QEMU or KVM says no.
+        :returns: the numbers of the log's records of this restore.
+        :raises Refused: QEMU or KVM refuses the stream.
+        :raises LabError: the kernel in the box crashed.
         """
         first = self._follower.skip()
-        name = put(self.box, source)
+        name = copy_to_share(self.box, source)
         try:
             with running(self.box, settings) as vm:
                 vm.load(name)
                 end = time.monotonic() + seconds
-                while not self._follower.came_back() and time.monotonic() < end:
+                while not self._follower.returned_to_l1() and time.monotonic() < end:
                     time.sleep(_POLL_SECONDS)
                     if not vm.qmp.status().running:
                         break
@@ -98,7 +107,7 @@ class WitnessBox:
             trouble = self.box.oops()
             if trouble is None:
                 raise
-            raise LabError(f"the kernel in the box died: {headline(trouble)}") from None
+            raise LabError(f"the kernel in the box crashed: {headline(trouble)}") from None
         finally:
             with suppress(OSError):
                 (self.box.share / name).unlink()
@@ -107,24 +116,24 @@ class WitnessBox:
     def replay(
         self, machine: Machine, saved: Saved, steps: tuple[Step, ...], *, seconds: float
     ) -> tuple[range, ReplayResult, Simulation]:
-        """Restore a vCPU by ioctls; by :meth:`restore` QEMU does it.
+        """Restore a vCPU by ioctls, without QEMU.
 
         :param seconds: how long each run may take.
-        :returns: the numbers of the records, what KVM answered, and the same in the model.
-        :raises LabError: the kernel in the box died of it.
+        :returns: the numbers of the log's records, KVM's answers, and the model's.
+        :raises LabError: the kernel in the box crashed.
         """
         first = self._follower.skip()
         job = ReplayJob("witness", saved, steps, ReplayOptions(seconds=seconds, emulated=True))
         done = replay(machine, job, self._kvm)
         if done.result.host is not None:
-            raise LabError(f"the kernel in the box died: {done.result.host}")
+            raise LabError(f"the kernel in the box crashed: {done.result.host}")
         assert done.simulation is not None
         last = self._follower.skip()
         return range(first, last), done.result, done.simulation
 
 
 class Follower:
-    """Reads a log while it grows.  ``last`` is the number of the last record it took."""
+    """Reads a log while it grows; :attr:`last` is the number of the last record read."""
 
     def __init__(self, source: Source) -> None:
         self._reader = LogReader(source)
@@ -137,17 +146,20 @@ class Follower:
                 self.last = event.number
                 yield event
         except Truncated:
-            return  # the rest is being written
+            return  # the rest is not written yet
 
     def skip(self) -> int:
-        """Take all there is; return the number of the next record."""
+        """Read all records that were written; return the number of the next one."""
         for _ in self._events():
             pass
         self._gave_up = False
         return self.last + 1
 
-    def came_back(self) -> bool:
-        """Whether, since the last skip, a guest executed VMRUN and another entry followed."""
+    def returned_to_l1(self) -> bool:
+        """Return whether L1 has run since the last :meth:`skip`, and then L2 again.
+
+        That is so if a guest has executed VMRUN, and KVM has entered a guest after it.
+        """
         for event in islice(self._events(), _AT_ONCE):
             if event.kind != RecordKind.VMRUN:
                 continue
@@ -157,14 +169,16 @@ class Follower:
         return False
 
 
-def hear(
+def witness_restore(
     bench: WitnessBox, machine: Machine, plan: str | None = None, *, seconds: float
 ) -> Witness:
-    """Restore a stream under the witness, and hold it against stream and model.
+    """Restore a stream in a witness box; compare what the processor got with stream and model.
 
     :param machine: with one vCPU.
-    :param plan: restore by these ioctls; None lets QEMU do it.
-    :raises Refused: QEMU or KVM says no.
+    :param plan: restore by these ioctls; None to restore with QEMU.
+    :param seconds: how long to wait, see :meth:`WitnessBox.restore`.
+    :raises Refused: QEMU or KVM refuses the stream.
+    :raises LabError: the kernel in the box crashed, or there is no model of it.
     """
     saved = from_vcpu(machine.vcpus[0])
     failed: tuple[str, ...] = ()
@@ -186,14 +200,14 @@ def _as_qemu_does(bench: WitnessBox, saved: Saved) -> Simulation:
     release = releases.release(version)
     kernel = None if release is None else releases.profile(release)
     if kernel is None:
-        raise LabError(f"there is no profile of kernel {version}")
+        raise LabError(f"no profile of kernel {version}")
     host = Host(npt=bench.npt, cpuid=guest_cpuid(saved))
     steps = plans.parse("qemu")
     simulation = simulate(kernel, saved, steps, host=host)
     failed = next((one for one in simulation.results if one.failed), None)
     if failed is None:
         return simulation
-    # QEMU ends the put of a vCPU at the first error; up to 8.x it runs it all the same.
+    # QEMU ends the put of a vCPU at the first error; up to 8.x it runs the vCPU nevertheless.
     return simulate(kernel, saved, (*steps[: failed.number], *plans.parse("run")), host=host)
 
 
@@ -206,9 +220,11 @@ def _failures(replayed: ReplayResult) -> Iterator[str]:
 
 
 def qemu_for(machine: str | None, kernel: str) -> str:
-    """Release line of the QEMU that is to load a stream: the kernel's own, or a newer one.
+    """Return the release line of the QEMU to load a stream with: the kernel's, or a newer one.
 
-    :param machine: type with version, such as ``pc-i440fx-10.0``.
+    :param machine: machine type with version, such as ``pc-i440fx-10.0``.
+    :param kernel: release line of a suite's kernel.
+    :raises LabError: no suite has this kernel.
     """
     own = suites.of_kernel(kernel).qemu
     found = re.search(r"-(\d+)\.(\d+)$", machine or "")

@@ -15,7 +15,7 @@ from qemu_svm.cli import cli
 from qemu_svm.errors import LabError
 from qemu_svm.findings.witness import Verdict
 from qemu_svm.lab import witness
-from qemu_svm.lab.witness import Follower, WitnessBox, hear, qemu_for
+from qemu_svm.lab.witness import Follower, WitnessBox, qemu_for, witness_restore
 from qemu_svm.machine import read_machine
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
@@ -79,7 +79,7 @@ def test_the_other_guest_in_words(command: Any) -> None:
 def test_a_second_restore_is_judged_by_its_own_part_of_the_log(bench: WitnessBox) -> None:
     with open_source(str(CAPTURE)) as source:
         machine = read_machine(read_stream(source))
-        found = [hear(bench, machine, seconds=60) for _ in range(2)]
+        found = [witness_restore(bench, machine, seconds=60) for _ in range(2)]
     numbers = [one.parts[0].number for one in found]
     assert numbers[0] < numbers[1]
     found = found[1]
@@ -117,16 +117,16 @@ def test_a_log_is_followed_while_it_grows(tmp_path: Path) -> None:
         follower = Follower(source)
         for size in range(60, behind, 97):
             path.write_bytes(whole.data[:size])
-            assert not follower.came_back()
+            assert not follower.returned_to_l1()
         path.write_bytes(whole.data)
-        assert follower.came_back()
+        assert follower.returned_to_l1()
         assert follower.last == number
         assert follower.skip() == whole.number + 1
-        assert not follower.came_back()
+        assert not follower.returned_to_l1()
 
 
 def test_an_emulator_without_the_interface() -> None:
-    with pytest.raises(LabError, match=r"QEMU 7\.2 cannot show what the processor is given"):
+    with pytest.raises(LabError, match=r"QEMU 7\.2 cannot record what the processor is given"):
         WitnessBox("6.1", emulator="7.2")
 
 

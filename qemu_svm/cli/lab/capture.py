@@ -21,7 +21,7 @@ from qemu_svm.errors import EnvironmentFault
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from qemu_svm.lab.box.session import Session
+    from qemu_svm.lab.box.session import BoxSession
     from qemu_svm.lab.capture import Capture
     from qemu_svm.lab.guests import Guest
     from qemu_svm.lab.vm import Settings, Vm
@@ -143,7 +143,7 @@ def command(
 
 def _ways(
     guest: Guest, settings: Settings, log: str | None
-) -> tuple[Callable[[Session], AbstractContextManager[Vm]], Callable[[Vm], Capture]]:
+) -> tuple[Callable[[BoxSession], AbstractContextManager[Vm]], Callable[[Vm], Capture]]:
     # How a guest is started, and how it is saved in its state.
     from qemu_svm.lab import capture, linux, vm
     from qemu_svm.lab.guests import LINUX, assemble

@@ -46,7 +46,7 @@ def command(
     1 it stands still, goes wrong, or the host's kernel crashes.
     """
     from qemu_svm.lab.explain import explanations
-    from qemu_svm.lab.restore import Verdict, put, restore, settings_of
+    from qemu_svm.lab.restore import Verdict, copy_to_share, restore, settings_of
 
     with streams.opened(file) as saved:
         if not saved.vcpus:
@@ -55,7 +55,7 @@ def command(
         settings = settings_of(saved, machine)
         settings = replace(settings, devices=settings.devices + more)
         with session(name, options) as box:
-            outcome = restore(box, put(box, saved.stream.source), settings)
+            outcome = restore(box, copy_to_share(box, saved.stream.source), settings)
             versions = dict(box.versions)
         npt = bool(box_arguments(options).get("npt", True))
         why = () if outcome.good else explanations(saved, versions, npt=npt)

@@ -12,7 +12,7 @@ import click
 from qemu_svm.cli.lab.common import box_arguments, progress
 
 if TYPE_CHECKING:
-    from qemu_svm.lab.box.session import Session
+    from qemu_svm.lab.box.session import BoxSession
 
 RULE = """\b
 Which box: the one called --name; with any option of a box, a fresh one;
@@ -20,7 +20,7 @@ else the one that is up; if none is, a fresh one."""
 
 
 @contextmanager
-def session(name: str | None, options: dict[str, Any]) -> Iterator[Session]:
+def session(name: str | None, options: dict[str, Any]) -> Iterator[BoxSession]:
     """Enter the box that is meant.
 
     :raises click.UsageError: a name and options of a fresh box.

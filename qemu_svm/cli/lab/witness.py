@@ -50,7 +50,7 @@ def command(
     predicts, and what the emulated processor got.  Exit status: 0 if each level
     got its own registers and the model foresaw it, else 1.
     """
-    from qemu_svm.lab.witness import WitnessBox, hear, qemu_for
+    from qemu_svm.lab.witness import WitnessBox, qemu_for, witness_restore
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -68,7 +68,7 @@ def command(
                 made = WitnessBox(kernel, progress=show, **arguments)
                 bench = stack.enter_context(made)
             try:
-                found = hear(bench, machine, plan_text, seconds=seconds)
+                found = witness_restore(bench, machine, plan_text, seconds=seconds)
             finally:
                 if keep is not None:
                     shutil.copy(bench.log, keep)

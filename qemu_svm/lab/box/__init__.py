@@ -1,1 +1,1 @@
-"""The emulated AMD host: started, spoken to, ended."""
+"""A box: an emulated AMD host, commands in it, and its life."""

@@ -15,44 +15,48 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab.box import console
+from qemu_svm.lab.box import boot, console
 from qemu_svm.lab.box.emulator import Machine, arguments, program
 from qemu_svm.lab.box.inside import frames
 from qemu_svm.lab.box.life import Emulator
 from qemu_svm.lab.box.link import Link
 from qemu_svm.lab.box.proxy import Proxy
-from qemu_svm.lab.box.session import Session
+from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
-from qemu_svm.lab.suites import boot, build
+from qemu_svm.lab.suites import build
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.suites.cache import Built
 
-#: Seconds until a box must have answered first; a loaded machine is slow.
 BOOT_LIMIT = 240.0
-#: Seconds without a sign of life after which a box counts as hanging.
+"""Seconds from the start of the emulator to the agent's first frame."""
+
 SILENCE_LIMIT = 60.0
-_PING_EVERY = 5.0
-#: Bytes of the kernel's log after which a box counts as broken.
+"""Seconds without a frame of the agent after which a box counts as hung."""
+
 CONSOLE_LIMIT = 64 << 20
-#: Seconds that the emulator may take to end once its line is cut.
-_END_LIMIT = 5.0
+"""Bytes of the kernel's log after which a box counts as broken."""
+
+_HEARTBEAT_SECONDS = 5.0
+_END_LIMIT = 5.0  # seconds from the loss of the connection to the end of the emulator
 
 
-class Box(Session):
-    """An emulated AMD host; see the module.  Use it with ``with``.
+class Box(BoxSession):
+    """An emulated AMD host.  Use it with ``with``.
 
     :param kernel: release line of its kernel: 5.10, 6.1, 6.12, 7.2.
-    :param qemu: release line of the QEMU inside, which brings the user land: 5.2, 7.2,
-        10.0, 11.1; by default the one that belongs to the kernel.
+    :param qemu: release line of the QEMU inside and of the user land that comes with it:
+        5.2, 7.2, 10.0, 11.1; by default that of the kernel's suite.
     :param npt: load ``kvm_amd`` with nested paging.
     :param cpu, smp, memory: of the emulated host; memory in MiB.
-    :param emulator: the emulator itself: None for the host's ``qemu-system-x86_64``,
-        else a release line out of the cache.
-    :param emulator_args: more arguments for it.
-    :param share: a folder of the host to be seen as ``/share`` inside; by default one that
-        is removed at the end.
-    :param mirror: where to fetch what is not in the cache yet.
-    :param progress: told what is being done.
+    :param emulator: release line of the emulator, from the cache; None for the host's
+        ``qemu-system-x86_64``.
+    :param emulator_args: further arguments of the emulator.
+    :param share: a directory of the host to be mounted as ``/share`` inside; by default a
+        temporary one.
+    :param mirror: Debian mirror for suites that are not in the cache yet.
+    :param progress: is notified of each step.
+    :raises LabError: no such release line; on entering, it cannot be built or started.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class Box(Session):
         super().__init__()
         self._kernel = suites.of_kernel(kernel)
         self._user = self._kernel if qemu is None else suites.of_qemu(qemu)
-        self._player = None if emulator is None else suites.of_qemu(emulator)
+        self._emulator_suite = None if emulator is None else suites.of_qemu(emulator)
         self._machine = Machine(npt, cpu, smp, memory)
         self._emulator_args = tuple(emulator_args)
         self._own_share = share
@@ -90,32 +94,37 @@ class Box(Session):
 
     @property
     def console_file(self) -> Path:
-        """The kernel's log, as it grows."""
+        """The file that the kernel's log is written to."""
         return self._console
 
     def serve(self) -> Path:
-        """Make a UNIX socket at which other processes can use this box; return its path."""
+        """Create a UNIX socket through which other processes can use this box; return its path.
+
+        :raises LabError: the socket cannot be created.
+        """
         return self._call(self._serve())
 
     def wait(self) -> LabError:
-        """Wait for the box to die; say why."""
+        """Wait until the box dies; return the error that reports why."""
         return self._call(self._wait())
 
     def _start(self) -> None:
         held: dict[str, Built] = {}
-        for suite in (self._kernel, self._user, self._player):
+        for suite in (self._kernel, self._user, self._emulator_suite):
             if suite is not None and suite.name not in held:
                 using = build.using(suite, mirror=self._mirror, progress=self._progress)
                 held[suite.name] = self._stack.enter_context(using)
         kernel, user = held[self._kernel.name], held[self._user.name]
-        player = program(None if self._player is None else held[self._player.name])
+        own = self._emulator_suite
+        emulator = program(None if own is None else held[own.name])
         self._progress.step(f"starting Linux {kernel.manifest.release}")
         self._start_loop()
         run = self._folder.path
         share = self._own_share or run / "share"
-        share.mkdir(exist_ok=True)
+        with host_faults(f"make the share {share}"):
+            share.mkdir(exist_ok=True)
         command = [
-            *player,
+            *emulator,
             *arguments(
                 self._machine, boot.kernel(kernel), boot.initrd(kernel),
                 root=user.root, share=share, run=run,
@@ -127,7 +136,7 @@ class Box(Session):
             "kernel": kernel.manifest.kernel,
             "qemu": user.manifest.qemu,
             "seabios": user.manifest.packages["seabios"],
-            "emulator": _version(player),
+            "emulator": _version(emulator),
         }
 
     async def _boot(self, command: list[str]) -> Link:
@@ -138,8 +147,9 @@ class Box(Session):
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             arrived.put_nowait(Link(reader, writer))
 
-        self._servers.append(await asyncio.start_unix_server(accept, run / "agent"))
-        self._emulator = Emulator(command, run / "emulator")
+        with host_faults("start the emulator"):
+            self._servers.append(await asyncio.start_unix_server(accept, run / "agent"))
+            self._emulator = Emulator(command, run / "emulator")
         end = asyncio.create_task(self._emulator.ended())
         ready = asyncio.create_task(self._ready(arrived))
         await asyncio.wait((ready, end), timeout=BOOT_LIMIT, return_when=asyncio.FIRST_COMPLETED)
@@ -147,9 +157,9 @@ class Box(Session):
         if not ready.done():
             ready.cancel()
             await asyncio.gather(ready, return_exceptions=True)
-            raise self._no_boot()
+            raise self._not_booted()
         link = await ready
-        self._pulse = asyncio.create_task(self._feel(link))
+        self._heartbeat = asyncio.create_task(self._watchdog(link))
         return link
 
     async def _ready(self, arrived: asyncio.Queue[Link]) -> Link:
@@ -157,66 +167,67 @@ class Box(Session):
         try:
             hello = await link.hello
         except ConnectionError:
-            raise await self.death() from None
+            raise await self.cause_of_death() from None
         if not hello.get("kvm"):
-            raise LabError(f"the box has no /dev/kvm: {self._last_words()}")
+            raise LabError(f"the box has no /dev/kvm: {self._last_console_line()}")
         return link
 
-    def _no_boot(self) -> LabError:
+    def _not_booted(self) -> LabError:
         if self._status() is None and not self.oops():
             return LabError(
-                f"the box did not start within {BOOT_LIMIT:.0f} s: {self._last_words()}"
+                f"the box did not start within {BOOT_LIMIT:.0f} s: {self._last_console_line()}"
             )
-        return self._obituary()
+        return self._died()
 
-    def _obituary(self) -> LabError:
+    def _died(self) -> LabError:
         if trouble := self.oops():
-            return LabError(f"the kernel in the box died: {console.headline(trouble)}")
+            return LabError(f"the kernel in the box crashed: {console.headline(trouble)}")
         if self._fault:
             return LabError(self._fault)
         status = self._status()
         if status is None or self._emulator is None:
-            return LabError("the box has cut its line")
-        words = self._emulator.messages().splitlines()
-        return LabError(
-            f"the emulator ended (status {status}): {words[-1] if words else self._last_words()}"
-        )
+            return LabError("the box closed the connection")
+        lines = self._emulator.messages().splitlines()
+        last = lines[-1] if lines else self._last_console_line()
+        return LabError(f"the emulator ended (status {status}): {last}")
 
     def _status(self) -> int | None:
         return None if self._emulator is None else self._emulator.status
 
-    def _last_words(self) -> str:
+    def _last_console_line(self) -> str:
         lines = [line.strip() for line in self.console().splitlines()]
-        return next((line for line in reversed(lines) if line), "it said nothing")
+        return next((line for line in reversed(lines) if line), "its console is empty")
 
-    async def _feel(self, link: Link) -> None:
-        # A kernel that hangs keeps its emulator running for ever; its agent falls silent.
+    async def _watchdog(self, link: Link) -> None:
+        # The emulator of a hung kernel runs for ever, but its agent does not answer.
+        loop = asyncio.get_running_loop()
         while not link.lost.is_set():
             link.send(frames.frame(0, frames.PING))
-            await asyncio.sleep(_PING_EVERY)
-            if self.loop.time() - link.heard > SILENCE_LIMIT:
-                self._fault = f"the box hangs: no sign of life for {SILENCE_LIMIT:.0f} s"
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+            if loop.time() - link.last_heard > SILENCE_LIMIT:
+                self._fault = f"the box hangs: no answer for {SILENCE_LIMIT:.0f} s"
             elif self._console.stat().st_size > CONSOLE_LIMIT:
-                self._fault = f"the box was ended: its console has {CONSOLE_LIMIT >> 20} MiB"
+                self._fault = f"the box was ended: its console exceeds {CONSOLE_LIMIT >> 20} MiB"
             if self._fault and self._emulator is not None:
                 await self._emulator.kill()
                 return
 
-    async def death(self) -> LabError:
-        """Return the error that says why the box is not there (any more)."""
+    async def cause_of_death(self) -> LabError:
+        """Return the error that reports why the box has died."""
         assert self._emulator is not None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._emulator.ended(), _END_LIMIT)
-        return self._obituary()
+        return self._died()
 
     async def _wait(self) -> LabError:
         await self._link.lost.wait()
-        return await self.death()
+        return await self.cause_of_death()
 
     async def _serve(self) -> Path:
         path = self._folder.path / "line"
-        proxy = Proxy(self._link, self.death)
-        self._servers.append(await asyncio.start_unix_server(proxy.accept, path))
+        proxy = Proxy(self._link, self.cause_of_death)
+        with host_faults("create a socket"):
+            self._servers.append(await asyncio.start_unix_server(proxy.accept, path))
         return path
 
     async def _stop(self) -> None:
@@ -226,5 +237,8 @@ class Box(Session):
 
 
 def _version(command: list[str]) -> str:
-    result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    with host_faults("run the emulator"):
+        result = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, check=False
+        )
     return result.stdout.partition("\n")[0].removeprefix("QEMU emulator version ")

@@ -1,32 +1,32 @@
-"""A command that runs inside a box."""
+"""Commands that run inside a box."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box.calls import call
 from qemu_svm.lab.box.inside import frames
-from qemu_svm.lab.box.link import LOST, Channel, Link
+from qemu_svm.lab.box.link import LOST, LinkChannel
 
-if TYPE_CHECKING:
-    from qemu_svm.lab.box.session import Session
-
-#: Bytes of output that are kept; more belongs into a file of the share.
 OUTPUT_LIMIT = 256 << 20
-#: Seconds that a killed command may take to be gone; then the box hangs.
-_KILL_LIMIT = 30.0
+"""Bytes of output that are kept in memory; more should go to a file of the share."""
+
+_KILL_LIMIT = 30.0  # seconds from SIGKILL to the end; then the box hangs
+
+Sink = Callable[[int, bytes], None]
+"""Called with 1 or 2 (standard output, standard error) and the next bytes of it."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a command.
+    """The result of a command.
 
-    :param returncode: its exit status; minus the signal's number if one ended it.
+    :param returncode: exit status; minus the signal's number if a signal ended it.
     """
 
     returncode: int
@@ -35,63 +35,56 @@ class Done:
 
 
 class Command:
-    """A command inside a box; made by :meth:`qemu_svm.lab.box.session.Session.start`."""
+    """A command inside a box; made by :meth:`qemu_svm.lab.box.session.BoxSession.start`."""
 
     def __init__(
         self,
-        box: Session,
-        channel: Channel,
+        channel: LinkChannel,
         argv: list[str],
-        sink: Callable[[int, bytes], None] | None,
+        sink: Sink | None,
+        cause_of_death: Callable[[], Awaitable[LabError]],
     ) -> None:
-        self._box = box
-        self._loop = box.loop
+        self._loop = asyncio.get_running_loop()
         self._channel = channel
         self._argv = argv
         self._sink = sink
+        self._cause_of_death = cause_of_death
         self._kept = {1: bytearray(), 2: bytearray()}
-        self._end = box.loop.create_task(self._collect())
+        self._end = self._loop.create_task(self._collect())
         self._end.add_done_callback(lambda end: end.cancelled() or end.exception())
 
-    @classmethod
-    async def open(
-        cls,
-        box: Session,
-        link: Link,
-        wish: dict[str, Any],
-        sink: Callable[[int, bytes], None] | None,
-    ) -> Command:
-        """Start it; in the loop's thread."""
-        if link.lost.is_set():
-            raise await box.death()
-        return cls(box, Channel(link, wish), wish["argv"], sink)
-
     def wait(self, timeout: float | None = None) -> Done:
-        """Wait for its end.
+        """Wait for its end and return its result.
 
-        :param timeout: seconds; then it is killed and a LabError says so.
+        :param timeout: seconds, after which it is killed.
+        :raises LabError: it did not end in time, wrote more than :data:`OUTPUT_LIMIT`, could
+            not be started, or the box has died.
         """
         return call(self._loop, self._wait(timeout))
 
     def running(self) -> bool:
-        """Tell whether it has not ended yet."""
+        """Return whether it has not ended yet."""
         return not self._end.done()
 
     def send(self, data: bytes) -> None:
-        """Write to its standard input; waits while it does not read."""
+        """Write to its standard input; blocks while it does not read."""
         call(self._loop, self._channel.write(data))
 
     def end(self) -> None:
         """Close its standard input."""
-        self._loop.call_soon_threadsafe(self._channel.end)
+        self._soon(self._channel.end)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell its terminal a new size."""
-        self._loop.call_soon_threadsafe(self._channel.resize, rows, columns)
+        """Set the size of its terminal."""
+        self._soon(self._channel.resize, rows, columns)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to it and all that it started."""
-        self._loop.call_soon_threadsafe(self._channel.signal, number)
+        """Send a signal to it and all processes that it started."""
+        self._soon(self._channel.signal, number)
+
+    def _soon(self, action: Callable[..., None], *arguments: int) -> None:
+        if not self._loop.is_closed():  # with the box everything in it has ended
+            self._loop.call_soon_threadsafe(action, *arguments)
 
     async def _wait(self, timeout: float | None) -> Done:
         done, _rest = await asyncio.wait((self._end,), timeout=timeout)
@@ -112,13 +105,13 @@ class Command:
             elif kind == frames.EXIT:
                 status = _answer(data).get("status")
                 if not isinstance(status, int):
-                    raise LabError("the box does not keep to the protocol")
+                    raise LabError("the box violates the protocol: EXIT without a status")
                 return Done(status, bytes(self._kept[1]), bytes(self._kept[2]))
             elif kind == frames.REFUSED:
                 why = _answer(data).get("error")
                 raise LabError(f"`{' '.join(self._argv)}` cannot be started in the box: {why}")
             elif kind == LOST:
-                raise await self._box.death()
+                raise await self._cause_of_death()
 
     async def _take(self, stream: int, data: bytes) -> None:
         if self._sink is not None:
@@ -129,7 +122,7 @@ class Command:
             self._channel.close()
             raise LabError(
                 f"`{' '.join(self._argv)}` writes more than {OUTPUT_LIMIT >> 20} MiB",
-                hint="let it write into a file of the share",
+                hint="redirect it to a file of the share",
             )
         kept += data
 
@@ -138,4 +131,4 @@ def _answer(data: bytes) -> dict[str, Any]:
     try:
         return frames.value(data)
     except frames.FrameError as error:
-        raise LabError(f"the box does not keep to the protocol: {error}") from error
+        raise LabError(f"the box violates the protocol: {error}") from error

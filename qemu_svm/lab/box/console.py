@@ -1,4 +1,4 @@
-"""What a kernel's console says about its health."""
+"""Crashes, panics and stalls in a kernel's log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINES = 80
 
 
 def first_trouble(text: str) -> str | None:
-    """Return the first oops, BUG, panic or stall in a kernel's log, with its trace."""
+    """Return the first oops, BUG, panic or stall in a kernel's log, with its trace; else None."""
     lines = text.splitlines()
     for at, line in enumerate(lines):
         if _TROUBLE.search(line):
@@ -29,5 +29,5 @@ def first_trouble(text: str) -> str | None:
 
 
 def headline(trouble: str) -> str:
-    """Return the one line of a trouble that names it."""
+    """Return the first line of what :func:`first_trouble` found."""
     return trouble.splitlines()[0].strip()

@@ -1,4 +1,4 @@
-"""The emulator that plays the AMD host: which program, with which arguments."""
+"""The command line of the emulator that is the AMD host."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ class Machine:
 
 
 def program(emulator: Built | None) -> list[str]:
-    """Return the start of the emulator's command line: the host's own, or a suite's.
+    """Return the start of the emulator's command line.
 
-    :raises LabError: the host has none.
+    :param emulator: the suite whose QEMU it is; None for the host's own.
+    :raises LabError: the host has no QEMU.
     """
     if emulator is not None:
-        # Without the variable it looks for its accelerator in the host's folder.
+        # Without the variable it looks for its accelerator in the host's directory.
         modules = emulator.root / LIBRARIES / "qemu"
         command = ["env", f"QEMU_MODULE_DIR={modules}"]
         command += on_host(emulator.root, "usr/bin/qemu-system-x86_64")
@@ -45,8 +46,8 @@ def program(emulator: Built | None) -> list[str]:
     found = shutil.which("qemu-system-x86_64")
     if found is None:
         raise LabError(
-            "the host has no qemu-system-x86_64, which plays the AMD host",
-            hint="apt-get install qemu-system-x86, or use one of the cache: --emulator 10.0",
+            "qemu-system-x86_64, which emulates the AMD host, is not installed",
+            hint="apt-get install qemu-system-x86, or use one from the cache: --emulator 10.0",
         )
     return [found]
 
@@ -54,7 +55,12 @@ def program(emulator: Built | None) -> list[str]:
 def arguments(
     machine: Machine, kernel: Path, initrd: Path, *, root: Path, share: Path, run: Path
 ) -> list[str]:
-    """Return the emulator's arguments; ``run`` has the sockets and the console's file."""
+    """Return the emulator's arguments.
+
+    :param root: the suite's files, mounted read-only.
+    :param share: the directory that is ``/share`` inside.
+    :param run: the directory of the agent's socket and the console's file.
+    """
     words = [
         "console=ttyS0", "panic=-1", "oops=panic", "loglevel=5", "no_timer_check",
         "tsc=reliable", "random.trust_cpu=on", f"box_npt={int(machine.npt)}",
@@ -83,5 +89,5 @@ def _folder(name: str, path: Path, options: str) -> Sequence[str]:
 
 
 def comma(path: Path) -> str:
-    """Write a path inside an option: commas separate QEMU's options, so one inside is doubled."""
+    """Return a path as part of a QEMU option, in which a comma has to be doubled."""
     return str(path).replace(",", ",,")

@@ -1,7 +1,7 @@
-"""The process behind a box that stays: ``python -m qemu_svm.lab.box.keeper JSON``.
+"""The process that owns a named box: ``python -m qemu_svm.lab.box.keeper JSON``.
 
-It says one line of JSON when the box is ready, or why it is not, then lets go of its
-terminal and keeps the box until SIGTERM or the box's own end.
+It prints one line of JSON, when the box is ready or cannot be started, then detaches
+from its standard streams and keeps the box until SIGTERM or the box's own end.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any, NoReturn
 
 from qemu_svm.errors import SvmStreamError
 from qemu_svm.lab.box.box import Box
-from qemu_svm.lab.box.named import State, taken
+from qemu_svm.lab.box.named import BoxRecord, taken
+from qemu_svm.lab.host import host_faults
 
 
 def main() -> None:
     """Keep one box."""
     signal.signal(signal.SIGTERM, _leave)
-    wish: dict[str, Any] = json.loads(sys.argv[1])
+    request: dict[str, Any] = json.loads(sys.argv[1])
     try:
-        _keep(wish["name"], wish["options"])
+        _keep(request["name"], request["options"])
     except SvmStreamError as error:
-        _say({"error": error.what, "hint": error.hint})
+        _report({"error": error.what, "hint": error.hint})
 
 
 def _keep(name: str, options: dict[str, Any]) -> None:
@@ -33,20 +34,21 @@ def _keep(name: str, options: dict[str, Any]) -> None:
     if arguments.get("share"):
         arguments["share"] = Path(arguments["share"])
     with taken(name) as path, Box(**arguments) as box:
-        state = State(
+        record = BoxRecord(
             name=name, pid=os.getpid(), socket=str(box.serve()), share=str(box.share),
             console=str(box.console_file), versions=box.versions, options=options,
         )  # fmt: skip
-        path.write_text(json.dumps(state.document()))
-        _say({"ready": state.document()})
+        with host_faults(f"write {path}"):
+            path.write_text(json.dumps(record.document()))
+        _report({"ready": record.document()})
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
             os.dup2(nothing, number)
         box.wait()
 
 
-def _say(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)  # noqa: T201  to the one who started us
+def _report(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)  # noqa: T201  to the process that started this one
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:

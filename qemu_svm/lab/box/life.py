@@ -1,12 +1,12 @@
-"""The emulator's life: it never outlives us, and nothing of it stays behind.
+"""Guarantees that the emulator ends with this process and leaves no files.
 
-Three things see to that, whatever ends our own process:
+Three mechanisms ensure it, however this process ends:
 
-* the emulator asks the kernel to be killed when the thread that started it ends
-  (``setpriv --pdeathsig``), so it must be started by a thread that lives long;
-* a keeper, a small shell that reads a pipe of ours, removes the box's folder when
-  the pipe closes, be it by us or by our death;
-* the agent inside ends the box when its line is cut.
+* the emulator is killed by the kernel when the thread that started it ends
+  (``setpriv --pdeathsig``), so it has to be started by a long-lived thread;
+* a remover, a small shell that reads a pipe from this process, removes the box's
+  directory when the pipe is closed, by this process or by its death;
+* the agent inside ends the box when its connection is closed.
 """
 
 from __future__ import annotations
@@ -19,55 +19,51 @@ import tempfile
 from pathlib import Path
 
 from qemu_svm.errors import LabError
+from qemu_svm.lab.host import host_faults, mortal
 
-# The pipe is the keeper's standard input.  Signals of a terminal go to whole groups
-# of processes; the keeper has a session of its own and outlives them.
-_KEEPER = 'trap "" INT TERM HUP QUIT; read -r _; chmod -R u+rwX "$1"; rm -rf -- "$1"'
-_PATH_LIMIT = 100  # of a UNIX socket, with some left for its name
-
-
-def mortal(command: list[str]) -> list[str]:
-    """Make a command line whose process is killed when the thread that started it ends.
-
-    :raises LabError: ``setpriv`` is not here.
-    """
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        raise LabError("setpriv is not here", hint="apt-get install util-linux")
-    return [setpriv, "--pdeathsig", "KILL", *command]
+# The pipe is the remover's standard input.  Signals of a terminal go to whole process
+# groups; the remover has its own session and survives them.
+_REMOVER = 'trap "" INT TERM HUP QUIT; read -r _; chmod -R u+rwX "$1"; rm -rf -- "$1"'
+_PATH_LIMIT = 80  # bytes; a UNIX socket in it may have 107
 
 
 class Folder:
-    """A folder for one box, removed at the end, also by our death."""
+    """A directory for one box, removed at the end, or when this process dies.
+
+    :raises LabError: it cannot be made, or its path is too long for a socket in it.
+    """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="svmbox-"))
+        with host_faults("make a directory for the box"):
+            self.path = Path(tempfile.mkdtemp(prefix="svmbox-"))
         try:
-            if len(str(self.path)) > _PATH_LIMIT - 20:
+            if len(str(self.path)) > _PATH_LIMIT:
                 raise LabError(
                     f"{self.path} is too long for the path of a socket",
                     hint="set TMPDIR to a shorter one",
                 )
-            self._keeper = subprocess.Popen(
-                ["/bin/sh", "-c", _KEEPER, "sh", str(self.path)],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True, cwd="/",
-            )  # fmt: skip
+            with host_faults("start /bin/sh"):
+                self._remover = subprocess.Popen(
+                    ["/bin/sh", "-c", _REMOVER, "sh", str(self.path)],
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    start_new_session=True, cwd="/",
+                )  # fmt: skip
         except BaseException:
-            shutil.rmtree(self.path, ignore_errors=True)  # the keeper may be at it, too
+            shutil.rmtree(self.path, ignore_errors=True)  # the remover may do the same now
             raise
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it."""
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
-        self._keeper.wait()
+        """Remove the directory and everything in it."""
+        assert self._remover.stdin is not None
+        self._remover.stdin.close()
+        self._remover.wait()
 
 
 class Emulator:
-    """A running emulator; to be made in the thread of a loop, which outlives it.
+    """A running emulator; made in the thread of an event loop, which must outlive it.
 
     :param errors: file for its messages.
+    :raises OSError: it cannot be started.
     """
 
     def __init__(self, command: list[str], errors: Path) -> None:
@@ -89,16 +85,16 @@ class Emulator:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id."""
         return self._process.pid
 
     @property
     def status(self) -> int | None:
-        """Its status as of subprocess, once it has ended."""
+        """Exit status as in :mod:`subprocess`; None while it runs."""
         return self._status.result() if self._status.done() else None
 
     async def ended(self) -> None:
-        """Wait for its end."""
+        """Wait until it has ended."""
         await asyncio.shield(self._status)
 
     async def kill(self) -> None:
@@ -107,7 +103,7 @@ class Emulator:
         await self.ended()
 
     def messages(self) -> str:
-        """What it said, without the warnings about features that TCG lacks."""
+        """Return its messages, without the warnings about features that TCG lacks."""
         try:
             text = self._errors.read_text(errors="replace")
         except OSError:

@@ -1,4 +1,4 @@
-"""The host's end of the line to the agent: channels over one byte stream.
+"""The host's end of the connection to the agent: channels over one byte stream.
 
 Runs in an asyncio loop.  See :mod:`qemu_svm.lab.box.inside.frames` for the frames.
 """
@@ -13,13 +13,18 @@ from typing import Any
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box.inside import frames
 
-#: Called with kind and payload of each frame of a channel; with kind 0 when the line is dead.
-Handler = Callable[[int, bytes], None]
 LOST = 0
+"""The kind with which handlers are called when the connection is lost."""
+
+Handler = Callable[[int, bytes], None]
+"""Called with the kind and the payload of each frame of a channel."""
 
 
 class Link:
     """Frames to and from the agent.
+
+    :attr:`lost` is set when the connection is lost, :attr:`reason` is then the cause if
+    the owner of the box reported one; :attr:`last_heard` is the loop's time of the last data.
 
     :param reader, writer: the byte stream.
     """
@@ -32,32 +37,32 @@ class Link:
         self.hello: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
         self.reason: str | None = None
-        self.heard = asyncio.get_running_loop().time()
+        self.last_heard = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._receive())
 
     def attach(self, handler: Handler) -> int:
-        """Take a fresh channel number; its frames go to the handler.
+        """Return a new channel number, whose frames go to the handler.
 
-        :raises LabError: the line is dead.
+        :raises LabError: the connection is lost.
         """
         if self.lost.is_set():
-            raise LabError("the box is gone")
+            raise LabError("the connection to the box is lost")
         number = self._next
         self._next += 1
         self._handlers[number] = handler
         return number
 
     def detach(self, number: int) -> None:
-        """Forget a channel; frames that still come for it are dropped."""
+        """Remove a channel; frames that still arrive for it are dropped."""
         self._handlers.pop(number, None)
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; the windows of the channels bound what can pile up."""
+        """Send a frame; the windows of the channels limit how much is buffered."""
         if not self.lost.is_set():
             self._writer.write(frame)
 
     async def close(self) -> None:
-        """End the line."""
+        """Close the connection."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -70,7 +75,7 @@ class Link:
         loop = asyncio.get_running_loop()
         try:
             while data := await self._reader.read(1 << 18):
-                self.heard = loop.time()
+                self.last_heard = loop.time()
                 for number, kind, payload in cutter.feed(data):
                     if kind == frames.HELLO and not self.hello.done():
                         self.hello.set_result(frames.value(payload))
@@ -79,38 +84,39 @@ class Link:
                     elif number in self._handlers:
                         self._handlers[number](kind, payload)
         except (OSError, frames.FrameError):
-            pass  # a broken line is a lost line
+            pass  # a broken connection is a lost one
         finally:
             self.lost.set()
             if not self.hello.done():
                 self.hello.set_exception(ConnectionError())
-                self.hello.exception()  # seen, whether somebody waits for it or not
+                self.hello.exception()  # marks it as retrieved
             for handler in list(self._handlers.values()):
                 handler(LOST, b"")
             self._handlers.clear()
 
 
-class Channel:
-    """One command or connection inside the box.
+class LinkChannel:
+    """The host's end of one command or connection inside the box.
 
-    :raises LabError: from every method, once the line is dead.
+    :param request: the JSON of :data:`frames.OPEN`.
+    :raises LabError: the request is too long, or the connection to the box is lost.
     """
 
-    def __init__(self, link: Link, wish: dict[str, Any]) -> None:
+    def __init__(self, link: Link, request: dict[str, Any]) -> None:
         self._link = link
         self._held = 0
         self._frames: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
         self._room = frames.WINDOW
         self._more = asyncio.Event()
         self._dead = False
-        opening = frames.document(0, frames.OPEN, wish)
-        if len(opening) > frames.CHUNK:
+        size = len(frames.document(0, frames.OPEN, request))
+        if size > frames.CHUNK:
             raise LabError(
-                f"a command of {len(opening)} bytes; {frames.CHUNK} are possible",
+                f"the command is too long: {size} bytes, the limit is {frames.CHUNK}",
                 hint="pass it in a file of the share, or by standard input",
             )
         self._number = link.attach(self._on_frame)
-        link.send(frames.document(self._number, frames.OPEN, wish))
+        link.send(frames.document(self._number, frames.OPEN, request))
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
         if kind == frames.ROOM:
@@ -137,7 +143,7 @@ class Channel:
         return kind, payload
 
     async def write(self, data: bytes) -> bool:
-        """Send bytes, as fast as the other side takes them; False if it is not there any more."""
+        """Send bytes as the other side makes room; return False if the channel has ended."""
         view = memoryview(data)
         while view:
             while self._room <= 0 and not self._dead:
@@ -152,7 +158,7 @@ class Channel:
         return not self._dead
 
     def end(self) -> None:
-        """Say that no more data comes."""
+        """Signal the end of the data."""
         self._send(frames.frame(self._number, frames.END))
 
     def signal(self, number: int) -> None:
@@ -160,12 +166,12 @@ class Channel:
         self._send(frames.count(self._number, frames.SIGNAL, number))
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell a terminal its size."""
+        """Set the size of the command's terminal."""
         size = {"rows": rows, "columns": columns}
         self._send(frames.document(self._number, frames.RESIZE, size))
 
     def close(self) -> None:
-        """Forget the channel; what runs in it is killed."""
+        """Remove the channel; the command in it is killed."""
         self._send(frames.frame(self._number, frames.CLOSE))
         self._dead = True
         self._link.detach(self._number)

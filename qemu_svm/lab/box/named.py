@@ -1,7 +1,7 @@
-"""Boxes that stay: each has a name, a keeper process, and a file that says where it is.
+"""Named boxes: each has a keeper process, and a file that records how to reach it.
 
-The file is locked by the keeper as long as it lives, so a name whose file nobody
-locks is free, whatever the file says and whoever was killed.
+The keeper locks the file as long as it lives, so a name whose file is not locked is free,
+whatever the file contains and whichever process was killed.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ from typing import Any
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box.link import Link
-from qemu_svm.lab.box.session import Session
+from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.suites import cache
 
 DEFAULT_NAME = "box"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
-#: Seconds that a keeper may take to end before it is killed.
-_END_LIMIT = 20.0
+_END_LIMIT = 20.0  # seconds from SIGTERM to the end of a keeper; then it is killed
 
 
 @dataclass(frozen=True)
-class State:
-    """A box that is up.
+class BoxRecord:
+    """A named box that is up.
 
     :param pid: of its keeper.
-    :param socket: where other processes can use it.
-    :param console: the kernel's log.
-    :param options: arguments of :class:`qemu_svm.lab.Box` that were given.
+    :param socket: path of the UNIX socket through which other processes use it.
+    :param share: path of the directory that is ``/share`` inside.
+    :param console: path of the kernel's log.
+    :param versions: see :class:`qemu_svm.lab.box.session.BoxSession`.
+    :param options: arguments with which :class:`qemu_svm.lab.Box` was made.
     """
 
     name: str
@@ -52,18 +54,19 @@ class State:
     options: dict[str, Any]
 
     def document(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Return it for JSON."""
         return asdict(self)
 
 
-def place(name: str) -> Path:
-    """Return the file of a name.
+def record_file(name: str) -> Path:
+    """Return the path of the file of a name.
 
-    :raises LabError: no box can have this name.
+    :raises LabError: the name is not valid.
     """
     if not _NAME.fullmatch(name):
         raise LabError(
-            f"a box cannot be called {name!r}", hint="letters, digits, dots, dashes; at most 40"
+            f"invalid name of a box: {name!r}",
+            hint="letters, digits, dots, dashes, underscores; at most 40",
         )
     return _folder() / f"{name}.json"
 
@@ -76,14 +79,16 @@ def _folder() -> Path:
 
 @contextmanager
 def taken(name: str) -> Iterator[Path]:
-    """Hold a name; its file is gone afterwards.
+    """Hold the lock of a name; its file is removed afterwards.
 
-    :raises LabError: a box of this name is up.
+    :returns: the path of the file, which is empty.
+    :raises LabError: a box of this name is up, or the file cannot be made.
     """
-    path = place(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = record_file(name)
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with host_faults(f"make {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(handle).st_ino != os.stat(path).st_ino:
@@ -91,9 +96,9 @@ def taken(name: str) -> Iterator[Path]:
         except BlockingIOError:
             os.close(handle)
             raise LabError(
-                f"a box called {name} is up already", hint=f"svmstream lab down --name {name}"
+                f"a box named {name} is already up", hint=f"svmstream lab down --name {name}"
             ) from None
-        except FileNotFoundError:  # another one has just ended
+        except FileNotFoundError:  # another box of this name has just ended
             os.close(handle)
             continue
         break
@@ -105,12 +110,12 @@ def taken(name: str) -> Iterator[Path]:
         os.close(handle)
 
 
-def running() -> list[State]:
-    """Return the boxes that are up and ready, by name; files of dead ones are removed."""
-    return [state for path in sorted(_folder().glob("*.json")) if (state := _read(path))]
+def running() -> list[BoxRecord]:
+    """Return the boxes that are up and ready, by name; files of dead boxes are removed."""
+    return [record for path in sorted(_folder().glob("*.json")) if (record := _read(path))]
 
 
-def _read(path: Path) -> State | None:
+def _read(path: Path) -> BoxRecord | None:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -119,7 +124,7 @@ def _read(path: Path) -> State | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         with suppress(OSError, ValueError, TypeError):
-            return State(**json.loads(os.pread(handle, 1 << 20, 0)))
+            return BoxRecord(**json.loads(os.pread(handle, 1 << 20, 0)))
         return None  # not ready yet
     else:
         with suppress(FileNotFoundError):
@@ -130,34 +135,34 @@ def _read(path: Path) -> State | None:
         os.close(handle)
 
 
-def find(name: str | None) -> State:
-    """Return a box that is up: the named one, or the only one.
+def find(name: str | None) -> BoxRecord:
+    """Return the box of a name; without a name, the only box.
 
-    :raises LabError: there is none, or no name and several.
+    :raises LabError: no such box is up, or there are several and no name.
     """
     if name is not None:
-        place(name)
-    states = [state for state in running() if name in (None, state.name)]
-    if not states:
-        called = f" called {name}" if name is not None else ""
-        raise LabError(f"no box{called} is up", hint="svmstream lab up, svmstream lab list")
-    if len(states) > 1:
-        names = ", ".join(state.name for state in states)
+        record_file(name)
+    records = [record for record in running() if name in (None, record.name)]
+    if not records:
+        named = f" named {name}" if name is not None else ""
+        raise LabError(f"no box{named} is up", hint="svmstream lab up, svmstream lab list")
+    if len(records) > 1:
+        names = ", ".join(record.name for record in records)
         raise LabError(f"several boxes are up: {names}", hint="choose one with --name")
-    return states[0]
+    return records[0]
 
 
-def up(name: str, options: dict[str, Any]) -> State:
-    """Start a box that stays; return when it is ready.
+def up(name: str, options: dict[str, Any]) -> BoxRecord:
+    """Start a named box; return when it is ready.
 
-    :param options: arguments of :class:`qemu_svm.lab.Box`, as JSON can carry them.
-    :raises LabError: it does not start, or its name is taken.
+    :param options: arguments of :class:`qemu_svm.lab.Box`, as JSON can express them.
+    :raises LabError: it does not start, or a box of this name is up.
     """
-    place(name)
-    wish = json.dumps({"name": name, "options": options})
-    with tempfile.TemporaryFile() as errors:
+    record_file(name)
+    request = json.dumps({"name": name, "options": options})
+    with host_faults("start the keeper of a box"), tempfile.TemporaryFile() as errors:
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "qemu_svm.lab.box.keeper", wish],
+            [sys.executable, "-m", "qemu_svm.lab.box.keeper", request],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
             start_new_session=True, cwd="/", env=dict(os.environ, PYTHONSAFEPATH="1"),
         )  # fmt: skip
@@ -171,44 +176,46 @@ def up(name: str, options: dict[str, Any]) -> State:
         finally:
             keeper.stdout.close()
         if "ready" in answer:
-            return State(**answer["ready"])
+            return BoxRecord(**answer["ready"])
         keeper.wait()
         if "error" in answer:
             raise LabError(answer["error"], hint=answer["hint"])
         errors.seek(0)
         lines = errors.read(1 << 16).decode(errors="replace").strip().splitlines()
-        raise LabError(f"the keeper of {name} ended: {lines[-1] if lines else 'without a word'}")
+        raise LabError(f"the keeper of {name} ended: {lines[-1] if lines else 'no message'}")
 
 
-def down(state: State) -> None:
-    """End a box, and wait until nothing of it is left."""
+def down(record: BoxRecord) -> None:
+    """End a box; return when nothing of it is left.
+
+    :raises LabError: its keeper belongs to another user.
+    """
     end = time.monotonic() + _END_LIMIT
     number: int = signal.SIGTERM
-    path = place(state.name)
-    while (alive := _read(path)) is not None and alive.pid == state.pid:
-        with suppress(ProcessLookupError):
-            os.kill(state.pid, number)
+    path = record_file(record.name)
+    while (alive := _read(path)) is not None and alive.pid == record.pid:
+        with host_faults(f"end the box {record.name}"), suppress(ProcessLookupError):
+            os.kill(record.pid, number)
         number = 0 if time.monotonic() < end else signal.SIGKILL
         time.sleep(0.05)
 
 
-class Attached(Session):
-    """A box that is up, used from this process."""
+class Attached(BoxSession):
+    """A named box that is up, used from this process.
 
-    def __init__(self, state: State) -> None:
+    :raises LabError: on entering, it cannot be reached.
+    """
+
+    def __init__(self, record: BoxRecord) -> None:
         super().__init__()
-        self._state = state
-        self.versions = dict(state.versions)
+        self._record = record
+        self.versions = dict(record.versions)
 
     def _start(self) -> None:
         self._start_loop()
         link = self._call(self._connect())
-        self._use(link, Path(self._state.share), Path(self._state.console))
+        self._use(link, Path(self._record.share), Path(self._record.console))
 
     async def _connect(self) -> Link:
-        try:
-            return Link(*await asyncio.open_unix_connection(self._state.socket))
-        except OSError as error:
-            raise LabError(
-                f"the box called {self._state.name} cannot be reached: {error.strerror}"
-            ) from error
+        with host_faults(f"connect to the box {self._record.name}"):
+            return Link(*await asyncio.open_unix_connection(self._record.socket))

@@ -1,7 +1,7 @@
-"""One box used by several processes: each has a line of its own to the box's owner.
+"""Use of one box by several processes: each connects to the process that owns the box.
 
-A frame of a client goes on to the agent under another channel number, and back.  The
-windows are the agent's and the client's; nothing is kept here.
+A client's frame is forwarded to the agent under another channel number, and back.  The
+windows are between agent and client; nothing is buffered here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from qemu_svm.errors import LabError
 from qemu_svm.lab.box.inside import frames
 from qemu_svm.lab.box.link import LOST, Link
 
-#: The windows keep what waits for a client far below this, unless a side breaks the rules.
+# The windows keep what waits for a client far below this, unless a side violates the protocol.
 _BUFFER_LIMIT = 64 << 20
 _LAST = (LOST, frames.EXIT, frames.REFUSED)
 
@@ -22,25 +22,25 @@ _LAST = (LOST, frames.EXIT, frames.REFUSED)
 class Proxy:
     """Accepts clients for a link.
 
-    :param death: says why the box died.
+    :param cause_of_death: returns the error that clients get when the box has died.
     """
 
-    def __init__(self, link: Link, death: Callable[[], Awaitable[LabError]]) -> None:
+    def __init__(self, link: Link, cause_of_death: Callable[[], Awaitable[LabError]]) -> None:
         self._link = link
-        self._death = death
+        self._cause_of_death = cause_of_death
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client until it goes away or the box dies."""
+        """Serve one client until it disconnects or the box dies."""
         numbers: dict[int, int] = {}
-        lines = asyncio.create_task(self._serve(reader, writer, numbers))
+        serving = asyncio.create_task(self._serve(reader, writer, numbers))
         dead = asyncio.create_task(self._link.lost.wait())
         try:
-            await asyncio.wait((lines, dead), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((serving, dead), return_when=asyncio.FIRST_COMPLETED)
             if dead.done():
-                error = await self._death()
+                error = await self._cause_of_death()
                 writer.write(frames.document(0, frames.GONE, {"error": error.what}))
         finally:
-            lines.cancel()
+            serving.cancel()
             dead.cancel()
             for number in numbers.values():
                 self._link.send(frames.frame(number, frames.CLOSE))

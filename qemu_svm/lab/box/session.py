@@ -1,6 +1,6 @@
-"""What can be done in a box, whoever started it: commands, sockets, the console.
+"""Use of a box, whichever process started it: commands, sockets, the console.
 
-The face is synchronous; an asyncio loop in a thread of its own does the work, so
+The interface is synchronous; an asyncio loop in its own thread does the work, so
 several threads may use one session at the same time.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,25 +17,28 @@ from typing import Any, Self, TypeVar
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box import console
 from qemu_svm.lab.box.calls import call
-from qemu_svm.lab.box.command import Command, Done
+from qemu_svm.lab.box.command import Command, Done, Sink
 from qemu_svm.lab.box.inside import frames
 from qemu_svm.lab.box.life import Folder
-from qemu_svm.lab.box.link import LOST, Channel, Link
+from qemu_svm.lab.box.link import LOST, Link, LinkChannel
+from qemu_svm.lab.host import host_faults
 
 _T = TypeVar("_T")
 
 
-class Session:
-    """A line to the agent of a box, with what goes over it.  Use it with ``with``.
+class BoxSession:
+    """A connection to the agent of a box.  Use it with ``with``.
 
-    Subclasses say in :meth:`_start` where the line comes from.
+    :attr:`versions` has the exact versions of the packages of ``kernel``, ``qemu`` and
+    ``seabios`` inside, and of the ``emulator``.
+
+    Subclasses connect to the agent in :meth:`_start`.
     """
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._servers: list[asyncio.Server] = []
-        #: Exact versions: of the packages of ``kernel``, ``qemu`` and ``seabios`` inside,
-        #: and of the ``emulator``.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.versions: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -56,9 +59,9 @@ class Session:
 
     @property
     def share(self) -> Path:
-        """The folder on the host that is ``/share`` inside.
+        """The directory on the host that is ``/share`` inside.
 
-        It is for files: QEMU's 9p server cannot make UNIX sockets; those go to ``/run``.
+        It is for files: QEMU's 9p server cannot create UNIX sockets; those belong in ``/run``.
         """
         return self._share
 
@@ -71,10 +74,10 @@ class Session:
         cwd: str | None = None,
         env: dict[str, str] | None = None,
     ) -> Done:
-        """Run a command as root inside and wait for its end.
+        """Run a command as root inside, wait for its end, and return its result.
 
-        :param timeout: seconds; then it is killed.
-        :raises LabError: it cannot be started, the time is up, or the box has died.
+        :param timeout: seconds, after which it is killed.
+        :raises LabError: it cannot be started, did not end in time, or the box has died.
         """
         command = self.start(argv, stdin=stdin is not None, cwd=cwd, env=env)
         try:
@@ -94,26 +97,33 @@ class Session:
         cwd: str | None = None,
         env: dict[str, str] | None = None,
         tty: tuple[int, int] | None = None,
-        sink: Callable[[int, bytes], None] | None = None,
+        sink: Sink | None = None,
     ) -> Command:
         """Start a command as root inside.
 
         :param stdin: it has an input; see :meth:`Command.send`.
-        :param tty: rows and columns: give it a terminal.
-        :param sink: called with 1 or 2 and bytes of its output as they come, instead of
-            their being kept.
+        :param tty: rows and columns of a terminal; None for no terminal.
+        :param sink: is given its output as it arrives; None to keep the output.
+        :raises LabError: the command is too long, or the box has died.
         """
-        wish = {"argv": list(argv), "stdin": stdin, "cwd": cwd, "env": env, "tty": tty}
-        return self._call(Command.open(self, self._link, wish, sink))
+        request = {"argv": list(argv), "stdin": stdin, "cwd": cwd, "env": env, "tty": tty}
+        return self._call(self._command(request, sink))
+
+    async def _command(self, request: dict[str, Any], sink: Sink | None) -> Command:
+        if self._link.lost.is_set():
+            raise await self.cause_of_death()
+        channel = LinkChannel(self._link, request)
+        return Command(channel, request["argv"], sink, self.cause_of_death)
 
     def forward(self, inside: str) -> Path:
-        """Make a UNIX socket on the host that leads to a UNIX socket inside.
+        """Create a UNIX socket on the host that is forwarded to a UNIX socket inside.
 
-        Any number of connections may be made; each one is a connection inside.  Where nothing
+        Any number of connections may be made; each one is a connection inside.  If nothing
         listens inside, a connection is closed at once.
 
-        :param inside: its path inside the box.
+        :param inside: path of the socket inside the box.
         :returns: the path of the socket on the host.
+        :raises LabError: the socket cannot be created.
         """
         return self._call(self._forward(inside))
 
@@ -128,9 +138,9 @@ class Session:
         """Return the first oops, BUG, panic or stall of the kernel inside, or None."""
         return console.first_trouble(self.console())
 
-    async def death(self) -> LabError:
-        """Return the error that says why the box is not there (any more)."""
-        return LabError(self._link.reason or "the box is gone")
+    async def cause_of_death(self) -> LabError:
+        """Return the error that reports why the box has died."""
+        return LabError(self._link.reason or "the connection to the box is lost")
 
     # For subclasses
 
@@ -140,16 +150,17 @@ class Session:
     def _start_loop(self) -> None:
         self._folder = Folder()
         self._stack.callback(self._folder.remove)
-        self.loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=self.loop.run_forever, name="box", daemon=True)
+        self._loop = loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="box", daemon=True)
         thread.start()
-        self._stack.callback(self._end_loop, thread)
-        self._stack.callback(lambda: self._call(self._stop()))
 
-    def _end_loop(self, thread: threading.Thread) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        thread.join()
-        self.loop.close()
+        def end_loop() -> None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+        self._stack.callback(end_loop)
+        self._stack.callback(lambda: self._call(self._stop()))
 
     def _use(self, link: Link, share: Path, console_file: Path) -> None:
         self._link = link
@@ -157,7 +168,10 @@ class Session:
         self._console = console_file
 
     def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return call(self.loop, work)
+        if self._loop is None:
+            work.close()
+            raise LabError("the box was not started", hint="use it with a with statement")
+        return call(self._loop, work)
 
     async def _stop(self) -> None:
         for server in self._servers:
@@ -172,17 +186,18 @@ class Session:
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(LabError, OSError):
-                await _join(Channel(self._link, {"connect": inside}), reader, writer)
+                await _join(LinkChannel(self._link, {"connect": inside}), reader, writer)
             writer.close()
 
-        self._servers.append(await asyncio.start_unix_server(accept, path))
+        with host_faults("create a socket"):
+            self._servers.append(await asyncio.start_unix_server(accept, path))
         return path
 
 
 async def _join(
-    channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    channel: LinkChannel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    # Bytes both ways; each direction ends on its own.
+    # Copy bytes both ways; each direction ends by itself.
     async def inwards() -> None:
         while data := await reader.read(frames.CHUNK):
             if not await channel.write(data):

@@ -1,7 +1,7 @@
-"""From assembly to the image that QEMU's ``-kernel`` takes, with GNU binutils.
+"""Assembly of a guest into an image for QEMU's ``-kernel``, with GNU binutils.
 
-Nothing is kept: assembling takes less time than looking for an old result.
-The same sources and values give the same bytes.
+Nothing is cached: assembling takes less time than looking up an old result.
+The same sources and values result in the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from qemu_svm.errors import LabError
 from qemu_svm.lab.guests import values
 from qemu_svm.lab.guests.catalogue import Guest
+from qemu_svm.lab.host import host_faults
 
 _HERE = Path(__file__).parent
 _PREFIXES = ("", "x86_64-linux-gnu-")  # the second is the cross tools' on other machines
@@ -24,10 +25,10 @@ _SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A guest as bytes.
+    """An assembled guest.
 
     :param data: multiboot image, loaded at ``values.IMAGE``.
-    :param symbols: addresses of its labels.
+    :param symbols: addresses by label.
     """
 
     data: bytes
@@ -37,15 +38,18 @@ class Image:
 def assemble(guest: Guest) -> Image:
     """Assemble and link a guest.
 
-    :raises LabError: GNU binutils are missing, or refuse the source.
+    :raises LabError: GNU binutils are missing, or report an error.
     """
     assembler, linker, lister = (_tool(name) for name in ("as", "ld", "nm"))
     table = values.symbols(guest.mode, nested_paging=guest.nested_paging) | dict(guest.symbols)
-    with tempfile.TemporaryDirectory(prefix="svmstream-guest-") as folder:
+    with (
+        host_faults(f"assemble the guest '{guest.name}'"),
+        tempfile.TemporaryDirectory(prefix="svmstream-guest-") as folder,
+    ):
         work = Path(folder)
         lines = [f".set {name}, {value:#x}\n" for name, value in table.items()]
         (work / "values.s").write_text("".join(lines) + '.include "common.inc"\n')
-        # The assembler reads its files as one: first the values, then the guest.
+        # The assembler concatenates its files: first the values, then the guest.
         _run(assembler, "--64", "-I", _HERE, "-o", work / "guest.o", work / "values.s",
              _HERE / guest.source)  # fmt: skip
         start = f"{values.IMAGE:#x}"
@@ -65,7 +69,7 @@ def _tool(name: str) -> str:
         if found is not None:
             return found
     raise LabError(
-        f"the guests are built with GNU binutils, and '{name}' is not here",
+        f"the guests are assembled with GNU binutils, and '{name}' is not installed",
         hint="install the package binutils (on other than x86: binutils-x86-64-linux-gnu)",
     )
 

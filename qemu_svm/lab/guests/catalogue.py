@@ -1,4 +1,4 @@
-"""The guests by name: which source, which values, and the state to be captured in."""
+"""The guests by name: source, values, and the state in which they are captured."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qemu_svm.lab.guests.values import ADDRESSES, CONSTANTS, L1, Mode
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """What a capture of a vCPU must be to be the one that is wanted.
+class GuestState:
+    """The wanted state of a captured vCPU.
 
-    :param gif: None where releases of KVM differ.
+    :param gif: None if releases of KVM differ.
     """
 
     guest_mode: bool = True
@@ -24,21 +24,24 @@ class State:
     run_pending: bool = False
 
 
-_L2 = State()
-_L1 = State(guest_mode=False)
+_L2 = GuestState()
+_L1 = GuestState(guest_mode=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """One guest: an L1 of about a kilobyte with the L2 that it runs.
+    """A guest: an L1 of about a kilobyte with the L2 that it runs.
 
-    :param source: assembly beside this module.
+    :param about: one line.
+    :param source: file name of its assembly, in the directory of this module.
+    :param mode: the mode that L2 runs in.
     :param symbols: values that differ from those of ``values.CONSTANTS``.
-    :param vcpus: the state of each virtual processor when captured.
-    :param counters: what moves while it runs, by the names of :class:`qemu_svm.lab.vm.Counts`.
-    :param l1_rsp: L1's stack on the processor that runs L2.
-    :param memory: MiB that L1 gets.
+    :param vcpus: the wanted state of each vCPU.
+    :param counters: the counters that change while it runs, by their names in
+        :class:`qemu_svm.lab.vm.Counts`.
+    :param l1_rsp: L1's stack pointer on the vCPU that runs L2.
     :param steady: it is in that state nearly always; otherwise a capture may need many tries.
+    :param memory: L1's memory in MiB.
     """
 
     name: str
@@ -47,18 +50,18 @@ class Guest:
     mode: Mode = Mode.LONG
     nested_paging: bool = False
     symbols: Mapping[str, int] = field(default_factory=dict)
-    vcpus: tuple[State, ...] = (_L2,)
+    vcpus: tuple[GuestState, ...] = (_L2,)
     counters: tuple[str, ...] = ("exits", "l2")
     l1_rsp: int = L1["rsp"]
     steady: bool = True
     memory: int = 32
 
     def constant(self, name: str) -> int:
-        """One of ``values.CONSTANTS`` as this guest has it."""
+        """Return this guest's value of one of ``values.CONSTANTS``."""
         return self.symbols.get(name, CONSTANTS[name])
 
 
-_PENDING = State(run_pending=True)
+_PENDING = GuestState(run_pending=True)
 _BOTH = ("exits", "l1", "l2")
 
 _ALL = (
@@ -79,14 +82,14 @@ _ALL = (
         "L1 itself with GIF clear, after a #VMEXIT",
         source="l1.s",
         symbols={"GIF": 0},
-        vcpus=(State(guest_mode=False, gif=False),),
+        vcpus=(GuestState(guest_mode=False, gif=False),),
         counters=_BOTH,
     ),
     Guest(
         "l2-gif-clear",
         "L2 with GIF clear, by its own CLGI",
         symbols={"GIF": 0},
-        vcpus=(State(gif=False),),
+        vcpus=(GuestState(gif=False),),
     ),
     Guest(
         "run-pending",
@@ -114,7 +117,7 @@ _ALL = (
         "system management mode, entered from L2",
         source="smm.s",
         # An SMI in L2 makes KVM leave L2, which clears GIF in 7.2 and not in 6.12.
-        vcpus=(State(guest_mode=False, gif=None, smm=True),),
+        vcpus=(GuestState(guest_mode=False, gif=None, smm=True),),
         counters=("exits", "l2", "smm"),
     ),
     Guest(
@@ -128,7 +131,7 @@ _ALL = (
 )
 
 GUESTS: Mapping[str, Guest] = MappingProxyType({guest.name: guest for guest in _ALL})
-"""All guests by name."""
+"""All guests but :data:`LINUX`, by name."""
 
 LINUX = Guest(
     "linux",
@@ -136,15 +139,15 @@ LINUX = Guest(
     source="linux.s",
     memory=512,
 )
-"""Not one of the others: :mod:`qemu_svm.lab.linux` starts it, and L2 counts in a register."""
+"""Started by :mod:`qemu_svm.lab.linux`, unlike the others; its L2 counts in a register."""
 
 
 def find(name: str) -> Guest:
     """Return a guest by name.
 
-    :raises PathError: there is none of that name.
+    :raises PathError: there is no guest of that name.
     """
     known = {**GUESTS, LINUX.name: LINUX}
     if name in known:
         return known[name]
-    raise PathError(f"there is no guest '{name}'", near=difflib.get_close_matches(name, known))
+    raise PathError(f"unknown guest '{name}'", near=difflib.get_close_matches(name, known))

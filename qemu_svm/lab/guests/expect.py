@@ -1,8 +1,8 @@
-"""What a capture of a guest must show: the state, and whose value is where.
+"""Comparison of a capture with the wanted state of its guest and the values of L1 and L2.
 
 While L2 runs, the vCPU's registers and the control area are L2's, the save
-area is L1's; see :mod:`qemu_svm.nested.state`.  A register that runs (RIP,
-RCX) is known by its range, arithmetic flags are left out.
+area is L1's; see :mod:`qemu_svm.nested.state`.  Registers that change all the time
+are compared with a range (RIP) or not at all (RCX, the arithmetic flags).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from qemu_svm.lab.guests import values
 from qemu_svm.lab.guests.build import Image
-from qemu_svm.lab.guests.catalogue import Guest, State
+from qemu_svm.lab.guests.catalogue import Guest, GuestState
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import bits
 from qemu_svm.x86.segments import Segment
@@ -25,18 +25,19 @@ SAVED_BY_VMRUN = (
       for part in ("selector", "attrib", "limit", "base")),
     "efer", "cr0", "cr3", "cr4",
 )  # fmt: skip
-"""What the save area of the nested state holds of L1 beside RIP, RSP, RAX, RFLAGS."""
+"""L1's registers in the save area of the nested state, besides RIP, RSP, RAX, RFLAGS."""
 
 
 _UNREPORTED: Mapping[str, frozenset[str]] = {
-    # By release line.  Until 5.12 RDMSR gave what WRMSR had written, not what VMLOAD had loaded.
+    # By release line.  Before 5.12 RDMSR returned what WRMSR had written, not what VMLOAD loaded.
     "5.10": frozenset({"sysenter_esp", "sysenter_eip"}),
 }
 
 
 def differences(guest: Guest, image: Image, machine: Machine, kernel: str) -> list[str]:
-    """Compare a capture with what the guest is made to show.
+    """Return the differences of a capture from the wanted state of its guest.
 
+    :param image: from which the guest ran.
     :param kernel: release line of the host's kernel; some do not report all registers.
     :returns: one line for each difference, such as
         ``vcpu0.cr3: expected 0x114000, found 0x51a000``.
@@ -53,7 +54,7 @@ def differences(guest: Guest, image: Image, machine: Machine, kernel: str) -> li
     return found
 
 
-def _state(state: State, vcpu: Vcpu) -> Iterator[str]:
+def _state(state: GuestState, vcpu: Vcpu) -> Iterator[str]:
     flags = vcpu.nested.flags if vcpu.nested is not None else 0
     facts = (
         ("guest_mode", state.guest_mode, vcpu.guest_mode),
@@ -66,7 +67,9 @@ def _state(state: State, vcpu: Vcpu) -> Iterator[str]:
             yield f"{name}: expected {int(wanted)}, found {int(found)}"
 
 
-def _values(guest: Guest, image: Image, state: State, vcpu: Vcpu, kernel: str) -> Iterator[str]:
+def _values(
+    guest: Guest, image: Image, state: GuestState, vcpu: Vcpu, kernel: str
+) -> Iterator[str]:
     if state.smm:
         yield from _compare(lambda name: _register(vcpu, name), _in_smm(guest))
         return
@@ -77,12 +80,12 @@ def _values(guest: Guest, image: Image, state: State, vcpu: Vcpu, kernel: str) -
     for name in ("rcx", *_UNREPORTED.get(kernel, ())):
         wanted.pop(name, None)
     if state.guest_mode:
-        # KVM gives L2 the PAT of L1, and does not note the DR7 that VMRUN loads.
+        # L2 has L1's PAT under KVM, which does not record the DR7 that VMRUN loads.
         wanted |= {"pat": values.L1["pat"], "dr7": _DR7_AFTER_EXIT}
     if state.run_pending:
-        del wanted["cr2"]  # reaches the vCPU when L2 is entered
+        del wanted["cr2"]  # loaded when L2 is entered
     yield from _compare(lambda name: _register(vcpu, name), wanted)
-    yield from _place(image, state, vcpu, "l2" if state.guest_mode else "l1")
+    yield from _rip(image, state, vcpu, "l2" if state.guest_mode else "l1")
     if state.guest_mode:
         yield from _l1_save(guest, image, vcpu)
         yield from _control(guest, vcpu)
@@ -95,7 +98,7 @@ def _in_smm(guest: Guest) -> Mapping[str, int]:
     return {"smbase": base, "cs.base": base, "cr0": cr0, "cr4": 0, "efer": 0}
 
 
-def _place(image: Image, state: State, vcpu: Vcpu, who: str) -> Iterator[str]:
+def _rip(image: Image, state: GuestState, vcpu: Vcpu, who: str) -> Iterator[str]:
     first, last = image.symbols[f"{who}_loop"], image.symbols[f"{who}_end"]
     if state.run_pending:
         first = image.symbols["l2"]

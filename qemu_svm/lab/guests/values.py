@@ -1,8 +1,9 @@
-"""Whose is whose: the values that the guests put into L1's and L2's registers.
+"""The values that the guests load into L1's and L2's registers.
 
-One table serves both sides: :mod:`qemu_svm.lab.guests.build` hands it to the
-assembler as symbols (``L1_CR3``, ``L2_CS_LIMIT``), and a test compares it with
-what a capture says.  No value of L1 is also L2's.
+One table serves both sides: :mod:`qemu_svm.lab.guests.build` passes it to the
+assembler as symbols (``L1_CR3``, ``L2_CS_LIMIT``), and
+:mod:`qemu_svm.lab.guests.expect` compares captures with it.  No value of L1 is
+also one of L2.
 
 Memory: L1 sees its own physical memory; L2's linear address A is L1's physical
 address ``WORLD + A`` in every guest, through L2's page tables, through nested
@@ -16,11 +17,13 @@ from enum import Enum
 from types import MappingProxyType
 
 IMAGE = 0x100000
-"""Where the image is loaded and linked."""
+"""Address at which the image is loaded and for which it is linked."""
 
 WORLD = 0x400000
+"""L1's physical address of L2's linear address 0."""
+
 DATA = 0x110000
-"""Start of the 64 KiB of data of each world."""
+"""Start of the 64 KiB of data of L1, and of L2 in its own addresses."""
 
 ADDRESSES: Mapping[str, int] = MappingProxyType(
     {
@@ -57,7 +60,7 @@ ADDRESSES: Mapping[str, int] = MappingProxyType(
         "L2_PD_DEVICE": DATA + 0xE000,
     }
 )
-"""L1's are physical, L2's (``L2_…``) are linear addresses of its world."""
+"""L1's addresses are physical, L2's (``L2_…``) are its linear addresses."""
 
 CONSTANTS: Mapping[str, int] = MappingProxyType(
     {
@@ -136,7 +139,7 @@ VMLOAD_GROUP = (
     "star", "lstar", "cstar", "sfmask", "kernel_gs_base",
     "sysenter_cs", "sysenter_esp", "sysenter_eip",
 )  # fmt: skip
-"""What VMRUN leaves alone and VMLOAD and VMSAVE switch."""
+"""Registers that VMRUN does not load, and VMLOAD and VMSAVE do."""
 
 _L2: Mapping[str, int] = MappingProxyType(
     {
@@ -181,7 +184,7 @@ _L2: Mapping[str, int] = MappingProxyType(
 
 
 class Mode(Enum):
-    """The mode that L2 runs in."""
+    """Processor modes of L2."""
 
     LONG = "long"
     PAE = "pae"
@@ -189,12 +192,12 @@ class Mode(Enum):
 
 
 def physical(*, nested_paging: bool) -> int:
-    """What L2 adds to a linear address to name it in its page tables."""
+    """Return L2's physical address of its linear address 0, as in its page tables."""
     return 0 if nested_paging else WORLD
 
 
 def l2(mode: Mode, *, nested_paging: bool) -> dict[str, int]:
-    """L2's registers, by name."""
+    """Return L2's registers by name."""
     values = dict(_L2)
     base = physical(nested_paging=nested_paging)
     values["cr3"] = base + ADDRESSES["L2_PML4"]
@@ -207,7 +210,7 @@ def l2(mode: Mode, *, nested_paging: bool) -> dict[str, int]:
         values["cr3"] = base + ADDRESSES["L2_PDPT"]
         flat = 0
     else:
-        # Without paging CR3 means nothing; L2's world begins where its segments do.
+        # Without paging CR3 has no effect; L2's segment bases add WORLD.
         values.update(cr0=0x00000031, cr3=0x0222_3000, cr4=0x00200)
         flat = 0 if nested_paging else WORLD
     for name in ("cs", "ds"):
@@ -216,18 +219,18 @@ def l2(mode: Mode, *, nested_paging: bool) -> dict[str, int]:
 
 
 def l2_rbx() -> int:
-    """L2's RBX, the same in every mode: whoever has it is L2."""
+    """Return L2's RBX, which is the same in every mode and identifies L2."""
     return _L2["rbx"]
 
 
 def pdptes(*, nested_paging: bool) -> tuple[int, int, int, int]:
-    """L2's page directory pointers in PAE mode."""
+    """Return L2's page directory pointers in PAE mode."""
     directory = physical(nested_paging=nested_paging) + ADDRESSES["L2_PD"]
     return (directory | 1, directory + 0x1000 | 1, 0, 0)
 
 
 def symbols(mode: Mode, *, nested_paging: bool) -> dict[str, int]:
-    """Everything that the assembly takes from here, by symbol."""
+    """Return the symbols of the assembly and their values."""
     table = {**ADDRESSES, **CONSTANTS}
     for who, registers in (("L1", L1), ("L2", l2(mode, nested_paging=nested_paging))):
         for name, value in registers.items():

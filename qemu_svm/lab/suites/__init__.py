@@ -1,1 +1,1 @@
-"""Kernels and QEMUs of Debian's suites: fetched, unpacked, made bootable."""
+"""Kernels, QEMUs and user lands of Debian suites: downloaded, built and cached."""

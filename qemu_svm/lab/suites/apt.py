@@ -1,8 +1,8 @@
-"""Packages of another Debian suite, without touching the host's own.
+"""Download of packages of another Debian suite, without affecting the host's apt.
 
-``apt-get`` runs with a private configuration: own lists, own (empty) status
-file, own archives; it only downloads.  Signatures are checked as usual.  This
-needs no root.
+``apt-get`` runs with a private configuration: its own lists, its own (empty)
+status file, its own archives; it only downloads.  Signatures are checked as usual.
+This needs no root.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import NoReturn
 from urllib.parse import unquote
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab.box.life import mortal
+from qemu_svm.lab.host import mortal
 from qemu_svm.lab.progress import Progress
 
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
-#: Where a suite goes when it is not maintained any more.
 ARCHIVE = "http://archive.debian.org/debian"
+"""The mirror of suites that are no longer maintained."""
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-_ERRORS = 1 << 16
+_ERRORS = 1 << 16  # bytes of standard error that are kept
 _SAYS = re.compile(r"(?:E|W|Err|Error|Warning): ")
 _EXPIRED = re.compile(r"Release file .* is (?:expired|not valid).*\(invalid since ([^)]*)\)")
-#: A line of APT::Status-Fd while downloading, with how much of all is done.
+# A line of APT::Status-Fd while downloading, with the percentage of all.
 _PERCENT = re.compile(r"dlstatus:\d+:(\d+)\.")
 _NO_NETWORK = (
     "Could not resolve",
@@ -66,13 +66,13 @@ Acquire::Check-Valid-Until "{strict}";
 
 
 class Gone(LabError):
-    """The mirror does not have this suite (any more)."""
+    """The mirror does not have this suite, or no longer has it."""
 
 
 class Expired(LabError):
-    """The mirror's Release file is too old.
+    """The mirror's Release file has expired.
 
-    :param age: how long ago it expired, in apt's words.
+    :param age: how long ago it expired, as reported by apt.
     """
 
     def __init__(self, what: str, *, age: str) -> None:
@@ -81,7 +81,7 @@ class Expired(LabError):
 
 
 def host_mirror() -> str:
-    """Return the mirror that the host itself uses for Debian, else the public one."""
+    """Return the Debian mirror of SVMSTREAM_MIRROR, else the host's, else the public one."""
     chosen = os.environ.get("SVMSTREAM_MIRROR")
     if chosen:
         return chosen.rstrip("/")
@@ -97,32 +97,38 @@ def host_mirror() -> str:
 
 
 def keyring() -> Path:
-    """Return the keys that a mirror's signature is checked with."""
+    """Return the path of the keyring with which a mirror's signature is checked."""
     return Path(os.environ.get("SVMSTREAM_KEYRING") or _KEYRING)
 
 
 def require_tools() -> None:
-    """Raise LabError with what to install, unless all tools are there."""
+    """Check that the programs and the keyring that a build needs are installed.
+
+    :raises LabError: some are missing; the hint says what to install.
+    """
     needed = {"apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar"}
     missing = [package for tool, package in needed.items() if not shutil.which(tool)]
     if missing:
         raise LabError(
-            f"building needs programs that are not here: {', '.join(missing)}",
-            hint=f"apt-get install {' '.join(missing)}; on another distribution build in a "
+            f"programs needed for the build are not installed: {', '.join(missing)}",
+            hint=f"apt-get install {' '.join(missing)}; on another distribution, build in a "
             "Debian container and copy the cache",
         )
     if not keyring().exists():
         raise LabError(
-            f"Debian's keys are not here: {keyring()}",
+            f"Debian's keyring is missing: {keyring()}",
             hint="apt-get install debian-archive-keyring",
         )
 
 
 class Apt:
-    """A private apt in a folder of its own.
+    """A private apt in its own directory.
 
-    :param folder: an empty folder; everything is written there.
-    :param strict: refuse Release files that are past their date.
+    :param folder: an empty directory; everything is written there.
+    :param suite: Debian's name of the suite.
+    :param mirror: URL.
+    :param strict: refuse Release files that have expired.
+    :raises OSError: the directory cannot be written.
     """
 
     def __init__(self, folder: Path, suite: str, mirror: str, *, strict: bool = True) -> None:
@@ -148,17 +154,19 @@ class Apt:
     def update(self) -> None:
         """Fetch the suite's list of packages.
 
-        :raises LabError: no network; :class:`Gone`, :class:`Expired`.
+        :raises Gone: the mirror does not have the suite.
+        :raises Expired: its Release file has expired, and ``strict`` is set.
+        :raises LabError: no network, or a wrong signature.
         """
         status, errors = self._run("update")
         if status or "W: Failed to fetch" in errors:
             self._explain(errors)
 
     def download(self, packages: tuple[str, ...], progress: Progress) -> dict[str, Path]:
-        """Download packages with all they depend on.
+        """Download packages and their dependencies.
 
         :returns: the archives by package name.
-        :raises LabError: no network, no space, or a package that is not to be had.
+        :raises LabError: no network, no space, or a package is not available.
         """
         what = f"{self.suite}: downloading from {self.mirror}"
         progress.step(what)
@@ -177,6 +185,7 @@ class Apt:
     def _run(
         self, *arguments: str, show: Callable[[str], None] = lambda _line: None
     ) -> tuple[int, str]:
+        # Exit status and standard error; ``show`` is called with each line of output.
         environment = dict(os.environ, APT_CONFIG=str(self._configuration), LC_ALL="C")
         with (
             tempfile.TemporaryFile() as errors,
@@ -206,31 +215,31 @@ class Apt:
         if any(word in text for word in _NO_NETWORK):
             raise LabError(
                 f"no network: {where} cannot be reached: {first}",
-                hint="check the network, or name another mirror with --mirror or SVMSTREAM_MIRROR",
+                hint="check the network, or use another mirror with --mirror or SVMSTREAM_MIRROR",
             )
         if any(word in text for word in _LOST):
             raise Gone(
                 f"the mirror does not have {where}: {first}",
-                hint="testing moves: try again later; for an old suite: --mirror " + ARCHIVE,
+                hint="testing changes: try again later; for an old suite: --mirror " + ARCHIVE,
             )
         if "is not signed" in text or "GPG error" in text:
             raise LabError(
                 f"the signature of {where} cannot be verified: {first}",
-                hint=f"the keys are those of {keyring()}: a newer debian-archive-keyring, or "
-                "SVMSTREAM_KEYRING for a mirror of your own",
+                hint=f"the keys are those of {keyring()}: install a newer "
+                "debian-archive-keyring, or set SVMSTREAM_KEYRING for a mirror of your own",
             )
         if "No space left" in text or "enough free space" in text:
             raise LabError(f"no space to download {where}", hint="free some, or set XDG_CACHE_HOME")
-        raise LabError(f"packages of {where} cannot be had: {first}")
+        raise LabError(f"packages of {where} are not available: {first}")
 
 
 def version_of(archive: Path) -> str:
-    """Return the package version out of the name apt gave to an archive."""
+    """Return the package version, from the name that apt gave an archive."""
     return unquote(archive.name.split("_")[1])
 
 
 def _proxies() -> str:
-    # The host's way to the network is taken over, nothing else of its configuration.
+    # The host's proxies are used, and nothing else of its configuration.
     try:
         shown = subprocess.run(
             ["apt-config", "dump"], capture_output=True, text=True, check=True, timeout=30

@@ -1,8 +1,8 @@
-"""Building a suite: download, extract, note the versions, rename into place.
+"""Build of a suite: download, extract, record the versions, rename into place.
 
-Nothing of it is configured (no maintainer script runs), so no root is needed:
-the box only wants files.  What no box needs (documentation, drivers of
-hardware that the emulated host does not have) is left out.
+No package is configured (no maintainer script runs), so no root is needed: a box
+needs the files only.  Documentation, and drivers of hardware that the emulated
+host does not have, are left out.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qemu_svm.errors import LabError
-from qemu_svm.lab.box.life import mortal
+from qemu_svm.lab.host import host_faults, mortal
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import apt, cache
 from qemu_svm.lab.suites.cache import Built, Manifest
 from qemu_svm.lab.suites.catalogue import PACKAGES, Suite, is_of_line
 from qemu_svm.lab.suites.foreign import on_host
 
-#: Bytes that must be free to build one suite: archives and extracted files together.
 SPACE = 700 << 20
+"""Bytes that must be free to build one suite: archives and extracted files together."""
 
 _MERGED = ("bin", "sbin", "lib", "lib64")
 _EMPTY = ("etc", "dev", "proc", "sys", "run", "tmp", "root", "share", "mnt", "var/tmp")
@@ -44,9 +44,9 @@ _LEFT_OUT = (
 
 
 def need(suite: Suite, *, mirror: str | None = None, progress: Progress = SILENT) -> Built:
-    """Return the suite out of the cache; build it first if it is not there.
+    """Return a suite from the cache; build it if it is not there.
 
-    :raises LabError: it cannot be built; says why and what to do.
+    :raises LabError: it cannot be built; the hint says what to do.
     """
     found = cache.find(suite)
     if found:
@@ -59,7 +59,10 @@ def need(suite: Suite, *, mirror: str | None = None, progress: Progress = SILENT
 def using(
     suite: Suite, *, mirror: str | None = None, progress: Progress = SILENT
 ) -> Iterator[Built]:
-    """Hold a suite so that nobody removes it meanwhile; build it if need be."""
+    """Hold a suite, so that it is not removed meanwhile; build it if it is not in the cache.
+
+    :raises LabError: it cannot be built.
+    """
     while True:
         need(suite, mirror=mirror, progress=progress)
         with cache.lock(suite, shared=True, progress=progress):
@@ -73,13 +76,14 @@ def _build(suite: Suite, mirror: str, progress: Progress) -> Built:
     # The lock is held.
     apt.require_tools()
     for path in cache.leftovers(suite):
-        progress.note(f"{suite.name}: removing what an interrupted build left")
+        progress.note(f"{suite.name}: removing the files of an interrupted build")
         cache.remove(path)
     target = cache.folder() / suite.name
     if target.exists():
         cache.remove(target)  # another layout
     _check_space(suite)
-    work = Path(tempfile.mkdtemp(prefix=f".{suite.name}.", dir=cache.folder()))
+    with host_faults(f"make a directory in {cache.folder()}", hint=cache.HINT):
+        work = Path(tempfile.mkdtemp(prefix=f".{suite.name}.", dir=cache.folder()))
     try:
         manifest = _fill(suite, mirror, work, progress)
         manifest.save(work / "manifest.json")
@@ -91,7 +95,7 @@ def _build(suite: Suite, mirror: str, progress: Progress) -> Built:
         if isinstance(error, (OSError, subprocess.SubprocessError)):
             raise LabError(
                 f"{suite.name} cannot be built: {error}",
-                hint=f"the cache is in {cache.folder()}; XDG_CACHE_HOME moves it",
+                hint=f"the cache is in {cache.folder()}; to move it, set XDG_CACHE_HOME",
             ) from error
         raise
     return Built(suite, target, manifest)
@@ -103,7 +107,7 @@ def _check_space(suite: Suite) -> None:
         raise LabError(
             f"no space to build {suite.name}: {free >> 20} MiB are free in {cache.folder()}, "
             f"{SPACE >> 20} MiB are needed",
-            hint="free some, remove other suites with `svmstream lab clean`, or set XDG_CACHE_HOME",
+            hint="free some, remove suites with `svmstream lab clean`, or set XDG_CACHE_HOME",
         )
 
 
@@ -133,7 +137,8 @@ def _fill(suite: Suite, mirror: str, work: Path, progress: Progress) -> Manifest
 def _updated(
     suite: Suite, mirror: str, private: Path, progress: Progress
 ) -> tuple[apt.Apt, list[str]]:
-    # The mirror as asked for; without its date if that has passed; the archive if it moved there.
+    # The mirror as given; without a check of its date if that has passed; the archive if the
+    # suite has moved there.
     remarks: list[str] = []
     strict = True
     for _attempt in range(3):
@@ -148,7 +153,7 @@ def _updated(
             strict = False
             remarks.append(
                 f"the Release file of {suite.name} on {mirror} expired {error.age} ago; "
-                "used all the same"
+                "it was used nevertheless"
             )
         except apt.Gone:
             if mirror == apt.ARCHIVE:
@@ -158,7 +163,7 @@ def _updated(
         else:
             return source, remarks
         progress.note(remarks[-1])
-    raise LabError(f"{suite.name} cannot be had from {mirror}")
+    raise LabError(f"{suite.name} is not available from {mirror}")
 
 
 def _extract(suite: Suite, archives: list[Path], root: Path, progress: Progress) -> None:
@@ -179,12 +184,12 @@ def _extract(suite: Suite, archives: list[Path], root: Path, progress: Progress)
         if tar.returncode or deb.returncode:
             raise LabError(
                 f"{archive.name} cannot be extracted: {tar.stderr.strip()[-200:]}",
-                hint="a full disk, or a damaged download: try again",
+                hint="the disk is full, or the download is damaged: try again",
             )
 
 
 def _finish(root: Path) -> None:
-    # What maintainer scripts would have done, as far as a box needs it.
+    # Do what maintainer scripts would do, as far as a box needs it.
     for name in _EMPTY:
         (root / name).mkdir(parents=True, exist_ok=True)
     applets = subprocess.run(
@@ -224,7 +229,7 @@ def _release(root: Path) -> str:
 
 
 def _check_lines(suite: Suite, manifest: Manifest) -> None:
-    # Testing moves on; what it was asked for must be what is there.
+    # Testing changes its versions; they must still be those of the catalogue.
     for what, line, version in (
         ("kernel", suite.kernel, manifest.kernel),
         ("QEMU", suite.qemu, manifest.qemu),
@@ -232,6 +237,6 @@ def _check_lines(suite: Suite, manifest: Manifest) -> None:
         if not is_of_line(version, line):
             raise LabError(
                 f"{suite.name} on {manifest.mirror} has {what} {version} now, not {line}",
-                hint="an older state can be had with --mirror "
+                hint="for an older state: --mirror "
                 "http://snapshot.debian.org/archive/debian/YYYYMMDDT000000Z",
             )

@@ -1,14 +1,14 @@
-"""The cache: suites that were built once, and what was made of them.
+"""The cache of built suites and of files made from them.
 
 ::
 
     $XDG_CACHE_HOME/qemu-svm/
-      bookworm/             one built suite; appears by one rename
-        root/               its files, served read-only to boxes
-        manifest.json       where from, when, exact version of every package
-      .bookworm.XXXXXXXX/   being built (or left over by a build that was killed)
-      boot/                 made of a suite's kernel: unpacked kernel, initrd
-      lock/                 one file a suite: shared while used, exclusive while changed
+      bookworm/             a built suite; appears by one rename
+        root/               its files, mounted read-only in boxes
+        manifest.json       mirror, date, exact version of every package
+      .bookworm.XXXXXXXX/   being built, or left by a build that was killed
+      boot/                 made from a suite's kernel: unpacked kernel, initrd
+      lock/                 one file per suite: shared while used, exclusive while changed
 """
 
 from __future__ import annotations
@@ -24,29 +24,39 @@ from pathlib import Path
 from typing import Any
 
 from qemu_svm.errors import LabError
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites.catalogue import SUITES, Suite
 
-#: Raised when the layout changes; a suite of another layout is built again.
 LAYOUT = 1
+"""Version of the layout of a built suite; a suite of another layout is built again."""
+
+HINT = "set XDG_CACHE_HOME to a directory that can be written and has space"
+"""What helps if the cache cannot be used."""
 
 
 def folder() -> Path:
-    """The cache folder; not necessarily there yet."""
+    """Return the cache directory, which may not exist yet.
+
+    :raises LabError: neither XDG_CACHE_HOME nor a home directory is known.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # to be ignored, says the XDG specification
-        base = Path("~/.cache").expanduser()
+    if not base.is_absolute():  # the XDG specification says to ignore it then
+        try:
+            base = Path("~/.cache").expanduser()
+        except RuntimeError as error:
+            raise LabError("there is no home directory for the cache", hint=HINT) from error
     return base / "qemu-svm"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a built suite; stands beside its files.
+    """The record of a built suite, kept beside its files.
 
-    :param built: when, in ISO 8601, UTC.
-    :param release: the kernel's release, ``6.1.0-50-amd64``.
-    :param packages: exact version of every package.
-    :param remarks: what a reader should know, such as an expired Release file.
+    :param built: date and time in ISO 8601, UTC.
+    :param release: the kernel's release, such as ``6.1.0-50-amd64``.
+    :param packages: exact versions by package.
+    :param remarks: notable events of the build, such as an expired Release file.
     """
 
     suite: str
@@ -68,7 +78,7 @@ class Manifest:
         return self.packages["qemu-system-x86"]
 
     def save(self, path: Path) -> None:
-        """Write as JSON, and make sure that it is on disk."""
+        """Write it as JSON and sync it to the disk."""
         with path.open("w") as file:
             json.dump(asdict(self), file, indent=1, sort_keys=True)
             file.write("\n")
@@ -86,22 +96,22 @@ class Built:
 
     @property
     def root(self) -> Path:
-        """The suite's files, as the root of a file system."""
+        """The suite's files: the root of a file system."""
         return self.path / "root"
 
     @property
     def modules(self) -> Path:
-        """The kernel's modules."""
+        """The directory of the kernel's modules."""
         return self.root / "usr/lib/modules" / self.manifest.release
 
     @property
     def vmlinuz(self) -> Path:
-        """The kernel; newer suites keep it among its modules."""
+        """The kernel image; newer suites have it in the directory of the modules."""
         boot = self.root / "boot" / f"vmlinuz-{self.manifest.release}"
         return boot if boot.exists() else self.modules / "vmlinuz"
 
     def size(self) -> int:
-        """Bytes on disk."""
+        """Return the bytes on disk."""
         total = 0
         for top, _folders, names in os.walk(self.path):
             for name in names:
@@ -110,7 +120,7 @@ class Built:
 
 
 def find(suite: Suite) -> Built | None:
-    """Return the suite if it is built, and by this layout."""
+    """Return the suite if it is built and has this layout; else None."""
     path = folder() / suite.name
     try:
         raw: dict[str, Any] = json.loads((path / "manifest.json").read_text())
@@ -125,15 +135,13 @@ def find(suite: Suite) -> Built | None:
 def lock(suite: Suite, *, shared: bool, progress: Progress = SILENT) -> Iterator[int]:
     """Hold the lock of one suite: shared to use it, exclusive to change it.
 
-    :raises LabError: the cache folder cannot be made.
+    :raises LabError: the cache directory cannot be made.
     """
     path = folder() / "lock" / suite.name
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
+    with host_faults(f"use the cache directory {folder()}", hint=HINT):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise _unusable(error) from error
     try:
         try:
             fcntl.flock(handle, how | fcntl.LOCK_NB)
@@ -145,41 +153,42 @@ def lock(suite: Suite, *, shared: bool, progress: Progress = SILENT) -> Iterator
         os.close(handle)
 
 
-def _unusable(error: OSError) -> LabError:
-    return LabError(
-        f"the cache folder {folder()} cannot be used: {error.strerror}",
-        hint="set XDG_CACHE_HOME to a folder that can be written",
-    )
-
-
 def leftovers(suite: Suite) -> list[Path]:
-    """Folders of builds that were killed; call with the exclusive lock held."""
+    """Return the directories of builds that were killed; call it with the exclusive lock held."""
     return sorted(folder().glob(f".{suite.name}.*"))
 
 
 def remove(path: Path) -> None:
-    """Remove a folder of the cache, also where the files in it are not writable."""
+    """Remove a directory of the cache, even if files in it are not writable.
+
+    :raises LabError: it cannot be removed.
+    """
 
     def writable(function: Callable[..., Any], name: str, _info: object) -> None:
         os.chmod(os.path.dirname(name), 0o700)
         function(name)
 
-    shutil.rmtree(path, onerror=writable)
+    with host_faults(f"remove {path}"):
+        shutil.rmtree(path, onerror=writable)
 
 
 def _remove_at_once(path: Path) -> None:
-    # A suite that is half gone must not look built, should this be interrupted.
-    if path.is_dir():
-        hidden = path.with_name(f".{path.name.lstrip('.')}.gone")
-        remove(path.rename(hidden))
-    else:
-        path.unlink()
+    # If this is interrupted, a suite of which a part is removed must not look built.
+    with host_faults(f"remove {path}"):
+        if path.is_dir():
+            hidden = path.with_name(f".{path.name.lstrip('.')}.gone")
+            remove(path.rename(hidden))
+        else:
+            path.unlink()
 
 
 def clean(suites: tuple[Suite, ...] = SUITES, progress: Progress = SILENT) -> list[Path]:
-    """Remove built suites (waits for boxes that use them), leftovers and their initrds.
+    """Remove built suites, what killed builds left, and the files made from the suites.
 
-    :returns: what was removed.
+    Waits for boxes that use a suite.
+
+    :returns: the paths that were removed.
+    :raises LabError: something cannot be removed.
     """
     gone: list[Path] = []
     for suite in suites:

@@ -1,8 +1,8 @@
-"""Which Debian suite gives which kernel and which QEMU.
+"""The Debian suites, with their kernels and QEMUs.
 
-A *suite* here is one Debian release: its kernel, its QEMU and enough user land
-to run both.  A box takes the kernel of one suite and the user land of another
-(or the same), so four suites make sixteen pairings.
+A *suite* here is one Debian release: its kernel, its QEMU and the user land needed
+to run both.  A box has the kernel of one suite and the user land of the same or
+another one, so four suites make sixteen pairings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from qemu_svm.errors import LabError
 
-#: What is taken of a suite; everything else comes by dependency.
 PACKAGES = (
     "linux-image-amd64",
     "qemu-system-x86",
@@ -21,6 +20,7 @@ PACKAGES = (
     "python3",
     "strace",
 )
+"""The packages of a suite, without their dependencies."""
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,29 @@ QEMUS = tuple(suite.qemu for suite in SUITES)
 
 
 def of_kernel(kernel: str) -> Suite:
-    """Return the suite with this kernel.
+    """Return the suite with a kernel of this release line.
 
     :raises LabError: there is none.
     """
     for suite in SUITES:
         if suite.kernel == kernel:
             return suite
-    raise LabError(f"no suite has kernel {kernel}", hint=f"there are {', '.join(KERNELS)}")
+    raise LabError(f"no suite has kernel {kernel}", hint=f"available: {', '.join(KERNELS)}")
 
 
 def of_qemu(qemu: str) -> Suite:
-    """Return the suite with this QEMU.
+    """Return the suite with a QEMU of this release line.
 
     :raises LabError: there is none.
     """
     for suite in SUITES:
         if suite.qemu == qemu:
             return suite
-    raise LabError(f"no suite has QEMU {qemu}", hint=f"there are {', '.join(QEMUS)}")
+    raise LabError(f"no suite has QEMU {qemu}", hint=f"available: {', '.join(QEMUS)}")
 
 
 def is_of_line(version: str, line: str) -> bool:
-    """Tell whether a package version (``1:7.2+dfsg-7``) belongs to a release line (``7.2``)."""
+    """Return whether a package version (``1:7.2+dfsg-7``) belongs to a release line (``7.2``)."""
     upstream = version.partition(":")[2] or version
     rest = upstream.removeprefix(line)
     return rest != upstream and not rest[:1].isdigit()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from .processes import SVMSTREAM, Place, place, until
+from tests.lab.processes import SVMSTREAM, Place, place, until
 
 # One worker runs them, for they share a box.
 pytestmark = pytest.mark.xdist_group("box that stays")
@@ -106,7 +106,7 @@ def test_it_is_listed(here: Place, stays: dict[str, Any]) -> None:
 def test_its_name_is_taken(here: Place, stays: dict[str, Any]) -> None:
     again = here.run("lab", "up")
     assert again.returncode == 4
-    assert b"a box called box is up already" in again.stderr
+    assert b"a box named box is already up" in again.stderr
 
 
 def test_a_name_and_options_contradict(here: Place, stays: dict[str, Any]) -> None:
@@ -176,10 +176,10 @@ def test_one_that_dies_leaves_nothing(end: str) -> None:
         assert waiting.stdout.readline() == b"here\n"
         if end == "keeper":
             os.kill(json.loads(up.stdout)["box"]["pid"], signal.SIGKILL)
-            said = b"the box is gone"
+            said = b"the connection to the box is lost"
         else:
             here.run("lab", "run", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 1000")
-            said = b"the kernel in the box died: Kernel panic"
+            said = b"the kernel in the box crashed: Kernel panic"
         _out, errors = waiting.communicate(timeout=60)
         assert waiting.returncode == 4
         assert said in errors
@@ -201,4 +201,4 @@ def test_a_name_is_not_a_path() -> None:
     with place() as here:
         result = here.run("lab", "up", "--name", "../x")
         assert result.returncode == 4
-        assert b"cannot be called" in result.stderr
+        assert b"invalid name of a box" in result.stderr

@@ -75,12 +75,12 @@ def test_the_firmware_of_linux_l2_ends_at_the_reset_vector() -> None:
 
 
 def test_an_unknown_guest_is_told_with_those_like_it() -> None:
-    with pytest.raises(PathError, match="no guest 'nested-ntp'") as caught:
+    with pytest.raises(PathError, match="unknown guest 'nested-ntp'") as caught:
         find("nested-ntp")
     assert caught.value.near[0] == "nested-npt"
 
 
 def test_missing_binutils_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(LabError, match=r"'as' is not here \(install the package binutils"):
+    with pytest.raises(LabError, match=r"'as' is not installed \(install the package binutils"):
         assemble(find("nested"))

@@ -1,1 +1,1 @@
-"""What runs inside the box: standard library only, Python 3.9 and newer."""
+"""The program that runs in a box; standard library only, Python 3.9."""

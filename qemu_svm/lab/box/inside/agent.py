@@ -1,7 +1,7 @@
-"""The first process inside the box: runs commands, reaches sockets.
+"""The first process inside the box: runs commands, connects to sockets.
 
-Started by ``init`` as process 1; talks :mod:`frames` over a virtio-serial port.
-When the host goes away it ends the box.  Standard library, Python 3.9.
+Started by ``init`` as process 1; exchanges :mod:`frames` over a virtio-serial port.
+When the host disconnects it ends the box.  Standard library, Python 3.9.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 from qemu_svm.lab.box.inside import frames
-from qemu_svm.lab.box.inside.channels import Channel, Command, Connection
+from qemu_svm.lab.box.inside.channels import AgentChannel, Process, SocketConnection
 
 PORT = "box.agent"
 
 
 def find_port(name: str) -> str:
-    """Return the device of the virtio-serial port with this name."""
+    """Return the path of the virtio-serial port of this name."""
     top = "/sys/class/virtio-ports"
     for port in sorted(os.listdir(top)):
         with open(os.path.join(top, port, "name")) as file:
@@ -33,12 +33,12 @@ def find_port(name: str) -> str:
 
 
 class Agent:
-    """The loop, the port, the channels."""
+    """The event loop, the port and the channels."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.selector = selectors.DefaultSelector()
-        self.channels: dict[int, Channel] = {}
+        self.channels: dict[int, AgentChannel] = {}
         self._reader = frames.Reader()
         self._out: deque[bytes] = deque()
         self._watched: dict[int, int] = {}
@@ -52,7 +52,7 @@ class Agent:
         self.watch(wake, selectors.EVENT_READ, lambda _events: self._reap(wake))
 
     def watch(self, fd: int, events: int, call: Callable[[int], None]) -> None:
-        """Call when something happens on a descriptor; events 0 to stop."""
+        """Call ``call`` with the events of a descriptor; 0 events to stop."""
         before = self._watched.get(fd, 0)
         if before == events:
             return
@@ -77,10 +77,10 @@ class Agent:
         self._flush()
 
     def run(self) -> None:
-        """Work until the host goes away."""
+        """Serve until the host disconnects."""
         while True:
             for key, events in self.selector.select():
-                # An earlier call of this round may have closed it.
+                # An earlier call of this iteration may have closed it.
                 if key.fd in self._watched:
                     key.data(events)
 
@@ -119,12 +119,12 @@ class Agent:
         elif number in self.channels:
             self.channels[number].on_frame(kind, payload)
 
-    def _open(self, number: int, wish: dict[str, Any]) -> None:
+    def _open(self, number: int, request: dict[str, Any]) -> None:
         try:
-            if "connect" in wish:
-                self.channels[number] = Connection(self, number, wish["connect"])
+            if "connect" in request:
+                self.channels[number] = SocketConnection(self, number, request["connect"])
             else:
-                self.channels[number] = Command(self, number, wish)
+                self.channels[number] = Process(self, number, request)
         except OSError as error:
             self._refuse(number, error.strerror or str(error))
         except (ValueError, subprocess.SubprocessError) as error:
@@ -157,7 +157,7 @@ def power_off() -> None:
 
 
 def main() -> None:
-    """Serve the port until the host goes away."""
+    """Serve the port until the host disconnects."""
     port = os.open(find_port(PORT), os.O_RDWR | os.O_CLOEXEC)
     agent = Agent(port)
     hello = {"kvm": os.path.exists("/dev/kvm")}

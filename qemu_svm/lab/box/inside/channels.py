@@ -1,4 +1,4 @@
-"""What the agent carries: commands, and connections to sockets inside the box.
+"""The agent's channels: commands, and connections to sockets inside the box.
 
 Standard library, Python 3.9.
 """
@@ -15,23 +15,38 @@ import struct
 import subprocess
 import termios
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, MutableMapping
+from typing import Any, Protocol
 
 from qemu_svm.lab.box.inside import frames
-
-if TYPE_CHECKING:
-    from qemu_svm.lab.box.inside.agent import Agent
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 
 
-class Channel:
-    """What commands and connections have in common: bytes in, bytes out."""
+class Carrier(Protocol):
+    """What a channel needs of the agent."""
+
+    @property
+    def channels(self) -> MutableMapping[int, AgentChannel]:
+        """The open channels by number."""
+        ...
+
+    def watch(self, fd: int, events: int, call: Callable[[int], None]) -> None:
+        """Call ``call`` with the events of a descriptor; 0 events to stop."""
+
+    def close(self, fd: int) -> None:
+        """Stop watching a descriptor and close it."""
+
+    def send(self, data: bytes) -> None:
+        """Queue frames for the host."""
+
+
+class AgentChannel:
+    """Bytes in, bytes out: the common part of commands and connections."""
 
     pid = 0
 
-    def __init__(self, agent: Agent, number: int) -> None:
+    def __init__(self, agent: Carrier, number: int) -> None:
         self.agent = agent
         self.number = number
         self.room = frames.WINDOW
@@ -41,7 +56,7 @@ class Channel:
         self._ended = False
 
     def on_frame(self, kind: int, payload: bytes) -> None:
-        """Take a frame from the host."""
+        """Handle a frame from the host."""
         if kind == frames.DATA:
             self._pending.append(payload)
             self._write()
@@ -71,12 +86,12 @@ class Channel:
         return ready
 
     def read(self, fd: int, kind: int) -> bool:
-        """Pass on what a source has; False at its end or when there is nothing now."""
+        """Send what a source has; return False at its end or if it has nothing now."""
         try:
             data = os.read(fd, min(self.room, frames.CHUNK))
         except BlockingIOError:
             return False
-        except OSError:  # a terminal whose last process has gone
+        except OSError:  # a terminal whose last process has ended
             data = b""
         if data:
             self.room -= len(data)
@@ -120,22 +135,22 @@ class Channel:
             self.agent.send(frames.count(self.number, frames.ROOM, size))
 
     def _discard(self) -> None:
-        # Nobody reads any more; the host must not wait for room.
+        # There is no reader any more; the host must not wait for room.
         self._grant(sum(map(len, self._pending)))
         self._pending.clear()
 
     def sink_failed(self) -> None:
-        """Nothing can be written any more."""
+        """Close the sink, which cannot be written any more."""
         fd, self.sink = self.sink, -1
         self._discard()
         self.agent.close(fd)
 
     def end_sink(self) -> None:
-        """The host has no more data."""
+        """Close the sink: the host has no more data."""
         self.sink_failed()
 
     def close(self) -> None:
-        """Forget the channel."""
+        """Close everything and remove the channel."""
         for fd in list(self.sources):
             self.source_ended(fd)
         if self.sink >= 0:
@@ -143,10 +158,10 @@ class Channel:
         self.agent.channels.pop(self.number, None)
 
 
-class Connection(Channel):
-    """A connection to a UNIX socket inside the box; each direction ends on its own."""
+class SocketConnection(AgentChannel):
+    """A connection to a UNIX socket inside the box; each direction ends by itself."""
 
-    def __init__(self, agent: Agent, number: int, path: str) -> None:
+    def __init__(self, agent: Carrier, number: int, path: str) -> None:
         super().__init__(agent, number)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
             made.connect(path)
@@ -156,13 +171,13 @@ class Connection(Channel):
         self.listen()
 
     def source_ended(self, fd: int) -> None:
-        """Nothing more comes from inside."""
+        """Pass on the end of the data from inside."""
         super().source_ended(fd)
         self.agent.send(frames.frame(self.number, frames.END))
         self._settle()
 
     def sink_failed(self) -> None:
-        """Nothing more goes in: the host has ended, or nobody reads."""
+        """Pass on the end of the host's data, or that there is no reader any more."""
         if self.sink >= 0:
             with socket.socket(fileno=os.dup(self.sink)) as same, contextlib.suppress(OSError):
                 same.shutdown(socket.SHUT_WR)
@@ -175,31 +190,32 @@ class Connection(Channel):
             self.agent.send(frames.document(self.number, frames.EXIT, {}))
 
 
-class Command(Channel):
-    """A command with its standard input, output and errors, or on a terminal."""
+class Process(AgentChannel):
+    """A command on pipes for standard input, output and errors, or on a terminal."""
 
-    def __init__(self, agent: Agent, number: int, wish: dict[str, Any]) -> None:
+    def __init__(self, agent: Carrier, number: int, request: dict[str, Any]) -> None:
         super().__init__(agent, number)
-        self.tty = wish.get("tty") is not None
+        self.tty = request.get("tty") is not None
         self._status: int | None = None
         environment = {"PATH": PATH, "HOME": "/root", "TERM": "linux", "LC_ALL": "C"}
-        environment.update(wish.get("env") or {})
+        environment.update(request.get("env") or {})
         start = self._on_terminal if self.tty else self._on_pipes
-        process = start(wish, environment)
+        process = start(request, environment)
         self.pid = process.pid
-        process.returncode = 0  # process 1 reaps by itself; keep Popen from trying
+        process.returncode = 0  # the agent reaps all processes; keep Popen from trying
         self.listen()
 
-    def _on_pipes(self, wish: dict[str, Any], environment: dict[str, str]) -> Any:
+    def _on_pipes(self, request: dict[str, Any], environment: dict[str, str]) -> Any:
         process = subprocess.Popen(
-            wish["argv"], cwd=wish.get("cwd") or "/root", env=environment, start_new_session=True,
-            stdin=subprocess.PIPE if wish.get("stdin") else subprocess.DEVNULL,
+            request["argv"], cwd=request.get("cwd") or "/root", env=environment,
+            start_new_session=True,
+            stdin=subprocess.PIPE if request.get("stdin") else subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         )  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
-        self._take(process.stdout.fileno(), frames.DATA)
-        self._take(process.stderr.fileno(), frames.ERRORS)
+        self._add_source(process.stdout.fileno(), frames.DATA)
+        self._add_source(process.stderr.fileno(), frames.ERRORS)
         process.stdout.close()
         process.stderr.close()
         if process.stdin:
@@ -208,17 +224,17 @@ class Command(Channel):
             process.stdin.close()
         return process
 
-    def _take(self, fd: int, kind: int) -> None:
-        mine = os.dup(fd)
-        os.set_blocking(mine, False)
-        self.sources[mine] = kind
+    def _add_source(self, fd: int, kind: int) -> None:
+        copy = os.dup(fd)
+        os.set_blocking(copy, False)
+        self.sources[copy] = kind
 
-    def _on_terminal(self, wish: dict[str, Any], environment: dict[str, str]) -> Any:
+    def _on_terminal(self, request: dict[str, Any], environment: dict[str, str]) -> Any:
         ours, theirs = os.openpty()
         try:
-            self._size(ours, *wish["tty"])
+            self._resize(ours, *request["tty"])
             process = subprocess.Popen(
-                wish["argv"], cwd=wish.get("cwd") or "/root", env=environment,
+                request["argv"], cwd=request.get("cwd") or "/root", env=environment,
                 start_new_session=True, stdin=theirs, stdout=theirs, stderr=theirs,
                 preexec_fn=_take_terminal,  # noqa: PLW1509  there are no threads
             )  # fmt: skip
@@ -232,16 +248,16 @@ class Command(Channel):
         self.sink = os.dup(ours)
         return process
 
-    def _size(self, fd: int, rows: int, columns: int) -> None:
+    def _resize(self, fd: int, rows: int, columns: int) -> None:
         fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def on_frame(self, kind: int, payload: bytes) -> None:
         if kind == frames.SIGNAL:
             self.signal(frames.number(payload))
         elif kind == frames.RESIZE:
-            wish = frames.value(payload)
+            size = frames.value(payload)
             if self.tty and self.sink >= 0:
-                self._size(self.sink, wish["rows"], wish["columns"])
+                self._resize(self.sink, size["rows"], size["columns"])
         else:
             super().on_frame(kind, payload)
             self._settle()
@@ -253,7 +269,7 @@ class Command(Channel):
                 os.killpg(self.pid, number)
 
     def end_sink(self) -> None:
-        if not self.tty:  # a terminal has no end of its own: Ctrl-D is data
+        if not self.tty:  # a terminal has no end of input: Ctrl-D is data
             super().end_sink()
 
     def on_exit(self, status: int) -> None:
@@ -267,15 +283,15 @@ class Command(Channel):
         return more
 
     def _settle(self) -> None:
-        # Once the command has ended: pass on what its pipes still hold, and tell.  A
-        # process that it left behind may keep them open for ever; that is not waited for.
+        # Once the command has ended: send what its pipes still hold, then its status.  A
+        # process that it left running may keep them open for ever; that is not waited for.
         if self._status is None or self.number not in self.agent.channels:
             return
         for fd, kind in list(self.sources.items()):
-            while fd in self.sources and self.room > 0 and Channel.read(self, fd, kind):
+            while fd in self.sources and self.room > 0 and AgentChannel.read(self, fd, kind):
                 pass
         if self.sources and self.room <= 0:
-            return  # goes on when the host has read
+            return  # continues when the host has read
         status, self._status = self._status, None
         super().close()
         self.agent.send(frames.document(self.number, frames.EXIT, {"status": status}))

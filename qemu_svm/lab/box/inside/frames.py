@@ -5,10 +5,10 @@ command or a connection to a socket.  A frame is a header (channel, kind,
 length; little endian, 9 bytes) and at most :data:`CHUNK` bytes.
 
 Neither side sends more than :data:`WINDOW` bytes of data on a channel before
-the other one has granted room for more, so a reader that is slow holds up its
-own channel only, and nothing grows without bound.
+the other one has granted more room, so a slow reader delays only its own
+channel, and buffers are bounded.
 
-The agent imports this file inside the box, so: standard library, Python 3.9.
+The agent imports this file inside the box: standard library, Python 3.9.
 """
 
 from __future__ import annotations
@@ -25,52 +25,58 @@ _COUNT = struct.Struct("<I")
 # Both ways
 DATA = 1  # bytes: stdin or stdout of a command, or of a connection
 END = 2  # no more DATA from this side
-ROOM = 3  # u32: the other side may send as many bytes more
+ROOM = 3  # u32: the other side may send so many bytes more
 # From the host
 OPEN = 10  # JSON: {"argv", "cwd", "env", "stdin", "tty"} or {"connect"}
 SIGNAL = 11  # u32: a signal for the command's process group
 RESIZE = 12  # JSON: [rows, columns] of the terminal
-CLOSE = 13  # forget the channel; what runs in it is killed
+CLOSE = 13  # remove the channel; the command in it is killed
 PING = 14
 # From the agent
 HELLO = 20  # JSON, channel 0: the box is ready
 ERRORS = 21  # bytes: stderr of a command
-EXIT = 22  # JSON: {"status"}; the channel is gone
-REFUSED = 23  # JSON: {"error"}; the channel never was
+EXIT = 22  # JSON: {"status"}; the channel has ended
+REFUSED = 23  # JSON: {"error"}; the channel was not opened
 PONG = 24
 # From the owner of a box to other processes that use it
-GONE = 30  # JSON: {"error"}, channel 0: why the box died
+GONE = 30  # JSON: {"error"}, channel 0: why the box has died
 
 
 class FrameError(Exception):
-    """What arrived is not a frame."""
+    """The received bytes are not a frame."""
 
 
 def frame(channel: int, kind: int, payload: bytes = b"") -> bytes:
-    """Build one frame."""
+    """Return the bytes of a frame."""
     return HEADER.pack(channel, kind, len(payload)) + payload
 
 
 def document(channel: int, kind: int, value: Any) -> bytes:
-    """Build a frame that carries JSON."""
+    """Return the bytes of a frame whose payload is JSON."""
     return frame(channel, kind, json.dumps(value).encode())
 
 
 def count(channel: int, kind: int, value: int) -> bytes:
-    """Build a frame that carries one number."""
+    """Return the bytes of a frame whose payload is one number."""
     return frame(channel, kind, _COUNT.pack(value))
 
 
 def number(payload: bytes) -> int:
-    """Read the payload of :func:`count`."""
+    """Return the number in the payload of :func:`count`.
+
+    :raises FrameError: the payload has another size.
+    """
     try:
         return int(_COUNT.unpack(payload)[0])
     except struct.error as error:
-        raise FrameError(f"expected a number of 4 bytes, found {len(payload)}") from error
+        raise FrameError(f"expected a number of 4 bytes, found {len(payload)} bytes") from error
 
 
 def value(payload: bytes) -> dict[str, Any]:
-    """Read the payload of :func:`document`, an object."""
+    """Return the JSON object in the payload of :func:`document`.
+
+    :raises FrameError: the payload is something else.
+    """
     try:
         found = json.loads(payload)
     except ValueError as error:
@@ -81,13 +87,16 @@ def value(payload: bytes) -> dict[str, Any]:
 
 
 class Reader:
-    """Cuts a stream of bytes into frames."""
+    """Splits a stream of bytes into frames."""
 
     def __init__(self) -> None:
         self._left = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
-        """Take bytes as they come; return the frames that are complete now."""
+        """Add received bytes; return the frames that are complete now: channel, kind, payload.
+
+        :raises FrameError: a frame is longer than :data:`CHUNK`.
+        """
         left = self._left
         left += data
         found = []
@@ -95,7 +104,7 @@ class Reader:
         while len(left) - at >= HEADER.size:
             channel, kind, length = HEADER.unpack_from(left, at)
             if length > CHUNK:
-                raise FrameError(f"a frame of {length} bytes; at most {CHUNK} are allowed")
+                raise FrameError(f"frame too long: {length} bytes, the limit is {CHUNK}")
             end = at + HEADER.size + length
             if end > len(left):
                 break

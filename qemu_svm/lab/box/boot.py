@@ -1,10 +1,10 @@
-"""What a box starts from, made once per kernel: the kernel, and its first file system.
+"""The kernel and the initrd that a box boots, made once per kernel.
 
-The first file system has busybox, modules and the agent.
+The initrd has busybox, modules and the agent.
 
 An initrd is a cpio archive in the "newc" format (kernel:
 Documentation/driver-api/early-userspace/buffer-format.rst): per file 13 numbers
-of 8 hexadecimal digits behind the magic 070701, the name, the content, both
+of 8 hexadecimal digits after the magic 070701, the name, the content, both
 padded to 4 bytes.
 """
 
@@ -17,13 +17,14 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.suites import cache
 from qemu_svm.lab.suites.cache import Built
 from qemu_svm.lab.suites.kernel_image import unpacked
 from qemu_svm.lab.suites.modules import in_order
 
 _AGENT = ("agent.py", "channels.py", "frames.py")
-#: The agent's files keep their place in the package, without the rest of it.
+# The agent's files have the same place as in the package, without the rest of it.
 _AGENT_PLACE = "agent/qemu_svm/lab/box/inside"
 
 _DIRECTORY = 0o040755
@@ -34,13 +35,19 @@ _CONSOLE_DEVICE = (5, 1)
 
 
 def kernel(built: Built) -> Path:
-    """Return a suite's kernel in the form that starts soonest."""
+    """Return the file of a suite's kernel, unpacked if possible, which boots sooner.
+
+    :raises LabError: the cache cannot be written.
+    """
     name = f"{built.suite.name}-{built.manifest.release}-{built.manifest.kernel}.elf"
     return _made(name, lambda: unpacked(built.vmlinuz.read_bytes()) or built.vmlinuz.read_bytes())
 
 
 def initrd(built: Built) -> Path:
-    """Return the initrd for a suite's kernel."""
+    """Return the file of the initrd for a suite's kernel.
+
+    :raises LabError: the cache cannot be written, or the kernel lacks a module.
+    """
     ours = {name: _ours(name) for name in ("init", *_AGENT)}
     digest = hashlib.sha256(built.manifest.kernel.encode())
     for content in ours.values():
@@ -51,9 +58,11 @@ def initrd(built: Built) -> Path:
 
 
 def _made(name: str, make: Callable[[], bytes]) -> Path:
-    # Out of the cache, or made now; two at once make the same.
+    # From the cache, or made now; two processes that make it at once make the same.
     path = cache.folder() / "boot" / name
-    if not path.exists():
+    if path.exists():
+        return path
+    with host_faults(f"write {path}", hint=cache.HINT):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{name}.", delete=False) as file:
             try:
