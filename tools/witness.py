@@ -21,7 +21,7 @@ from qemu_svm.errors import SvmStreamError
 from qemu_svm.lab.suites.catalogue import KERNELS, is_of_line, of_kernel
 from qemu_svm.lab.witness import WitnessBox, qemu_for, witness_restore
 from qemu_svm.machine import read_machine
-from qemu_svm.render.text.witness import verdict
+from qemu_svm.render.text.witness_verdict import verdict
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 

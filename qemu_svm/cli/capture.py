@@ -7,6 +7,7 @@ import sys
 import click
 
 from qemu_svm.cli import EXIT_INTERRUPTED, common, complain, qmp_common
+from qemu_svm.cli import output as result
 
 
 @click.command(
@@ -104,12 +105,5 @@ def command(
         return EXIT_INTERRUPTED
     if output == "-":
         return 0
-    if as_json:
-        from qemu_svm.render.json.migration import captured_document
-
-        common.print_json(captured_document(captured))
-    else:
-        from qemu_svm.render.text.migration import captured_report
-
-        common.print_lines(captured_report(captured))
+    result.show(captured, as_json=as_json)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, common
+from qemu_svm.cli import EXIT_FINDINGS, common, output
 from qemu_svm.cli.simulate import kernels
 from qemu_svm.errors import PlanError
 from qemu_svm.findings.rules import RULES
@@ -51,6 +51,7 @@ def command(
         raise click.UsageError("Missing argument 'FILE'.")
     from qemu_svm.findings.check import check
     from qemu_svm.findings.qemus import qemu_plan
+    from qemu_svm.findings.results import CheckReport
 
     plan = qemu_plan(qemu_version) if qemu_version else None
     names = kernel_names or RELEASED
@@ -59,14 +60,7 @@ def command(
         found = check(
             machine, chosen, plan=plan, qemu=qemu_version, maxphyaddr=maxphyaddr, npt=not no_npt
         )
-        if as_json:
-            from qemu_svm.render.json.check import document
-
-            common.print_json(document(machine, found))
-        else:
-            from qemu_svm.render.text.check import report
-
-            common.print_lines(report(machine, found))
+        output.show(CheckReport(machine, found), as_json=as_json)
         unreadable = common.told(machine)
     if unreadable:
         return unreadable
@@ -77,15 +71,10 @@ def command(
 def _rules(rule: str | None, *, as_json: bool) -> int:
     if rule is not None and rule not in RULES:
         raise PlanError(f"there is no rule '{rule}'", near=_near(rule))
-    chosen = [RULES[rule]] if rule is not None else list(RULES.values())
-    if as_json:
-        from qemu_svm.render.json.check import rules
+    from qemu_svm.findings.results import RuleList
 
-        common.print_json(rules(chosen))
-    else:
-        from qemu_svm.render.text.check import explain, rule_table
-
-        common.print_lines(explain(chosen[0]) if rule is not None else rule_table(chosen))
+    chosen = (RULES[rule],) if rule is not None else tuple(RULES.values())
+    output.show(RuleList(chosen), as_json=as_json)
     return 0
 
 

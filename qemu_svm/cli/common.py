@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,8 +16,6 @@ from qemu_svm.source import open_source
 from qemu_svm.stream import Walk, read_stream
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from qemu_svm.limits import Limits
     from qemu_svm.machine import Machine, Vcpu
     from qemu_svm.rules import Finding
@@ -117,20 +114,6 @@ def vcpu(machine: Machine, index: int) -> Vcpu:
         known = [str(vcpu.index) for vcpu in machine.vcpus]
         raise PathError(f"the stream has no readable vCPU {index}", near=known)
     return found
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """Print a document; ASCII only, so nothing in it can reach a terminal raw."""
-    click.echo(json.dumps(document, indent=1))
-
-
-def print_lines(lines: Iterable[Text]) -> None:
-    """Print a report; wrapped to a terminal's width, but never in a pipe."""
-    from qemu_svm.render.text.base import console
-
-    out = console()
-    for line in lines:
-        out.print(line, soft_wrap=not out.is_terminal)
 
 
 def progress(whole: int, of_what: str) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common, complain
+from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common, complain, output
 from qemu_svm.limits import DEFAULT
 from qemu_svm.stream.vmstate.dump import Dump, parse_dump
 
@@ -49,6 +49,7 @@ def command(*, file: str, as_json: bool, target: str, timeout: int, verbose: boo
     a dump; for the nested state see the verb check.
     """
     from qemu_svm.findings.compat import compatibility
+    from qemu_svm.findings.results import CompatReport
 
     with common.opened(file) as machine:
         if _is_json(target):
@@ -56,14 +57,7 @@ def command(*, file: str, as_json: bool, target: str, timeout: int, verbose: boo
         else:
             dump, machines = _ask(target, machine.name, timeout)
         found = compatibility(machine, dump, machines)
-        if as_json:
-            from qemu_svm.render.json.compat import document
-
-            common.print_json(document(machine, found, target))
-        else:
-            from qemu_svm.render.text.compat import report
-
-            common.print_lines(report(machine, found, target, verbose=verbose))
+        output.show(CompatReport(machine, found, target), as_json=as_json, verbose=verbose)
         unreadable = common.told(machine)
     if unreadable:
         return unreadable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, common
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, common, output
 
 if TYPE_CHECKING:
     from qemu_svm.findings.masks import Mask
@@ -67,6 +67,7 @@ def command(
     if (channels_a or channels_b) and not ram:
         raise click.UsageError("--channel-a and --channel-b are for --ram")
     from qemu_svm.findings.diff import compare
+    from qemu_svm.findings.results import DiffReport
 
     with common.opened(a) as first, common.opened(b) as second:
         found = compare(first, second, masks)
@@ -75,17 +76,11 @@ def command(
             pages, unreadable = compare_pages(first, second, (channels_a, channels_b), masks)
         else:
             unreadable = any([common.told(first), common.told(second)])
-        if as_json:
-            from qemu_svm.render.json.diff import document
-
-            common.print_json(document(first, second, found, pages))
-        else:
-            from qemu_svm.render.text.diff import report
-
-            common.print_lines(report(first, second, found, pages, all_differences=all_differences))
+        report = DiffReport(first, second, found, pages)
+        output.show(report, as_json=as_json, all_differences=all_differences)
     if unreadable:
         return EXIT_UNREADABLE
-    return EXIT_FINDINGS if found.counting or (pages and not pages.same) else 0
+    return 0 if report.same else EXIT_FINDINGS
 
 
 def compare_pages(
@@ -106,13 +101,7 @@ def compare_pages(
 
 def _list(*, as_json: bool) -> int:
     from qemu_svm.findings.masks import DEFAULT
+    from qemu_svm.findings.results import MaskList
 
-    if as_json:
-        from qemu_svm.render.json.diff import mask_list
-
-        common.print_json(mask_list(DEFAULT))
-    else:
-        from qemu_svm.render.text.diff import mask_table
-
-        common.print_lines(mask_table([(m.id, m.pattern, m.reason, m.source) for m in DEFAULT]))
+    output.show(MaskList(DEFAULT), as_json=as_json)
     return 0

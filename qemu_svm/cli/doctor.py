@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common, interrupts
-from qemu_svm.doctor.model import PURPOSES, Check, CheckState
+from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_FINDINGS, common, interrupts, output
+from qemu_svm.doctor.model import PURPOSES, Check, CheckState, Diagnosis
 from qemu_svm.errors import QmpError
 
 
@@ -56,16 +56,11 @@ def command(
     checks = list(judge_host(facts.read(found)))
     if other is None:
         checks += interrupts.run(_here(qemu, socket, Path(directory)))
-    if as_json:
-        from qemu_svm.render.json.doctor import document
+    from qemu_svm.render.text.base import console
 
-        common.print_json(document(checks, found))
-    else:
-        from qemu_svm.render.text.base import console
-        from qemu_svm.render.text.doctor import report
-
-        out = console()
-        common.print_lines(report(checks, out.width if out.is_terminal else None))
+    out = console()
+    width = out.width if out.is_terminal else None
+    output.show(Diagnosis(tuple(checks), found), as_json=as_json, width=width)
     return _status(checks, {*purposes, "qemu" if qemu else "", "qmp" if socket else ""})
 
 

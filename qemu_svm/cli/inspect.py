@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from qemu_svm.cli import common
+from qemu_svm.cli import common, output
 from qemu_svm.findings import findings
+from qemu_svm.findings.results import Inspection
 from qemu_svm.stream import Walk
 
 
@@ -28,14 +29,8 @@ def command(*, file: str, as_json: bool, lender: str | None, ram: bool, verbose:
     IMAGE.qcow2#SNAPSHOT, or FILE#@OFFSET for a stream inside a file.
     """
     with common.opened(file, Walk.RAM if ram else Walk.QUICK, lender) as machine:
-        found = findings(machine)
+        found = tuple(findings(machine))
+        output.show(Inspection(machine, found, ram), as_json=as_json, verbose=verbose)
         if as_json:
-            from qemu_svm.render.json.inspect import inspection
-
-            common.print_json(inspection(machine, found, ram=ram))
             common.warn(machine)
-        else:
-            from qemu_svm.render.text.inspect import report
-
-            common.print_lines(report(machine, found, ram=ram, verbose=verbose))
         return common.status(machine, found)

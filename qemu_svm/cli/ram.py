@@ -8,8 +8,9 @@ from contextlib import ExitStack, closing, contextmanager
 
 import click
 
-from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_UNREADABLE, common, complain
+from qemu_svm.cli import EXIT_ENVIRONMENT, EXIT_UNREADABLE, common, complain, output
 from qemu_svm.errors import StreamError
+from qemu_svm.findings.results import RamReport
 from qemu_svm.source import open_source
 from qemu_svm.stream import Stream, read_stream
 from qemu_svm.stream.ram.coverage import coverage
@@ -81,14 +82,8 @@ def command(
         status = 0
         if directory is not None:
             status, files = _extracted(ram, chosen, span, directory, force=force)
-        if as_json:
-            from qemu_svm.render.json.ram import ram_document
-
-            common.print_json(ram_document(stream, ram, covered, chosen, files))
-        else:
-            from qemu_svm.render.text.ram import report
-
-            common.print_lines(report(ram, covered, chosen, span, files))
+        report = RamReport(stream, ram, tuple(covered), tuple(chosen), span, files)
+        output.show(report, as_json=as_json)
         return status or tell(stream, ram)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, common
+from qemu_svm.cli import EXIT_FINDINGS, common, output
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.lab.suites.catalogue import KERNELS
 from qemu_svm.source import open_source
@@ -81,12 +81,7 @@ def command(
         others = [stack.enter_context(open_source(path, common.limits())) for path in channels]
         with target(device, kernel, npt=npt == "on") as where:
             done = replay(machine, job, where, channels=others, compared=compared)
-        if as_json:
-            common.print_json(done.to_json())
-        else:
-            from qemu_svm.render.text.replay import render
-
-            common.print_lines(render(done, verbose=verbose))
+        output.show(done, as_json=as_json, verbose=verbose)
         unreadable = common.told(machine)
     if unreadable:
         return unreadable

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_REFUSED, common, complain, qmp_common
+from qemu_svm.cli import (
+    EXIT_FINDINGS,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    common,
+    complain,
+    output,
+    qmp_common,
+)
 from qemu_svm.errors import StreamRefused
 from qemu_svm.machine import Machine
 from qemu_svm.source import open_source
@@ -171,27 +179,15 @@ async def _restore(client: Client, machine: Machine, wishes: _Wishes) -> Restore
 
 
 def _taken(done: Restored, wishes: _Wishes, socket: str | None) -> None:
-    if wishes.json:
-        from qemu_svm.render.json.migration import restored_document
+    from qemu_svm.qmp.restore import RestoreReport
 
-        common.print_json(restored_document(wishes.file, done, socket))
-    else:
-        from qemu_svm.render.text.migration import restored_report
-
-        common.print_lines(restored_report(wishes.file, done, socket))
+    output.show(RestoreReport(wishes.file, done, socket), as_json=wishes.json)
 
 
 def print_refusal(machine: Machine, path: str, error: StreamRefused, *, as_json: bool) -> None:
     """Print QEMU's words beside what the stream has there."""
     from qemu_svm.findings.refusal import explain
+    from qemu_svm.findings.results import RestoreRefusal
 
-    reason = error.reason.splitlines()
-    known = explain(machine, reason)
-    if as_json:
-        from qemu_svm.render.json.migration import refused_document
-
-        common.print_json(refused_document(path, reason, known))
-    else:
-        from qemu_svm.render.text.migration import refused_report
-
-        common.print_lines(refused_report(path, reason, known))
+    reason = tuple(error.reason.splitlines())
+    output.show(RestoreRefusal(path, reason, tuple(explain(machine, reason))), as_json=as_json)

@@ -18,6 +18,7 @@ from qemu_svm.cli import (
     EXIT_UNREADABLE,
     common,
     complain,
+    output,
     qmp_common,
 )
 from qemu_svm.cli.restore import print_refusal
@@ -188,18 +189,12 @@ def _compared(
 ) -> int:
     from qemu_svm.cli.diff import compare_pages
     from qemu_svm.findings.diff import compare
+    from qemu_svm.findings.results import DiffReport, RoundTrip
 
     found = compare(first, second, masks)
     pages, unreadable = compare_pages(first, second, (channels, ()), masks)
-    if as_json:
-        from qemu_svm.render.json.diff import document
-
-        common.print_json(document(first, second, found, pages) | {"qemu": str(done[0].version)})
-    else:
-        from qemu_svm.render.text.diff import report
-
-        click.echo(f"Through QEMU {done[0].version} and back, without running:")
-        common.print_lines(report(first, second, found, pages, all_differences=everything))
+    report = RoundTrip(DiffReport(first, second, found, pages), str(done[0].version))
+    output.show(report, as_json=as_json, all_differences=everything)
     if unreadable:
         return EXIT_UNREADABLE
-    return 0 if pages.same and not found.counting else EXIT_FINDINGS
+    return 0 if report.diff.same else EXIT_FINDINGS

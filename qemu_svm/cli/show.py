@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from qemu_svm.cli import common
+from qemu_svm.cli import common, output
+from qemu_svm.findings.results import Shown
 from qemu_svm.machine import read_machine
 from qemu_svm.machine.paths import find, needs_all_records
 from qemu_svm.stream import Walk, read_stream
@@ -49,12 +50,6 @@ def command(
             if sys.stdout.isatty():
                 raise click.UsageError("--raw writes bytes; send them into a file or a pipe")
             sys.stdout.buffer.write(data)
-        elif as_json:
-            from qemu_svm.render.json.show import place as document
-
-            common.print_json(document(place, data))
         else:
-            from qemu_svm.render.text.show import report
-
-            common.print_lines(report(place, data, verbose=verbose))
+            output.show(Shown(place, data), as_json=as_json, verbose=verbose)
         return common.told(machine)

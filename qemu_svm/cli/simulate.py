@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, common
+from qemu_svm.cli import EXIT_FINDINGS, common, output
 from qemu_svm.errors import PlanError
+from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.machine.memory import backed
 from qemu_svm.model import plan as plans
@@ -79,19 +80,14 @@ def command(
                      backed=lambda a, n: not machine.blocks or backed(machine, a, n))
             for kernel in kernels(kernel_name)
         ]  # fmt: skip
-        if as_json:
-            from qemu_svm.render.json.simulate import document
-
-            common.print_json(document(machine, finished, plan_text))
-        else:
-            from qemu_svm.render.text.simulate import report
-
-            common.print_lines(report(machine, finished, plan_text, verbose=verbose))
+        report = SimulationReport(
+            machine, plan_text, tuple(finished), tuple(map(judge_restore, finished))
+        )
+        output.show(report, as_json=as_json, verbose=verbose)
         unreadable = common.told(machine)
     if unreadable:
         return unreadable
-    good = all(judge_restore(one).verdict in (Verdict.RIGHT, Verdict.OPEN) for one in finished)
-    return 0 if good else EXIT_FINDINGS
+    return 0 if report.verdict in (Verdict.RIGHT, Verdict.OPEN) else EXIT_FINDINGS
 
 
 def kernels(name: str) -> list[Profile]:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, common, complain
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, common, complain, output
 from qemu_svm.source import open_source
 
 
@@ -31,15 +31,8 @@ def command(*, log: str, as_json: bool, verbose: bool) -> int:
 
     with open_source(log, common.limits()) as source:
         trace = read_trace(source, common.limits())
-    if as_json:
-        from qemu_svm.render.json.trace import trace_document
-
-        common.print_json(trace_document(trace))
-    else:
-        from qemu_svm.render.text.trace import report
-
-        unicode = "utf" in (sys.stdout.encoding or "").lower()
-        common.print_lines(report(trace, verbose=verbose, arrow="→" if unicode else ">"))
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    output.show(trace, as_json=as_json, verbose=verbose, arrow="→" if unicode else ">")
     if trace.damage is not None:
         complain(str(trace.damage))
     if trace.cut is not None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import click
 
-from qemu_svm.cli import EXIT_UNREADABLE, common, complain
-from qemu_svm.errors import PathError
+from qemu_svm.cli import EXIT_UNREADABLE, common, complain, output
 from qemu_svm.source import open_source
-from qemu_svm.vmruns.log import Log, read_log
-from qemu_svm.vmruns.reader import Event
+from qemu_svm.vmruns.log import read_log
+from qemu_svm.vmruns.results import RunsReport, vmcb
 from qemu_svm.vmruns.roles import Role
 from qemu_svm.vmruns.select import Selection, exit_codes
 
@@ -56,40 +55,10 @@ def command(
     with open_source(log, common.limits()) as source:
         read = read_log(source, limits=common.limits())
         if number is not None:
-            _show(_record(read, number), as_json=as_json, verbose=verbose)
-        elif as_json:
-            from qemu_svm.render.json.vmruns import document
-
-            common.print_json(document(read, wanted))
+            output.show(vmcb(read, number), as_json=as_json, verbose=verbose)
         else:
-            from qemu_svm.render.text.vmruns import report
-
-            common.print_lines(report(read, wanted, verbose=verbose))
+            output.show(RunsReport(read, wanted), as_json=as_json, verbose=verbose)
         if read.damage is None:
             return 0
         complain(f"{log}: {read.damage}")
         return EXIT_UNREADABLE
-
-
-def _show(event: Event, *, as_json: bool, verbose: bool) -> None:
-    if as_json:
-        from qemu_svm.render.json.vmruns import page_document
-
-        common.print_json(page_document(event))
-    else:
-        from qemu_svm.render.text.vmruns import page_report
-
-        common.print_lines(page_report(event, verbose=verbose))
-
-
-def _record(log: Log, number: int) -> Event:
-    near: list[str] = []
-    for event in log.events():
-        if event.page is None:
-            continue
-        if event.number == number:
-            return event
-        near = [*near[-2:], str(event.number)]
-        if event.number > number:
-            break
-    raise PathError(f"the log has no record {number} with a VMCB", near=near)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_REFUSED, common, complain, interrupts, qmp_common
+from qemu_svm.cli import (
+    EXIT_FINDINGS,
+    EXIT_REFUSED,
+    complain,
+    interrupts,
+    output,
+    qmp_common,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,17 +47,18 @@ def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout
     client = Client(address, timeout=timeout)
     out = console()
     if as_json or not out.is_terminal:
-        show = _changes(_print_document if as_json else _print_line)
+        show = _changes(as_json=as_json)
         return _status(interrupts.run(_watch(client, interval, show, wait=wait)))
     from rich.console import Group
     from rich.live import Live
 
-    from qemu_svm.render.text.watch import area
+    from qemu_svm.qmp.watch import Update
+    from qemu_svm.render.text.watch import render
 
     with Live(console=out, auto_refresh=False) as live:
 
         def draw(sample: Sample) -> None:
-            live.update(Group(*area(sample, address)), refresh=True)
+            live.update(Group(*render(Update(sample), title=address)), refresh=True)
 
         last = interrupts.run(_watch(client, interval, draw, wait=wait))
     return _status(last)
@@ -68,26 +75,16 @@ async def _watch(
     return sample
 
 
-def _print_line(sample: Sample, _before: Sample | None) -> None:
-    from qemu_svm.render.text.watch import line
+def _changes(*, as_json: bool) -> Callable[[Sample], None]:
+    # Print a sample only if something changed.
+    from qemu_svm.qmp.watch import Update
 
-    common.print_lines([line(sample)])
-
-
-def _print_document(sample: Sample, before: Sample | None) -> None:
-    from qemu_svm.render.json.watch import document
-
-    click.echo(json.dumps(document(sample, before)))
-
-
-def _changes(say: Callable[[Sample, Sample | None], None]) -> Callable[[Sample], None]:
-    # Tell a sample only if something changed, and what was told before it.
     before: Sample | None = None
 
     def show(sample: Sample) -> None:
         nonlocal before
         if before is None or not sample.same(before):
-            say(sample, before)
+            output.show(Update(sample, before), as_json=as_json, indent=None)
         before = sample
 
     return show

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, ClassVar
+
+from qemu_svm.results import Result
 
 
 class CheckState(StrEnum):
@@ -40,3 +43,15 @@ class Check:
     means: str = ""
     do: str = ""
     needed_for: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Diagnosis(Result):
+    """All checks.
+
+    :param host: the facts about the host that they rest on, as the probe printed them.
+    """
+
+    verb: ClassVar[str] = "doctor"
+    checks: tuple[Check, ...]
+    host: dict[str, Any]

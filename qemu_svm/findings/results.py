@@ -9,13 +9,14 @@ from typing import ClassVar
 from qemu_svm.findings.check import Report
 from qemu_svm.findings.compat import Compatibility
 from qemu_svm.findings.diff import Comparison, Difference
+from qemu_svm.findings.masks import Mask
 from qemu_svm.findings.ram_diff import RamDiff
 from qemu_svm.findings.verdict import Judgement, Verdict
 from qemu_svm.machine import Machine
 from qemu_svm.machine.paths import Place
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.results import Result
-from qemu_svm.rules import Finding
+from qemu_svm.rules import Finding, Rule
 from qemu_svm.stream import Stream
 from qemu_svm.stream.ram.coverage import BlockCoverage
 from qemu_svm.stream.ram.read import Ram
@@ -150,3 +151,46 @@ class CompatReport(Result):
     def accepted(self) -> bool:
         """Whether nothing was found that makes this QEMU refuse the stream."""
         return self.compatibility.accepted
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RuleList(Result):
+    """Rules of ``check``; a single one is explained in full."""
+
+    verb: ClassVar[str] = "check_rules"
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MaskList(Result):
+    """Masks of ``diff``."""
+
+    verb: ClassVar[str] = "diff_masks"
+    masks: tuple[Mask, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RoundTrip(Result):
+    """What a stream lost or changed on its way through a QEMU.
+
+    :param version: of that QEMU.
+    """
+
+    verb: ClassVar[str] = "roundtrip"
+    diff: DiffReport
+    version: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RestoreRefusal(Result):
+    """A stream that QEMU refused.
+
+    :param path: of the stream, as given.
+    :param reason: QEMU's own words, line by line.
+    :param findings: what the stream holds at the place that QEMU complains about.
+    """
+
+    verb: ClassVar[str] = "restore_refused"
+    path: str
+    reason: tuple[str, ...]
+    findings: tuple[Finding, ...]

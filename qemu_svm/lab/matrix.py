@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from qemu_svm.errors import EnvironmentFault, Refused
 from qemu_svm.lab.box.session import BoxSession
@@ -27,6 +27,7 @@ from qemu_svm.lab.restore import Outcome, Verdict, copy_to_share, restore, setti
 from qemu_svm.lab.suites.catalogue import QEMUS, SUITES
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine, read_machine
+from qemu_svm.results import Result
 from qemu_svm.rules import Finding
 from qemu_svm.source import Source, open_source
 from qemu_svm.stream import read_stream
@@ -69,13 +70,14 @@ class Cell:
     rules: tuple[Finding, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+@dataclass(frozen=True, slots=True, repr=False)
+class Matrix(Result):
     """A matrix, complete or as far as it was run.
 
     :param versions: exact package versions of each host.
     """
 
+    verb: ClassVar[str] = "lab_matrix"
     cells: list[Cell] = field(default_factory=list)
     versions: dict[Host, Mapping[str, str]] = field(default_factory=dict)
 
@@ -92,8 +94,8 @@ def run(
     *,
     boot: Boot,
     progress: Progress = SILENT,
-    into: Result | None = None,
-) -> Result:
+    into: Matrix | None = None,
+) -> Matrix:
     """Save on every host, restore on every host.
 
     :param boot: makes a box for a host.
@@ -101,7 +103,7 @@ def run(
     :param into: the result to fill, for callers that use it after an interruption.
     :raises LabError: a box does not start, or there is no room for the streams.
     """
-    result = Result() if into is None else into
+    result = Matrix() if into is None else into
     with host_faults("make a directory for the streams"):
         temporary = tempfile.TemporaryDirectory(prefix="svmstream-matrix-")
     with temporary as folder:

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import ClassVar
 
 from qemu_svm.errors import (
     CommandRefused,
@@ -32,6 +33,7 @@ from qemu_svm.qmp.features import CaptureOptions
 from qemu_svm.qmp.output import Output, Standard, writing
 from qemu_svm.qmp.receive import Listener, Receiver, pair
 from qemu_svm.qmp.session import Session, finish
+from qemu_svm.results import Result
 from qemu_svm.stream.ram.multifd import channel_number
 
 _POLL_SECONDS = 0.1
@@ -49,8 +51,8 @@ Progress = Callable[[Migration], None]
 """Called with every answer of ``query-migrate``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
+@dataclass(frozen=True, slots=True, repr=False)
+class Captured(Result):
     """A successful capture.
 
     :param files: paths of the stream and of its multifd channels, in order.
@@ -62,6 +64,7 @@ class Captured:
     :param after: run state after the capture.
     """
 
+    verb: ClassVar[str] = "capture"
     files: tuple[str, ...]
     size: int
     seconds: float

@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from qemu_svm.errors import QmpError, Refused, StreamRefused
 from qemu_svm.limits import MIB
@@ -30,6 +31,7 @@ from qemu_svm.qmp.answers import Status, Version
 from qemu_svm.qmp.capture import Captured, Progress, capture
 from qemu_svm.qmp.client import Client
 from qemu_svm.qmp.send import Sender
+from qemu_svm.results import Result
 from qemu_svm.source.base import Source
 from qemu_svm.source.spool import spool_directory
 from qemu_svm.stream import Stream
@@ -57,6 +59,20 @@ class Restored:
     status: Status
     size: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RestoreReport(Result):
+    """A restore that succeeded, as it is shown.
+
+    :param path: of the stream, as given.
+    :param socket: where QEMU's QMP listens, if the user may connect there.
+    """
+
+    verb: ClassVar[str] = "restore"
+    path: str
+    restored: Restored
+    socket: str | None
 
 
 async def restore(

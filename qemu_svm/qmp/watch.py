@@ -19,12 +19,13 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from qemu_svm.errors import QmpError
 from qemu_svm.qmp import answers, timeouts
 from qemu_svm.qmp.answers import Event, Migration, Status
 from qemu_svm.qmp.client import Client, Events
+from qemu_svm.results import Result
 
 EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
 """Events after which QEMU is queried at once."""
@@ -91,6 +92,18 @@ class Sample:
             and self.capabilities == other.capabilities
             and self.parameters == other.parameters
         )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Update(Result):
+    """A sample that differs from the one before.
+
+    :param before: None for the first sample.
+    """
+
+    verb: ClassVar[str] = "watch"
+    sample: Sample
+    before: Sample | None = None
 
 
 class Pace:

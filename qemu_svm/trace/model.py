@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.results import Result
 from qemu_svm.trace.calls import Call, Format, RunExit, VcpuId
 from qemu_svm.trace.guess import Guess, guess
 from qemu_svm.trace.judge import judge_order
@@ -65,8 +66,8 @@ class OtherIoctl:
     failed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+@dataclass(frozen=True, slots=True, repr=False)
+class Trace(Result):
     """A whole log.
 
     :param formats: lines of each kind of log, most frequent first.
@@ -74,6 +75,7 @@ class Trace:
     :param damage: why the log could not be read to its end.
     """
 
+    verb: ClassVar[str] = "trace"
     path: str
     compression: str
     lines: int

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qemu_svm.doctor import probe
-from qemu_svm.render.text.doctor import report
+from qemu_svm.render.text.doctor import render
 from tests.conftest import ROOT, Run
 from tests.qmp.vm import running
 
@@ -80,9 +80,10 @@ def test_the_probe_is_carried_through_pipes(svmstream: Run) -> None:
 def test_a_report_fits_the_terminal() -> None:
     from qemu_svm.doctor import facts
     from qemu_svm.doctor.judge_host import judge_host
+    from qemu_svm.doctor.model import Diagnosis
 
     told = list(judge_host(facts.read(facts.load(str(HOSTS / "linux5.10.json")))))
-    lines = [line.plain for line in report(told, 80)]
+    lines = [line.plain for line in render(Diagnosis(told, {}), width=80)]
     assert max(map(len, lines)) <= 80
     words = " ".join(" ".join(lines).split())
     for one in told:

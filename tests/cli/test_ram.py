@@ -143,7 +143,7 @@ def test_interrupted(number: signal.Signals, dump: Path, tmp_path: Path) -> None
     program = (
         "import os, sys, time\n"
         "from qemu_svm.cli import main\n"
-        "from qemu_svm.stream import ram_extract\n"
+        "from qemu_svm.stream.ram import extract as ram_extract\n"
         "def extract(ram, files, *rest):\n"
         "    os.write(next(iter(files.values())), b'half')\n"
         "    print('ready', flush=True); time.sleep(60)\n"

@@ -56,8 +56,8 @@ def test_a_replay_is_told_step_by_step(in_box: Command) -> None:
     assert "compared with profile 6.1" in done.stdout
     assert " 4 nested\n" in done.stdout
     assert "nested.flags    0x101 guest_mode gif_set  was 0x100 gif_set" in done.stdout
-    assert "L2 ran until L1 had control again" in done.stdout
-    assert "vmcb12 in memory says exit code 0x72 CPUID" in done.stdout
+    assert "L2 ran until L1 got control again" in done.stdout
+    assert "vmcb12 in memory has exit code 0x72 CPUID" in done.stdout
     assert "model and kernel agree in 13 steps" in done.stdout
     assert max(map(len, done.stdout.splitlines())) < 140
 

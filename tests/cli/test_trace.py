@@ -223,7 +223,7 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(
     if as_json:
         assert json.loads(done.stdout)["log"]["complete"] is False
     else:
-        assert b"NOT READ TO ITS END" in done.stdout
+        assert b"NOT READ TO THE END" in done.stdout
     path.write_bytes(packed[:30])
     done = svmstream("trace", path)
     assert (done.returncode, done.stdout) == (3, b"")

@@ -48,13 +48,14 @@ def test_a_document_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from qemu_svm.render.json import vmruns as vmruns_document
     from qemu_svm.source import open_source
     from qemu_svm.vmruns.log import read_log
+    from qemu_svm.vmruns.results import RunsReport
     from qemu_svm.vmruns.select import Selection
 
     with open_source(ONE) as source:
         log = read_log(source)
-        whole = vmruns_document.document(log, Selection())
+        whole = RunsReport(log, Selection()).to_json()
         monkeypatch.setattr(vmruns_document, "MAX_RUNS", 5)
-        cut = vmruns_document.document(log, Selection())
+        cut = RunsReport(log, Selection()).to_json()
     assert (whole["runs_complete"], cut["runs_complete"]) == (True, False)
     assert cut["runs"] == whole["runs"][:5]
 

@@ -17,7 +17,7 @@ from qemu_svm.model.kvm.vmcb02 import vmcb02_control
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved, areas, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import simulate
-from qemu_svm.render.text.witness import verdict
+from qemu_svm.render.text.witness_verdict import verdict
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from qemu_svm.vmruns.log import read_log

@@ -9,10 +9,9 @@ import pytest
 from qemu_svm.findings.rules import RULES
 from qemu_svm.lab import Box, matrix
 from qemu_svm.lab.guests import find
-from qemu_svm.lab.matrix import Cell, Host, Result
+from qemu_svm.lab.matrix import Cell, Host, Matrix
 from qemu_svm.lab.restore import Outcome, Verdict
-from qemu_svm.render.json.lab import matrix_document
-from qemu_svm.render.text.matrix import table
+from qemu_svm.render.text.lab_matrix import render
 
 BOOKWORM = Host("6.1", "7.2")
 BULLSEYE = Host("5.10", "5.2")
@@ -51,7 +50,7 @@ def test_hosts() -> None:
     assert set(matrix.SAME_SUITE) < set(matrix.EVERY_PAIRING)
 
 
-def some_result() -> Result:
+def some_result() -> Matrix:
     crash = Outcome(Verdict.CRASH, "BUG: kernel NULL pointer dereference")
     good = Outcome(Verdict.GOES_ON, "L2 counts and L1 gets its exits", "npt-mmio", ("exits", "l2"))
     why = (RULES["O-28"].finding("vCPU 0: L1 uses nested paging for L2", kernels=("5.10",)),)
@@ -68,12 +67,12 @@ def some_result() -> Result:
         for source in (BULLSEYE, BOOKWORM)
     ]
     versions = {"kernel": "5.10.223-1", "qemu": "1:5.2"}
-    return Result(cells, {BULLSEYE: versions, BOOKWORM: {**versions, "kernel": "6.1"}})
+    return Matrix(cells, {BULLSEYE: versions, BOOKWORM: {**versions, "kernel": "6.1"}})
 
 
 def test_the_table_names_the_rule_once() -> None:
-    lines = [line.plain for line in table(some_result())]
-    assert lines[0] == "npt-mmio: 2 of 4 go on"
+    lines = [line.plain for line in render(some_result())]
+    assert lines[0] == "npt-mmio: 2 of 4 continue"
     assert [line.split() for line in lines[1:4]] == [
         ["a", "b"],
         ["a", "5.10/5.2", "1", "ok"],
@@ -86,8 +85,8 @@ def test_the_table_names_the_rule_once() -> None:
 def test_a_table_of_what_there_is() -> None:
     result = some_result()
     del result.cells[-1]
-    lines = [line.plain for line in table(result)]
-    assert lines[0] == "npt-mmio: 1 of 3 go on"
+    lines = [line.plain for line in render(result)]
+    assert lines[0] == "npt-mmio: 1 of 3 continue"
     assert [line.split()[-1] for line in lines[2:4]] == ["ok", "-"]
 
 
@@ -99,12 +98,12 @@ def test_sixteen_hosts_fit_a_terminal() -> None:
         for target in matrix.EVERY_PAIRING
     ]
     versions = {"kernel": "6.1", "qemu": "7.2"}
-    result = Result(cells, dict.fromkeys(matrix.EVERY_PAIRING, versions))
-    assert max(len(line.plain) for line in table(result)) <= 80
+    result = Matrix(cells, dict.fromkeys(matrix.EVERY_PAIRING, versions))
+    assert max(len(line.plain) for line in render(result)) <= 80
 
 
 def test_the_document_has_every_cell() -> None:
-    document = matrix_document(some_result())
+    document = some_result().to_json()
     assert set(document["hosts"]) == {"5.10/5.2", "6.1/7.2"}
     assert len(document["cells"]) == 4
     assert document["cells"][0]["verdict"] == "host crashed"

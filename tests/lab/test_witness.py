@@ -72,7 +72,7 @@ def test_l2_gets_its_registers_and_l1_its_own(command: Any, tmp_path: Path, svms
 def test_the_other_guest_in_words(command: Any) -> None:
     done = command(STREAMS / "qemu7.2-linux6.1-nested.mig.zst")
     assert done.return_value == 0, done.output
-    assert "each level was given its own registers, as the model foresaw" in done.output
+    assert "each level was given its own registers, as the model predicted" in done.output
     assert "explained: KVM adds the host's MCE" in done.output
 
 

@@ -616,7 +616,7 @@ def test_a_hundred_in_a_row(vm: Vm, tmp_path: Path, quiet: None) -> None:
 def test_text_and_json(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
     done = svmstream("capture", "--qmp", vm.socket, "-o", tmp_path / "a")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"runs on; was stopped for" in done.stdout
+    assert b"running; was stopped for" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.decode().splitlines()[1:])
     done = svmstream("capture", "--qmp", vm.socket, "-o", tmp_path / "b", "--json")
     made = json.loads(done.stdout)

@@ -60,7 +60,7 @@ def alive(vm: Vm) -> list[int]:
 def test_check(vm: Vm, dump: Path, svmstream: Run) -> None:
     done = svmstream("restore", dump, "--check", *arguments(vm))
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"taken by QEMU" in done.stdout
+    assert b"restored by QEMU" in done.stdout
     assert alive(vm) == []
     done = svmstream("restore", dump, "--check", "--json", *arguments(vm))
     made = json.loads(done.stdout)

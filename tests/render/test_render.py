@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_svm.findings import findings
+from qemu_svm.findings.results import Inspection, Shown
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import Place, find
 from qemu_svm.render.escape import printable
-from qemu_svm.render.json import inspect as document
-from qemu_svm.render.json import show as show_document
 from qemu_svm.render.text import inspect as inspect_text
 from qemu_svm.render.text import show as show_text
 from qemu_svm.render.text.base import columns, finding_lines, size_words
+from qemu_svm.render.text.values import hexdump
 from qemu_svm.rules import Finding, Severity
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Value, Walk, read_stream
@@ -29,13 +29,13 @@ def plain(lines: Any) -> str:
     return "\n".join(line.plain for line in lines)
 
 
-def report(machine: Machine, **options: bool) -> str:
-    options = {"ram": False, "verbose": False} | options
-    return plain(inspect_text.report(machine, findings(machine), **options))
+def report(machine: Machine, *, ram: bool = False, verbose: bool = False) -> str:
+    result = Inspection(machine, tuple(findings(machine)), ram)
+    return plain(inspect_text.render(result, verbose=verbose))
 
 
 def test_json_contract(machine: Machine, capture: dict[str, Any]) -> None:
-    made = json.loads(json.dumps(document.inspection(machine, findings(machine), ram=False)))
+    made = json.loads(json.dumps(Inspection(machine, tuple(findings(machine))).to_json()))
     facts = capture["facts"]
     assert made["schema_version"] == 1
     source = made["source"]
@@ -76,7 +76,7 @@ def test_json_contract(machine: Machine, capture: dict[str, Any]) -> None:
 
 def test_json_with_ram(machine: Machine) -> None:
     stream = read_stream(machine.stream.source, walk=Walk.RAM)
-    made = document.inspection(read_machine(stream), [], ram=True)
+    made = Inspection(read_machine(stream), (), ram=True).to_json()
     assert made["ram"]["blocks"][0] == {"name": "pc.ram", "size": 32 << 20}
     pages = made["ram"]["pages"]
     assert set(pages) == {"normal", "zero", "xbzrle", "compressed"}
@@ -105,9 +105,9 @@ def test_show_of_the_whole_machine(machine: Machine) -> None:
     for path in ("vcpu0", "vcpu0.nested", "section:apic", "vcpu0.nested.control.int_ctl"):
         place = find(machine, path)
         raw = machine.stream.source.read_at(place.value.offset, place.value.size)
-        text = plain(show_text.report(place, raw, verbose=False))
+        text = plain(show_text.render(Shown(place, raw), verbose=False))
         assert f"{place.value.offset:#x}" in text
-        made = show_document.place(place, raw)
+        made = Shown(place, raw).to_json()
         assert bytes.fromhex(made["raw"]) == raw
         assert made["offset"] == place.value.offset
 
@@ -115,7 +115,7 @@ def test_show_of_the_whole_machine(machine: Machine) -> None:
 def test_show_says_what_bits_mean(machine: Machine) -> None:
     def text(path: str) -> str:
         place = find(machine, path)
-        return plain(show_text.report(place, b"", verbose=False))
+        return plain(show_text.render(Shown(place, b""), verbose=False))
 
     assert "[LME LMA SVME]" in text("vcpu0.efer")
     assert "[CPUID VMRUN]" in text("vcpu0.nested.control.intercepts")
@@ -128,7 +128,7 @@ def test_show_says_what_bits_mean(machine: Machine) -> None:
 
 
 def test_json_of_show_names_bits(machine: Machine) -> None:
-    made = show_document.place(find(machine, "vcpu0.nested.control.intercepts"), b"")
+    made = Shown(find(machine, "vcpu0.nested.control.intercepts"), b"").to_json()
     assert made["names"] == ["CPUID", "VMRUN"]
     assert made["value"] == ["0x0", "0x0", "0x0", "0x40000", "0x1", "0x0"]
     assert made["description"] == "what L1 wants to see"
@@ -139,8 +139,9 @@ def test_json_of_show_names_bits(machine: Machine) -> None:
         (Value("x", "capability", 0, 1, "a"), "a"),
     ]
     for value, shown in kinds:
-        assert show_document.place(Place("x", value), b"")["value"] == shown
-        assert plain(show_text.report(Place("x", value), b"", verbose=True))
+        node = Shown(Place("x", value), b"")
+        assert node.to_json()["value"] == shown
+        assert plain(show_text.render(node, verbose=True))
 
 
 def test_names_from_a_stream_are_escaped() -> None:
@@ -154,11 +155,11 @@ def test_names_from_a_stream_are_escaped() -> None:
     machine = read_machine(stream)
     text = report(machine, ram=True, verbose=True)
     place = find(machine, f"section:{evil}")
-    text += plain(show_text.report(place, b"\1", verbose=True))
+    text += plain(show_text.render(Shown(place, b"\1"), verbose=True))
     text += plain(finding_lines([Finding(Severity.INFO, "x", evil)]))
     assert all(char.isprintable() or char == "\n" for char in text)
     assert "\\x1b[31mred" in text
-    made = json.dumps(document.inspection(machine, [], ram=True))
+    made = json.dumps(Inspection(machine, (), ram=True).to_json())
     assert made.isascii()
     assert made.isprintable()
 
@@ -180,7 +181,7 @@ def test_many_vcpus_are_shown_in_brief() -> None:
 
 
 def test_hexdump_squeezes_equal_rows() -> None:
-    lines = [line.plain for line in show_text.hexdump(bytes(16 * 10) + b"end", 0x100)]
+    lines = [line.plain for line in hexdump(bytes(16 * 10) + b"end", 0x100)]
     assert len(lines) == 3
     assert lines[1].strip() == "*"
     assert lines[2].startswith("  000001a0  65 6e 64")

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from qemu_svm.qmp import Status, answers
-from qemu_svm.qmp.watch import Pace, Sample
-from qemu_svm.render.json.watch import document
-from qemu_svm.render.text.watch import area, line
+from qemu_svm.qmp.watch import Pace, Sample, Update
+from qemu_svm.render.text.watch import render
 
 # QEMU 11.1 with auto-converge, a guest that writes faster than the line carries.
 THROTTLED: dict[str, Any] = {
@@ -59,7 +58,12 @@ def sample(answer: dict[str, Any], state: str = "running") -> Sample:
 
 
 def shown(one: Sample) -> str:
-    return "\n".join(text.plain for text in area(one, "vm"))
+    return "\n".join(text.plain for text in render(Update(one), title="vm"))
+
+
+def line(one: Sample) -> str:
+    (text,) = render(Update(one))
+    return text.plain
 
 
 def test_throttled() -> None:
@@ -71,12 +75,12 @@ def test_throttled() -> None:
     # Parameters of what is switched on, with units; not those of what is off.
     assert "max-bandwidth 1 MiB/s, downtime-limit 300 ms, multifd-channels 4" in text
     assert "xbzrle" not in text
-    assert "throttled 60%" in line(sample(THROTTLED)).plain
+    assert "throttled 60%" in line(sample(THROTTLED))
 
 
 def test_postcopy() -> None:
     text = shown(sample(POSTCOPY, "postmigrate"))
-    assert "25 asked for by the destination" in text
+    assert "25 requested by the destination" in text
     assert "160.7 KiB while it ran, 989.3 KiB after it moved" in text
     assert "100.0%" in text
     assert "vCPUs waited for pages 1719 ms" in shown(sample(DESTINATION))
@@ -91,7 +95,7 @@ def test_no_end_in_sight() -> None:
     pace.rate(sample(THROTTLED))
     ram = {**THROTTLED["ram"], "transferred": 14919718 + 1280000, "normal": 3599 + 314}
     later = replace(sample({**THROTTLED, "ram": ram}), time=1001.0)
-    text = line(pace.rate(later)).plain
+    text = line(pace.rate(later))
     assert "1.221 MiB/s  dirty 1.227 MiB/s" in text
     assert "no end" in text
 
@@ -102,7 +106,7 @@ def test_anything_goes_into_lines_and_documents(answer: dict[str, Any]) -> None:
     one = sample(hostile)
     assert "\x1b" not in shown(one)
     assert "\x07" not in shown(one)
-    assert "\n" not in line(one).plain
-    assert document(one)["query_migrate"] == hostile
-    assert document(one, one)["settings"] is None
-    assert document(one)["settings"]["parameters"]["multifd-channels"] == 4
+    assert "\n" not in line(one)
+    assert Update(one).to_json()["query_migrate"] == hostile
+    assert Update(one, one).to_json()["settings"] is None
+    assert Update(one).to_json()["settings"]["parameters"]["multifd-channels"] == 4

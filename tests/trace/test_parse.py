@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.kvm.numbers import ioctls
 from qemu_svm.limits import Limits
-from qemu_svm.render.json.trace import trace_document
-from qemu_svm.render.text.trace import report
+from qemu_svm.render.text.trace import render
 from qemu_svm.source import BytesSource
 from qemu_svm.trace.calls import Format
 from qemu_svm.trace.lines import lines
@@ -112,7 +111,7 @@ def test_kinds_may_be_mixed_with_anything() -> None:
 def test_a_log_of_exits_only_has_no_vcpus() -> None:
     trace = read_text("kvm_run_exit cpu_index 0, reason 2\n")
     assert (trace.used, trace.calls, trace.vcpus, trace.clean) == (1, 0, (), True)
-    assert [line.plain for line in report(trace, verbose=True)][-1].endswith("is never put")
+    assert [line.plain for line in render(trace, verbose=True)][-1].endswith("is never put")
 
 
 def test_vcpus_are_bounded_and_others_are_counted() -> None:
@@ -133,7 +132,7 @@ def test_a_log_with_too_much_is_cut_and_says_so() -> None:
     names = [one.name.removeprefix("KVM_") for one in ioctls() if one.name.startswith("KVM_SET_")]
     trace = read_text(qemu_log(names), Limits(trace_ioctls=20))
     assert (trace.cut, trace.complete) == (21, False)
-    assert "NOT READ TO ITS END" in next(iter(report(trace, verbose=False))).plain
+    assert "NOT READ TO THE END" in next(iter(render(trace, verbose=False))).plain
 
 
 def test_a_log_with_too_many_puts_is_cut_and_says_so() -> None:
@@ -191,7 +190,7 @@ def test_a_long_log_stays_in_bounded_memory(body: list[str]) -> None:
     assert len(vcpu.phases) < 600
     (put,) = vcpu.puts
     assert put.verdict.value == "ok"
-    assert len(list(report(trace, verbose=False))) < 60
+    assert len(list(render(trace, verbose=False))) < 60
 
 
 def test_a_long_life_is_told_in_the_middle_as_one() -> None:
@@ -239,9 +238,9 @@ def test_any_lines_raise_nothing_but_our_errors(texts: list[str]) -> None:
     for vcpu in trace.vcpus:
         assert sum(phase.count for phase in vcpu.phases) == vcpu.ioctls
     for verbose in (True, False):
-        for line in report(trace, verbose=verbose):
+        for line in render(trace, verbose=verbose):
             assert line.plain.isprintable()
-    json.dumps(trace_document(trace))
+    json.dumps(trace.to_json())
 
 
 @given(st.data())
@@ -257,9 +256,9 @@ def test_any_bytes_changed_in_a_real_log_are_harmless(data: st.DataObject) -> No
         trace = read_trace(BytesSource(bytes(text)))
     except SvmStreamError:
         return
-    for line in report(trace, verbose=True):
+    for line in render(trace, verbose=True):
         assert line.plain.isprintable()
-    json.dumps(trace_document(trace))
+    json.dumps(trace.to_json())
 
 
 _REAL_TEXT = b"".join(

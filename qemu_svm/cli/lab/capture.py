@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qemu_svm.cli import common as streams
+from qemu_svm.cli import output as results
 from qemu_svm.cli.lab.common import box_arguments, box_options, name_option
 from qemu_svm.cli.lab.target import RULE, session
 from qemu_svm.errors import EnvironmentFault
@@ -104,11 +105,14 @@ def command(
     from qemu_svm.lab.guests import GUESTS, LINUX, find
 
     if listing:
-        return _list([*GUESTS.values(), LINUX], as_json=as_json)
+        from qemu_svm.lab.results import GuestList
+
+        results.show(GuestList((*GUESTS.values(), LINUX)), as_json=as_json)
+        return 0
     if output is None:
         raise click.UsageError("Missing option '-o'.")
+    from qemu_svm.lab.record import CaptureRecords, Origin, record
     from qemu_svm.lab.vm import Settings
-    from qemu_svm.render.json.lab import Made, capture_document
 
     guest = find(guest_name)
     settings = Settings(machine, guest_cpu, len(guest.vcpus), guest_memory or guest.memory)
@@ -116,9 +120,9 @@ def command(
     logs = [] if trace_ioctls is None else [trace_ioctls]
     _refuse([*files, *(file + _RECORD for file in files), *logs], force=force)
     recipe = shlex.join(["svmstream", *sys.argv[1:]])
-    documents = []
+    records = []
     with session(name, options) as box:
-        made = Made(recipe, dict(box.versions), guest, settings, box_arguments(options))
+        origin = Origin(recipe, dict(box.versions), guest, settings, box_arguments(options))
         log = None if trace_ioctls is None else "ioctls.log"
         start, capture = _ways(guest, settings, log)
         with start(box) as vm:
@@ -126,18 +130,12 @@ def command(
                 if number:
                     vm.qmp.execute("cont")
                 taken = capture(vm)
-                document = capture_document(file, taken, made)
-                _keep(taken.path, file, document, force=force)
-                documents.append(document)
+                made = record(file, taken, origin)
+                _keep(taken.path, file, CaptureRecords((made,)).to_json(), force=force)
+                records.append(made)
         if trace_ioctls is not None:
             _keep(box.share / "ioctls.log", trace_ioctls, None, force=force)
-    if as_json:
-        streams.print_json(documents[0] if count == 1 else {"captures": documents})
-        return 0
-    from qemu_svm.render.text.lab_guests import capture_report
-
-    for document in documents:
-        streams.print_lines(capture_report(document))
+    results.show(CaptureRecords(tuple(records)), as_json=as_json)
     return 0
 
 
@@ -155,18 +153,6 @@ def _ways(
         lambda box: vm.running(box, settings, image=image.data, trace=log),
         lambda running: capture.capture(running, guest, image),
     )
-
-
-def _list(guests: Sequence[Guest], *, as_json: bool) -> int:
-    if as_json:
-        from qemu_svm.render.json.lab import guests_document
-
-        streams.print_json(guests_document(guests))
-    else:
-        from qemu_svm.render.text.lab_guests import guest_table
-
-        streams.print_lines(guest_table(guests))
-    return 0
 
 
 def _numbered(path: str, number: int, count: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, common
+from qemu_svm.cli import EXIT_FINDINGS, common, output
 from qemu_svm.cli.lab.common import mirror_option, progress
 from qemu_svm.errors import PlanError
 from qemu_svm.lab.suites.catalogue import KERNELS
@@ -59,6 +59,7 @@ def command(
     from qemu_svm.lab import Box
     from qemu_svm.lab.kvm import InBox
     from qemu_svm.replay.conform import conform
+    from qemu_svm.replay.results import ConformReport
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -84,14 +85,7 @@ def command(
             target, guests, sequences=sequences, seed=seed, first=first, emulated=True,
             record=out, progress=tell,
         )  # fmt: skip
-    if as_json:
-        from qemu_svm.render.text.conform import document
-
-        common.print_json(document(found, kernel, npt=npt == "on"))
-    else:
-        from qemu_svm.render.text.conform import report
-
-        common.print_lines(report(found, kernel, npt=npt == "on"))
+    output.show(ConformReport(found, kernel, npt == "on"), as_json=as_json)
     return EXIT_FINDINGS if found.disagreements else 0
 
 

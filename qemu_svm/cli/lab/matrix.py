@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_INTERRUPTED, complain
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_INTERRUPTED, complain, output
 from qemu_svm.cli import common as streams
 from qemu_svm.cli.lab.common import mirror_option, progress
 from qemu_svm.cli.lab.target import end_on_signals
@@ -67,7 +67,7 @@ def command(
     every = matrix.EVERY_PAIRING if all_pairings else matrix.SAME_SUITE
     chosen = [_host(text) for text in hosts] or list(every)
     end_on_signals()
-    result, interrupted = matrix.Result(), False
+    result, interrupted = matrix.Matrix(), False
     with progress() as show:
 
         def boot(host: Host) -> Box:
@@ -77,14 +77,7 @@ def command(
             matrix.run(chosen, guests, boot=boot, progress=show, into=result)
         except KeyboardInterrupt:
             interrupted = True
-    if as_json:
-        from qemu_svm.render.json.lab import matrix_document
-
-        streams.print_json(matrix_document(result))
-    else:
-        from qemu_svm.render.text.matrix import table
-
-        streams.print_lines(table(result))
+    output.show(result, as_json=as_json)
     if interrupted:
         complain("interrupted; the table shows what was done until then")
         return EXIT_INTERRUPTED

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_REFUSED, EXIT_UNREADABLE
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_REFUSED, EXIT_UNREADABLE, output
 from qemu_svm.cli import common as streams
 from qemu_svm.cli.lab.common import box_arguments, box_options, name_option
 from qemu_svm.cli.lab.target import RULE, session
@@ -47,6 +47,7 @@ def command(
     """
     from qemu_svm.lab.explain import explanations
     from qemu_svm.lab.restore import Verdict, copy_to_share, restore, settings_of
+    from qemu_svm.lab.results import RestoreReport
 
     with streams.opened(file) as saved:
         if not saved.vcpus:
@@ -59,14 +60,7 @@ def command(
             versions = dict(box.versions)
         npt = bool(box_arguments(options).get("npt", True))
         why = () if outcome.good else explanations(saved, versions, npt=npt)
-    if as_json:
-        from qemu_svm.render.json.lab import restore_document
-
-        streams.print_json(restore_document(file, outcome, settings, versions, why))
-    else:
-        from qemu_svm.render.text.lab_guests import restore_report
-
-        streams.print_lines(restore_report(file, outcome, versions, why))
+    output.show(RestoreReport(file, outcome, settings, versions, tuple(why)), as_json=as_json)
     if outcome.verdict is Verdict.REFUSED:
         return EXIT_REFUSED
     return 0 if outcome.good else EXIT_FINDINGS

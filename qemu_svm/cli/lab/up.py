@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from qemu_svm.cli.common import json_option, print_json
+from qemu_svm.cli import output
+from qemu_svm.cli.common import json_option
 from qemu_svm.cli.lab.common import box_arguments, box_options, progress
 
 
@@ -18,6 +19,7 @@ def command(name: str | None, as_json: bool, **options: Any) -> None:  # noqa: F
     """Start a box that stays, until `lab down`; the other verbs then use it."""
     from qemu_svm.cli.lab.target import end_on_signals
     from qemu_svm.lab.box.named import DEFAULT_NAME, up
+    from qemu_svm.lab.results import BoxReport
     from qemu_svm.lab.suites import build
     from qemu_svm.lab.suites import catalogue as suites
 
@@ -36,7 +38,4 @@ def command(name: str | None, as_json: bool, **options: Any) -> None:  # noqa: F
         if "share" in arguments:
             arguments["share"] = str(arguments["share"])
         state = up(name or DEFAULT_NAME, arguments)
-    if as_json:
-        print_json({"schema_version": 1, "box": state.document()})
-    else:
-        click.echo(f"{state.name} is up: Linux {state.versions['kernel']}, share {state.share}")
+    output.show(BoxReport(state), as_json=as_json)

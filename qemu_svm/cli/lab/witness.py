@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, output
 from qemu_svm.cli import common as streams
 from qemu_svm.cli.lab.common import box_arguments, box_options, progress
 from qemu_svm.errors import PlanError
@@ -50,6 +50,7 @@ def command(
     predicts, and what the emulated processor got.  Exit status: 0 if each level
     got its own registers and the model foresaw it, else 1.
     """
+    from qemu_svm.lab.results import WitnessReport
     from qemu_svm.lab.witness import WitnessBox, qemu_for, witness_restore
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -74,12 +75,6 @@ def command(
                     shutil.copy(bench.log, keep)
             versions = dict(bench.box.versions)
     plan = QEMU if plan_text is None else f"plan {plan_text}"
-    if as_json:
-        from qemu_svm.render.json.witness import document
-
-        streams.print_json(document(file, plan, versions, found))
-    else:
-        from qemu_svm.render.text.witness import report
-
-        streams.print_lines(report(file, plan, versions, found, verbose=verbose))
+    report = WitnessReport(file, plan, versions, found)
+    output.show(report, as_json=as_json, verbose=verbose)
     return 0 if found.clean else EXIT_FINDINGS

@@ -1,22 +1,21 @@
-"""The JSON documents of ``check``, version 1 (``docs/json.md``)."""
+"""The JSON document of ``check FILE``, version 1 (``docs/json.md``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from qemu_svm.findings.check import Report, summary
-from qemu_svm.machine import Machine
-from qemu_svm.render.json.inspect import SCHEMA_VERSION
-from qemu_svm.rules import Rule
+from qemu_svm.findings.check import summary
+from qemu_svm.findings.results import CheckReport
+from qemu_svm.render.json.base import SCHEMA_VERSION
 
 
-def document(machine: Machine, found: Report) -> dict[str, Any]:
-    """The document of ``check FILE``."""
+def render(result: CheckReport) -> dict[str, Any]:
+    """Return the document."""
+    stream = result.machine.stream
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": {"path": machine.stream.source.path},
-        "complete": machine.stream.complete,
+        "source": {"path": stream.source.path},
+        "complete": stream.complete,
         "findings": [
             {
                 "rule": finding.rule,
@@ -26,12 +25,12 @@ def document(machine: Machine, found: Report) -> dict[str, Any]:
                 "kernels": list(finding.kernels),
                 "do": finding.do,
             }
-            for finding in found.findings
+            for finding in result.findings
         ],
         "vcpus": [
             {
                 "index": index,
-                "summary": summary(found, index),
+                "summary": summary(result.report, index),
                 "kernels": {
                     name: {
                         "verdict": judgement.verdict.value,
@@ -41,27 +40,6 @@ def document(machine: Machine, found: Report) -> dict[str, Any]:
                     for name, judgement in verdicts.items()
                 },
             }
-            for index, verdicts in found.verdicts.items()
-        ],
-    }
-
-
-def rules(chosen: Sequence[Rule]) -> dict[str, Any]:
-    """The document of ``check --rules`` and ``--explain``."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "rules": [
-            {
-                "id": rule.id,
-                "kind": rule.kind.value,
-                "severity": rule.severity.value,
-                "fails_when": rule.fails_when,
-                "means": rule.consequence,
-                "do": rule.advice,
-                "source": rule.source,
-                "kernels": list(rule.kernels),
-                "scope": rule.scope,
-            }
-            for rule in chosen
+            for index, verdicts in result.verdicts.items()
         ],
     }

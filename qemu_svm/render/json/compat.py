@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from qemu_svm.findings.compat import Compatibility
-from qemu_svm.machine import Machine
-from qemu_svm.render.json.inspect import SCHEMA_VERSION
+from qemu_svm.findings.results import CompatReport
+from qemu_svm.render.json.base import SCHEMA_VERSION
 
 
-def document(machine: Machine, found: Compatibility, target: str) -> dict[str, Any]:
-    """The document of ``compat``.
-
-    :param target: what the stream was held against.
-    """
+def render(result: CompatReport) -> dict[str, Any]:
+    """Return the document."""
+    machine, found = result.machine, result.compatibility
     return {
         "schema_version": SCHEMA_VERSION,
         "source": {
@@ -22,7 +19,7 @@ def document(machine: Machine, found: Compatibility, target: str) -> dict[str, A
             "complete": machine.stream.complete,
             "described": machine.stream.description is not None,
         },
-        "target": {"qemu": target, "dumped_for": found.target},
+        "target": {"qemu": result.target, "dumped_for": found.target},
         "accepted": found.accepted,
         "findings": [
             {

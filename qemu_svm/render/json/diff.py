@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from qemu_svm.findings.diff import Comparison, Difference
-from qemu_svm.findings.masks import Mask
-from qemu_svm.findings.ram_diff import BlockDiff, RamDiff
+from qemu_svm.findings.diff import Difference
+from qemu_svm.findings.ram_diff import BlockDiff
+from qemu_svm.findings.results import DiffReport
 from qemu_svm.machine import Machine
-from qemu_svm.render.json.inspect import SCHEMA_VERSION, leaf
-from qemu_svm.render.numbers import hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, leaf, problem
 from qemu_svm.render.words import bit_names, meaning
 from qemu_svm.stream import Value
 
 _NUMBERS = frozenset({"ram block", "section"})
 
 
-def document(
-    a: Machine, b: Machine, found: Comparison, pages: RamDiff | None = None
-) -> dict[str, Any]:
-    """The document of ``diff``; masked differences are in it too, and marked."""
+def render(result: DiffReport) -> dict[str, Any]:
+    """Return the document; masked differences are included, and marked."""
+    found, pages = result.comparison, result.pages
     return {
         "schema_version": SCHEMA_VERSION,
-        "a": _stream(a),
-        "b": _stream(b),
-        "same": not found.counting and (pages is None or pages.same),
+        "a": _stream(result.a),
+        "b": _stream(result.b),
+        "same": result.same,
         "differences": [_difference(one) for one in found.differences],
         "masks": [
             {
@@ -38,7 +35,7 @@ def document(
         ],
         "renamed": [{"path": path, "name": name} for path, name in found.renamed],
         "problems": [
-            {"stream": side, "rule": error.rule, "message": str(error), "offset": error.offset}
+            {"stream": side, **problem(error)}
             for side, error in (*found.problems, *(pages.problems if pages else ()))
         ],
         "ram": None if pages is None else [_block(block) for block in pages.blocks],
@@ -73,24 +70,6 @@ def _block(block: BlockDiff) -> dict[str, Any]:
         ],
         "pages_in_no_range": block.dropped,
         "mask": None if block.mask is None else block.mask.id,
-    }
-
-
-def mask_list(masks: Sequence[Mask]) -> dict[str, Any]:
-    """The document of ``diff --list-masks``."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "masks": [
-            {
-                "id": mask.id,
-                "pattern": mask.pattern,
-                "reason": mask.reason,
-                "source": mask.source,
-                "type": mask.type,
-                "ignore": None if mask.ignore is None else hex_text(mask.ignore & (1 << 64) - 1),
-            }
-            for mask in masks
-        ],
     }
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from qemu_svm.doctor.model import Check
-from qemu_svm.render.json.inspect import SCHEMA_VERSION
+from qemu_svm.doctor.model import Diagnosis
+from qemu_svm.render.json.base import SCHEMA_VERSION
 
 
-def document(checks: Sequence[Check], facts: dict[str, Any]) -> dict[str, Any]:
-    """All checks, and the facts about the host that they rest on."""
+def render(result: Diagnosis) -> dict[str, Any]:
+    """Return the document: all checks, and the facts that they rest on."""
     return {
         "schema_version": SCHEMA_VERSION,
         "checks": [
@@ -23,7 +22,7 @@ def document(checks: Sequence[Check], facts: dict[str, Any]) -> dict[str, Any]:
                 "do": one.do,
                 "needed_for": sorted(one.needed_for),
             }
-            for one in checks
+            for one in result.checks
         ],
-        "host": facts,
+        "host": result.host,
     }

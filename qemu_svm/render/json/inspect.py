@@ -1,29 +1,17 @@
-"""The JSON document of ``inspect``, version 1.
-
-Registers, addresses, flags and masks are strings ``"0x…"``; counts, sizes,
-offsets and versions are numbers.  Fields may be added within a version; none
-is renamed or removed.
-"""
+"""The JSON document of ``inspect``, version 1 (``docs/json.md``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from qemu_svm.fields import Fields
+from qemu_svm.findings.results import Inspection
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits, groups, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
-from qemu_svm.render.numbers import hex_text
-from qemu_svm.rules import Finding
-from qemu_svm.source import Source
-from qemu_svm.source.details import LibvirtDetails, SnapshotDetails
-from qemu_svm.stream import Record, Value
-from qemu_svm.x86.segments import Segment
-
-SCHEMA_VERSION = 1
+from qemu_svm.render.json.base import SCHEMA_VERSION, finding, hex_text, segment, source
+from qemu_svm.stream import Record
 
 _COUNTS = frozenset(
     {"asid", "pause_filter_thresh", "pause_filter_count", "tlb_ctl", "insn_len"}
@@ -32,17 +20,14 @@ _COUNTS = frozenset(
 """Fields of the VMCB that are numbers, not masks or addresses."""
 
 
-def inspection(machine: Machine, found: Sequence[Finding], *, ram: bool) -> dict[str, Any]:
-    """The document of ``inspect``.
-
-    :param ram: fill in ``ram``, which needs a stream read with all its RAM.
-    """
+def render(result: Inspection) -> dict[str, Any]:
+    """Return the document."""
+    machine = result.machine
     stream = machine.stream
-    source = stream.source
     configuration = stream.configuration
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": source_document(source),
+        "source": source(stream.source),
         "stream": {
             "version": stream.version,
             "complete": stream.complete,
@@ -53,32 +38,9 @@ def inspection(machine: Machine, found: Sequence[Finding], *, ram: bool) -> dict
             "description": stream.description_source,
         },
         "sections": [_record(record) for record in stream.records],
-        "ram": _ram(machine) if ram else None,
+        "ram": _ram(machine) if result.ram else None,
         "vcpus": [_vcpu(vcpu) for vcpu in machine.vcpus],
-        "problems": [
-            {
-                "severity": finding.severity.value,
-                "rule": finding.rule,
-                "message": finding.message,
-                "offset": finding.offset,
-            }
-            for finding in found
-        ],
-    }
-
-
-def source_document(source: Source) -> dict[str, Any]:
-    """Where a stream was found; ``libvirt`` and ``snapshot`` are null elsewhere."""
-    details = source.details
-    return {
-        "path": source.path,
-        "size": source.size(),
-        "container": source.container,
-        "compression": source.compression,
-        "layers": list(source.layers),
-        "stream_offset": source.stream_offset,
-        "libvirt": asdict(details) if isinstance(details, LibvirtDetails) else None,
-        "snapshot": asdict(details) if isinstance(details, SnapshotDetails) else None,
+        "problems": [finding(one) for one in result.problems],
     }
 
 
@@ -122,21 +84,12 @@ def _vcpu(vcpu: Vcpu) -> dict[str, Any]:
         "index": vcpu.index,
         "described": vcpu.described,
         "registers": registers,
-        "segments": {name: _segment(segment) for name, segment in vcpu.segments.items()},
+        "segments": {name: segment(value) for name, value in vcpu.segments.items()},
         "cpl": vcpu.cpl,
         "guest_mode": vcpu.guest_mode,
         "gif": vcpu.gif,
         "smm": vcpu.smm,
         "nested": None if vcpu.nested is None else _nested(vcpu.nested),
-    }
-
-
-def _segment(segment: Segment) -> dict[str, str]:
-    return {
-        "selector": hex_text(segment.selector),
-        "base": hex_text(segment.base),
-        "limit": hex_text(segment.limit),
-        "attrib": hex_text(segment.attrib),
     }
 
 
@@ -153,11 +106,11 @@ def _nested(nested: NestedState) -> dict[str, Any]:
     if nested.vmcb:
         result["control"] = _control(nested)
         result["l1_save"] = _area(layout.SAVE, nested.l1_save, layout.SAVE_OFFSET)
-        result["l1_save"]["not_l1_state"] = not_l1_state()
+        result["l1_save"]["not_l1_state"] = _not_l1_state()
     return result
 
 
-def not_l1_state() -> list[str]:
+def _not_l1_state() -> list[str]:
     """Fields of the save area that are not L1's on every kernel."""
     own = groups.L1_STATE | groups.L1_STATE_SINCE_7
     return [m.name for m in layout.SAVE.members if not m.reserved and m.name not in own]
@@ -196,15 +149,3 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return [hex_text(item) for item in value]
     return value if name in _COUNTS else hex_text(value)
-
-
-def leaf(value: Value) -> Any:
-    """A field's value: numbers and tuples of them as ``0x…``, bytes as hexadecimal digits."""
-    found = value.value
-    if isinstance(found, bytes):
-        return found.hex()
-    if isinstance(found, tuple):
-        return [hex_text(item) for item in found]
-    if isinstance(found, bool) or not isinstance(found, int):
-        return found
-    return hex_text(found)

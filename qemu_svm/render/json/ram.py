@@ -1,34 +1,17 @@
-"""The JSON document of ``ram``, version 1; ``docs/ram.md`` describes it.
-
-Addresses and offsets in blocks are strings ``"0x…"``; counts and sizes are
-numbers.
-"""
+"""The JSON document of ``ram``, version 1 (``docs/ram.md``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qemu_svm.render.numbers import hex_text
-from qemu_svm.stream import Stream
-from qemu_svm.stream.ram.coverage import BlockCoverage
-from qemu_svm.stream.ram.read import Ram, all_problems, is_complete
-
-SCHEMA_VERSION = 1
+from qemu_svm.findings.results import RamReport
+from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
+from qemu_svm.stream.ram.read import all_problems, is_complete
 
 
-def ram_document(
-    stream: Stream,
-    ram: Ram,
-    covered: Sequence[BlockCoverage],
-    chosen: Sequence[int],
-    files: Mapping[int, str],
-) -> dict[str, Any]:
-    """The document of ``ram``.
-
-    :param chosen: indices of the blocks to show.
-    :param files: the file that each extracted block was written to.
-    """
+def render(result: RamReport) -> dict[str, Any]:
+    """Return the document."""
+    stream, ram, covered = result.stream, result.ram, result.coverage
     counts = ram.counts()
     return {
         "schema_version": SCHEMA_VERSION,
@@ -43,7 +26,7 @@ def ram_document(
             "again": sum(block.again for block in covered),
         },
         "runs": len(ram.runs),
-        "blocks": [_block(ram, covered, number, files) for number in chosen],
+        "blocks": [_block(result, number) for number in result.chosen],
         "channels": [
             {
                 "number": channel.number,
@@ -61,10 +44,8 @@ def ram_document(
     }
 
 
-def _block(
-    ram: Ram, covered: Sequence[BlockCoverage], number: int, files: Mapping[int, str]
-) -> dict[str, Any]:
-    entry, pages = ram.entries[number], covered[number]
+def _block(result: RamReport, number: int) -> dict[str, Any]:
+    entry, pages = result.ram.entries[number], result.coverage[number]
     return {
         "name": entry.block.name,
         "size": entry.block.used_length,
@@ -81,5 +62,5 @@ def _block(
             "repeated": pages.repeated,
             "most": pages.most,
         },
-        "file": files.get(number),
+        "file": result.files.get(number),
     }

@@ -6,31 +6,31 @@ from typing import Any
 
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested.exit_codes import exit_name
-from qemu_svm.render.json.inspect import SCHEMA_VERSION
-from qemu_svm.render.json.simulate import snapshot
-from qemu_svm.render.numbers import hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
+from qemu_svm.render.json.model_state import snapshot
+from qemu_svm.render.json.observed import observed
 from qemu_svm.replay.compare import Comparison, Mismatch
 from qemu_svm.replay.job import ReplayStep, RunResult, kernel_of
 from qemu_svm.replay.replay import Replay
 
 _EXIT_CODE = slice(0x70, 0x78)
-_COUNTS = frozenset({"nested.size", "smm", "shadow"})
 
 
-def render(replay: Replay) -> dict[str, Any]:
-    """The document; ``model`` and ``comparison`` are null without ``--compare``."""
-    probe, result = replay.probe, replay.result
+def render(result: Replay) -> dict[str, Any]:
+    """Return the document; ``model`` and ``comparison`` are null without ``--compare``."""
+    probe, replayed = result.probe, result.result
+    simulation, comparison = result.simulation, result.comparison
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": {"path": replay.path},
-        "plan": replay.plan,
+        "source": {"path": result.path},
+        "plan": result.plan,
         "kernel": {"release": probe.release, "version": kernel_of(probe)},
-        "steps": [_step(step) for step in result.steps],
-        "end": result.end,
-        "host": result.host,
-        "error": result.error,
-        "model": None if replay.simulation is None else _model(replay.simulation),
-        "comparison": None if replay.comparison is None else _comparison(replay.comparison),
+        "steps": [_step(step) for step in replayed.steps],
+        "end": replayed.end,
+        "host": replayed.host,
+        "error": replayed.error,
+        "model": None if simulation is None else _model(simulation),
+        "comparison": None if comparison is None else _comparison(comparison),
     }
 
 
@@ -40,7 +40,7 @@ def _step(step: ReplayStep) -> dict[str, Any]:
         "step": step.step.text,
         "errno": step.errno,
         "run": None if step.run is None else _run(step.run),
-        "state": {name: shown(name, value) for name, value in step.state.items()},
+        "state": {name: observed(name, value) for name, value in step.state.items()},
     }
 
 
@@ -52,16 +52,6 @@ def _run(run: RunResult) -> dict[str, Any]:
         "exit_code": None if code is None else hex_text(code),
         "exit_code_name": None if code is None else exit_name(code),
     }
-
-
-def shown(name: str, value: Any) -> Any:
-    """A part of the state: numbers as ``"0x…"``, segments and tables as objects."""
-    if isinstance(value, list):
-        parts = ("selector", "base", "limit", "attrib") if len(value) == 4 else ("base", "limit")
-        return {part: hex_text(number) for part, number in zip(parts, value, strict=True)}
-    if isinstance(value, int) and name not in _COUNTS:
-        return hex_text(value)
-    return value
 
 
 def _model(simulation: Simulation) -> dict[str, Any]:
@@ -98,6 +88,6 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 def _mismatch(one: Mismatch) -> dict[str, Any]:
     return {
         "name": one.name,
-        "kernel": shown(one.name, one.kernel),
-        "model": shown(one.name, one.model),
+        "kernel": observed(one.name, one.kernel),
+        "model": observed(one.name, one.model),
     }

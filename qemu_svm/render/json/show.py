@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from qemu_svm.machine.paths import Place
-from qemu_svm.render.json.inspect import SCHEMA_VERSION, leaf
+from qemu_svm.findings.results import Shown
+from qemu_svm.render.json.base import SCHEMA_VERSION, leaf
 from qemu_svm.render.words import bit_names, description, meaning
 from qemu_svm.stream import Value
 from qemu_svm.stream.vmstate.values import join
 
 
-def place(found: Place, raw: bytes) -> dict[str, Any]:
-    """The document of ``show``.
-
-    :param raw: the bytes of the node.
-    """
+def render(result: Shown) -> dict[str, Any]:
+    """Return the document."""
+    found = result.place
     return {
         "schema_version": SCHEMA_VERSION,
         "path": found.path,
         **_node(found.path, found.value),
-        "raw": raw.hex(),
+        "raw": result.raw.hex(),
     }
 
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from qemu_svm.findings.verdict import judge_restore
-from qemu_svm.machine import Machine
-from qemu_svm.model.area import Area, Content
-from qemu_svm.model.simulate import Result, Simulation, Snapshot
-from qemu_svm.render.json.inspect import SCHEMA_VERSION
-from qemu_svm.render.numbers import hex_text
-from qemu_svm.x86.segments import Segment
+from qemu_svm.findings.results import SimulationReport
+from qemu_svm.findings.verdict import Judgement
+from qemu_svm.model.simulate import Result, Simulation
+from qemu_svm.render.json.base import SCHEMA_VERSION, register
+from qemu_svm.render.json.model_state import area, snapshot
 
 
-def document(machine: Machine, finished: Sequence[Simulation], plan: str) -> dict[str, Any]:
-    """The document: one entry in ``simulations`` for each kernel."""
+def render(result: SimulationReport) -> dict[str, Any]:
+    """Return the document: one entry in ``simulations`` for each kernel."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": {"path": machine.stream.source.path},
-        "plan": plan,
-        "simulations": [_simulation(one) for one in finished],
+        "source": {"path": result.machine.stream.source.path},
+        "plan": result.plan,
+        "simulations": [
+            _simulation(one, judgement)
+            for one, judgement in zip(result.simulations, result.judgements, strict=True)
+        ],
     }
 
 
-def _simulation(one: Simulation) -> dict[str, Any]:
-    judgement = judge_restore(one)
+def _simulation(one: Simulation, judgement: Judgement) -> dict[str, Any]:
     return {
         "kernel": {
             "name": one.kernel.name,
@@ -41,8 +40,8 @@ def _simulation(one: Simulation) -> dict[str, Any]:
             {
                 "level": d.level,
                 "register": d.register,
-                "value": content(d.value),
-                "expected": content(d.wanted),
+                "value": register(d.value),
+                "expected": register(d.wanted),
                 "written_by_step": d.step,
                 "whose": d.whose or None,
             }
@@ -64,54 +63,8 @@ def _result(result: Result) -> dict[str, Any]:
         else {
             "result": outcome.result,
             "level": outcome.level or None,
-            "entry": None if outcome.entry is None else registers(outcome.entry),
-            "l1": None if outcome.l1 is None else registers(outcome.l1),
+            "entry": None if outcome.entry is None else area(outcome.entry),
+            "l1": None if outcome.l1 is None else area(outcome.l1),
         },
         "state": snapshot(result.state),
     }
-
-
-def snapshot(state: Snapshot) -> dict[str, Any]:
-    """The state after a step; ``nested`` is what KVM_GET_NESTED_STATE would give."""
-    return {
-        "guest_mode": state.guest_mode,
-        "gif": state.gif,
-        "smm": state.smm,
-        "interrupt_shadow": state.shadow,
-        "run_pending": state.run_pending,
-        "mmu": state.mmu,
-        "mmu_broken": state.mmu_broken or None,
-        "requests": list(state.requests),
-        "save_cache_valid": state.save_cache_valid,
-        "nested": {
-            "flags": hex_text(state.nested["flags"]),
-            "format": state.nested["format"],
-            "size": state.nested["size"],
-            "vmcb_pa": hex_text(state.nested["vmcb_pa"]),
-        },
-        "areas": {name: registers(area) for name, area in state.areas.items()},
-    }
-
-
-def registers(area: Area) -> dict[str, Any]:
-    """Every register with its value and the step and function that wrote it."""
-    return {
-        name: {
-            "value": content(area.content(name)),
-            "step": area.writer(name).step,
-            "by": area.writer(name).function,
-        }
-        for name in area
-    }
-
-
-def content(value: Content) -> str | dict[str, str]:
-    """A number as ``"0x…"``, a segment as an object."""
-    if isinstance(value, Segment):
-        return {
-            "selector": hex_text(value.selector),
-            "base": hex_text(value.base),
-            "limit": hex_text(value.limit),
-            "attrib": hex_text(value.attrib),
-        }
-    return hex_text(value)

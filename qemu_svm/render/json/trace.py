@@ -1,41 +1,36 @@
-"""The JSON document of ``trace``, version 1; ``docs/trace.md`` describes it.
-
-Numbers of ioctls and EFER are strings ``"0x…"``; lines and counts are numbers.
-"""
+"""The JSON document of ``trace``, version 1 (``docs/trace.md``)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from qemu_svm.render.numbers import hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
 from qemu_svm.trace.guess import Guess, Version
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import Phase, Step
 from qemu_svm.trace.rules import ORDERS
 from qemu_svm.trace.verdict import Put, PutVerdict
 
-SCHEMA_VERSION = 1
 
-
-def trace_document(trace: Trace) -> dict[str, Any]:
-    """The document of ``trace``."""
-    puts = [put for vcpu in trace.vcpus for put in vcpu.puts]
+def render(result: Trace) -> dict[str, Any]:
+    """Return the document."""
+    puts = [put for vcpu in result.vcpus for put in vcpu.puts]
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": {"path": trace.path, "compression": trace.compression},
+        "source": {"path": result.path, "compression": result.compression},
         "log": {
-            "lines": trace.lines,
-            "used": trace.used,
-            "ignored": trace.lines - trace.used,
-            "formats": [{"name": kind.value, "lines": lines} for kind, lines in trace.formats],
-            "ioctls": trace.calls,
-            "results": trace.results,
-            "complete": trace.complete,
+            "lines": result.lines,
+            "used": result.used,
+            "ignored": result.lines - result.used,
+            "formats": [{"name": kind.value, "lines": lines} for kind, lines in result.formats],
+            "ioctls": result.calls,
+            "results": result.results,
+            "complete": result.complete,
         },
-        "qemu": _guess(trace.guess),
+        "qemu": _guess(result.guess),
         "verdict": _verdict(puts),
-        "vcpus": [_vcpu(vcpu) for vcpu in trace.vcpus],
+        "vcpus": [_vcpu(vcpu) for vcpu in result.vcpus],
         "others": [
             {
                 "name": other.name,
@@ -44,10 +39,10 @@ def trace_document(trace: Trace) -> dict[str, Any]:
                 "line": other.line,
                 "failed": other.failed,
             }
-            for other in trace.others
+            for other in result.others
         ],
         "rules": _rules(puts),
-        "not_shown": [{"what": one.what, "rules": list(one.rules)} for one in trace.not_shown],
+        "not_shown": [{"what": one.what, "rules": list(one.rules)} for one in result.not_shown],
     }
 
 

@@ -1,20 +1,18 @@
-"""The JSON documents of ``vmruns``, version 1 (``docs/json.md``)."""
+"""The JSON document of ``vmruns``, version 1 (``docs/json.md``)."""
 
 from __future__ import annotations
 
 from itertools import islice
 from typing import Any
 
-from qemu_svm.nested import layout
-from qemu_svm.render.json.inspect import SCHEMA_VERSION, source_document
-from qemu_svm.render.numbers import hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text, problem, source
+from qemu_svm.render.json.vmcb import content
 from qemu_svm.render.vmruns_words import CERTAINTY, exit_words, role_name
-from qemu_svm.vmruns.fields import Change, changes, fields
-from qemu_svm.vmruns.log import Log
-from qemu_svm.vmruns.reader import Event
+from qemu_svm.vmruns.fields import Change, changes
+from qemu_svm.vmruns.results import RunsReport
 from qemu_svm.vmruns.roles import Vmcb
 from qemu_svm.vmruns.runs import control_field, save_field
-from qemu_svm.vmruns.select import SelectedRun, Selection, select
+from qemu_svm.vmruns.select import SelectedRun, select
 from qemu_svm.vmruns.structs import kind_name
 
 MAX_RUNS = 50_000
@@ -22,13 +20,14 @@ MAX_RUNS = 50_000
 _REGISTERS = ("rip", "rsp", "rax", "rflags", "cr0", "cr3", "cr4", "efer")
 
 
-def document(log: Log, wanted: Selection) -> dict[str, Any]:
-    """What the log holds, and the first ``MAX_RUNS`` of the runs that are wanted."""
-    found = select(log, wanted)
+def render(result: RunsReport) -> dict[str, Any]:
+    """Return what the log holds, and the first ``MAX_RUNS`` of the selected runs."""
+    log = result.log
+    found = select(log, result.selection)
     chosen = [_run(one) for one in islice(found, MAX_RUNS)]
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": source_document(log.source),
+        "source": source(log.source),
         "log": {
             "api": log.header.api,
             "vcpus": log.header.vcpus,
@@ -36,9 +35,7 @@ def document(log: Log, wanted: Selection) -> dict[str, Any]:
             "end": log.end,
             "time_ns": log.nanoseconds,
             "records": {kind_name(kind): count for kind, count in sorted(log.counts.items())},
-            "problem": None
-            if log.damage is None
-            else {"rule": log.damage.rule, "message": str(log.damage), "offset": log.damage.offset},
+            "problem": None if log.damage is None else problem(log.damage),
         },
         "vmcbs": [_vmcb(vmcb) for vmcb in log.vmcbs],
         "runs": chosen,
@@ -106,28 +103,6 @@ def _registers(page: bytes) -> dict[str, str]:
 def _change(change: Change) -> dict[str, str]:
     return {
         "field": change.field.path,
-        "old": _content(change.old),
-        "new": _content(change.new),
-    }
-
-
-def _content(content: int | bytes) -> str:
-    return content.hex() if isinstance(content, bytes) else hex_text(content)
-
-
-def page_document(event: Event) -> dict[str, Any]:
-    """One VMCB with all its fields."""
-    page = event.page
-    assert page is not None
-    assert len(page) == layout.VMCB_SIZE
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "number": event.number,
-        "kind": kind_name(event.kind),
-        "cpu": event.vcpu,
-        "time_ns": event.time,
-        "rip": hex_text(event.rip),
-        "rax": hex_text(event.rax),
-        "vmcb": hex_text(event.address),
-        "fields": {field.path: _content(field.read(page)) for field in fields()},
+        "old": content(change.old),
+        "new": content(change.new),
     }

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from qemu_svm.qmp.watch import Sample
-from qemu_svm.render.json.inspect import SCHEMA_VERSION
+from qemu_svm.qmp.watch import Update
+from qemu_svm.render.json.base import SCHEMA_VERSION
 
 
-def document(sample: Sample, before: Sample | None = None) -> dict[str, Any]:
-    """One sample.
-
-    :param before: the one that was printed last; what is set is repeated only
-        when it changed.
-    """
+def render(result: Update) -> dict[str, Any]:
+    """Return the document of one sample; what is set is repeated only when it changed."""
+    sample, before = result.sample, result.before
     settings = None
     if before is None or (before.capabilities, before.parameters) != (
         sample.capabilities,

@@ -1,4 +1,4 @@
-"""Reports for people, as lines of styled text.
+"""What the text reports of all verbs have in common: lines of styled text.
 
 Everything is made of :class:`rich.text.Text`, never of markup, so no string
 out of a stream is ever interpreted.  Colour repeats what the words say.
@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.text import Text
 
 from qemu_svm.render.escape import printable
+from qemu_svm.x86.segments import Segment, attrib_words
 
 if TYPE_CHECKING:
+    from qemu_svm.machine import Machine
     from qemu_svm.rules import Finding
 
 KEY = "cyan"
@@ -28,24 +30,40 @@ KEY_WIDTH = 14
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # rich would leave with status 1; whoever called decides instead.
+        # rich would exit with status 1; the caller decides instead.
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Standard output; nothing that is printed is interpreted as markup."""
+    """Return standard output as a console that interprets no markup."""
     return _Console(highlight=False, markup=False, emoji=False)
 
 
 def entry(key: str, value: str | Text, indent: int = 2) -> Text:
-    """One ``key  value`` line."""
+    """Return one ``key  value`` line."""
     line = Text(" " * indent)
     line.append(key.ljust(KEY_WIDTH - indent) + " ", KEY)
     return line.append_text(value if isinstance(value, Text) else Text(printable(value)))
 
 
+def stream_heading(machine: Machine, prefix: str = "") -> Text:
+    """Return the heading of a report about a stream: path, machine, whether it is complete."""
+    stream = machine.stream
+    state = "" if stream.complete else " (NOT COMPLETE)"
+    name = printable(machine.name or "unknown machine")
+    return Text(f"{prefix}{printable(stream.source.path)}: {name}{state}", HEADING)
+
+
+def register(value: int | Segment) -> str:
+    """Return a register's value in a few words."""
+    if isinstance(value, Segment):
+        words = attrib_words(value.attrib) if value.attrib else f"limit {value.limit:#x}"
+        return f"{value.selector:#x} base {value.base:#x} {words}"
+    return f"{value:#x}"
+
+
 def named_bits(value: str, names: Sequence[str] | None) -> Text:
-    """``0x1500 [LME LMA SVME]``."""
+    """Return ``0x1500 [LME LMA SVME]``: a value and the names of its bits."""
     text = Text(value)
     if names:
         text.append(f" [{' '.join(names)}]", FAINT)
@@ -53,7 +71,7 @@ def named_bits(value: str, names: Sequence[str] | None) -> Text:
 
 
 def size_words(size: int) -> str:
-    """Bytes as people say them: ``32 MiB``, ``256 KiB``, ``4.5 GiB``."""
+    """Return a size for people: ``32 MiB``, ``256 KiB``, ``4.5 GiB``."""
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:
             return f"{size / unit:.4g} {name}"
@@ -61,7 +79,7 @@ def size_words(size: int) -> str:
 
 
 def columns(rows: Sequence[Sequence[str | Text]], header: Sequence[str] = ()) -> Iterable[Text]:
-    """Align cells to the width of the widest in each column; the last is free."""
+    """Return rows as lines, each column as wide as its widest cell."""
     cells = [
         [cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row] for row in rows
     ]
@@ -84,7 +102,7 @@ def _most(rows: Sequence[Sequence[Text]]) -> int:
 
 
 def finding_lines(found: Sequence[Finding]) -> Iterable[Text]:
-    """One line for each finding."""
+    """Return one line for each finding."""
     for finding in found:
         line = Text("  ")
         line.append(finding.severity.value, STYLES[finding.severity])

@@ -6,34 +6,28 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from qemu_svm.findings.compat import Compatibility
-from qemu_svm.machine import Machine
+from qemu_svm.findings.results import CompatReport
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, STYLES, entry
+from qemu_svm.render.text.base import FAINT, HEADING, STYLES, entry, stream_heading
 from qemu_svm.rules import Severity
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
 
-def report(
-    machine: Machine, found: Compatibility, target: str, *, verbose: bool = False
-) -> Iterable[Text]:
-    """The verdict, what is in the way, what could not be compared.
+def render(result: CompatReport, *, verbose: bool) -> Iterable[Text]:
+    """Return the verdict, the reasons, and what could not be compared.
 
-    :param target: what the stream was held against.
+    :param verbose: also findings that cannot be decided from the dump alone.
     """
+    machine, found, target = result.machine, result.compatibility, printable(result.target)
     stream = machine.stream
-    state = "" if stream.complete else " (NOT COMPLETE)"
-    yield Text(
-        f"{printable(stream.source.path)}: {printable(machine.name or 'unknown machine')}{state}",
-        HEADING,
-    )
+    yield stream_heading(machine)
     errors = sum(one.severity is Severity.ERROR for one in found.findings)
     if errors:
         reasons = "one reason" if errors == 1 else f"{errors} reasons"
-        verdict = f"{printable(target)} would refuse it: {reasons}"
+        verdict = f"{target} would refuse it: {reasons}"
     else:
-        verdict = f"nothing found that makes {printable(target)} refuse it"
+        verdict = f"no reason found for {target} to refuse it"
     yield Text(f"  {verdict}")
     shown = [one for one in found.findings if verbose or one.severity is not Severity.INFO]
     if shown:
@@ -52,4 +46,4 @@ def report(
     yield entry("not in dump", ", ".join(found.unlisted) or "none")
     hidden = len(found.findings) - len(shown)
     if hidden:
-        yield entry("", f"{hidden} that can only be told with the source's QEMU (-v)")
+        yield entry("", f"{hidden} more that cannot be decided without the source's QEMU (-v)")

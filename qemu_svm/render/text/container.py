@@ -1,4 +1,4 @@
-"""Lines of ``inspect`` about what a stream is wrapped in."""
+"""The container of a stream, for the report of ``inspect``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qemu_svm.source.details import LibvirtDetails, SnapshotDetails
 
 
 def container_lines(source: Source) -> Iterable[Text]:
-    """Entries for the head of the report; none for a stream that stands alone."""
+    """Return entries for the head of the report; none for a stream without a container."""
     details = source.details
     if isinstance(details, LibvirtDetails):
         running = "was running" if details.was_running else "was not running"
@@ -38,7 +38,7 @@ def container_lines(source: Source) -> Iterable[Text]:
 
 
 def libvirt_lines(source: Source) -> Iterable[Text]:
-    """The XML and the cookie of a libvirt save image."""
+    """Return the XML and the cookie of a libvirt save image."""
     details = source.details
     if not isinstance(details, LibvirtDetails):
         return

@@ -7,40 +7,27 @@ from itertools import groupby
 
 from rich.text import Text
 
-from qemu_svm.findings.diff import Change, Comparison, Difference
-from qemu_svm.findings.ram_diff import RamDiff
-from qemu_svm.machine import Machine
+from qemu_svm.findings.diff import Change, Difference
+from qemu_svm.findings.results import DiffReport
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, entry
-from qemu_svm.render.text.diff_ram import ram_lines
+from qemu_svm.render.text import diff_ram
+from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, stream_heading
+from qemu_svm.render.text.values import brief
 from qemu_svm.render.words import bit_names, meaning
 from qemu_svm.stream import Value
 
-_BRIEF = 8
-"""Elements of a range that are shown."""
 _PATHS = 4
-"""Fields listed behind a mask."""
+"""Fields that are listed after a mask."""
 
 
-def report(
-    a: Machine,
-    b: Machine,
-    found: Comparison,
-    pages: RamDiff | None = None,
-    *,
-    all_differences: bool = False,
-) -> Iterable[Text]:
-    """How many there are, then the groups, RAM, then what was masked.
+def render(result: DiffReport, *, all_differences: bool) -> Iterable[Text]:
+    """Return the number of differences, then these by group, RAM, and what was masked.
 
-    :param pages: RAM page by page, if that was compared.
+    :param all_differences: also those that are masked.
     """
-    for side, machine in (("A", a), ("B", b)):
-        state = "" if machine.stream.complete else " (NOT COMPLETE)"
-        yield Text(
-            f"{side}: {printable(machine.stream.source.path)}: "
-            f"{printable(machine.name or 'unknown machine')}{state}",
-            HEADING,
-        )
+    found, pages = result.comparison, result.pages
+    yield stream_heading(result.a, "A: ")
+    yield stream_heading(result.b, "B: ")
     counting = len(found.counting)
     masked = len(found.differences) - counting
     yield Text(f"{_count(counting, 'difference')}{f', {masked} more masked' if masked else ''}")
@@ -53,7 +40,7 @@ def report(
         yield from columns([_row(one) for one in members], ("field", "A", "B", ""))
     if pages is not None:
         yield Text()
-        yield from ram_lines(pages, all_differences=all_differences)
+        yield from diff_ram.render(pages, all_differences=all_differences)
     if masked and not all_differences:
         yield Text()
         yield Text("masked (--all shows them)", HEADING)
@@ -71,7 +58,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _groups(found: Sequence[Difference]) -> Iterable[tuple[str, list[Difference]]]:
-    # A group's parts may stand apart; it is shown once, where it first appears.
+    # A group's members may be scattered; it is shown once, where it first appears.
     order = {one.group: index for index, one in reversed(list(enumerate(found)))}
     ordered = sorted(found, key=lambda one: order[one.group])
     for group, members in groupby(ordered, key=lambda one: one.group):
@@ -99,8 +86,9 @@ def _row(one: Difference) -> list[str | Text]:
 
 def _side(one: Difference, value: Value | None) -> Text:
     if value is None:
-        return Text("not there")
-    text = plain(value)
+        return Text("missing")
+    decimal = value.type == "ram block" or value.name == "version"
+    text = brief(value, decimal=decimal)
     if one.change is Change.SIZE:
         text += f", {value.size} bytes"
     return Text(text).append(f" at {value.offset:#x}", FAINT)
@@ -115,32 +103,3 @@ def _words(one: Difference) -> str:
         return " ".join(gone + [f"+{name}" for name in theirs if name not in ours])
     words = [meaning(one.path, value) for value in (one.a, one.b)]
     return f"{words[0]} / {words[1]}" if all(words) else ""
-
-
-def plain(value: Value) -> str:
-    """A value in brief; of a structure, its type and size."""
-    leaf = value.value
-    if leaf is None:
-        return f"{value.type}, {value.size} bytes" if value.size else value.type
-    if isinstance(leaf, bool):
-        return str(leaf).lower()
-    if isinstance(leaf, int):
-        return str(leaf) if value.type == "ram block" or value.name == "version" else f"{leaf:#x}"
-    if isinstance(leaf, str):
-        return repr(printable(leaf))
-    more = f" … ({len(leaf)})" if len(leaf) > _BRIEF else ""
-    if isinstance(leaf, bytes):
-        return leaf[:_BRIEF].hex(" ") + more
-    return " ".join(f"{number:#x}" for number in leaf[:_BRIEF]) + more
-
-
-def mask_table(rows: Sequence[tuple[str, str, str, str]]) -> Iterable[Text]:
-    """All masks: id, pattern, reason and source."""
-    last = ""
-    for mask, pattern, reason, source in rows:
-        if mask != last:
-            yield Text(mask, HEADING)
-            yield entry("reason", reason)
-            yield entry("source", source)
-        last = mask
-        yield Text(f"    {printable(pattern)}")

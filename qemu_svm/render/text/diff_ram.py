@@ -1,4 +1,4 @@
-"""The part of the report of ``diff`` that is about RAM."""
+"""The RAM part of the report of ``diff``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns
 
 _RANGES = 20
-"""Ranges of a block that are listed unless all are asked for."""
+"""Ranges of a block that are listed unless all are requested."""
 
 
-def ram_lines(found: RamDiff, *, all_differences: bool) -> Iterable[Text]:
-    """A row for each block, then the ranges of pages that differ."""
+def render(found: RamDiff, *, all_differences: bool) -> Iterable[Text]:
+    """Return a row for each block, then the ranges of pages that differ.
+
+    :param all_differences: all ranges, and those of masked blocks.
+    """
     yield Text("RAM pages", HEADING)
     rows: list[list[str | Text]] = [
         [
@@ -65,7 +68,7 @@ def _ranges(block: BlockDiff, most: int) -> Iterable[Text]:
         more = len(block.ranges) - most
         yield Text(f"  and {more} more ranges, {left} pages (--all shows them)", FAINT)
     elif block.dropped:
-        yield Text(f"  and {block.dropped} pages in more ranges than are kept", FAINT)
+        yield Text(f"  and {block.dropped} pages in ranges that were not kept", FAINT)
 
 
 def _where(block: BlockDiff, one: RamRange) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.text import Text
 
-from qemu_svm.doctor.model import Check, CheckState
+from qemu_svm.doctor.model import CheckState, Diagnosis
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING
 
@@ -22,11 +22,12 @@ _UNDER = 2 + _STATE
 _NARROWEST = 20
 
 
-def report(checks: Sequence[Check], width: int | None = None) -> Iterable[Text]:
-    """Group by group, one check a line; what it means and what to do under it.
+def render(result: Diagnosis, *, width: int | None = None) -> Iterable[Text]:
+    """Return one line for each check, by group; below it what it means and what to do.
 
-    :param width: columns to wrap to; None for lines of any length.
+    :param width: columns to wrap at; None for lines of any length.
     """
+    checks = result.checks
     name_width = max((len(one.name) for one in checks), default=0) + 2
     group = None
     for one in checks:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from rich.text import Text
 
+from qemu_svm.findings.results import Inspection
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits
 from qemu_svm.nested.exit_codes import exit_name
@@ -21,7 +22,6 @@ from qemu_svm.render.text.base import (
     size_words,
 )
 from qemu_svm.render.text.container import container_lines, libvirt_lines
-from qemu_svm.rules import Finding
 from qemu_svm.stream import Kind, LayoutOrigin, Record
 from qemu_svm.stream.constants import VERSION
 from qemu_svm.x86.registers import NAMED
@@ -41,14 +41,16 @@ _DESCRIPTION = {
 _GUESSED = {LayoutOrigin.BUILTIN: " (built-in layout)", LayoutOrigin.DUMP: " (fits the dump)"}
 _IN_FULL = 4
 _PARTS = (Kind.PART, Kind.SKIPPED)
-_ALL_PARTS = 12  # as many in a row are all listed, else
-_FIRST_PARTS = 4  # the first of them, and the last
+_ALL_PARTS = 12  # so many in a row are all listed; of more, the first and the last
+_FIRST_PARTS = 4
 
 
-def report(
-    machine: Machine, found: Sequence[Finding], *, ram: bool, verbose: bool
-) -> Iterable[Text]:
-    """Lines of the report, most important first."""
+def render(result: Inspection, *, verbose: bool) -> Iterable[Text]:
+    """Return the report, most important first.
+
+    :param verbose: every vCPU in full.
+    """
+    machine, found = result.machine, result.problems
     yield from _head(machine)
     yield Text()
     if found:
@@ -60,7 +62,7 @@ def report(
         full = verbose or vcpu.guest_mode or vcpu.nested is not None or vcpu.index < _IN_FULL
         yield Text()
         yield from _vcpu(vcpu, full=full)
-    if ram:
+    if result.ram:
         yield Text()
         yield from _ram(machine)
     yield Text()

@@ -1,11 +1,12 @@
-"""The report of ``ram`` for people: blocks, pages, a map."""
+"""The report of ``ram``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
+from qemu_svm.findings.results import RamReport
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, size_words
 from qemu_svm.stream.ram.coverage import BlockCoverage
@@ -18,14 +19,9 @@ _ZERO = bytes((PageKind.ZERO, PageKind.ABSENT))
 _LEGEND = ". zero   - up to half data   + more   # all data   ' ' never sent"
 
 
-def report(
-    ram: Ram,
-    covered: Sequence[BlockCoverage],
-    chosen: Sequence[int],
-    span: tuple[int, int] | None,
-    files: Mapping[int, str],
-) -> Iterable[Text]:
-    """Lines of the report."""
+def render(result: RamReport) -> Iterable[Text]:
+    """Return pages, blocks, a map of each, and the files that were written."""
+    ram, covered, chosen = result.ram, result.coverage, result.chosen
     yield from _pages(ram, covered)
     yield Text("RAM blocks", HEADING)
     rows = [_row(ram, covered, number) for number in chosen]
@@ -33,12 +29,15 @@ def report(
     yield Text("")
     yield Text("Map", HEADING).append(f"  {_LEGEND}", FAINT)
     for number in chosen:
-        yield from _map(ram, covered[number], number, span)
-    if files:
+        yield from _map(ram, covered[number], number, result.span)
+    if result.files:
         yield Text("")
         yield Text("Written", HEADING)
         yield from columns(
-            [(size_words(ram.blocks[number].used_length), name) for number, name in files.items()]
+            [
+                (size_words(ram.blocks[number].used_length), name)
+                for number, name in result.files.items()
+            ]
         )
 
 
@@ -68,7 +67,7 @@ def _pages(ram: Ram, covered: Sequence[BlockCoverage]) -> Iterable[Text]:
         how = " and ".join(channel.methods) or "nothing"
         yield entry(f"channel {channel.number}", f"{len(channel.packets)} packets ({how})")
     for extra in ram.extras:
-        what = "resumed" if extra.kind == "resumed" else "pages asked for"
+        what = "resumed" if extra.kind == "resumed" else "requested pages"
         yield entry("connection", f"{extra.pages} pages ({what})")
     yield Text("")
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
-from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
-from qemu_svm.machine import Machine
-from qemu_svm.model.area import Area, Content
+from qemu_svm.findings.results import SimulationReport
+from qemu_svm.findings.verdict import Judgement, Verdict
+from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.run import Outcome
 from qemu_svm.model.kvm.vcpu import RunEnd
-from qemu_svm.model.simulate import Result, Simulation, Snapshot
+from qemu_svm.model.simulate import Result, Snapshot
 from qemu_svm.nested import bits
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, named_bits
-from qemu_svm.x86.segments import Segment, attrib_words
+from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, named_bits, register
+from qemu_svm.render.text.steps import BAD, INDENT, change, heading, indented
 
 _STYLES = {
     Verdict.RIGHT: "bold green",
-    Verdict.WRONG: "bold red",
+    Verdict.WRONG: BAD,
     Verdict.REFUSED: "yellow",
-    Verdict.BROKEN: "bold red",
+    Verdict.BROKEN: BAD,
     Verdict.OPEN: "blue",
 }
 _SHOWN = (
@@ -33,16 +33,17 @@ _QUIET = frozenset({"arch"})
 _BRIEF = 8
 
 
-def report(
-    machine: Machine, finished: Sequence[Simulation], plan: str, *, verbose: bool
-) -> Iterable[Text]:
-    """One simulation in full, or a table of several."""
-    path = printable(machine.stream.source.path)
-    yield Text(f"{path}: plan {printable(plan)}", HEADING)
-    if len(finished) > 1:
-        yield from _table(finished)
+def render(result: SimulationReport, *, verbose: bool) -> Iterable[Text]:
+    """Return one simulation in full, or a table of several.
+
+    :param verbose: the whole state after every step.
+    """
+    path = printable(result.machine.stream.source.path)
+    yield Text(f"{path}: plan {printable(result.plan)}", HEADING)
+    if len(result.simulations) > 1:
+        yield from _table(result)
         return
-    (one,) = finished
+    (one,), (judgement,) = result.simulations, result.judgements
     kernel = one.kernel
     yield Text(f"kernel {kernel.name}: {kernel.about}")
     basis = "; ".join(
@@ -52,16 +53,15 @@ def report(
     )
     yield Text(f"  {basis or 'derived'}", FAINT)
     before = one.start
-    for result in one.results:
+    for step in one.results:
         yield Text()
-        yield from _step(result, before, verbose=verbose)
-        before = result.state
+        yield from _step(step, before, verbose=verbose)
+        before = step.state
     yield Text()
-    yield from verdict_lines(judge_restore(one))
+    yield from _verdict(judgement)
 
 
-def verdict_lines(judgement: Judgement) -> Iterator[Text]:
-    """The verdict and its reasons."""
+def _verdict(judgement: Judgement) -> Iterator[Text]:
     line = Text("verdict: ", HEADING)
     yield line.append(judgement.verdict.value, _STYLES[judgement.verdict])
     for text in judgement.lines[:_BRIEF]:
@@ -70,10 +70,9 @@ def verdict_lines(judgement: Judgement) -> Iterator[Text]:
         yield Text(f"  and {len(judgement.lines) - _BRIEF} more registers (--json lists them)")
 
 
-def _table(finished: Sequence[Simulation]) -> Iterator[Text]:
+def _table(result: SimulationReport) -> Iterator[Text]:
     rows: list[list[str | Text]] = []
-    for one in finished:
-        judgement = judge_restore(one)
+    for one, judgement in zip(result.simulations, result.judgements, strict=True):
         basis = "measured" if one.kernel.measured else "read"
         errors = [f"{r.step.text.split(':')[0]} {r.failed}" for r in one.results if r.failed]
         words = ", ".join(errors) if errors else (judgement.lines[0] if judgement.lines else "")
@@ -97,21 +96,21 @@ def _how(outcome: Outcome) -> str:
 
 
 def _step(result: Result, before: Snapshot, *, verbose: bool) -> Iterator[Text]:
-    line = Text(f"{result.number:2} {result.step.text}", HEADING)
+    line = heading(result.number, result.step.text, result.errno)
     if result.errno:
-        line.append(f"  {result.errno}", "bold red").append(f" ({result.failed})")
+        line.append(f" ({result.failed})")
     elif result.outcome is not None:
         line.append(f"  {_how(result.outcome)}")
     yield line
-    yield from (Text(f"     note: {note}", "yellow") for note in result.notes)
+    yield from (Text(f"{INDENT}note: {note}", "yellow") for note in result.notes)
     state = result.state
     yield from _flags(before, state)
     for name, area in state.areas.items():
         old = before.areas.get(name)
         rows = list(_changes(area, old, verbose=verbose))
         if rows and (verbose or name not in _QUIET or result.outcome is None):
-            yield Text(f"     {name}", KEY)
-            yield from (Text("     ").append_text(row) for row in columns(rows))
+            yield Text(f"{INDENT}{name}", KEY)
+            yield from indented(rows)
     if result.outcome is not None and result.outcome.entry is not None:
         yield from _entry(result)
 
@@ -124,10 +123,10 @@ def _flags(before: Snapshot, state: Snapshot) -> Iterator[Text]:
             words.append(f"{name} {_word(old)} -> {_word(new)}")
     if before.nested["flags"] != state.nested["flags"]:
         flags = state.nested["flags"]
-        text = Text("     KVM_GET_NESTED_STATE would say flags ")
+        text = Text(f"{INDENT}KVM_GET_NESTED_STATE would return flags ")
         yield text.append_text(named_bits(f"{flags:#x}", bits.FLAGS.names(flags)))
     if words:
-        yield Text("     " + ", ".join(words))
+        yield Text(INDENT + ", ".join(words))
 
 
 def _word(value: object) -> str:
@@ -142,28 +141,20 @@ def _changes(area: Area, old: Area | None, *, verbose: bool) -> Iterator[list[st
         writer = area.writer(name)
         if value == previous and not verbose:
             continue
-        text = Text(_content(value), "bold" if value != previous else "")
-        if previous is not None and value != previous:
-            text.append(f"  was {_content(previous)}", FAINT)
+        words = None if previous is None else register(previous)
+        text = change(register(value), words, changed=value != previous)
         by = f"step {writer.step}" if writer.step else "reset"
         yield [f"  {name}", text, Text(by, FAINT)]
-
-
-def _content(value: Content) -> str:
-    if isinstance(value, Segment):
-        words = attrib_words(value.attrib) if value.attrib else f"limit {value.limit:#x}"
-        return f"{value.selector:#x} base {value.base:#x} {words}"
-    return f"{value:#x}"
 
 
 def _entry(result: Result) -> Iterator[Text]:
     outcome = result.outcome
     assert outcome is not None
     assert outcome.entry is not None
-    yield Text(f"     the processor enters {outcome.level} with", KEY)
+    yield Text(f"{INDENT}the processor enters {outcome.level} with", KEY)
     yield from _brief(outcome.entry)
     if outcome.l1 is not None:
-        yield Text("     after the next #VMEXIT L1 goes on with", KEY)
+        yield Text(f"{INDENT}after the next #VMEXIT L1 continues with", KEY)
         yield from _brief(outcome.l1)
 
 
@@ -173,5 +164,5 @@ def _brief(area: Area) -> Iterator[Text]:
         if name in area:
             writer = area.writer(name)
             by = f"step {writer.step}" if writer.step else "reset"
-            rows.append([f"  {name}", _content(area.content(name)), Text(by, FAINT)])
-    yield from (Text("     ").append_text(row) for row in columns(rows))
+            rows.append([f"  {name}", register(area.content(name)), Text(by, FAINT)])
+    yield from indented(rows)

@@ -28,29 +28,30 @@ _VERDICTS = {
 }
 
 
-def report(trace: Trace, *, verbose: bool, arrow: str = "→") -> Iterable[Text]:
-    """Lines of the report.
+def render(result: Trace, *, verbose: bool, arrow: str = "→") -> Iterable[Text]:
+    """Return the phases of each vCPU, and which rules each put of nested state keeps.
 
-    :param arrow: stands between the ioctls of a put.
+    :param verbose: every ioctl and every rule.
+    :param arrow: between the ioctls of a put.
     """
-    yield from _head(trace, verbose=verbose)
-    told: set[str] = set()
-    for vcpu in trace.vcpus:
+    yield from _head(result, verbose=verbose)
+    explained: set[str] = set()
+    for vcpu in result.vcpus:
         yield Text()
         yield from _vcpu(vcpu, verbose=verbose)
-        yield from _puts(vcpu, arrow, told, verbose=verbose)
-    if verbose and trace.others:
+        yield from _puts(vcpu, arrow, explained, verbose=verbose)
+    if verbose and result.others:
         yield Text()
-        yield from _others(trace)
-    if any(vcpu.puts for vcpu in trace.vcpus):
+        yield from _others(result)
+    if any(vcpu.puts for vcpu in result.vcpus):
         yield Text()
         yield Text("What this log cannot show", HEADING)
-        for blind in trace.not_shown:
+        for blind in result.not_shown:
             yield from _wrapped(f"{blind.what} ({', '.join(blind.rules)})", 2)
 
 
 def _head(trace: Trace, *, verbose: bool) -> Iterable[Text]:
-    state = "" if trace.complete else ", NOT READ TO ITS END"
+    state = "" if trace.complete else ", NOT READ TO THE END"
     yield Text(f"{printable(trace.path)}: log of KVM ioctls{state}", HEADING)
     kinds = ", ".join(kind.value for kind, _ in trace.formats)
     packed = "" if trace.compression == "none" else f" (from {trace.compression})"
@@ -146,7 +147,7 @@ def _step(step: Step) -> list[str | Text]:
 
 
 def _brief(phases: Sequence[Phase]) -> Iterable[tuple[int, int]]:
-    # Numbers of the phases to show; the middle of a long life as (number, hidden).
+    # Numbers of the phases to show; many in the middle become one (number, hidden).
     start = 0
     while start < len(phases):
         if phases[start].kind in _PUTTING:
@@ -168,8 +169,8 @@ def _brief(phases: Sequence[Phase]) -> Iterable[tuple[int, int]]:
 # --- puts ---
 
 
-def _puts(vcpu: VcpuTrace, arrow: str, told: set[str], *, verbose: bool) -> Iterable[Text]:
-    # What a rule is about is told where it is broken first.
+def _puts(vcpu: VcpuTrace, arrow: str, explained: set[str], *, verbose: bool) -> Iterable[Text]:
+    # A rule is explained where it is first broken.
     for put in vcpu.puts:
         kind = vcpu.phases[put.phase].kind.value
         line = Text(f"  line {put.line}, {kind}")
@@ -184,7 +185,7 @@ def _puts(vcpu: VcpuTrace, arrow: str, told: set[str], *, verbose: bool) -> Iter
         yield from _order(put, arrow)
         for one in put.results:
             if one.outcome in (RuleOutcome.VIOLATED, RuleOutcome.UNKNOWN):
-                yield from _judged(one, told)
+                yield from _judged(one, explained)
             elif verbose:
                 yield from _rest(one)
 
@@ -203,7 +204,7 @@ def _order(put: Put, arrow: str) -> Iterable[Text]:
     yield line
 
 
-def _judged(one: RuleResult, told: set[str]) -> Iterable[Text]:
+def _judged(one: RuleResult, explained: set[str]) -> Iterable[Text]:
     severity = one.rule.trace_severity
     word = severity.value if one.outcome is RuleOutcome.VIOLATED else "not known"
     text = f"{one.rule.id} {one.rule.requires}"
@@ -213,8 +214,8 @@ def _judged(one: RuleResult, told: set[str]) -> Iterable[Text]:
     first.stylize(STYLES[severity], 4, 4 + len(word))
     yield first
     yield from rest
-    if one.outcome is RuleOutcome.VIOLATED and one.rule.id not in told:
-        told.add(one.rule.id)
+    if one.outcome is RuleOutcome.VIOLATED and one.rule.id not in explained:
+        explained.add(one.rule.id)
         yield from _wrapped(one.rule.means, 6)
         kernels = "" if one.rule.scope == ALL_KERNELS else f" Linux {one.rule.scope}."
         yield from _wrapped(f"Do: {one.rule.do}.{kernels}", 6)

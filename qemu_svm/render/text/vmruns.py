@@ -6,12 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
-from qemu_svm.machine.paths import Place
-from qemu_svm.nested import layout
-from qemu_svm.nested.state import image_tree
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, entry
-from qemu_svm.render.text.show import children
 from qemu_svm.render.vmruns_words import (
     CERTAINTY,
     change_words,
@@ -19,38 +15,38 @@ from qemu_svm.render.vmruns_words import (
     role_name,
     vmcb_name,
 )
-from qemu_svm.stream import Value
 from qemu_svm.vmruns.fields import changes
 from qemu_svm.vmruns.log import AttributedRun, Log
-from qemu_svm.vmruns.reader import Event
+from qemu_svm.vmruns.results import RunsReport
 from qemu_svm.vmruns.roles import Certainty
 from qemu_svm.vmruns.runs import save_field
-from qemu_svm.vmruns.select import SelectedRun, Selection, select
+from qemu_svm.vmruns.select import SelectedRun, select
 from qemu_svm.vmruns.structs import Flag, RecordKind, kind_name
 
 _CHUNK = 512
 _EXITS = 4
 
 
-def report(log: Log, wanted: Selection, *, verbose: bool) -> Iterable[Text]:
-    """What the log holds, then the runs that are wanted.
+def render(result: RunsReport, *, verbose: bool) -> Iterable[Text]:
+    """Return what the log holds, then the selected runs.
 
-    :param verbose: every run alone, with what changed since the last entry of its VMCB.
+    :param verbose: every run on its own, with what changed since the last entry of its VMCB.
     """
+    log = result.log
     yield from _head(log)
     yield Text()
     yield from _vmcbs(log)
     yield Text()
-    chosen = select(log, wanted)
+    chosen = select(log, result.selection)
     yield from _verbose(chosen) if verbose else _brief(one.attributed for one in chosen)
 
 
 def _head(log: Log) -> Iterator[Text]:
-    state = "NOT READ TO ITS END" if log.damage is not None else "complete"
+    state = "NOT READ TO THE END" if log.damage is not None else "complete"
     yield Text(f"{printable(log.source.path)}: log of svmtrace, {state}", HEADING)
     cpus = "1 CPU" if log.header.vcpus == 1 else f"{log.header.vcpus} CPUs"
     yield entry("recorded on", f"{cpus} through plugin interface {log.header.api}")
-    ended = log.end or "no end is written: the emulator was killed, or still runs"
+    ended = log.end or "no end record: the emulator was killed, or is still running"
     yield entry("ends", f"after {log.nanoseconds / 1e9:.3f} s: {ended}")
     names = [
         f"{count} {kind_name(kind)}"
@@ -158,30 +154,3 @@ def _changed(title: str, old: bytes | None, new: bytes) -> Iterator[Text]:
     if found:
         yield Text(f"    {title}", KEY)
         yield from (Text("    ").append_text(row) for row in columns(found))
-
-
-def page_report(event: Event, *, verbose: bool) -> Iterator[Text]:
-    """One VMCB with all its fields and bits.
-
-    :param verbose: also fields that are reserved and zero.
-    """
-    page = event.page
-    assert page is not None
-    yield Text(
-        f"record {event.number}: {kind_name(event.kind)} on CPU {event.vcpu}, "
-        f"VMCB at {event.address:#x}",
-        HEADING,
-    )
-    yield entry("instruction", f"RIP {event.rip:#x}, RAX {event.rax:#x}")
-    yield entry("time", f"{event.time / 1e9:.6f} s")
-    yield Text()
-    yield from children(Place("vmcb", page_tree(page)), verbose=verbose)
-
-
-def page_tree(page: bytes) -> Value:
-    """A VMCB page as a tree: ``control`` and ``save``."""
-    areas = (
-        image_tree(layout.CONTROL, "control", page, layout.CONTROL_OFFSET),
-        image_tree(layout.SAVE, "save", page[layout.SAVE_OFFSET :], layout.SAVE_OFFSET),
-    )
-    return Value("vmcb", "struct", 0, layout.VMCB_SIZE, None, areas)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from qemu_svm.qmp.watch import Sample
+from qemu_svm.qmp.watch import Sample, Update
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, entry, size_words
 
@@ -19,13 +19,13 @@ _PAGES = (
     ("xbzrle-cache", "cache-miss", "not in the cache"),
     ("xbzrle-cache", "overflow", "too different"),
     ("compression", "pages", "compressed"),
-    ("ram", "postcopy-requests", "asked for by the destination"),
+    ("ram", "postcopy-requests", "requested by the destination"),
 )
 """Group and member of an answer of query-migrate that counts pages, and words for it."""
 
 _BYTES = (
     ("ram", "precopy-bytes", "while it ran"),
-    ("ram", "downtime-bytes", "while it stood"),
+    ("ram", "downtime-bytes", "while it was stopped"),
     ("ram", "postcopy-bytes", "after it moved"),
     ("ram", "multifd-bytes", "over multifd"),
     ("vfio", "transferred", "of devices"),
@@ -46,8 +46,15 @@ _LIMITS = (
 """Parameter, the capability that makes it matter (empty: it always does), its unit."""
 
 
-def line(sample: Sample) -> Text:
-    """Everything that matters, in one line."""
+def render(result: Update, *, title: str | None = None) -> Iterable[Text]:
+    """Return the state of a migration: one line, or the lines of a live area.
+
+    :param title: of the live area: whose migration it is.
+    """
+    return [_line(result.sample)] if title is None else _area(result.sample, title)
+
+
+def _line(sample: Sample) -> Text:
     found = sample.migration
     parts = [f"guest {printable(sample.vm.state)}"]
     if found.passes is not None:
@@ -70,11 +77,7 @@ def line(sample: Sample) -> Text:
     return Text(f"{seconds:>9}  ").append_text(_state(sample)).append("  " + "  ".join(parts))
 
 
-def area(sample: Sample, title: str) -> Iterable[Text]:
-    """The same and more, as the lines of a live area.
-
-    :param title: whose migration it is.
-    """
+def _area(sample: Sample, title: str) -> Iterable[Text]:
     found = sample.migration
     head = Text(printable(title), HEADING).append(": ").append_text(_state(sample))
     yield head.append(f", guest {printable(sample.vm.state)}")
@@ -108,7 +111,7 @@ def _state(sample: Sample) -> Text:
 
 
 def _percent(sample: Sample) -> float:
-    # Of RAM that needs not be sent, as things stand; it falls when the guest writes.
+    # Of RAM that need not be sent any more; it falls when the guest writes.
     found = sample.migration
     if found.status == "completed":
         return 100.0
@@ -163,7 +166,7 @@ def _limits(sample: Sample) -> Iterable[str]:
 
 
 def _numbers(sample: Sample, table: Iterable[tuple[str, str, str]]) -> dict[str, int]:
-    # What QEMU counts beside the common; only what is not 0.
+    # Counters that not every migration has; only those that are not 0.
     found = {
         words: _number(sample.answer.get(group), member) or 0 for group, member, words in table
     }

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from qemu_svm.findings.witness import Field, Part, Witness
-from qemu_svm.render.json.inspect import SCHEMA_VERSION
-from qemu_svm.render.json.simulate import content
-from qemu_svm.render.numbers import hex_text
+from qemu_svm.findings.witness import Field, Part
+from qemu_svm.lab.results import WitnessReport
+from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text, register
 
 
-def document(path: str, plan: str, versions: dict[str, str], found: Witness) -> dict[str, Any]:
-    """The document."""
+def render(result: WitnessReport) -> dict[str, Any]:
+    """Return the document."""
+    found = result.witness
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": {"path": path},
-        "plan": plan,
-        "versions": versions,
+        "source": {"path": result.path},
+        "plan": result.plan,
+        "versions": dict(result.versions),
         "kernel": found.kernel.name,
         "clean": found.clean,
         "wrong": bool(found.wrong),
@@ -40,9 +40,9 @@ def _part(part: Part) -> dict[str, Any]:
 def _field(field: Field) -> dict[str, Any]:
     return {
         "name": field.name,
-        "given": content(field.given),
-        "stream": None if field.stream is None else content(field.stream),
-        "model": None if field.model is None else content(field.model),
+        "given": register(field.given),
+        "stream": None if field.stream is None else register(field.stream),
+        "model": None if field.model is None else register(field.model),
         "verdict": field.verdict.value,
         "why": field.why or None,
         "predicted": field.predicted,

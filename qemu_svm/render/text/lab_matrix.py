@@ -1,4 +1,4 @@
-"""The table of ``lab matrix``; narrow enough for a terminal with sixteen hosts."""
+"""The report of ``lab matrix``; with sixteen hosts it still fits 80 columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from rich.text import Text
 
 from qemu_svm.findings.rules import RULES
-from qemu_svm.lab.matrix import Cell, Host, Result
+from qemu_svm.lab.matrix import Cell, Host, Matrix
 from qemu_svm.lab.restore import Outcome
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns
@@ -18,15 +18,15 @@ _WORKS, _NOT_DONE = "ok", "-"
 _Note = tuple[str, str, tuple[str, ...]]
 
 
-def table(result: Result) -> Iterable[Text]:
-    """A table for each guest, then what the numbers in them mean, then the hosts."""
+def render(result: Matrix) -> Iterable[Text]:
+    """Return a table for each guest, then what the numbers in them mean, then the hosts."""
     hosts = list(result.versions)
     notes: dict[_Note, int] = {}
     guests = dict.fromkeys(cell.guest for cell in result.cells)
     for guest in guests:
         cells = {(c.source, c.target): c for c in result.cells if c.guest == guest}
         good = sum(cell.outcome.good for cell in cells.values())
-        yield Text(f"{guest}: {good} of {len(cells)} go on", HEADING)
+        yield Text(f"{guest}: {good} of {len(cells)} continue", HEADING)
         yield from columns(list(_rows(hosts, cells, notes)))
         yield Text()
     for note, number in notes.items():

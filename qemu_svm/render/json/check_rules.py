@@ -1,0 +1,29 @@
+"""The JSON document of ``check --rules`` and ``--explain``, version 1 (``docs/json.md``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qemu_svm.findings.results import RuleList
+from qemu_svm.render.json.base import SCHEMA_VERSION
+
+
+def render(result: RuleList) -> dict[str, Any]:
+    """Return the document."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rules": [
+            {
+                "id": rule.id,
+                "kind": rule.kind.value,
+                "severity": rule.severity.value,
+                "fails_when": rule.fails_when,
+                "means": rule.consequence,
+                "do": rule.advice,
+                "source": rule.source,
+                "kernels": list(rule.kernels),
+                "scope": rule.scope,
+            }
+            for rule in result.rules
+        ],
+    }

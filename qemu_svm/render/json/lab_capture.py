@@ -1,0 +1,40 @@
+"""The JSON document of ``lab capture``, version 1 (``docs/lab.md``)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from qemu_svm.lab.record import CaptureRecord, CaptureRecords
+from qemu_svm.render.json.base import SCHEMA_VERSION
+
+
+def render(result: CaptureRecords) -> dict[str, Any]:
+    """Return the record of one capture, or ``captures`` with those of several."""
+    documents = [_record(record) for record in result.records]
+    return documents[0] if len(documents) == 1 else {"captures": documents}
+
+
+def _record(record: CaptureRecord) -> dict[str, Any]:
+    origin = record.origin
+    states = zip(origin.guest.vcpus, record.flags, strict=True)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "file": record.file,
+        "size": record.size,
+        "sha256": record.sha256,
+        "guest": {"name": origin.guest.name, "about": origin.guest.about},
+        "vcpus": [
+            {"index": index, **asdict(state), "flags": None if flags is None else f"{flags:#x}"}
+            for index, (state, flags) in enumerate(states)
+        ],
+        "tries": record.tries,
+        "versions": dict(origin.versions),
+        "box": {name: _plain(value) for name, value in origin.box.items()},
+        "settings": asdict(origin.settings),
+        "recipe": origin.recipe,
+    }
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, bool | int) else str(value)

@@ -1,0 +1,10 @@
+"""Fields of a VMCB's page as JSON: for ``vmruns``."""
+
+from __future__ import annotations
+
+from qemu_svm.render.json.base import hex_text
+
+
+def content(value: int | bytes) -> str:
+    """Return a number as ``"0x…"``, bytes as hex digits."""
+    return value.hex() if isinstance(value, bytes) else hex_text(value)

@@ -1,0 +1,33 @@
+"""The reports of ``check --rules`` and ``check --explain``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.text import Text
+
+from qemu_svm.findings.check import ranges
+from qemu_svm.findings.results import RuleList
+from qemu_svm.render.text.base import HEADING, STYLES, columns, entry
+from qemu_svm.rules import Rule
+
+
+def render(result: RuleList) -> Iterable[Text]:
+    """Return everything about a single rule, or one line for each of several."""
+    rules = result.rules
+    if len(rules) == 1:
+        return _explained(rules[0])
+    return columns(
+        [[rule.id, Text(rule.severity.value, STYLES[rule.severity]), rule.fails_when]
+         for rule in rules],
+        ("rule", "severity", "fails or applies when"),
+    )  # fmt: skip
+
+
+def _explained(rule: Rule) -> Iterator[Text]:
+    yield Text(f"{rule.id} ({rule.kind.value}, {rule.severity.value})", HEADING)
+    yield entry("when", rule.fails_when)
+    yield entry("then", rule.consequence)
+    yield entry("do", rule.advice)
+    yield entry("kernels", ranges(rule.kernels) if rule.kernels else rule.scope or "all")
+    yield entry("source", rule.source)
