@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         Span,
     )
     from qemu_svm.lab.progress import Progress as LabProgress
-    from qemu_svm.machine.memory import GuestMemory
+    from qemu_svm.memory.memory import GuestMemory
     from qemu_svm.qmp.capture import Captured
     from qemu_svm.qmp.features import CaptureOptions
     from qemu_svm.qmp.sync import Connection
@@ -277,7 +277,7 @@ class Dump:
         """
         from qemu_svm.findings.results import SimulationReport
         from qemu_svm.findings.verdict import judge_restore
-        from qemu_svm.machine.memory import backed
+        from qemu_svm.memory.layout import backing
         from qemu_svm.model.kvm.vcpu import VMRUN_FIELDS, Host
         from qemu_svm.model.plan import parse
         from qemu_svm.model.profiles import profiles
@@ -293,17 +293,13 @@ class Dump:
         if race and not any(step.name == "vmrun" for step in steps):
             steps += parse("vmrun")
         host = Host(npt=npt, irqchip=irqchip, bsp=vcpu == 0, cpuid=guest_cpuid(saved, maxphyaddr))
-        machine = self.machine
-
-        def exists(address: int, size: int) -> bool:
-            return not machine.blocks or backed(machine, address, size)
-
+        exists = backing(self.machine)
         finished = tuple(
             simulate(profile, saved, steps, host=host, race=race, backed=exists)
             for profile in chosen
         )
         judgements = tuple(judge_restore(simulation) for simulation in finished)
-        return SimulationReport(machine, plan, finished, judgements)
+        return SimulationReport(self.machine, plan, finished, judgements)
 
     @cached_property
     def ram(self) -> Ram:
@@ -315,7 +311,7 @@ class Dump:
     @cached_property
     def memory(self) -> GuestMemory:
         """L1-physical memory: ``dump.memory.read(address, size)``."""
-        from qemu_svm.machine.memory import GuestMemory
+        from qemu_svm.memory.memory import GuestMemory
 
         return GuestMemory(self.machine, self.ram)
 

@@ -36,6 +36,7 @@ _VERBS = {
     "diff": "Two streams field by field, without what is known to differ.",
     "compat": "Would a given QEMU take the sections of this stream?",
     "ram": "RAM blocks, page statistics, a map; --extract writes them.",
+    "mem": "Guest memory of L1 and L2: read, translate, search; cores for debuggers.",
     "capture": "A stream out of a running QEMU, without hurting the guest.",
     "vmruns": "Every VMCB that the emulated processor was given, out of svmtrace's log.",
     "restore": "A stream into a QEMU; why, if it does not take it.",

@@ -8,7 +8,7 @@ from qemu_svm.cli import EXIT_FINDINGS, common, output
 from qemu_svm.errors import PlanError
 from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import Verdict, judge_restore
-from qemu_svm.machine.memory import backed
+from qemu_svm.memory.layout import backing
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.profiles import PROFILES, Profile
@@ -75,9 +75,9 @@ def command(
         saved = from_vcpu(vcpu)
         host = Host(npt=not no_npt, irqchip=not no_irqchip, bsp=index == 0,
                     cpuid=guest_cpuid(saved, maxphyaddr))  # fmt: skip
+        exists = backing(machine)
         finished = [
-            simulate(kernel, saved, steps, host=host, race=race,
-                     backed=lambda a, n: not machine.blocks or backed(machine, a, n))
+            simulate(kernel, saved, steps, host=host, race=race, backed=exists)
             for kernel in kernels(kernel_name)
         ]  # fmt: skip
         report = SimulationReport(

@@ -16,8 +16,8 @@ from qemu_svm.findings.qemus import qemu_findings, qemu_plan
 from qemu_svm.findings.rules import RULES
 from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.machine.memory import backed
 from qemu_svm.machine.paths import vcpu_tree
+from qemu_svm.memory.layout import backing
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.profiles import PROFILES, Profile
@@ -60,6 +60,7 @@ def check(
         plan = "qemu" if qemu is None else qemu_plan(qemu)
     found = list(consistency(machine))
     steps = plans.parse(plan)
+    exists = backing(machine)
     verdicts: dict[int, dict[str, Judgement]] = {}
     for vcpu in machine.vcpus:
         if vcpu.nested is not None and not vcpu.nested.is_svm:
@@ -68,9 +69,7 @@ def check(
         host = Host(npt=npt, bsp=vcpu.index == 0, cpuid=guest_cpuid(saved, maxphyaddr))
         failures: dict[str, list[str]] = {}
         for kernel in kernels:
-            simulation = simulate(
-                kernel, saved, steps, host=host, backed=lambda a, n: _known(machine, a, n)
-            )
+            simulation = simulate(kernel, saved, steps, host=host, backed=exists)
             judgement = judge_restore(simulation)
             verdicts.setdefault(vcpu.index, {})[kernel.name] = judgement
             for rule in _failed(simulation):
@@ -80,10 +79,6 @@ def check(
     if qemu is not None:
         found += qemu_findings(machine, qemu)
     return Report(tuple(found), verdicts)
-
-
-def _known(machine: Machine, address: int, size: int) -> bool:
-    return not machine.blocks or backed(machine, address, size)
 
 
 def _failed(simulation: Simulation) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.machine.memory import backed
+from qemu_svm.memory.layout import backing
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.rules import BAD_VALUE, Finding, Rule, RuleKind, Severity
 
@@ -116,9 +116,9 @@ def _in_guest_mode(
         )
     if vcpu.smm:
         yield _RULES["X-10"].finding(f"{name}: in SMM and in guest mode at once", nested.offset)
-    known = bool(machine.blocks)
+    exists = backing(machine)
     at = nested.vmcb_offset
-    if known and not backed(machine, nested.vmcb_pa, layout.VMCB_SIZE):
+    if not exists(nested.vmcb_pa, layout.VMCB_SIZE):
         yield _RULES["X-06"].finding(
             f"{name}: vmcb12 at {nested.vmcb_pa:#x} is outside the guest's RAM: the next #VMEXIT "
             "ends in a shutdown",
@@ -127,8 +127,8 @@ def _in_guest_mode(
     control, save = nested.control, nested.l1_save
     intercepts = bits.intercept_words(list(control.intercepts))
     bitmap = control.msrpm_base_pa & ~0xFFF
-    merged = known and intercepts & bits.INTERCEPTS.mask("MSR_PROT")
-    if merged and not backed(machine, bitmap, 0x2000):
+    merged = intercepts & bits.INTERCEPTS.mask("MSR_PROT")
+    if merged and not exists(bitmap, 0x2000):
         yield _RULES["X-07"].finding(
             f"{name}: L1's MSR bitmap at {bitmap:#x} is outside the guest's RAM",
             at + layout.CONTROL.member("msrpm_base_pa").offset,

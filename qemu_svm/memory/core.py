@@ -23,23 +23,20 @@ from itertools import pairwise
 
 from qemu_svm.errors import AddressError, EnvironmentFault, PathError
 from qemu_svm.memory import notes, registers
+from qemu_svm.memory.copying import copy
 from qemu_svm.memory.layout import Use
 from qemu_svm.memory.memory import GuestMemory
 from qemu_svm.memory.paging import mode
-from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, NEVER, NOTHING, Extent, Physical
+from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, NEVER, NOTHING, Physical
 from qemu_svm.memory.registers import Registers
 from qemu_svm.memory.results import Run
 from qemu_svm.memory.spaces import Space
 from qemu_svm.memory.vmcoreinfo import VmCoreInfo, find
-from qemu_svm.stream.ram.runs import INPUT_SHIFT
 
 FORMS = ("crash", "gdb")
 MOST_LOADS = 1 << 18
 _ALIASES = 4  # of one page of virtual memory that become loads
 _PAGE = 4096
-_WINDOW = 1 << 20
-_OFFSET = (1 << INPUT_SHIFT) - 1
-_MOST_PARTS = 512  # of a pwritev
 _KEPT_FREE = 16 << 20
 
 
@@ -156,25 +153,20 @@ def plan(
     """
     if form not in FORMS:
         raise PathError(f"unknown form '{form}'", near=FORMS)
-    vcpus = _vcpus(memory, level)
+    space, virtual, vcpus = level_spaces(memory, level)
     physical = memory.physical
-    space: Physical | Space = physical
-    missing: list[str] = []
     if level == "l1":
         all_registers = [memory.l1_registers(index) for index in vcpus]
-        loads = _l1_loads(physical)
+        loads, missing = _l1_loads(physical), list[str]()
     else:
         all_registers = [memory.l2_registers(index) for index in vcpus]
-        space = memory.world("l2p", vcpus[0])
         loads, missing = _l2_loads(space)
-    world = "l1v" if level == "l1" else "l2v"
-    virtual = memory.world(world, vcpus[0]) if vcpus else None
-    if vmcoreinfo is None and search and isinstance(virtual, Space):
+    if vmcoreinfo is None and search and virtual is not None:
         vmcoreinfo = _found(memory, space, virtual, all_registers)
         if vmcoreinfo is None:
             missing.append("VMCOREINFO: no such note that the page tables prove")
     mapped: list[tuple[int, int, int]] = []
-    if form == "gdb" and isinstance(virtual, Space):
+    if form == "gdb" and virtual is not None:
         mapped, aliases = _virtual(virtual, loads)
         if aliases:
             missing.append(f"{aliases} aliases of pages that have others")
@@ -188,6 +180,24 @@ def plan(
         level, form, tuple(loads), tuple(mapped), tuple(all_registers), vmcoreinfo,
         tuple(missing), physical, counts["data"] * physical.page_size, counts,
     )  # fmt: skip
+
+
+def level_spaces(
+    memory: GuestMemory, level: str
+) -> tuple[Physical | Space, Space | None, list[int]]:
+    """Physical and virtual memory of a level, and the vCPUs that run it.
+
+    :param level: as for :func:`plan`.
+    :raises PathError: no vCPU runs it.
+    """
+    vcpus = _vcpus(memory, level)
+    if level == "l1":
+        space: Physical | Space = memory.physical
+        virtual = memory.world("l1v", vcpus[0]) if vcpus else None
+    else:
+        space = memory.world("l2p", vcpus[0])
+        virtual = memory.world("l2v", vcpus[0])
+    return space, virtual if isinstance(virtual, Space) else None, vcpus
 
 
 def _vcpus(memory: GuestMemory, level: str) -> list[int]:
@@ -359,39 +369,7 @@ def write(core: Plan, fd: int, progress: Callable[[int], None] = lambda _done: N
     place, done = len(headers), 0
     for load in core.loads:
         for start, size in load.places:
-            for extent in core.physical.extents(start, start + size):
-                if extent.word >= FIRST_PLACE or extent.word == ENCODED:
-                    _copy(core.physical, extent, fd, place + extent.address - start)
-                done += extent.size
-                progress(done)
+            copy(core.physical, start, size, fd, place)
+            done += size
+            progress(done)
             place += size
-
-
-def _copy(physical: Physical, extent: Extent, fd: int, place: int) -> None:
-    size = physical.page_size
-    if extent.word == ENCODED or extent.stride == size:
-        for address, data in physical.content(extent):
-            _all(fd, [data], place + address - extent.address)
-        return
-    # Pages with a header before each: read with the headers, written without.
-    pages, stride = extent.size // size, extent.stride
-    source, at = extent.word >> INPUT_SHIFT, extent.word & _OFFSET
-    batch = min(_WINDOW // stride, _MOST_PARTS)
-    for first in range(0, pages, batch):
-        many = min(batch, pages - first)
-        block = memoryview(
-            physical.ram.read_input(source, at + first * stride, (many - 1) * stride + size)
-        )
-        parts = [block[one : one + size] for one in range(0, len(block), stride)]
-        _all(fd, parts, place + first * size)
-
-
-def _all(fd: int, parts: Sequence[memoryview | bytes], place: int) -> None:
-    wanted = sum(map(len, parts))
-    done = os.pwritev(fd, parts, place)
-    if done < wanted:
-        rest = b"".join(parts)[done:]
-        place += done
-        while rest:
-            done = os.pwrite(fd, rest, place)
-            rest, place = rest[done:], place + done

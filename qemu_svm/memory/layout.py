@@ -136,6 +136,17 @@ def backed(machine: Machine, address: int, size: int) -> bool:
     return any(start <= address and address + size <= end for start, end in ram_ranges(machine))
 
 
+def backing(machine: Machine) -> Callable[[int, int], bool]:
+    """What :func:`backed` says, for many questions; yes where there are no blocks at all."""
+    ranges = ram_ranges(machine)
+    blocks = bool(machine.blocks)
+
+    def exists(address: int, size: int) -> bool:
+        return not blocks or any(a <= address and address + size <= b for a, b in ranges)
+
+    return exists
+
+
 def is_device(name: str) -> bool:
     """Whether a block of that name belongs to firmware or a device, not to main memory."""
     return (

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from qemu_svm.errors import Malformed
 from qemu_svm.machine import Machine
-from qemu_svm.machine.memory import main_block, ram_ranges
+from qemu_svm.memory.layout import Use
 from qemu_svm.model import arguments as carried
 from qemu_svm.model.area import RESET, Area
 from qemu_svm.model.plan import Step
@@ -31,6 +31,7 @@ from qemu_svm.x86.paging import Paging, Read, through
 
 STOP = bytes((0xE6, STOP_PORT, 0xF4))  # out %al, $port; hlt
 _NESTED_PAGING = 1
+_MEMORY = (Use.RAM, Use.DIMM, Use.VIRTIO_MEM)
 _RESET_RIP, _RESET_BASE = 0xFFF0, 0xFFFF_0000
 _HLT = b"\xf4"
 _EXITS = (("CPUID", b"\x0f\xa2" + _HLT), ("VMMCALL", b"\x0f\x01\xd9" + _HLT), ("HLT", _HLT))
@@ -87,11 +88,11 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
     :raises StreamError: the RAM cannot be read whole, or there is none.
     :raises OSError: the file cannot be written.
     """
-    from qemu_svm.stream.ram.extract import extract
+    from qemu_svm.memory.copying import copy
+    from qemu_svm.memory.memory import GuestMemory
     from qemu_svm.stream.ram.read import read_ram
 
-    ranges = ram_ranges(machine)
-    if not ranges:
+    if not machine.blocks:
         raise Malformed(
             "the stream has no RAM, so nothing of the guest can run",
             offset=0,
@@ -102,14 +103,17 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
             raise ram.problems[0]  # a guest with holes in its memory would show nothing
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            extract(ram, {ram.block(main_block(machine).name): fd})
+            physical = GuestMemory(machine, ram).physical
+            placed, offset = [], 0
+            for one in physical.ranges:
+                if one.use in _MEMORY:
+                    copy(physical, one.start, one.size, fd, offset)
+                    placed.append((one.start, one.size, offset))
+                    offset += one.size
+            os.ftruncate(fd, offset)
         except BaseException:
             os.close(fd)
             raise
-    placed, offset = [], 0
-    for start, end in ranges:
-        placed.append((start, end - start, offset))
-        offset += end - start
     return RamFile(path, tuple(placed), fd)
 
 

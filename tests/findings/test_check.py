@@ -185,7 +185,7 @@ def test_summaries() -> None:
 
 
 def test_high_memory() -> None:
-    from qemu_svm.machine.memory import backed, ram_ranges
+    from qemu_svm.memory.layout import backed, ram_ranges
 
     gib = 1 << 30
     machine = machine_of(PLAIN)

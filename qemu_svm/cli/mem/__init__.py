@@ -1,0 +1,36 @@
+"""``svmstream mem``: guest memory, L1's and L2's.  One module a verb."""
+
+from __future__ import annotations
+
+import click
+
+from qemu_svm.cli.verbs import Verbs
+
+_VERBS = {
+    "read": "Show memory: a hexdump, or values, strings, instructions.",
+    "translate": "Every step of a page table walk, and why it ends.",
+    "map": "What is mapped: RAM with the reason, or ranges with permissions.",
+    "search": "Find bytes, a string or a number in memory.",
+    "disasm": "Disassemble, by default at the vCPU's next instruction.",
+    "core": "Write an ELF core of L1 or of L2 for crash, drgn, gdb and others.",
+    "drgn": "Debug L1 or L2 with drgn, without writing a core.",
+}
+
+
+@click.group(
+    cls=Verbs,
+    package=__name__,
+    verbs=_VERBS,
+    epilog="Example: svmstream mem read dump.bin l2v:rip -n 64",
+)
+def command() -> None:
+    """Look into the memory of L1, and of L2 while a vCPU runs it.
+
+    An address is WORLD:ADDRESS. The worlds are l1p (L1-physical), l1v (L1's
+    virtual memory), l2p (what L2 takes for physical) and l2v (L2's virtual
+    memory); without one it is where the vCPU was. ADDRESS is a number or a
+    register such as rip or rsp, with +N or -N behind it.
+
+    Exit status: 0 read, 1 read with holes, 2 usage, 3 the stream is damaged,
+    4 an optional package is missing.
+    """

@@ -1,0 +1,233 @@
+"""What the verbs on memory have in common: opening, addresses, status."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from qemu_svm.api import Dump
+from qemu_svm.api import open as open_dump
+from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, common, complain
+from qemu_svm.errors import EnvironmentFault, PathError, SourceError
+
+if TYPE_CHECKING:
+    from qemu_svm.memory.memory import AddressSpace, GuestMemory
+    from qemu_svm.memory.registers import Registers
+    from qemu_svm.memory.results import Status
+
+WORLDS = {
+    "l1p": "L1-physical",
+    "l1v": "L1's virtual memory",
+    "l2p": "what L2 takes for physical",
+    "l2v": "L2's virtual memory",
+}
+Decorated = Callable[..., Any]
+_WHERE = re.compile(r"(?:(?P<world>[a-z0-9]+):)?(?P<base>[^+-]+)?(?P<more>[+-][0-9a-fA-Fx]+)?")
+
+
+def _complete_world(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [
+        CompletionItem(name, help=words)
+        for name, words in WORLDS.items()
+        if name.startswith(incomplete)
+    ]
+
+
+def _complete_where(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [
+        CompletionItem(f"{name}:", help=words)
+        for name, words in WORLDS.items()
+        if f"{name}:".startswith(incomplete)
+    ]
+
+
+def _world(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value.removesuffix(":") not in WORLDS:
+        raise click.BadParameter(f"'{value}' is not one of {', '.join(WORLDS)}")
+    return value and value.removesuffix(":")
+
+
+world_argument = click.argument(
+    "world", required=False, callback=_world, shell_complete=_complete_world
+)
+
+
+def where_argument(*, required: bool = True) -> Callable[[Decorated], Decorated]:
+    """``[WORLD:]ADDRESS``; the shell completes the worlds."""
+    return click.argument("where", required=required, shell_complete=_complete_where)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An address and the space it is in.
+
+    :param query: what was asked, with the world and the number.
+    """
+
+    query: str
+    world: str
+    address: int
+    space: AddressSpace
+    vcpu: int
+
+
+def options(function: Decorated) -> Decorated:
+    """Options of every verb on memory."""
+    for option in reversed((
+        common.file_argument,
+        common.limit_option,
+        common.description_option,
+        click.option(
+            "--channel", "channels", multiple=True, metavar="FILE",
+            help="A multifd channel, or a further connection of postcopy.",
+        ),
+        click.option(
+            "--vcpu", default=0, show_default=True, metavar="N", type=click.IntRange(0),
+            help="The vCPU whose registers and tables count.",
+        ),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+smm_option = click.option(
+    "--smm", is_flag=True, help="As system management mode sees memory, with SMRAM."
+)
+
+
+@contextmanager
+def opened(
+    file: str, channels: Sequence[str], lender: str | None
+) -> Iterator[tuple[Dump, GuestMemory]]:
+    """Open a stream for reading its memory.
+
+    :raises SourceError: it cannot be read, or a name is not in what could be read of it.
+    """
+    with open_dump(file, channels=channels, description=lender, limits=common.limits()) as dump:
+        memory = dump.memory
+        try:
+            yield dump, memory
+        except PathError as error:
+            if _complete(dump):
+                raise
+            damage(dump)
+            hint = f"near it: {', '.join(error.near)}" if error.near else None
+            raise SourceError(
+                f"{error.what}, as far as the stream can be read", hint=hint
+            ) from error
+
+
+def _complete(dump: Dump) -> bool:
+    from qemu_svm.stream.ram.read import is_complete
+
+    return is_complete(dump.machine.stream, dump.ram) and not dump.machine.problems
+
+
+def damage(dump: Dump) -> int:
+    """Print what is wrong with the stream to standard error; the status that follows."""
+    from qemu_svm.stream.ram.read import all_problems
+
+    for problem in (*all_problems(dump.machine.stream, dump.ram), *dump.machine.problems):
+        complain(f"{dump.path}: {problem}")
+    return 0 if _complete(dump) else EXIT_UNREADABLE
+
+
+def status(dump: Dump, found: Iterable[Status]) -> int:
+    """Exit status for what was read: 0, 1 with holes, 3 with damage."""
+    kinds = {str(one) for one in found}
+    damaged = damage(dump)
+    if damaged or "damaged" in kinds:
+        return EXIT_UNREADABLE
+    return EXIT_FINDINGS if kinds - {"mapped"} else 0
+
+
+def place(memory: GuestMemory, where: str | None, vcpu: int, *, smm: bool = False) -> Place:
+    """Understand ``[WORLD:]ADDRESS``; None is the next instruction.
+
+    :raises click.UsageError: it is not that.
+    :raises PathError: no such world for this vCPU, or no such vCPU.
+    """
+    found = _WHERE.fullmatch(where or "rip")
+    if found is None or not (found["base"] or found["world"]):
+        raise click.UsageError(f"'{where}' is not [WORLD:]ADDRESS, such as l2v:0x1000 or rip")
+    world = found["world"] or memory.default_world(vcpu)
+    space = memory.world(world, vcpu, smm=smm)
+    base = _base(memory, world, vcpu, found["base"] or "rip")
+    more = int(found["more"], 0) if found["more"] else 0
+    address = base + more
+    if not 0 <= address < 1 << 64:
+        raise click.UsageError(f"'{where}': an address has 64 bits")
+    return Place(f"{world}:{address:#x}", world, address, space, vcpu)
+
+
+def _base(memory: GuestMemory, world: str, vcpu: int, text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        pass
+    of = registers(memory, world, vcpu)
+    if text in ("rip", "eip", "ip"):
+        return of.next_instruction
+    value = of.numbers.get(text)
+    if value is None:
+        known = [name for name, one in of.numbers.items() if one is not None]
+        raise PathError(f"'{text}' is neither a number nor a known register", near=known)
+    return value
+
+
+def registers(memory: GuestMemory, world: str, vcpu: int) -> Registers:
+    """The registers of the level that a world belongs to."""
+    return (memory.l2_registers if world.startswith("l2") else memory.l1_registers)(vcpu)
+
+
+def heading(memory: GuestMemory, one: Place) -> str:
+    """The first line of every report: which memory it is."""
+    paging = getattr(one.space, "paging", None)
+    words = [WORLDS[one.world] if one.world != "l1p" else "L1-physical memory"]
+    if memory.machine.vcpus:
+        vcpu = memory.vcpu(one.vcpu)
+        level = "L2" if memory.default_world(one.vcpu) == "l2v" else "L1"
+        words.append(f"vCPU {one.vcpu} was running {level}{' in SMM' if vcpu.smm else ''}")
+    if paging is not None:
+        root = f", root {paging.root:#x}" if paging.levels else ""
+        nested = "nested " if getattr(one.space, "nested", False) else ""
+        words.append(f"{nested}{paging.name}{root}")
+    return f"{one.world}: {'; '.join(words)}"
+
+
+def extra(package: str, why: str) -> ModuleType:
+    """Import an optional package.
+
+    :raises EnvironmentFault: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{why} needs the Python package '{package}'", hint=f"pip install {package}"
+        ) from error
+
+
+def load_symbols(program: Any, files: Sequence[str]) -> None:
+    """Load debugging symbols into a drgn program.
+
+    :raises EnvironmentFault: a file has none, or cannot be read.
+    """
+    drgn: Any = extra("drgn", "this verb")
+    try:
+        if files:
+            program.load_debug_info(list(files))
+    except (drgn.MissingDebugInfoError, OSError, ValueError) as error:
+        raise EnvironmentFault(f"the symbols cannot be loaded: {error}") from error

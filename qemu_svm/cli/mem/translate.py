@@ -1,0 +1,62 @@
+"""``svmstream mem translate FILE WHERE``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from qemu_svm.cli import common as shared
+from qemu_svm.cli import output as printing
+from qemu_svm.cli.mem import common
+
+
+def _access(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
+    if set(text) - set("rwxu"):
+        raise click.BadParameter("letters of r (read), w (write), x (execute), u (as a user)")
+    return text
+
+
+@click.command(
+    "translate",
+    epilog="Example: svmstream mem translate dump.bin l2v:rip --access x",
+)
+@common.options
+@common.where_argument()
+@shared.json_option
+@common.smm_option
+@click.option(
+    "--access", default="", callback=_access, metavar="LETTERS",
+    help="Ask for permission too: r, w, x, and u for user mode; several may be given.",
+)  # fmt: skip
+def command(
+    *,
+    file: str,
+    lender: str | None,
+    channels: Sequence[str],
+    vcpu: int,
+    where: str,
+    as_json: bool,
+    smm: bool,
+    access: str,
+) -> int:
+    """Show every step of the translation of WHERE, and why it ends.
+
+    In l2v each access to one of L2's tables is itself translated by L1's
+    nested tables; these steps follow it. The exit status is 1 if the address
+    does not lead to memory that the stream has.
+    """
+    with common.opened(file, channels, lender) as (dump, memory):
+        one = common.place(memory, where, vcpu, smm=smm)
+        walk = one.space.walk(one.address, access)
+        if as_json:
+            from qemu_svm.render.json.mem import walk_document
+
+            printing.print_json(walk_document(one.query, one.world, one.address, walk))
+        else:
+            from qemu_svm.render.text.mem_walk import report
+
+            click.echo(common.heading(memory, one))
+            for line in report(one.query, walk):
+                click.echo(line)
+        return common.status(dump, [walk.status])

@@ -1,0 +1,122 @@
+"""Memory as text: hexdumps, values, strings.  What is unknown is ``??``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from qemu_svm.memory.formats import Format, shown
+from qemu_svm.memory.formats import values as values_of
+from qemu_svm.memory.results import WORDS, Piece, Status
+
+if TYPE_CHECKING:
+    from qemu_svm.memory.memory import AddressSpace
+
+_ROW = 16
+_UNKNOWN = "??"
+
+
+@dataclass
+class Seen:
+    """Which statuses the lines showed."""
+
+    statuses: set[Status] = field(default_factory=set)
+
+
+def hexdump(pieces: Iterable[Piece], seen: Seen) -> Iterator[str]:
+    """Rows of 16 bytes with their characters; what is missing is a line with the reason."""
+    row = _Row(0)
+    for piece in pieces:
+        seen.statuses.add(piece.status)
+        at, end = piece.address, piece.address + piece.size
+        mapped = piece.status is Status.MAPPED
+        while at < end:
+            if not row.data:
+                row = _Row(at)
+                if not mapped:
+                    yield missing(at, end - at, piece.status)
+                    break
+            many = min(_ROW - len(row.data), end - at)
+            part = piece.data[at - piece.address :][:many] if mapped else bytes(many)
+            row.data += part
+            row.known += bytes((mapped,)) * many
+            row.reason = row.reason if mapped else piece.status.value
+            at += many
+            if len(row.data) == _ROW:
+                yield row.text()
+                row = _Row(at)
+    if row.data:
+        yield row.text()
+
+
+@dataclass
+class _Row:
+    address: int
+    data: bytearray = field(default_factory=bytearray)
+    known: bytearray = field(default_factory=bytearray)
+    reason: str = ""
+
+    def text(self) -> str:
+        both = list(zip(self.data, self.known, strict=True))
+        cells = [f"{byte:02x}" if here else _UNKNOWN for byte, here in both]
+        cells += ["  "] * (_ROW - len(cells))
+        text = "".join(
+            "?" if not here else chr(byte) if 32 <= byte < 127 else "." for byte, here in both
+        )
+        line = f"{self.address:#018x}  {' '.join(cells[:8])}  {' '.join(cells[8:])}  |{text}|"
+        return f"{line}  {self.reason}" if self.reason else line
+
+
+def missing(address: int, size: int, status: Status) -> str:
+    """One line for memory that is not there."""
+    return f"{address:#018x}  ?? {size} bytes: {status} ({WORDS[status]})"
+
+
+def values(pieces: Iterable[Piece], form: Format, seen: Seen) -> Iterator[str]:
+    """Values as ``x`` shows them: an address, a colon, what fits on a line."""
+    per_line = {1: 8, 2: 8, 4: 4, 8: 2}[form.size] if form.letter != "t" else 1
+    line: list[str] = []
+    start, bad = 0, Status.MAPPED
+    for address, value, status in values_of(pieces, form.size):
+        seen.statuses.add(status)
+        if not line:
+            start, bad = address, Status.MAPPED
+        bad = status if bad is Status.MAPPED else bad
+        line.append(shown(value, form))
+        if len(line) == per_line:
+            yield _line(start, line, bad)
+            line = []
+    if line:
+        yield _line(start, line, bad)
+
+
+def _line(address: int, cells: list[str], status: Status) -> str:
+    note = "" if status is Status.MAPPED else f"  {status}"
+    return f"{address:#018x}: {' '.join(cells)}{note}"
+
+
+def strings(space: AddressSpace, address: int, count: int, most: int, seen: Seen) -> Iterator[str]:
+    """Strings that end with a zero byte, one after the other."""
+    for _ in range(count):
+        text, status = bytearray(), Status.MAPPED
+        ended = False
+        for piece in space.pieces(address, most):
+            status = piece.status
+            if status is not Status.MAPPED:
+                break
+            head, zero, _ = piece.data.partition(b"\0")
+            text += head
+            if zero:
+                ended = True
+                break
+        seen.statuses.add(Status.MAPPED if ended else status)
+        shown_text = "".join(
+            chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}"
+            for byte in text
+        )
+        end = '"' if ended else '"...' if status is Status.MAPPED else f'" ?? {status}'
+        yield f'{address:#018x}: "{shown_text}{end}'
+        if not ended:
+            return
+        address += len(text) + 1
