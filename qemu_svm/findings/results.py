@@ -1,25 +1,30 @@
-"""What the verbs that read a stream come to: frozen values, the same for text and JSON."""
+"""What the verbs that read a stream come to: frozen values, the same for text and JSON.
+
+Nothing that these are made of is imported here: each verb makes one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from qemu_svm.findings.check import Report
-from qemu_svm.findings.compat import Compatibility
-from qemu_svm.findings.diff import Comparison, Difference
-from qemu_svm.findings.masks import Mask
-from qemu_svm.findings.ram_diff import RamDiff
-from qemu_svm.findings.verdict import Judgement, Verdict
-from qemu_svm.machine import Machine
-from qemu_svm.machine.paths import Place
-from qemu_svm.model.simulate import Simulation
 from qemu_svm.results import Result
-from qemu_svm.rules import Finding, Rule
-from qemu_svm.stream import Stream
-from qemu_svm.stream.ram.coverage import BlockCoverage
-from qemu_svm.stream.ram.read import Ram
+
+if TYPE_CHECKING:
+    from qemu_svm.findings.check import Report
+    from qemu_svm.findings.compat import Compatibility
+    from qemu_svm.findings.diff import Comparison, Difference
+    from qemu_svm.findings.masks import Mask
+    from qemu_svm.findings.ram_diff import RamDiff
+    from qemu_svm.findings.verdict import Judgement, Verdict
+    from qemu_svm.machine import Machine
+    from qemu_svm.machine.paths import Place
+    from qemu_svm.model.simulate import Simulation
+    from qemu_svm.rules import Finding, Rule
+    from qemu_svm.stream import Stream
+    from qemu_svm.stream.ram.coverage import BlockCoverage
+    from qemu_svm.stream.ram.read import Ram
 
 Span = tuple[int, int]
 """First byte and end of a part of a RAM block."""
@@ -74,10 +79,10 @@ class SimulationReport(Result):
     @property
     def verdict(self) -> Verdict:
         """The verdict; of several kernels, the worst: ``open right refused wrong broken``."""
-        return max((one.verdict for one in self.judgements), key=_BADNESS.index)
+        from qemu_svm.findings.verdict import Verdict
 
-
-_BADNESS = (Verdict.OPEN, Verdict.RIGHT, Verdict.REFUSED, Verdict.WRONG, Verdict.BROKEN)
+        badness = (Verdict.OPEN, Verdict.RIGHT, Verdict.REFUSED, Verdict.WRONG, Verdict.BROKEN)
+        return max((one.verdict for one in self.judgements), key=badness.index)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
