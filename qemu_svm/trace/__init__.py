@@ -1,1 +1,1 @@
-"""Recorded ioctls of a restore: read, split into phases, judged."""
+"""Recorded logs of KVM ioctls: parsed, split into phases, judged by the order rules."""

@@ -1,9 +1,9 @@
-"""What a line of a log says: an ioctl that was called, or how KVM_RUN ended.
+"""The contents of a log: calls of ioctls, and how KVM_RUN ended.
 
-The three kinds of log know different things.  QEMU's own names the vCPU but
-not the result; strace and the kernel's event trace know the result, and of the
-vCPU only its file descriptor, unless strace was asked (``-y``) to say what the
-descriptor is or KVM_CREATE_VCPU is in the log.
+The three kinds of log have different data.  QEMU's own log has the vCPU but not the
+result; strace and the kernel's event trace have the result, but of the vCPU only its
+file descriptor, unless strace (``-y``) shows what the descriptor is or
+KVM_CREATE_VCPU is in the log.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VcpuId:
-    """Which vCPU.
+    """A vCPU as a log identifies it.
 
-    :param index: its number, if the log says so.
-    :param fd: its file descriptor, if that is what the log has.
-    :param born: line of its KVM_CREATE_VCPU; tells apart vCPUs that had the
+    :param index: its number, if the log has it.
+    :param fd: its file descriptor, if the log has it.
+    :param created: line of its KVM_CREATE_VCPU; distinguishes vCPUs that had the
         same descriptor one after the other.
     """
 
     index: int | None
     fd: int | None = None
-    born: int | None = None
+    created: int | None = None
 
     @property
     def label(self) -> str:
@@ -48,16 +48,16 @@ class VcpuId:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One ioctl.
+    """One call of an ioctl.
 
-    :param line: where it begins in the log, from 1.
-    :param name: ``KVM_SET_SREGS``, or what an unknown number is made of.
+    :param line: of the log where it begins, from 1.
+    :param name: ``KVM_SET_SREGS``, or the parts of an unknown number.
     :param number: its number, if the log or the table has it.
-    :param level: what the descriptor is.
-    :param vcpu: whose it is; also set for the KVM_CREATE_VCPU that made it.
-    :param value: what it returned; None if the log does not say.
+    :param level: kind of the file descriptor.
+    :param vcpu: the vCPU it was called on, or that KVM_CREATE_VCPU created.
+    :param value: the result; None if the log does not have it.
     :param error: name of the errno it failed with.
-    :param efer: EFER among its data, where strace printed them.
+    :param efer: EFER in its argument, where strace printed that.
     """
 
     line: int
@@ -72,7 +72,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class RunExit:
-    """KVM_RUN came back with this exit reason (``kvm_run_exit`` of QEMU)."""
+    """KVM_RUN returned with this exit reason (``kvm_run_exit`` of QEMU)."""
 
     line: int
     vcpu: VcpuId
@@ -80,35 +80,35 @@ class RunExit:
 
 
 class Reader(Protocol):
-    """Reads one kind of log."""
+    """Parser of one kind of log."""
 
     format: Format
 
     def read(self, line: int, text: str) -> list[Call | RunExit] | None:
-        """Say which calls a line completes; None if it has nothing to do with KVM here."""
+        """Return the calls that a line completes; None if it has no ioctl of KVM."""
         ...
 
     def finish(self) -> list[Call | RunExit]:
-        """Return what was still under way when the log ended."""
+        """Return the calls that had not returned when the log ended."""
         ...
 
 
 class Descriptors:
-    """What the file descriptors in a log are."""
+    """The vCPUs behind the file descriptors of a log."""
 
     def __init__(self, limit: int) -> None:
         self._vcpus: dict[int, VcpuId] = {}
         self._limit = limit
 
-    def born(self, fd: int, index: int | None, line: int) -> VcpuId | None:
-        """KVM_CREATE_VCPU returned ``fd``."""
+    def created(self, fd: int, index: int | None, line: int) -> VcpuId | None:
+        """Record that KVM_CREATE_VCPU returned ``fd``; None above the limit."""
         return self._keep(fd, VcpuId(index, fd, line))
 
     def vcpu(self, fd: int, index: int | None, ioctl: numbers.Ioctl | None) -> VcpuId | None:
-        """Whose the descriptor is, if it is a vCPU's.
+        """Return the vCPU of a descriptor, None if it is not one of a vCPU.
 
-        :param index: what the log itself says about the descriptor.
-        :param ioctl: an ioctl that only vCPUs have proves it too.
+        :param index: the vCPU's number, if the log has it.
+        :param ioctl: the ioctl called; one that only vCPUs have identifies it too.
         """
         known = self._vcpus.get(fd)
         if known is not None and index in (None, known.index):
@@ -125,14 +125,14 @@ class Descriptors:
 
 
 def level_of(ioctl: numbers.Ioctl | None) -> Level:
-    """Where an ioctl belongs that was not called on a known vCPU."""
+    """Return the level of an ioctl that was not called on a known vCPU."""
     if ioctl is None:
         return Level.VM
     return next((level for level in ioctl.levels if level is not Level.VCPU), Level.VCPU)
 
 
 def errno_name(value: int) -> str | None:
-    """Name of the error in a system call's result, None if it is none."""
+    """Return the name of the error in the result of a system call, None if it succeeded."""
     if not -4096 < value < 0:
         return None
     import errno

@@ -1,4 +1,4 @@
-"""The kernel's system call events, as trace-cmd, perf and tracefs print them.
+"""Parser of the kernel's system call events, as trace-cmd, perf and tracefs print them.
 
 ::
 
@@ -8,8 +8,8 @@
     python3-1347    [000] .....  4146.353670: sys_ioctl -> 0xffffffffffffffea
 
 Recorded with ``trace-cmd record -e syscalls:sys_enter_ioctl -e
-syscalls:sys_exit_ioctl``.  A call counts when its exit comes.  All numbers are
-hexadecimal, with or without ``0x`` (below 10 the difference does not matter).
+syscalls:sys_exit_ioctl``.  A call is reported at its exit event.  All numbers are
+hexadecimal, with or without ``0x``.
 
 Source: Linux ``kernel/trace/trace_syscalls.c`` (6.1, 6.18) and the ``format``
 files of the two events.
@@ -40,8 +40,8 @@ _TASK = re.compile(r"[-\s](\d{1,10})(?:/\d{1,10})?\s{1,16}(?:\([^)]{0,32}\)\s{1,
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
-    # An enter event whose exit has not come.
+class _Pending:
+    # An enter event without its exit event yet.
     line: int
     fd: int
     number: int
@@ -49,17 +49,17 @@ class _Begun:
 
 
 class Ftrace:
-    """Reader of sys_enter_ioctl and sys_exit_ioctl."""
+    """Parser of sys_enter_ioctl and sys_exit_ioctl."""
 
     format = Format.FTRACE
 
     def __init__(self, descriptors: Descriptors, pending: int) -> None:
         self._descriptors = descriptors
         self._limit = pending
-        self._pending: dict[str, _Begun] = {}
+        self._pending: dict[str, _Pending] = {}
 
     def read(self, line: int, text: str) -> list[Call | RunExit] | None:
-        """Say what a line completes; None if it is neither event of one of KVM's."""
+        """Return the calls that a line completes; None if it is not an event of a KVM ioctl."""
         enter = _ENTER.search(text)
         found = enter or _EXIT.search(text)
         if found is None:
@@ -69,7 +69,7 @@ class Ftrace:
         before = self._pending.pop(key, None)
         done: list[Call | RunExit] = []
         if before is not None:
-            # Without its exit event a call has no result, but it was made.
+            # A call without its exit event has no result, but it was made.
             done.append(self._done(before, None if enter else int(found["value"], 16)))
         if enter is None:
             return done or None
@@ -78,16 +78,16 @@ class Ftrace:
             return done or None
         if len(self._pending) < self._limit:
             fd = int(enter["fd"], 16) & 0xFFFF_FFFF
-            self._pending[key] = _Begun(line, fd, number, int(enter["arg"] or "0", 16))
+            self._pending[key] = _Pending(line, fd, number, int(enter["arg"] or "0", 16))
         return done
 
     def finish(self) -> list[Call | RunExit]:
-        """Return the calls that never came back."""
+        """Return the calls that never returned."""
         left = list(self._pending.values())
         self._pending.clear()
         return [self._done(begun, None) for begun in left]
 
-    def _done(self, begun: _Begun, raw: int | None) -> Call:
+    def _done(self, begun: _Pending, raw: int | None) -> Call:
         name = numbers.name_of(begun.number)
         ioctl = numbers.by_number(begun.number)
         value = raw if raw is None or raw < 1 << 63 else raw - (1 << 64)
@@ -98,5 +98,5 @@ class Ftrace:
             level = Level.VM
             vcpu = None
             if value is not None and 0 <= value < 1 << 31:
-                vcpu = self._descriptors.born(value, begun.arg & 0xFFFF_FFFF, begun.line)
+                vcpu = self._descriptors.created(value, begun.arg & 0xFFFF_FFFF, begun.line)
         return Call(begun.line, name, begun.number, level, vcpu, value, error)

@@ -1,9 +1,9 @@
-"""Which QEMU wrote a log, guessed from what it does and in which order.
+"""Guesses the version of QEMU from the ioctls in a log and their order.
 
-Nothing in a trace says so; but the order of a put changed in 5.1 and later,
-and what QEMU asks of the kernel changed too.  Each clue bounds the version from
-below or above.  A distribution may have moved a change into an older version,
-and another program may look like QEMU: a guess stays a guess.
+A log does not contain the version; but the order of a put changed in 5.1 and later,
+and so did the ioctls that QEMU uses.  Each clue bounds the version from below or
+above.  A distribution may have backported a change, and another program may look
+like QEMU: the result is a guess.
 
 Source: QEMU ``target/i386/kvm/kvm.c``, ``accel/kvm/kvm-all.c`` and
 ``hw/i386/kvm/apic.c`` (5.2, 7.2, 10.0, 10.2), the patches named below, and logs
@@ -43,7 +43,7 @@ _OPTIONAL = frozenset({"KVM_SET_XCRS", "KVM_SET_MP_STATE"})
 
 @dataclass(frozen=True, slots=True)
 class Clue:
-    """Something seen that bounds the version."""
+    """An observation that bounds the version."""
 
     seen: str
     low: Version | None = None
@@ -52,9 +52,9 @@ class Clue:
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """Bounds of the version; both None if there is nothing to go by.
+    """Bounds of the version; both None if there are no clues.
 
-    ``low`` above ``high`` means that the clues contradict each other.
+    If ``low`` is above ``high``, the clues contradict each other.
     """
 
     clues: tuple[Clue, ...]
@@ -63,13 +63,13 @@ class Guess:
 
     @property
     def contradictory(self) -> bool:
-        """Whether no version fits."""
+        """Whether no version matches all clues."""
         return self.low is not None and self.high is not None and self.low > self.high
 
     def words(self) -> str:
-        """``7.0 to 8.0``."""
+        """Return the guess in words: ``7.0 to 8.0``."""
         if self.contradictory:
-            return "none that is known; the order looks like QEMU's, what is in it does not fit"
+            return "no known version: the order is QEMU's, but the clues contradict each other"
         if not self.clues:
             return "not QEMU's order"
         if self.low is None or self.high is None:
@@ -79,16 +79,16 @@ class Guess:
 
 _SSP = "KVM_SET_ONE_REG"
 _CLUES = {
-    "sregs-first": Clue("SREGS stand before NESTED_STATE", low=(5, 1)),
-    "nested-first": Clue("NESTED_STATE stands before SREGS", (4, 1), (5, 0)),
-    "sregs2": Clue("SREGS2 are used", low=(7, 0)),
+    "sregs-first": Clue("SREGS come before NESTED_STATE", low=(5, 1)),
+    "nested-first": Clue("NESTED_STATE comes before SREGS", (4, 1), (5, 0)),
+    "sregs2": Clue("SREGS2 is used", low=(7, 0)),
     "xsave2": Clue("GET_XSAVE2 is used", low=(7, 0)),
-    "xen": Clue("Xen attributes are put", low=(8, 0)),
-    "stats": Clue("GET_STATS_FD when a vCPU is made", low=(8, 1)),
-    "no-stats": Clue("no GET_STATS_FD when a vCPU is made", high=(8, 0)),
+    "xen": Clue("Xen attributes are set", low=(8, 0)),
+    "stats": Clue("GET_STATS_FD when a vCPU is created", low=(8, 1)),
+    "no-stats": Clue("no GET_STATS_FD when a vCPU is created", high=(8, 0)),
     "guest-debug": Clue("a put ends with SET_GUEST_DEBUG", high=(9, 2)),
-    "tpr-first": Clue("a load writes the TPR reporting before the LAPIC", high=(11, 0)),
-    "lapic-first": Clue("a load writes the LAPIC before the TPR reporting", low=(11, 0)),
+    "tpr-first": Clue("a load sets TPR reporting before the LAPIC", high=(11, 0)),
+    "lapic-first": Clue("a load sets the LAPIC before TPR reporting", low=(11, 0)),
     "ssp": Clue("a put has SET_ONE_REG (shadow stack pointer)", low=(11, 0)),
 }
 """5.1 moved SREGS before nested state (July 2020), SREGS2 came with 7.0, "kvm:
@@ -99,7 +99,7 @@ saves ``apic`` before ``kvm-tpr-opt``."""
 def guess(vcpus: Sequence[Sequence[Phase]], migrated: Sequence[int | None]) -> Guess:
     """Guess the version from all vCPUs' phases.
 
-    :param migrated: for each vCPU, which phase puts a loaded state, if one does.
+    :param migrated: for each vCPU, the phase that puts a loaded state, if any.
     """
     names: set[str] = set()
     likely = False

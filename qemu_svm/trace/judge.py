@@ -1,13 +1,12 @@
 """Judges every put of nested state by the order rules.
 
-What counts for a put is the stretch from the put or KVM_RUN before it to the
-next KVM_RUN or the next put of nested state, whatever comes first.  If another
-put of nested state comes first, nothing ran with this one: QEMU's puts of a new
-vCPU and at reset are like that in a restore, and only what the kernel may
-refuse at once is held against them.
+A put is judged by the calls between the put or KVM_RUN before it and the next KVM_RUN
+or put of nested state, whichever comes first.  If another put of nested state comes
+first, nothing ran with this one (in a restore, QEMU's puts of a new vCPU and at
+reset), and only the rules about what the kernel refuses immediately apply.
 
-What the order shows is judged; what depends on data, or on the kernel, is said
-to depend.  An ioctl that failed counts as not made.
+Only what the order shows is judged; rules that depend on data or on the kernel have
+the outcome ``depends``.  A call that failed counts as not made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The lines of a log of any size, one after the other.
+"""Reads a log of any size line by line.
 
-A line that is too long is cut in the middle: its beginning tells what it is, its
-end what came of it.
+The middle of a line that is too long is left out: its beginning has the call, its
+end the result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A log, read and judged: everything of this room together."""
+"""Reads a log and judges it: the entry point of this room."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Log(Bytes, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VcpuTrace:
-    """One vCPU.
+    """One vCPU of a log.
 
-    :param ioctls: how many it had; ``runs`` of them KVM_RUN.
-    :param migrated: which phase puts the state of a loaded stream, if one does.
+    :param ioctls: number of its ioctls; ``runs`` of them are KVM_RUN.
+    :param migrated: number of the phase that puts the state of a loaded stream, if any.
     """
 
     vcpu: VcpuId
@@ -57,7 +57,7 @@ class VcpuTrace:
 
 @dataclass(frozen=True, slots=True)
 class OtherIoctl:
-    """An ioctl of the VM, the system or a device, counted."""
+    """An ioctl of the VM, the system or a device, with its number of calls."""
 
     name: str
     level: str
@@ -71,7 +71,8 @@ class Trace(Result):
     """A whole log.
 
     :param formats: lines of each kind of log, most frequent first.
-    :param cut: line where reading ended because too much was kept.
+    :param not_shown: what the log cannot show.
+    :param cut: line where reading ended because of a limit.
     :param damage: why the log could not be read to its end.
     """
 
@@ -91,7 +92,7 @@ class Trace(Result):
 
     @property
     def used(self) -> int:
-        """Lines that were understood."""
+        """Lines that were recognised."""
         return sum(count for _, count in self.formats)
 
     @property
@@ -109,7 +110,7 @@ class Trace(Result):
 def read_trace(log: Log, limits: Limits = DEFAULT) -> Trace:
     """Read a log and judge it.
 
-    :raises SourceError: no line of the log is understood.
+    :raises SourceError: the log has no line of a known kind.
     """
     collector = _Collector(limits)
     parser = Parser(limits)
@@ -119,13 +120,13 @@ def read_trace(log: Log, limits: Limits = DEFAULT) -> Trace:
         if log.damage is not None:
             raise log.damage
         raise SourceError(
-            f"'{log.path}' has no line of a known ioctl log; known are {KNOWN_FORMATS}"
+            f"'{log.path}' has no ioctl of a known kind of log (known are {KNOWN_FORMATS})"
         )
     return collector.trace(log, counts, cut)
 
 
 class _Collector:
-    # Sorts the ioctls by what they are for.
+    # Collects the calls by vCPU, and counts the others.
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._vcpus: dict[VcpuId, Splitter] = {}
@@ -173,7 +174,7 @@ class _Collector:
     def trace(self, log: Log, counts: Counts, cut: int | None) -> Trace:
         split = [(vcpu, one, one.finish()) for vcpu, one in self._vcpus.items()]
         migrated = [_migrated(phases) for _, _, phases in split]
-        around = self._surroundings()
+        around = self._vm_context()
         vcpus = tuple(
             VcpuTrace(vcpu, phases, judge_order(phases, around), one.ioctls, one.runs, loaded)
             for (vcpu, one, phases), loaded in zip(split, migrated, strict=True)
@@ -188,17 +189,17 @@ class _Collector:
             tuple(sorted(vcpus, key=_rank)),
             tuple(sorted(self._others.values(), key=lambda other: other.line)),
             guess([phases for _, _, phases in split], migrated),
-            self._blind(vcpus, counts, around),
+            self._not_shown(vcpus, counts, around),
             cut,
             log.damage,
         )
 
-    def _surroundings(self) -> VmContext:
+    def _vm_context(self) -> VmContext:
         regions = [o.line for o in self._others.values() if o.name in _MEMORY]
         making = any(other.name in _MAKING for other in self._others.values())
         return VmContext(min(regions, default=None), making)
 
-    def _blind(
+    def _not_shown(
         self, vcpus: Sequence[VcpuTrace], counts: Counts, around: VmContext
     ) -> tuple[NotShown, ...]:
         sregs = [
@@ -213,17 +214,17 @@ class _Collector:
             "results": counts.results > 0,
             "vm": around.vm or around.memory is not None,
         }
-        return tuple(blind for blind in NOT_SHOWN if not seen.get(blind.key, False))
+        return tuple(one for one in NOT_SHOWN if not seen.get(one.key, False))
 
 
 def _rank(vcpu: VcpuTrace) -> tuple[int, int, int]:
     index = vcpu.vcpu.index
-    return (1 << 32 if index is None else index, vcpu.vcpu.fd or 0, vcpu.vcpu.born or 0)
+    return (1 << 32 if index is None else index, vcpu.vcpu.fd or 0, vcpu.vcpu.created or 0)
 
 
 def _migrated(phases: Sequence[Phase]) -> int | None:
-    # A stream is loaded between the APIC's own writes and the first KVM_RUN (or
-    # KVMCLOCK_CTRL before it); the vCPU had a full put before, when it was made.
+    # The put of a loaded stream follows the APIC's own writes and precedes the first
+    # KVM_RUN; the vCPU had a full put before, when it was created.
     full = [at for at, phase in enumerate(phases) if phase.kind is PhaseKind.FULL]
     for at in reversed(full[1:]):
         load = phases[at - 1]

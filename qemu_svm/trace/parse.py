@@ -1,8 +1,8 @@
-"""A log of any kind, line by line, as ioctls.
+"""Parses a log of any kind into calls of ioctls.
 
-The three kinds are told apart line by line, so a log may mix them (strace
-writes to the same terminal as QEMU's trace) or have anything else in between:
-a line that no reader knows is counted, not an error.
+The kind is recognised line by line, so a log may mix the three kinds (strace writes
+to the same terminal as QEMU's trace) and have other text in between: a line that no
+parser recognises is counted, not an error.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ KNOWN_FORMATS = (
 
 @dataclass(slots=True)
 class Counts:
-    """How many lines there were, and of which kind.
+    """Counts of lines and calls.
 
-    :param formats: lines by kind of log, most often seen first or not.
-    :param calls: KVM's ioctls among them.
-    :param results: calls whose result the log has.
+    :param formats: lines by kind of log, in no particular order.
+    :param calls: calls of KVM's ioctls.
+    :param results: calls whose result is in the log.
     """
 
     lines: int = 0
@@ -39,12 +39,12 @@ class Counts:
 
     @property
     def used(self) -> int:
-        """Lines that some reader knew."""
+        """Lines that some parser recognised."""
         return sum(self.formats.values())
 
 
 class Parser:
-    """Reads a log; :attr:`counts` tells how it went."""
+    """Parses a log; :attr:`counts` is complete at its end."""
 
     def __init__(self, limits: Limits = DEFAULT) -> None:
         descriptors = Descriptors(limits.vcpus)
@@ -57,7 +57,7 @@ class Parser:
         ]
 
     def calls(self, log: Bytes) -> Iterator[Call | RunExit]:
-        """Yield what the log says, in the order in which it came to pass."""
+        """Yield the calls of the log in the order in which they returned."""
         for line, text in lines(log, self._limits.trace_line_bytes):
             self.counts.lines = line
             for call in self._line(line, text):
@@ -75,7 +75,7 @@ class Parser:
                 formats = self.counts.formats
                 formats[reader.format] = formats.get(reader.format, 0) + 1
                 if reader is not self._readers[0]:
-                    # A log is mostly of one kind: ask that reader first.
+                    # A log is mostly of one kind: try that parser first.
                     self._readers.remove(reader)
                     self._readers.insert(0, reader)
                 return found

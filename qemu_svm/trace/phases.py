@@ -1,15 +1,14 @@
-"""The ioctls of one vCPU as phases: created, read, written, run.
+"""Splits the ioctls of one vCPU into phases: creation, get, put, run.
 
-QEMU writes a vCPU's state at three levels, told apart here by what is in the
-put: at *full* level (a new vCPU, a loaded stream) it also sets the TSC
-frequency; at *reset* level it does not, but still puts nested state and the MP
-state; at *run-time* level neither.  It reads all state in one go before it
-saves or stops.  Around a load the APIC device writes MSR APICBASE, the LAPIC
-and the TPR reporting on its own.
+QEMU puts (writes) a vCPU's state at three levels, distinguished here by their ioctls:
+at *full* level (a new vCPU, a loaded stream) it also sets the TSC frequency; at
+*reset* level it does not, but still sets nested state and the MP state; at *run-time*
+level neither.  It gets all state at once before it saves or stops.  During a load the
+APIC device sets MSR APICBASE, the LAPIC and TPR reporting itself.
 
-The end of a put is DEBUGREGS in all versions, which is how two puts in a row
-are told apart.  Programs other than QEMU put in any order: as long as no
-DEBUGREGS was seen, whatever is written or read belongs to the same put.
+In all versions a put ends with DEBUGREGS, which separates two successive puts.
+Programs other than QEMU use any order: until DEBUGREGS, all that is set or read
+belongs to the same put.
 
 Source: QEMU ``target/i386/kvm/kvm.c`` (``kvm_arch_put_registers``,
 ``kvm_arch_get_registers``) and ``hw/i386/kvm/apic.c``, 5.2 to 11.1.
@@ -45,7 +44,7 @@ STATE = (
     | {NESTED, "KVM_SET_FPU", "KVM_SET_XSAVE", "KVM_SET_XCRS", "KVM_SET_ONE_REG"}
     | {"KVM_XEN_VCPU_SET_ATTR", "KVM_SET_GUEST_DEBUG"}
 )
-"""What a put is made of."""
+"""The ioctls of a put."""
 
 _READS = frozenset(
     f"KVM_GET_{name}"
@@ -65,7 +64,7 @@ _CYCLE = 6
 
 
 class PhaseKind(StrEnum):
-    """What a phase is; the names of the puts are QEMU's levels."""
+    """Kinds of phases; puts have the names of QEMU's levels."""
 
     CREATION = "creation"
     GET = "get"
@@ -80,20 +79,19 @@ class PhaseKind(StrEnum):
 
 PUTS = frozenset({PhaseKind.RESET, PhaseKind.FULL, PhaseKind.RUNTIME})
 RUNNING = frozenset({PhaseKind.RUN, PhaseKind.MIXED})
-_LIVING = frozenset({PhaseKind.GET, PhaseKind.RUNTIME, PhaseKind.RUN, PhaseKind.OTHER})
-_STRETCH = 512
+_RUNTIME = frozenset({PhaseKind.GET, PhaseKind.RUNTIME, PhaseKind.RUN, PhaseKind.OTHER})
+_LONG = 512
 _ENDS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One ioctl, or several that are the same.
+    """One call, or several successive equal calls.
 
-    :param line: where the first of them begins; ``last_line`` the last.
-    :param value: what the first returned, None if the log does not say.
-    :param error: name of the errno of the first (and, but for KVM_RUN
-        interrupted, of all).
-    :param exit_reason: of KVM_RUN: how the first came back.
+    :param line: where the first begins; ``last_line`` where the last does.
+    :param value: the result of the first, None if the log does not have it.
+    :param error: name of the errno of the first (and of all, except interrupted KVM_RUN).
+    :param exit_reason: of KVM_RUN: exit reason of the first.
     """
 
     name: str
@@ -108,7 +106,7 @@ class Step:
 
     @property
     def short(self) -> str:
-        """The name as people say it: ``SREGS2``, ``NESTED``, ``get REGS``."""
+        """The short name: ``SREGS2``, ``NESTED``, ``get REGS``."""
         return short_name(self.name)
 
 
@@ -116,7 +114,7 @@ _SHORT = {"NESTED_STATE": "NESTED", "VCPU_EVENTS": "EVENTS"}
 
 
 def short_name(name: str) -> str:
-    """Shorten ``KVM_SET_NESTED_STATE`` to ``NESTED``."""
+    """Shorten a name: ``KVM_SET_NESTED_STATE`` becomes ``NESTED``."""
     way, _, rest = name.removeprefix("KVM_").partition("_")
     if way not in ("SET", "GET") or not rest:
         return name.removeprefix("KVM_")
@@ -125,11 +123,11 @@ def short_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Steps that belong together.
+    """Successive calls with one purpose.
 
-    :param times: how often it came, if it is part of a cycle that repeats;
-        ``last_line`` is then that of the last time.
-    :param count: ioctls, of all times together.
+    :param times: repetitions, if it is part of a cycle; ``last_line`` is then that of
+        the last repetition.
+    :param count: calls, of all repetitions together.
     """
 
     kind: PhaseKind
@@ -140,37 +138,38 @@ class Phase:
 
     @property
     def line(self) -> int:
-        """Where it begins in the log."""
+        """The line of the log where it begins."""
         return self.steps[0].line
 
     @property
     def nested(self) -> tuple[Step, ...]:
-        """Its KVM_SET_NESTED_STATE."""
+        """Its KVM_SET_NESTED_STATE calls."""
         return tuple(step for step in self.steps if step.name == NESTED)
 
     def has(self, names: frozenset[str]) -> bool:
-        """Whether one of these ioctls is in it."""
+        """Whether it has one of these ioctls."""
         return any(step.name in names for step in self.steps)
 
 
 class Splitter:
-    """Makes phases of one vCPU's ioctls as they come."""
+    """Splits the calls on one vCPU into phases, call by call."""
 
     def __init__(self) -> None:
         self.phases: list[Phase] = []
-        self._stretch = 0
+        # Number of phases at the end that are none of creation, load or reset.
+        self._tail = 0
         self.kept = 0
         self.ioctls = 0
         self.runs = 0
-        # Of a put that is open the level is not known yet: it is FULL until it ends.
+        # The level of an open put is not known yet: it is FULL until the put ends.
         self._mode: PhaseKind | None = None
         self._steps: list[Step] = []
         self._names: set[str] = set()
-        # Reads and others inside an open put, which is over if no more is written.
+        # Reads and others inside an open put, which has ended if nothing more is set.
         self._held: list[Step] = []
 
     def add(self, call: Call) -> None:
-        """Take the next ioctl."""
+        """Add the next call."""
         self.ioctls += 1
         self.runs += call.name == RUN
         steps = self._held or self._steps
@@ -192,23 +191,23 @@ class Splitter:
         self.kept += 1
 
     def exit(self, reason: int) -> None:
-        """KVM_RUN came back."""
+        """Record the exit reason of the last KVM_RUN."""
         if self._mode is PhaseKind.RUN:
             last = self._steps[-1]
             if last.count == 1 and last.exit_reason is None:
                 self._steps[-1] = replace(last, exit_reason=reason)
 
     def finish(self) -> tuple[Phase, ...]:
-        """Say that nothing more comes."""
+        """End the last phase and return all phases."""
         self._flush()
         return tuple(self.phases)
 
-    # --- what a step does to the phase that is open ---
+    # --- the effect of a step on the open phase ---
 
     def _take(self, step: Step) -> None:
         name = step.name
         if name == RUN:
-            self._go(PhaseKind.RUN, step)
+            self._add_to(PhaseKind.RUN, step)
         elif name in STATE:
             self._state(step)
         elif name in _APIC:
@@ -219,11 +218,11 @@ class Splitter:
             else:
                 self._held.append(step)
         elif name in _READS:
-            self._go(PhaseKind.GET, step)
+            self._add_to(PhaseKind.GET, step)
         elif name in _SETUP or (name in TSC and self._mode in (None, PhaseKind.CREATION)):
-            self._go(PhaseKind.CREATION, step)
+            self._add_to(PhaseKind.CREATION, step)
         else:
-            self._go(PhaseKind.OTHER, step)
+            self._add_to(PhaseKind.OTHER, step)
 
     def _state(self, step: Step) -> None:
         if self._mode is PhaseKind.FULL:
@@ -237,23 +236,23 @@ class Splitter:
             if step.name in MSRS:
                 self._append(step)
             else:
-                # MSRs that no LAPIC followed are the put's.
+                # MSRs without a LAPIC after them belong to the put.
                 self._split(PhaseKind.FULL)
                 self._join(step)
         else:
-            self._go(PhaseKind.FULL, step)
+            self._add_to(PhaseKind.FULL, step)
 
     def _apic(self, step: Step) -> None:
         if self._mode is PhaseKind.FULL:
             if self._names <= MSRS and not self._held:
                 self._mode = PhaseKind.APIC
             elif self._closed():
-                # APICBASE was written before the LAPIC, after the put.
+                # APICBASE was set after the put and before the LAPIC.
                 self._split(PhaseKind.APIC)
             else:
                 self._join(step)
                 return
-        self._go(PhaseKind.APIC, step)
+        self._add_to(PhaseKind.APIC, step)
 
     def _closed(self) -> bool:
         return not (
@@ -268,7 +267,7 @@ class Splitter:
         self._append(*self._held, step)
         self._held = []
 
-    def _go(self, kind: PhaseKind, step: Step) -> None:
+    def _add_to(self, kind: PhaseKind, step: Step) -> None:
         # Add to the open phase if it is of this kind, else begin a new one.
         if self._mode is not kind:
             self._flush()
@@ -293,10 +292,10 @@ class Splitter:
             assert kind is not None
             count = sum(step.count for step in steps)
             self.phases.append(Phase(kind, steps, steps[-1].last_line, count))
-            self._stretch = 0 if kind not in _LIVING else self._stretch + 1
-            self._fold()
-            if self._stretch >= _STRETCH:
-                self._shrink()
+            self._tail = 0 if kind not in _RUNTIME else self._tail + 1
+            self._merge_cycles()
+            if self._tail >= _LONG:
+                self._merge_middle()
         held, self._held = self._held, []
         self._steps = []
         self._names = set()
@@ -306,8 +305,8 @@ class Splitter:
         if held:
             self._flush()
 
-    def _fold(self) -> None:
-        # A cycle that comes again is counted, not kept.
+    def _merge_cycles(self) -> None:
+        # A repeated cycle is counted, not kept.
         phases = self.phases
         for size in range(1, min(_CYCLE, len(phases) // 2) + 1):
             old, new = phases[-2 * size : -size], phases[-size:]
@@ -322,23 +321,23 @@ class Splitter:
                     for one, other in zip(old, new, strict=True)
                 ]
                 self.kept -= sum(len(phase.steps) for phase in new)
-                dead = [at for at, phase in enumerate(new) if phase.kind not in _LIVING]
-                self._stretch = size - 1 - dead[-1] if dead else self._stretch - size
+                others = [at for at, phase in enumerate(new) if phase.kind not in _RUNTIME]
+                self._tail = size - 1 - others[-1] if others else self._tail - size
                 return
 
-    def _shrink(self) -> None:
-        # The middle of a long life is told as one phase.
-        first = len(self.phases) - self._stretch + _ENDS
+    def _merge_middle(self) -> None:
+        # The middle of a long run becomes one phase.
+        first = len(self.phases) - self._tail + _ENDS
         middle = self.phases[first:-_ENDS]
         runs = [phase for phase in middle if phase.kind in RUNNING]
         if not runs:
-            self._stretch = 0
+            self._tail = 0
             return
         count = sum(phase.count for phase in middle)
         mixed = Phase(PhaseKind.MIXED, runs[0].steps, middle[-1].last_line, count)
         self.phases[first:-_ENDS] = [mixed]
         self.kept += len(mixed.steps) - sum(len(phase.steps) for phase in middle)
-        self._stretch = 2 * _ENDS + 1
+        self._tail = 2 * _ENDS + 1
 
 
 def _same(step: Step, call: Call) -> bool:
@@ -350,7 +349,7 @@ def _same(step: Step, call: Call) -> bool:
 
 
 def _alike(one: Phase, other: Phase) -> bool:
-    # Puts of nested state are never folded: each is judged.
+    # Puts of nested state are not merged: each is judged.
     if one.kind is not other.kind or len(one.steps) != len(other.steps) or one.nested:
         return False
     return all(

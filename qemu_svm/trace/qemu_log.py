@@ -1,4 +1,4 @@
-"""QEMU's own trace: ``-trace kvm_vcpu_ioctl -D FILE`` and its relatives.
+"""Parser of QEMU's trace log: ``-trace kvm_vcpu_ioctl -D FILE`` and related events.
 
 ::
 
@@ -6,9 +6,9 @@
     123@1795345676.199948:kvm_vm_ioctl type 0xae41, arg (nil)
     kvm_run_exit cpu_index 0, reason 2
 
-The prefix is the thread and the time.  Events can stand behind something else
-on the line (a syslog prefix, the kernel's ``tracing_mark_write``), so they are
-searched, not matched from the start.
+The prefix is the thread and the time.  Events may follow other text on the line (a
+syslog prefix, the kernel's ``tracing_mark_write``), so they are searched for, not
+matched from the start.
 
 Source: QEMU ``accel/kvm/trace-events`` and ``scripts/tracetool/backend/log.py``
 (5.2 to 11.1; the names of the events did not change).
@@ -33,12 +33,12 @@ _LEVELS = {"": Level.SYSTEM, "vm_": Level.VM, "device_": Level.DEVICE}
 
 
 class QemuLog:
-    """Reader of QEMU's trace log."""
+    """Parser of QEMU's trace log."""
 
     format = Format.QEMU
 
     def read(self, line: int, text: str) -> list[Call | RunExit] | None:
-        """Say what a line holds; None if it is no trace event of these."""
+        """Return the event of a line; None if it has none of these events."""
         found = _EVENT.search(text)
         if found is None:
             return None
@@ -51,5 +51,5 @@ class QemuLog:
         return [Call(line, name, number, _LEVELS[found["level"]])]
 
     def finish(self) -> list[Call | RunExit]:
-        """Nothing is ever under way: every event is a line."""
+        """Return nothing: every event is one line."""
         return []

@@ -30,7 +30,7 @@ _MEASURED = "measured"
 
 
 def _either(rule_id: str, fact: str, source: str) -> Rule:
-    # Nothing can be wrong here: the fact is what a trace is told.
+    # Either way is right; the rule only states what happens.
     return Rule(
         rule_id, Severity.INFO, RuleKind.ORDER, fact, "", "", source,
         scope=ALL_KERNELS, requires=fact,
@@ -287,10 +287,10 @@ _BY_ID: Mapping[str, Rule] = MappingProxyType({rule.id: rule for rule in ORDERS}
 
 @dataclass(frozen=True, slots=True)
 class NotShown:
-    """Something that a trace without data cannot show.
+    """Something that a log cannot show.
 
     :param rules: the rules that depend on it.
-    :param key: what removes it from the list: ``efer``, ``results``, ``vm``.
+    :param key: what a log may have that shows it after all: ``efer``, ``results``, ``vm``.
     """
 
     what: str
@@ -299,8 +299,8 @@ class NotShown:
 
 
 NOT_SHOWN: tuple[NotShown, ...] = (
-    NotShown("EFER in SREGS and MSRS: is SVME set?", ("O-01", "O-08", "O-12"), "efer"),
-    NotShown("whose SREGS and REGS they are: L1's in L2's place are no error", ("O-05", "O-09")),
+    NotShown("EFER in SREGS and MSRS: whether SVME is set", ("O-01", "O-08", "O-12"), "efer"),
+    NotShown("whose SREGS and REGS they are: KVM accepts L1's in place of L2's", ("O-05", "O-09")),
     NotShown(
         "the flags of the nested state: guest mode, run pending, GIF",
         ("O-19", "O-20", "O-21", "O-25", "O-26"),

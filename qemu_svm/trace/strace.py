@@ -1,4 +1,4 @@
-"""Output of ``strace -f -e trace=ioctl``, with or without ``-y -t -T -X raw``.
+"""Parser of ``strace -f -e trace=ioctl``, with or without ``-y -t -T -X raw``.
 
 ::
 
@@ -7,9 +7,9 @@
     1792  ioctl(13, KVM_RUN <unfinished ...>
     1792  <... ioctl resumed>, 0)           = -1 EINTR (Interrupted system call)
 
-A call that another thread's output interrupts comes in two halves; it counts
-when it returns, because that is when KVM is done with the vCPU.  Threads share
-descriptors; logs of several processes at once may confuse them.
+A call that another thread's output interrupts is in two parts; it is reported when it
+returns, because that is when KVM is done with the vCPU.  Threads share descriptors;
+in logs of several processes at once descriptors may be confused.
 
 Source: strace 6.1, ``strace(1)`` and real output.
 """
@@ -49,8 +49,8 @@ _TAIL = 400
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
-    # The first half of a call.
+class _Pending:
+    # The first part of a call.
     line: int
     fd: int
     index: int | None
@@ -61,17 +61,17 @@ class _Begun:
 
 
 class Strace:
-    """Reader of strace's output."""
+    """Parser of strace's output."""
 
     format = Format.STRACE
 
     def __init__(self, descriptors: Descriptors, pending: int) -> None:
         self._descriptors = descriptors
         self._limit = pending
-        self._pending: dict[str, _Begun] = {}
+        self._pending: dict[str, _Pending] = {}
 
     def read(self, line: int, text: str) -> list[Call | RunExit] | None:
-        """Say what a line completes; None if it is no ioctl of KVM's."""
+        """Return the calls that a line completes; None if it is not an ioctl of KVM."""
         start = _START.match(text)
         if start is not None:
             return self._start(line, text, start)
@@ -82,13 +82,13 @@ class Strace:
         return None if begun is None else [self._done(begun, text)]
 
     def finish(self) -> list[Call | RunExit]:
-        """Return the calls that never came back."""
+        """Return the calls that never returned."""
         left = list(self._pending.values())
         self._pending.clear()
         return [self._done(begun, "") for begun in left]
 
     def _start(self, line: int, text: str, start: re.Match[str]) -> list[Call | RunExit] | None:
-        begun = _begun(line, text, start)
+        begun = _pending(line, text, start)
         if begun is None:
             return None
         if _UNFINISHED in text[-_TAIL:]:
@@ -97,7 +97,7 @@ class Strace:
             return []
         return [self._done(begun, text)]
 
-    def _done(self, begun: _Begun, text: str) -> Call:
+    def _done(self, begun: _Pending, text: str) -> Call:
         ioctl = None if begun.number is None else numbers.by_number(begun.number)
         value, error, made = _result(text)
         vcpu = self._descriptors.vcpu(begun.fd, begun.index, ioctl)
@@ -107,14 +107,14 @@ class Strace:
             vcpu = None
             if value is not None and value >= 0:
                 index = made if made is not None else begun.arg
-                vcpu = self._descriptors.born(value, index, begun.line)
+                vcpu = self._descriptors.created(value, index, begun.line)
         return Call(
             begun.line, begun.name, begun.number, level, vcpu, value, error, begun.efer
         )  # fmt: skip
 
 
-def _begun(line: int, text: str, start: re.Match[str]) -> _Begun | None:
-    # None: an ioctl, but not one of KVM's.
+def _pending(line: int, text: str, start: re.Match[str]) -> _Pending | None:
+    # None for an ioctl that is not KVM's.
     number = _number(start)
     if number is not None:
         if not numbers.is_kvm(number):
@@ -131,7 +131,7 @@ def _begun(line: int, text: str, start: re.Match[str]) -> _Begun | None:
     vcpu = _VCPU.search(start["what"] or "")
     arg = _NUMBER.match(text, start.end()) if name == "KVM_CREATE_VCPU" else None
     efer = _EFER.search(text, start.end()) if name.startswith("KVM_SET_SREGS") else None
-    return _Begun(
+    return _Pending(
         line,
         int(start["fd"]),
         int(vcpu[1]) if vcpu else None,
@@ -158,7 +158,7 @@ def _number(start: re.Match[str]) -> int | None:
 
 
 def _result(text: str) -> tuple[int | None, str | None, int | None]:
-    # What was returned, the error, and the vCPU that the result is a descriptor of.
+    # The value returned, the error, and the vCPU whose descriptor the result is.
     found = _RESULT.match(text[-_TAIL:])
     if found is None or found["value"] == "?":
         return None, None, None

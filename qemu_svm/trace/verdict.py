@@ -1,4 +1,4 @@
-"""What is said of a put: rule by rule, and all together."""
+"""The verdict on a put of nested state: rule by rule, and overall."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qemu_svm.trace.rules import rule
 
 
 class RuleOutcome(StrEnum):
-    """What a rule says of a put."""
+    """Result of one rule for one put."""
 
     OK = "ok"
     VIOLATED = "violated"
@@ -20,7 +20,7 @@ class RuleOutcome(StrEnum):
 
 
 class PutVerdict(StrEnum):
-    """What all rules together say."""
+    """Result of all rules for one put."""
 
     OK = "ok"
     VIOLATES = "violates"
@@ -29,10 +29,10 @@ class PutVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RuleResult:
-    """One rule on one put.
+    """One rule applied to one put.
 
-    :param line: where it shows in the log.
-    :param note: what was seen, if that is not said by the rule itself.
+    :param line: of the log where it shows.
+    :param note: details that the rule's own words do not have.
     """
 
     rule: Rule
@@ -42,7 +42,7 @@ class RuleResult:
 
     @property
     def bad(self) -> bool:
-        """Whether it counts."""
+        """Whether it makes the put violate the rules."""
         return (
             self.outcome is RuleOutcome.VIOLATED and self.rule.trace_severity is not Severity.INFO
         )
@@ -50,13 +50,13 @@ class RuleResult:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A put of nested state and what is said of it.
+    """A put of nested state and its verdict.
 
-    :param phase: which of the vCPU's phases.
-    :param order: the ioctls from the first of this put to what ended it, reads
-        and other devices' left out.
-    :param run: the KVM_RUN that used it, if one did.
-    :param superseded: line of the put of nested state that came before any KVM_RUN.
+    :param phase: number of the vCPU's phase.
+    :param order: the ioctls of this put up to what ended it, without reads and those of
+        other devices.
+    :param run: the KVM_RUN that used the state, if any.
+    :param superseded: line of the next put of nested state, if that came before any KVM_RUN.
     """
 
     phase: int
@@ -68,7 +68,7 @@ class Put:
 
     @property
     def verdict(self) -> PutVerdict:
-        """Violated beats unknown beats ok."""
+        """Violated, else unknown, else ok."""
         if any(one.bad for one in self.results):
             return PutVerdict.VIOLATES
         if any(one.outcome is RuleOutcome.UNKNOWN for one in self.results):
@@ -77,5 +77,5 @@ class Put:
 
 
 def result(rule_id: str, outcome: RuleOutcome, line: int, note: str = "") -> RuleResult:
-    """Say what the rule with this id says."""
+    """Make the result of the rule with this id."""
     return RuleResult(rule(rule_id), outcome, line, note)

@@ -1,4 +1,4 @@
-"""The rules on the stretch of a log around one put of nested state."""
+"""Applies the rules to the calls around one put of nested state."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _INSTEAD = {"KVM_SET_SREGS2": SREGS, "KVM_SET_CPUID2": CPUID}
 
 @dataclass(frozen=True, slots=True)
 class VmContext:
-    """What the log shows of the VM.
+    """The ioctls of the VM, as far as the log has them.
 
     :param memory: line of the first memory region, None if none was set.
-    :param vm: whether the log has ioctls of the VM from its creation on.
+    :param vm: whether the log has ioctls of the VM since its creation.
     """
 
     memory: int | None = None
@@ -46,7 +46,7 @@ class VmContext:
 
 @dataclass(slots=True)
 class VcpuHistory:
-    """What was seen of the vCPU before a put."""
+    """The calls on the vCPU before a put."""
 
     created: bool = False
     cpuid: bool = False
@@ -54,7 +54,7 @@ class VcpuHistory:
     anything: bool = False
 
     def add(self, phase: Phase) -> None:
-        """Take one more phase."""
+        """Add the next phase."""
         self.anything = True
         self.ran = self.ran or phase.kind in RUNNING
         for step in phase.steps:
@@ -64,14 +64,14 @@ class VcpuHistory:
 
 @dataclass(slots=True)
 class Window:
-    """What the rules look at.
+    """The calls that the rules apply to.
 
-    :param before: state put before NESTED_STATE and for it.
+    :param before: state set before NESTED_STATE.
     :param nested: from the first NESTED_STATE of the put to the last.
-    :param after: state put afterwards, until something runs or replaces it.
+    :param after: state set afterwards, until the vCPU runs or the state is replaced.
     :param setup: other ioctls afterwards, KVM_SET_CPUID2 among them.
-    :param order: the put from its first ioctl on, for people.
-    :param run: the KVM_RUN that uses it.
+    :param order: all calls of the put, as reports list them.
+    :param run: the KVM_RUN that uses the state.
     :param superseded: line of the NESTED_STATE that replaces it.
     """
 
@@ -86,7 +86,10 @@ class Window:
     superseded: int | None
 
     def put(self, phase: int) -> Put:
-        """Judge it.  ``phase`` is its number among the vCPU's."""
+        """Judge the put.
+
+        :param phase: its number among the vCPU's phases.
+        """
         found = [
             *self._order_of_sregs(),
             *self._cpuid(),
@@ -132,11 +135,11 @@ class Window:
             return result("O-01", RuleOutcome.OK, nested.line, "KVM accepted it")
         if before is not None:
             if before.efer is not None and not before.efer & EFER_SVME:
-                note = f"EFER is {before.efer:#x}, without SVME: right only if not in guest mode"
+                note = f"EFER is {before.efer:#x}, without SVME: correct only outside guest mode"
                 return result("O-01", RuleOutcome.DEPENDS, before.line, note)
             return result("O-01", RuleOutcome.OK, before.line)
         if _find(self.before, MSRS) is not None:
-            note = "no SREGS before it; MSRS stand there, with or without EFER"
+            note = "no SREGS before it, but MSRS, which may or may not have EFER"
             return result("O-01", RuleOutcome.DEPENDS, nested.line, note)
         if not self.past.anything and not self.before:
             note = "the log begins with NESTED_STATE"
@@ -163,11 +166,11 @@ class Window:
         if self.past.cpuid or self.past.ran or early is not None:
             yield result("O-03", RuleOutcome.OK, line)
         elif late is not None:
-            yield result("O-03", RuleOutcome.VIOLATED, line, f"the first comes at line {late.line}")
+            yield result("O-03", RuleOutcome.VIOLATED, line, f"the first is at line {late.line}")
         elif self.past.created:
             yield result("O-03", RuleOutcome.VIOLATED, line, "none since KVM_CREATE_VCPU")
         else:
-            note = "the log does not show how the vCPU was made"
+            note = "the log does not show the creation of the vCPU"
             yield result("O-03", RuleOutcome.UNKNOWN, line, note)
         if sregs is not None and (self.past.cpuid or self.past.ran):
             yield result("O-02", RuleOutcome.OK, sregs.line)
@@ -178,7 +181,7 @@ class Window:
             outcome = RuleOutcome.OK if late is None else RuleOutcome.VIOLATED
             yield result("O-04", outcome, line if late is None else late.line)
 
-    # --- what must be there before KVM_RUN ---
+    # --- what must be set before KVM_RUN ---
 
     def _either_side(self) -> Iterable[RuleResult]:
         everything = [*self.before, *self.nested, *self.after]
@@ -193,7 +196,7 @@ class Window:
     def _once(self) -> Iterable[RuleResult]:
         times = sum(step.count for step in self.nested if step.name == NESTED)
         if times > 1:
-            note = f"it is put {times} times"
+            note = f"it is set {times} times"
             yield result("O-25", RuleOutcome.VIOLATED, self.nested[-1].line, note)
 
     def _before_running(self) -> Iterable[RuleResult]:
@@ -202,7 +205,7 @@ class Window:
         if events is not None:
             yield result("O-16", RuleOutcome.OK, events.line)
         elif early is not None and not self.superseded:
-            yield result("O-16", RuleOutcome.VIOLATED, early.line, "they stand only before it")
+            yield result("O-16", RuleOutcome.VIOLATED, early.line, "they are only before it")
         elif not self.superseded:
             yield self._missing("O-16", "no VCPU_EVENTS in this put")
         if self.run is not None:
@@ -238,7 +241,7 @@ class Window:
         elif regs is None or _find(self.before, SREGS) is None:
             yield self._missing("O-26", "SREGS or REGS are not in this put")
         else:
-            note = "SREGS stand before it only: wrong if this put takes the vCPU out of L2"
+            note = "SREGS are only before it: wrong if this put takes the vCPU out of L2"
             yield result("O-26", RuleOutcome.DEPENDS, line, note)
 
     def _data(self) -> Iterable[RuleResult]:
@@ -273,17 +276,17 @@ def _ran(run: Step) -> RuleResult:
         note = f"{RUN} failed with {run.error}"
         return result("T-03", RuleOutcome.VIOLATED, run.line, note)
     if run.exit_reason in _FAILED_EXITS:
-        note = f"{RUN} came back with {_FAILED_EXITS[run.exit_reason]}"
+        note = f"{RUN} returned with {_FAILED_EXITS[run.exit_reason]}"
         return result("T-03", RuleOutcome.VIOLATED, run.line, note)
     known = run.value is not None or run.exit_reason is not None
     if known:
         return result("T-03", RuleOutcome.OK, run.line)
-    return result("T-03", RuleOutcome.DEPENDS, run.line, "the log does not say how it came back")
+    return result("T-03", RuleOutcome.DEPENDS, run.line, "the log does not have its result")
 
 
 def _refused(steps: Sequence[Step]) -> list[Step]:
-    # The first of each kind of failure.  A later try that succeeds makes up for
-    # it, as SREGS does for SREGS2.
+    # The first of each kind of failure, unless a later try succeeds, as SREGS does after
+    # SREGS2.
     done: set[str] = set()
     found: dict[tuple[str, str], Step] = {}
     for step in reversed(steps):
@@ -295,7 +298,7 @@ def _refused(steps: Sequence[Step]) -> list[Step]:
 
 
 def _find(steps: Sequence[Step], names: frozenset[str]) -> Step | None:
-    # The last of these that was not refused.
+    # The last of these that did not fail.
     for step in reversed(steps):
         if step.name in names and step.error is None:
             return step

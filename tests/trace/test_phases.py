@@ -232,7 +232,7 @@ def _with(before: str, extra: str) -> list[str]:
         (["SET_NESTED_STATE", *_FULL[2:5], "SET_XSAVE", "SET_XCRS", "SET_SREGS", *PUT[5:]],
          "4.1 to 5.0"),
         ([*CREATION, *_with("SET_VCPU_EVENTS", "SET_ONE_REG")],
-         "none that is known; the order looks like QEMU's, what is in it does not fit"),
+         "no known version: the order is QEMU's, but the clues contradict each other"),
         (["SET_SREGS", *PUT[2:]], "not QEMU's order"),
         (["SET_SREGS", "SET_NESTED_STATE", "SET_MSRS", "SET_REGS"], "not QEMU's order"),
         (["SET_SREGS", "SET_NESTED_STATE", "RUN"], "not QEMU's order"),

@@ -172,7 +172,7 @@ def test_strace_without_y_learns_from_create_vcpu() -> None:
     assert run.vcpu == made.vcpu
     again = _only(reader.read(3, "ioctl(4, 0xae41 /* KVM_CREATE_VCPU */, 0x1 /* x */ 1) = 5"))
     assert again.vcpu is not None
-    assert again.vcpu.born == 3
+    assert again.vcpu.created == 3
     assert again.vcpu != made.vcpu
     failed = _only(reader.read(4, "ioctl(4, KVM_CREATE_VCPU, 3) = -1 EEXIST (File exists)"))
     assert (failed.vcpu, failed.error) == (None, "EEXIST")
