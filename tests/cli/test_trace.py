@@ -46,7 +46,7 @@ def test_the_report(svmstream: Run) -> None:
     assert re.search(r"45-56 +full put +12 +the migrated state", text)
     assert "line 46, full put, the migrated state: ok, runs at line 58" in text
     assert "    SREGS2→NESTED→TSC_KHZ→REGS→XSAVE→XCRS→MSRS→EVENTS→MP_STATE→MSRS→DEBUGREGS\n" in text
-    assert "EFER in SREGS and MSRS: is SVME set? (O-01, O-08, O-12)" in text
+    assert "EFER in SREGS and MSRS: whether SVME is set (O-01, O-08, O-12)" in text
 
 
 def test_without_unicode(svmstream: Run) -> None:
@@ -234,7 +234,7 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(
     [
         (["trace"], 2, b"Missing argument"),
         (["trace", "/no/such/file"], 3, b"No such file"),
-        (["trace", "/etc/passwd"], 3, b"no line of a known ioctl log"),
+        (["trace", "/etc/passwd"], 3, b"no ioctl of a known kind of log"),
         (["trace", STREAMS / "manifest.json"], 3, b"strace -f"),
     ],
 )

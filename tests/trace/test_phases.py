@@ -248,9 +248,9 @@ def test_guesses(names: list[str], words: str) -> None:
 def test_clues_say_what_was_seen() -> None:
     clues = [clue.seen for clue in _guess(*CREATION, "GET_STATS_FD", *_FULL).clues]
     assert clues == [
-        "SREGS stand before NESTED_STATE",
-        "SREGS2 are used",
-        "GET_STATS_FD when a vCPU is made",
+        "SREGS come before NESTED_STATE",
+        "SREGS2 is used",
+        "GET_STATS_FD when a vCPU is created",
     ]
 
 
