@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 
 import click
 
@@ -14,7 +14,8 @@ from qemu_svm.findings.results import RamReport
 from qemu_svm.source import open_source
 from qemu_svm.stream import Stream, read_stream
 from qemu_svm.stream.ram.coverage import coverage
-from qemu_svm.stream.ram.read import Ram, all_problems, is_complete, read_ram
+from qemu_svm.stream.ram.problems import all_problems, is_complete
+from qemu_svm.stream.ram.read import Ram, read_ram
 
 Span = tuple[int, int]
 
@@ -92,7 +93,7 @@ def opened_ram(stream: Stream, channels: Sequence[str]) -> Iterator[Ram]:
     """Read the RAM of a stream and the files of its multifd channels."""
     with ExitStack() as stack:
         others = [stack.enter_context(open_source(path, common.limits())) for path in channels]
-        yield stack.enter_context(closing(read_ram(stream, others)))
+        yield stack.enter_context(read_ram(stream, others))
 
 
 def tell(stream: Stream, ram: Ram, others: Sequence[StreamError] = ()) -> int:

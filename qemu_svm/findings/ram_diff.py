@@ -285,4 +285,4 @@ class _Pages:
 
 def _place(ram: FinalRam, block: int, page: int) -> int | None:
     place = ram.place(block, page) if page < len(ram.kinds[block]) else None
-    return place[1] if place is not None and place[0] == 0 else None
+    return place.offset if place is not None and place.input == 0 else None

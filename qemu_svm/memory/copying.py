@@ -6,11 +6,10 @@ import os
 from collections.abc import Sequence
 
 from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, Extent, Physical
-from qemu_svm.stream.ram.runs import INPUT_SHIFT
+from qemu_svm.stream.ram.runs import unpack
 
 _WINDOW = 1 << 20
 _MOST_PARTS = 512  # of a pwritev
-_OFFSET = (1 << INPUT_SHIFT) - 1
 
 
 def copy(physical: Physical, start: int, size: int, fd: int, place: int) -> None:
@@ -33,12 +32,12 @@ def _copy(physical: Physical, extent: Extent, fd: int, place: int) -> None:
         return
     # Pages with a header before each: read with the headers, written without.
     pages, stride = extent.size // size, extent.stride
-    source, at = extent.word >> INPUT_SHIFT, extent.word & _OFFSET
+    source = unpack(extent.word)
     batch = min(_WINDOW // stride, _MOST_PARTS)
     for first in range(0, pages, batch):
         many = min(batch, pages - first)
         block = memoryview(
-            physical.ram.read_input(source, at + first * stride, (many - 1) * stride + size)
+            physical.ram.read_at(source.plus(first * stride), (many - 1) * stride + size)
         )
         parts = [block[one : one + size] for one in range(0, len(block), stride)]
         _all(fd, parts, place + first * size)

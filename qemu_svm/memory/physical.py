@@ -25,7 +25,7 @@ from qemu_svm.errors import AddressError, StreamError
 from qemu_svm.memory.layout import Range
 from qemu_svm.memory.results import Piece, Run, Status, Step, Walk, fault
 from qemu_svm.stream.ram.read import Ram
-from qemu_svm.stream.ram.runs import INPUT_SHIFT, PageKind
+from qemu_svm.stream.ram.runs import INPUT_SHIFT, PageKind, unpack
 
 NEVER, ZERO, ENCODED, NOTHING = range(4)
 FIRST_PLACE = 4
@@ -71,7 +71,7 @@ class Physical:
         self._inside = ram.page_size - 1
         self._table_shift = self._shift + _TABLE_BITS
         self._starts = [one.start for one in self.ranges]
-        self._files = [source.backing_file() for source in ram.sources]
+        self._files = [source.backing_file() for source in ram.inputs]
         self._tables: dict[int, array[int]] = {}
         self._nothing = array("Q", (NOTHING,)) * (1 << _TABLE_BITS)
         self._decoded: dict[int, bytes] = {}
@@ -149,7 +149,7 @@ class Physical:
         # Inside one page.
         word, offset = self.word(address), address & self._inside
         if word >= FIRST_PLACE:
-            return self.ram.read_input(word >> INPUT_SHIFT, (word & _OFFSET) + offset, size)
+            return self.ram.read_at(unpack(word).plus(offset), size)
         if word == ZERO:
             return bytes(size)
         if word == ENCODED:
@@ -250,9 +250,9 @@ class Physical:
                 pages, data = 1, self._decode(address)
             else:
                 number = address - extent.address >> self._shift
-                place = (extent.word & _OFFSET) + number * extent.stride
+                place = unpack(extent.word).plus(number * extent.stride)
                 many = (pages - 1) * extent.stride + size
-                data = self.ram.read_input(extent.word >> INPUT_SHIFT, place, many)
+                data = self.ram.read_at(place, many)
                 if extent.stride != size and pages > 1:
                     view = memoryview(data)
                     data = b"".join([view[at : at + size] for at in range(0, many, extent.stride)])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 from qemu_svm.errors import Malformed
@@ -98,7 +97,7 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
             offset=0,
             hint="a stream saved with shared memory left out cannot be replayed",
         )
-    with closing(read_ram(machine.stream, channels)) as ram:
+    with read_ram(machine.stream, channels) as ram:
         if ram.problems:
             raise ram.problems[0]  # a guest with holes in its memory would show nothing
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

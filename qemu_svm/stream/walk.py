@@ -8,7 +8,7 @@ Device sections are not decoded here, only measured
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar, NoReturn
 
@@ -81,13 +81,12 @@ class Walker:
             self.reader, self.ram, self.footers, layouts, limits=limits, note=self.note
         )
 
-    def continued_in(self, source: Source, offset: int) -> Walker:
+    def continued_in(self, source: Source) -> Walker:
         """Return a walker for a further connection of the same migration.
 
         The two share RAM, footers and the sections that were started.
         """
         other = Walker(source, self.limits, ram=self.ram, footers=self.footers)
-        other.reader.offset = offset
         other.configuration = self.configuration
         other._headers = self._headers
         return other
@@ -155,6 +154,16 @@ class Walker:
             raise
         if kind == RecordType.PART:
             self._fold()
+
+    def steps(self) -> Iterator[Record]:
+        """Read records up to the end and yield them; only the last few are kept.
+
+        :raises StreamError: as :meth:`step`.
+        """
+        while not self.ended and self.next_type() is not None:
+            self.step()
+            yield self.records[-1]
+            del self.records[:-_TURN]
 
     def skip_to(self, end: int) -> None:
         """Step over everything up to ``end`` as one record of RAM data."""

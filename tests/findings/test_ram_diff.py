@@ -18,6 +18,7 @@ from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import read_stream
 from qemu_svm.stream.ram.final import FinalRam
 from qemu_svm.stream.ram.read import Ram, read_ram
+from qemu_svm.stream.ram.runs import Place
 from tests.conftest import STREAMS, Run
 from tests.support import builders
 from tests.support.builders import PAGE, counted, page, word, zero
@@ -36,7 +37,7 @@ def real(name: str) -> Iterator[Ram]:
     with contextlib.ExitStack() as stack:
         paths = [KINDS / f"{name}.mig.zst", *sorted(KINDS.glob(f"{name}.channel?.zst"))]
         main, *others = (stack.enter_context(open_source(str(path))) for path in paths)
-        yield stack.enter_context(contextlib.closing(read_ram(read_stream(main), others)))
+        yield stack.enter_context(read_ram(read_stream(main), others))
 
 
 def only(found: RamDiff) -> BlockDiff:
@@ -66,7 +67,7 @@ def test_states_and_ranges() -> None:
     ]
     first = block.ranges[0]
     assert first.place_a is not None
-    assert a.read_input(0, first.place_a, 1) == b"a"
+    assert a.read_at(Place(0, first.place_a), 1) == b"a"
     assert block.ranges[-1].place_a is None
 
 
@@ -122,7 +123,7 @@ def test_what_cannot_be_read_is_counted() -> None:
 def test_guests_of_other_page_sizes() -> None:
     a, b = ram_of(), ram_of()
     with pytest.raises(Unsupported):
-        compare_ram(a, Ram(b.entries, b.runs, 2 * PAGE, b.sources, (), 0, ()))
+        compare_ram(a, Ram(b.entries, b.runs, 2 * PAGE, b.inputs, (), 0, ()))
 
 
 def test_a_guest_that_is_too_large() -> None:

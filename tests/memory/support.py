@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ BARE = {name: truth for name, truth in TRUTHS.items() if "gva2gpa" in truth}
 def opened(path: Path) -> Iterator[GuestMemory]:
     with open_source(str(path)) as source:
         machine = read_machine(read_stream(source))
-        with closing(read_ram(machine.stream)) as ram:
+        with read_ram(machine.stream) as ram:
             yield GuestMemory(machine, ram)
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,16 @@ def take(vm: Vm, path: Path, options: CaptureOptions | None = None, **more: Any)
 
 def counters(done: Captured) -> list[int]:
     """The guest's counters in a capture."""
-    with open_source(done.files[0]) as source:
+    with ExitStack() as stack:
+        source, *channels = (stack.enter_context(open_source(name)) for name in done.files)
         stream = read_stream(source, walk=Walk.QUICK)
         assert stream.complete
-        channels = [open_source(name) for name in done.files[1:]]
-        ram = read_ram(stream, channels)
+        ram = stack.enter_context(read_ram(stream, channels))
         number = ram.block("pc.ram")
         with open(os.path.join(os.path.dirname(done.files[0]), "ram"), "w+b") as file:
             extract(ram, {number: file.fileno()}, None, lambda _done: None)
             found = [os.pread(file.fileno(), 4, address) for address in COUNTERS]
         os.unlink(file.name)
-        for one in (*ram.channels, *channels):
-            (one.source if hasattr(one, "source") else one).close()
     return [int.from_bytes(one, "little") for one in found]
 
 

@@ -191,8 +191,8 @@ class Sink:
 
     def _start(self, one: socket.socket, into: bytearray, other: socket.socket | None) -> None:
         thread = threading.Thread(target=self._carry, args=(one, into, other), daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # only now: streams() waits for those in the list
 
     @staticmethod
     def _carry(one: socket.socket, into: bytearray, other: socket.socket | None) -> None:

@@ -130,14 +130,14 @@ def opened(
 
 
 def _complete(dump: Dump) -> bool:
-    from qemu_svm.stream.ram.read import is_complete
+    from qemu_svm.stream.ram.problems import is_complete
 
     return is_complete(dump.machine.stream, dump.ram) and not dump.machine.problems
 
 
 def damage(dump: Dump) -> int:
     """Print what is wrong with the stream to standard error; the status that follows."""
-    from qemu_svm.stream.ram.read import all_problems
+    from qemu_svm.stream.ram.problems import all_problems
 
     for problem in (*all_problems(dump.machine.stream, dump.ram), *dump.machine.problems):
         complain(f"{dump.path}: {problem}")

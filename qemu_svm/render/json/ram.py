@@ -6,7 +6,7 @@ from typing import Any
 
 from qemu_svm.findings.results import RamReport
 from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
-from qemu_svm.stream.ram.read import all_problems, is_complete
+from qemu_svm.stream.ram.problems import all_problems, is_complete
 
 
 def render(result: RamReport) -> dict[str, Any]:

@@ -17,13 +17,12 @@ from qemu_svm.limits import KIB, MIB
 from qemu_svm.stream.ram import compiled
 from qemu_svm.stream.ram.coverage import check_number
 from qemu_svm.stream.ram.read import Ram
-from qemu_svm.stream.ram.runs import INPUT_SHIFT, KIND, KIND_BITS, PageKind
+from qemu_svm.stream.ram.runs import KIND, KIND_BITS, PageKind, Place, unpack
 from qemu_svm.stream.ram.scan import LARGEST
 
 _WINDOW = MIB
 _NEAR = 64 * KIB
 _PORTION = 1 << 14  # pages between two words of progress; Ctrl-C waits for them
-_OFFSET = (1 << INPUT_SHIFT) - 1
 _WHOLE = (int(PageKind.PAGE), int(PageKind.PLACED))
 _EMPTY = (int(PageKind.ZERO), int(PageKind.ABSENT))
 _COPIED = frozenset((*_WHOLE, *_EMPTY))
@@ -86,7 +85,7 @@ def _files(ram: Ram) -> array[int] | None:
     # For the compiled part: of each input the file and its place there, or -1.
     if compiled.ram is None or ram.page_size > LARGEST:
         return None
-    files = [source.backing_file() or (-1, 0) for source in ram.sources]
+    files = [source.backing_file() or (-1, 0) for source in ram.inputs]
     return array("q", [number for file in files for number in file])
 
 
@@ -95,12 +94,13 @@ class _Ahead:
     # piece (one page here, one there, as mapped-ram has them) is read as it is.
     def __init__(self, ram: Ram) -> None:
         self._ram = ram
-        self._blocks = [(0, memoryview(b""))] * len(ram.sources)
+        self._blocks = [(0, memoryview(b""))] * len(ram.inputs)
         self._look = 0
         self.files = _files(ram)
 
-    def view(self, source: int, at: int, least: int, most: int) -> memoryview:
-        # From ``least`` to ``most`` bytes, as it comes.
+    def view(self, place: Place, least: int, most: int) -> memoryview:
+        # From ``least`` to ``most`` bytes.
+        source, at = place
         base, block = self._blocks[source]
         start = at - base
         if start >= 0 and start + least <= len(block):
@@ -110,9 +110,9 @@ class _Ahead:
         del block
         self._blocks[source] = 0, memoryview(b"")  # not two of them at a time
         size = max(self._look, min(most, _WINDOW), least)
-        block = memoryview(self._ram.sources[source].read_at(at, size))
+        block = memoryview(self._ram.inputs[source].read_at(at, size))
         if len(block) < least:
-            self._ram.read_input(source, at, least)  # says what is wrong
+            self._ram.read_at(place, least)  # raises the error
         self._blocks[source] = at, block
         return block[:most]
 
@@ -161,20 +161,20 @@ class _Target:
             self._run(page + skip, rest, kind, data + skip * self.strides[kind])
 
     def _run(self, page: int, count: int, kind: int, data: int) -> None:
-        source, at = data >> INPUT_SHIFT, data & _OFFSET
+        place = unpack(data)
         size, stride = self.ram.page_size, self.strides[kind]
         if kind in _WHOLE:
-            self._pages(page, count, source, at, stride)
+            self._pages(page, count, place, stride)
         elif kind in _EMPTY:
             self._clear(page, count)
             return
         elif kind == PageKind.XBZRLE:
             content = bytearray(os.pread(self.fd, size, page * size).ljust(size, b"\0"))
-            self.ram.apply(content, source, at)
+            self.ram.apply(content, place)
             _write(self.fd, [content], page * size)
         else:
             for number in range(count):
-                found = self.ram.content(PageKind(kind), source, at + number * stride)
+                found = self.ram.content(PageKind(kind), place.plus(number * stride))
                 _write(self.fd, [found], (page + number) * size)
         if count == 1:
             self.written[page] = 1
@@ -194,17 +194,17 @@ class _Target:
             self.written[start:stop] = bytes(stop - start)
             start = self.written.find(1, stop, end)
 
-    def _pages(self, page: int, count: int, source: int, at: int, stride: int) -> None:
+    def _pages(self, page: int, count: int, place: Place, stride: int) -> None:
         size = self.ram.page_size
         while count:
-            block = self.ahead.view(source, at, size, (count - 1) * stride + size)
+            block = self.ahead.view(place, size, (count - 1) * stride + size)
             batch = (len(block) - size) // stride + 1
             if batch == 1 or stride == size:
                 parts = [block[: batch * size]]
             else:
                 parts = [block[p : p + size] for p in range(0, batch * stride, stride)]
             _write(self.fd, parts, page * size)
-            page, count, at = page + batch, count - batch, at + batch * stride
+            page, count, place = page + batch, count - batch, place.plus(batch * stride)
 
 
 def _write(fd: int, parts: Sequence[memoryview | bytes | bytearray], place: int) -> None:

@@ -71,7 +71,9 @@ class Channel:
     """One channel as read.
 
     :param number: channel id; from 0.
-    :param source: where the pages' content is.
+    :param source: the content of its pages: the channel itself, or a temporary file
+        if they were compressed.
+    :param unpacked: it is a temporary file, which is closed with this object.
     :param packets: in order; SYNC packets without pages are left out.
     :param epochs: number of SYNC packets.
     :param jobs: how many packets the sender wanted to send; see :func:`_jobs`.
@@ -88,6 +90,12 @@ class Channel:
     problem: StreamError | None
     jobs: int
     highest: int
+    unpacked: bool
+
+    def close(self) -> None:
+        """Close the temporary file; the channel itself stays open."""
+        if self.unpacked:
+            self.source.close()
 
 
 def channel_number(head: bytes) -> int | None:
@@ -164,6 +172,7 @@ def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
         problem,
         state.jobs,
         state.highest,
+        state.spool is not None,
     )
 
 

@@ -14,8 +14,6 @@ and 10.2.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,16 +23,12 @@ from qemu_svm.stream.commands import discarded
 from qemu_svm.stream.constants import MAGIC, Command, RamFlag
 from qemu_svm.stream.ram import records as ram
 from qemu_svm.stream.ram.records import RamState
-from qemu_svm.stream.ram.runs import INPUT_SHIFT
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.recognise import RESUMED, seen_elsewhere
 from qemu_svm.stream.records import Record
 from qemu_svm.stream.walk import Walker
 
-_OFFSET = (1 << INPUT_SHIFT) - 1
-_HEX = re.compile("0x[0-9a-f]+")
 _FLAGS = 0x3FF
-_EOS = int(RamFlag.EOS).to_bytes(8, "big")
 
 
 class Discards:
@@ -73,7 +67,7 @@ class Discards:
         for _, block, first, last in self._ranges:
             pages = -(-state.blocks[block].used_length // state.page_size)
             wanted.setdefault(block, bytearray(pages))[first:last] = b"\1" * (last - first)
-        for block, page, count, _, _ in islice(state.runs.raw(), self._ranges[-1][0], None):
+        for block, page, count, _ in islice(state.runs.spans(), self._ranges[-1][0], None):
             if block in wanted:
                 wanted[block][page : page + count] = bytes(count)
         left = sum(part.count(1) for part in wanted.values())
@@ -127,85 +121,30 @@ def kind_of(source: Source) -> str:
 def read_extra(main: Walker, source: Source, number: int) -> Extra:
     """Read a further connection into the RAM of the main stream.
 
-    :param main: the walker of the main stream, behind all of it.
-    :param number: of the input; see :class:`~qemu_svm.stream.ram.runs.RamRuns`.
+    :param main: the walker of the main stream, after all of it.
+    :param number: of the input; see :class:`~qemu_svm.stream.ram.runs.Place`.
     :raises StreamError: ``source`` is something else.
     """
     kind = kind_of(source)
-    # Nothing but the end of the connection need mark the end of the records.
-    shifted = _Shifted(source, number, _EOS if kind == "preempt" else b"")
     state = main.ram
     before = state.runs.records if state.runs is not None else 0
-    state.current = -1
+    state.input, state.current = number, -1
+    state.open_ended = kind == "preempt"
     problem, ended = None, False
     try:
         if kind == "preempt":
-            _records(shifted, state)
+            reader = Reader(source)
+            while not reader.at_end():
+                ram.step_over(reader, state)
         else:
-            walker = main.continued_in(shifted, shifted.start)
-            while not walker.ended and walker.next_type() is not None:
-                walker.step()
-                del walker.records[:-1]
+            walker = main.continued_in(source)
+            for _ in walker.steps():
+                pass
             ended = walker.ended
             if not ended:
-                raise Truncated("the resumed stream has no end", offset=shifted.end)
+                raise Truncated("the resumed stream has no end", offset=source.size())
     except StreamError as error:
-        error.offset = min(error.offset, shifted.end)
         error.section = f"connection {number} ({kind})"
-        problem = _unshifted(error, number)
+        problem = error
     pages = state.runs.records - before if state.runs is not None else 0
     return Extra(source, kind, pages, ended, problem)
-
-
-def broke_off(extras: Sequence[Extra], number: int) -> bool:
-    """Whether a connection only ends too early, and a later one takes up from there."""
-    later = any(extra.kind == "resumed" for extra in extras[number + 1 :])
-    return later and isinstance(extras[number].problem, Truncated)
-
-
-def _unshifted(error: StreamError, number: int) -> StreamError:
-    # Offsets, also those in words, as they are in the connection itself.
-    def own(found: re.Match[str]) -> str:
-        offset = int(found[0], 16)
-        return hex(offset & _OFFSET) if offset >> INPUT_SHIFT == number else found[0]
-
-    error.offset &= _OFFSET
-    for name in ("what", "expected", "found", "hint"):
-        text = getattr(error, name)
-        if text is not None:
-            setattr(error, name, _HEX.sub(own, text))
-    return error
-
-
-def _records(source: _Shifted, state: RamState) -> None:
-    reader = Reader(source, source.start)
-    try:
-        while reader.offset < source.end:
-            ram.step_over(reader, state)
-    except Malformed as error:
-        if reader.offset <= source.end:
-            raise
-        raise reader.truncated("a RAM record", 0, 0) from error
-
-
-class _Shifted(Source):
-    # A source whose offsets bear its number, as those of runs do.
-    def __init__(self, source: Source, number: int, tail: bytes = b"") -> None:
-        self.path = source.path
-        self.start = number << INPUT_SHIFT
-        self.end = self.start + source.size()
-        self._source = source
-        self._tail = tail
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        data = self._source.read_at(offset - self.start, size)
-        if self._tail and len(data) < size:
-            behind = max(0, offset - self.end)
-            data += self._tail[behind : behind + size - len(data)]
-        return data
-
-    def size(self) -> int:
-        return self.end + len(self._tail)
-
-    def close(self) -> None:
-        pass  # whoever opened the source closes it

@@ -32,7 +32,7 @@ from qemu_svm.errors import Malformed, Unsupported
 from qemu_svm.limits import MIB
 from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
 from qemu_svm.stream.ram.blocks import BlockEntry, read_blocks
-from qemu_svm.stream.ram.runs import PageKind, RamRuns, Rows
+from qemu_svm.stream.ram.runs import NOWHERE, PageKind, Place, RamRuns, Rows
 from qemu_svm.stream.ram.scan import (
     FILE_ROWS,
     LARGEST,
@@ -65,9 +65,14 @@ def _nothing(_flag: RamFlag) -> None:
 class RamState:
     """What ``ram`` records carry over from one section to the next.
 
-    :param runs: where to note each page; None to count only.
+    :param runs: filled with each page; None to count only.
+    :param input: number of the input that is read, for ``runs``.
+    :param open_ended: the records end with the input, not only with EOS.
     :param scan: how common records are read.
-    :param mark: called at each EOS and MULTIFD_FLUSH.
+    :param mark: called at each EOS, HOOK and MULTIFD_FLUSH.
+    :param current: index of the block that CONTINUE refers to; -1 if there is none.
+    :param tops: for each block a word above all words of its pages.
+    :param index: of each block by name.
     """
 
     blocks: tuple[RamBlock, ...] = ()
@@ -78,6 +83,8 @@ class RamState:
     shared: bool = False
     entries: tuple[BlockEntry, ...] = ()
     runs: RamRuns | None = None
+    input: int = 0
+    open_ended: bool = False
     scan: Scanner = scan
     rows: Rows = field(default_factory=Rows)
     many: Rows | None = None
@@ -112,11 +119,13 @@ def step_over(reader: Reader, state: RamState) -> None:
 
     Reads every record up to and including EOS and adds to ``state``.
 
-    :raises Malformed: a record that cannot be.
+    :raises StreamError: a record is cut, invalid or not supported.
     """
     rows = state.rows
     least = 8
     while True:
+        if state.open_ended and reader.at_end() and reader.offset == reader.source.size():
+            return
         data, at = _window(reader, state, least)
         least = 8
         if state.current >= 0:
@@ -153,7 +162,7 @@ def _go_on(reader: Reader, state: RamState, pages: tuple[int, int]) -> None:
 def _note(state: RamState, rows: Rows, found: int, sums: Sequence[int]) -> None:
     state.pages += RamPages(*(sums[kind] for kind in _SCANNED))
     if state.runs is not None:
-        state.runs.extend(state.current, rows, found, sums)
+        state.runs.extend(state.current, rows, found, sums, state.input)
 
 
 def _window(reader: Reader, state: RamState, least: int) -> tuple[bytes, int]:
@@ -236,7 +245,8 @@ def _uncommon(reader: Reader, state: RamState) -> int:
         compressed=int(kind is PageKind.COMPRESSED),
     )
     if state.runs is not None:
-        state.runs.add(state.current, rest // (mask + 1), 1, kind, data)
+        place = Place(state.input, data)
+        state.runs.add(state.current, rest // (mask + 1), 1, kind, place)
     return flags
 
 
@@ -276,7 +286,19 @@ def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
 
 
 def _block_list(reader: Reader, state: RamState, total: int) -> None:
-    state.take_blocks(read_blocks(reader, total, mapped=state.mapped, shared=state.shared))
+    start = reader.offset
+    entries = read_blocks(reader, total, mapped=state.mapped, shared=state.shared)
+    listed = [(entry.block.name, entry.block.used_length) for entry in entries]
+    if state.entries and listed != [(block.name, block.used_length) for block in state.blocks]:
+        # Runs refer to blocks by their index in the first list.
+        raise Malformed(
+            "a second list of RAM blocks that differs from the first",
+            offset=start,
+            section="ram",
+            expected=f"the same {len(state.blocks)} blocks",
+            found=f"{len(listed)} blocks of {total:#x} bytes",
+        )
+    state.take_blocks(entries)
     if not state.mapped:
         return
     from qemu_svm.stream.ram.mapped import page_runs
@@ -290,8 +312,9 @@ def _block_list(reader: Reader, state: RamState, total: int) -> None:
             normal += count * stored
             zero += count * (not stored)
             if state.runs is not None:
-                data = entry.mapped.pages + page * entry.mapped.page_size if stored else 0
+                at = entry.mapped.pages + page * entry.mapped.page_size
                 kind = PageKind.PLACED if stored else PageKind.ABSENT
-                state.runs.add(number, page, count, kind, data)
+                place = Place(state.input, at) if stored else NOWHERE
+                state.runs.add(number, page, count, kind, place)
     reader.offset = end
     state.pages += RamPages(normal, zero)

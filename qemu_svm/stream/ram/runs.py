@@ -6,9 +6,10 @@ bytes in flat arrays, whatever its length; a list of *sweeps* (runs of one
 block with rising addresses, as one pass over the RAM makes them) says which
 block they belong to and makes them searchable.
 
-``data`` is where the first page's content is: a whole page, the byte that
-fills it, or what follows the header of an encoded one.  Its top byte is
-the number of the input: 0 is the stream, the others are multifd channels.
+A run also has the place of the first page's content: a whole page, the byte that
+fills it, or what follows the header of an encoded one.  A :class:`Place` is an
+input and an offset; in the arrays (here, in :mod:`~qemu_svm.stream.ram.extract` and
+in C) both are packed into one number, ``data``, with the input in its top byte.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 INPUT_SHIFT = 56
-"""Position of the input's number in ``data``."""
+"""Position of the input's number in ``data``; offsets are below ``1 << INPUT_SHIFT``."""
 
 KIND_BITS = 3
 """Bits of a run's ``where`` below the page: the :class:`PageKind`."""
 KIND = (1 << KIND_BITS) - 1
-"""What of ``where`` is the kind."""
+"""Mask for the kind in ``where``."""
 
 _OFFSET = (1 << INPUT_SHIFT) - 1
 _MOST = (1 << 32) - 1
@@ -52,6 +54,30 @@ class PageKind(IntEnum):
     """A byte that is not zero fills the page; no sender of today writes it."""
 
 
+class Place(NamedTuple):
+    """Where content is.
+
+    :param input: 0 is the stream, the others are channels.
+    :param offset: in that input.
+    """
+
+    input: int
+    offset: int
+
+    def plus(self, size: int) -> Place:
+        """Return the place ``size`` bytes later in the same input."""
+        return Place(self.input, self.offset + size)
+
+
+NOWHERE = Place(0, 0)
+"""For pages without content in any input."""
+
+
+def unpack(data: int) -> Place:
+    """Return the place that ``data`` stands for."""
+    return Place(data >> INPUT_SHIFT, data & _OFFSET)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Pages of one kind, one after the other.
@@ -59,25 +85,23 @@ class Run:
     :param block: index of the RAM block.
     :param page: number of the first page in the block.
     :param count: how many pages.
-    :param source: which input: 0 the stream, else a channel.
-    :param data: offset of the first page's content in that input.
-    :param stride: from one page's content to the next one's.
+    :param place: of the first page's content.
+    :param stride: bytes from one page's content to the next one's.
     """
 
     block: int
     page: int
     count: int
     kind: PageKind
-    source: int
-    data: int
+    place: Place
     stride: int
 
 
 @dataclass(slots=True)
 class Rows:
-    """Room for what a scanner finds, one row a run.
+    """Arrays that a scanner fills, one row for each run.
 
-    ``data``, ``where`` and ``count`` are as :class:`RamRuns` keeps them.
+    ``where`` and ``count`` are as in :class:`RamRuns`, ``data`` is an offset.
     """
 
     room: int = _ROOM
@@ -129,8 +153,9 @@ class RamRuns:
     def __len__(self) -> int:
         return len(self._data)
 
-    def add(self, block: int, page: int, count: int, kind: int, data: int) -> None:
-        """Add pages behind all others."""
+    def add(self, block: int, page: int, count: int, kind: int, place: Place) -> None:
+        """Append pages, as sent after all others."""
+        data = place.input << INPUT_SHIFT | place.offset
         self.sums[kind] += count
         where = page << KIND_BITS | kind
         stride = self.strides[kind]
@@ -150,26 +175,32 @@ class RamRuns:
         self._data.append(data)
         self._where.append(where)
         self._count.append(count)
-        self._goes_on(where, count, data)
+        self._expect(where, count, data)
 
-    def extend(self, block: int, rows: Rows, used: int, sums: Iterable[int]) -> None:
-        """Add the first ``used`` rows, of rising pages of one block.
+    def extend(
+        self, block: int, rows: Rows, used: int, sums: Iterable[int], source: int = 0
+    ) -> None:
+        """Append the first ``used`` rows, of rising pages of one block.
 
-        :param sums: the pages of each kind in all of them.
+        :param sums: the number of pages of each kind in all of them.
+        :param source: the input that was scanned.
         """
         first, count = rows.where[0], rows.count[0]
-        self.add(block, first >> KIND_BITS, count, first & KIND, rows.data[0])
+        self.add(block, first >> KIND_BITS, count, first & KIND, Place(source, rows.data[0]))
         self.sums[first & KIND] -= count
         for kind, pages in enumerate(sums):
             self.sums[kind] += pages
         if used == 1:
             return
-        self._data += rows.data[1:used]
+        if source:
+            self._data.extend(source << INPUT_SHIFT | offset for offset in rows.data[1:used])
+        else:
+            self._data += rows.data[1:used]
         self._where += rows.where[1:used]
         self._count += rows.count[1:used]
-        self._goes_on(rows.where[used - 1], rows.count[used - 1], rows.data[used - 1])
+        self._expect(rows.where[used - 1], rows.count[used - 1], self._data[-1])
 
-    def _goes_on(self, where: int, count: int, data: int) -> None:
+    def _expect(self, where: int, count: int, data: int) -> None:
         # Note what the next run has to be to lengthen this one.
         self._page_next = (where >> KIND_BITS) + count
         self._where_next = where + (count << KIND_BITS)
@@ -182,46 +213,54 @@ class RamRuns:
         self._sweep_first.append(len(self._data))
 
     def seal(self) -> int:
-        """Let nothing lengthen the runs there are; returns how many there are."""
+        """Keep the present runs as they are: no later page lengthens one.
+
+        :returns: their number.
+        """
         self._where_next = -1
         return len(self)
 
     def drop_last(self) -> None:
-        """Forget the last page: the input ends inside it."""
+        """Remove the last page, because the input ends inside it."""
         if self._count and self._count[-1]:
             self._count[-1] -= 1
             self.sums[self._where[-1] & KIND] -= 1
             self._where_next = -1
 
     def pieces(self) -> Iterator[tuple[int, array[int], array[int], array[int]]]:
-        """Every run, many of one block at a time: ``(block, where, count, data)``, copied."""
+        """Yield all runs as ``(block, where, count, data)``, up to 4096 of one block at a time.
+
+        The arrays are copies.
+        """
         ends = [*self._sweep_first, len(self._data)][1:]
         for block, first, end in zip(self._sweep_block, self._sweep_first, ends, strict=True):
             for at in range(first, end, _PIECE):
                 part = slice(at, min(at + _PIECE, end))
                 yield block, self._where[part], self._count[part], self._data[part]
 
-    def raw(self) -> Iterator[tuple[int, int, int, int, int]]:
-        """Every run as ``(block, page, count, kind, data)``; quick."""
-        for block, wheres, counts, datas in self.pieces():
-            for where, count, data in zip(wheres, counts, datas, strict=True):
-                yield block, where >> KIND_BITS, count, where & KIND, data
-
-    def at(self, index: int) -> tuple[int, int, int, int]:
-        """The run of that number, in the order of :meth:`raw`: ``(page, count, kind, data)``."""
-        where = self._where[index]
-        return where >> KIND_BITS, self._count[index], where & KIND, self._data[index]
+    def spans(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield all runs as ``(block, page, count, kind)``; faster than iterating."""
+        for block, wheres, counts, _ in self.pieces():
+            for where, count in zip(wheres, counts, strict=True):
+                yield block, where >> KIND_BITS, count, where & KIND
 
     def __iter__(self) -> Iterator[Run]:
-        for row in self.raw():
-            yield self._run(*row)
+        for block, wheres, counts, datas in self.pieces():
+            for where, count, data in zip(wheres, counts, datas, strict=True):
+                yield self._run(block, where, count, data)
 
-    def _run(self, block: int, page: int, count: int, kind: int, data: int) -> Run:
-        of = PageKind(kind)
-        return Run(block, page, count, of, data >> INPUT_SHIFT, data & _OFFSET, self.strides[of])
+    def at(self, index: int) -> tuple[int, int, PageKind, Place]:
+        """Return the run at ``index``, in the order of sending: ``(page, count, kind, place)``."""
+        where = self._where[index]
+        kind = PageKind(where & KIND)
+        return where >> KIND_BITS, self._count[index], kind, unpack(self._data[index])
 
-    def history(self, block: int, page: int) -> Iterator[tuple[PageKind, int, int]]:
-        """Every copy of a page, the newest first: ``(kind, source, data)``."""
+    def _run(self, block: int, where: int, count: int, data: int) -> Run:
+        kind = PageKind(where & KIND)
+        return Run(block, where >> KIND_BITS, count, kind, unpack(data), self.strides[kind])
+
+    def history(self, block: int, page: int) -> Iterator[tuple[PageKind, Place]]:
+        """Yield all copies of a page as ``(kind, place)``, the newest first."""
         key = (page + 1) << KIND_BITS
         last = len(self._sweep_first) - 1
         for sweep in reversed(self._of_block.get(block, ())):
@@ -235,12 +274,12 @@ class RamRuns:
             if behind < self._count[index]:
                 kind = PageKind(where & KIND)
                 data = self._data[index] + behind * self.strides[kind]
-                yield kind, data >> INPUT_SHIFT, data & _OFFSET
+                yield kind, unpack(data)
 
     def within(self, block: int, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Parts of runs of the pages from ``first`` to before ``end``, in the order of sending.
+        """Yield the parts of runs that are in the pages from ``first`` to before ``end``.
 
-        Each is ``(page, count, kind, data)``.
+        Each is ``(page, count, kind, data)``, in the order of sending.
         """
         last = len(self._sweep_first) - 1
         for sweep in self._of_block.get(block, ()):

@@ -18,7 +18,7 @@ from qemu_svm.stream import read_stream
 from qemu_svm.stream.ram import compiled
 from qemu_svm.stream.ram.extract import extract
 from qemu_svm.stream.ram.read import Ram, read_ram
-from qemu_svm.stream.ram.runs import INPUT_SHIFT, PageKind
+from qemu_svm.stream.ram.runs import INPUT_SHIFT, PageKind, Place
 from tests.support import builders
 from tests.support.builders import PAGE, Counting, page, word, zero
 
@@ -154,17 +154,17 @@ def test_input_is_read_once_in_good_pieces(target: Path, kinds: str) -> None:
 
 def test_pages_far_apart_are_read_without_what_is_between(target: Path) -> None:
     ram, source = ram_of(*(page(n * PAGE, b"x") for n in range(PAGES)))
-    first = next(run.data for run in ram.runs if run.kind is PageKind.PAGE)
+    first = next(run.place.offset for run in ram.runs if run.kind is PageKind.PAGE)
     runs = type(ram.runs)(PAGE)
     for number in range(0, PAGES, 100):
-        runs.add(0, number, 1, PageKind.PLACED, first + number * (PAGE + 8))
-    extracted(type(ram)(ram.entries, runs, PAGE, ram.sources, (), 0, ()), target)
+        runs.add(0, number, 1, PageKind.PLACED, Place(0, first + number * (PAGE + 8)))
+    extracted(type(ram)(ram.entries, runs, PAGE, ram.inputs, (), 0, ()), target)
     assert source.bytes <= 7 * PAGE + (64 << 10)
 
 
 def test_a_page_that_the_input_lost(target: Path) -> None:
     ram, _ = ram_of(*(page(n * PAGE, b"x") for n in range(8)))
-    ram.runs.add(0, 9, 1, PageKind.PLACED, 1 << (INPUT_SHIFT - 1))
+    ram.runs.add(0, 9, 1, PageKind.PLACED, Place(0, 1 << (INPUT_SHIFT - 1)))
     with pytest.raises(Truncated):
         extracted(ram, target)
 
@@ -179,8 +179,8 @@ def placed(ram: Ram, *runs: tuple[int, int, int]) -> Ram:
     """The same RAM, but with these ``(page, count, data)`` of pages next to one another."""
     changed = type(ram.runs)(PAGE)
     for first, count, data in runs:
-        changed.add(0, first, count, PageKind.PLACED, data)
-    return type(ram)(ram.entries, changed, PAGE, ram.sources, (), 0, ())
+        changed.add(0, first, count, PageKind.PLACED, Place(0, data))
+    return type(ram)(ram.entries, changed, PAGE, ram.inputs, (), 0, ())
 
 
 def test_a_file_that_shrank(tmp_path: Path) -> None:

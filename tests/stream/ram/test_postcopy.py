@@ -12,7 +12,8 @@ from qemu_svm.machine.paths import find
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, Stream, read_stream
 from qemu_svm.stream.commands import command_values, discarded
-from qemu_svm.stream.ram.read import Ram, all_problems, is_complete, read_ram
+from qemu_svm.stream.ram.problems import all_problems, is_complete
+from qemu_svm.stream.ram.read import Ram, read_ram
 from qemu_svm.stream.recognise import seen_elsewhere
 from tests.conftest import STREAMS, Run
 from tests.support import builders

@@ -18,7 +18,7 @@ from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.ram.coverage import coverage
 from qemu_svm.stream.ram.gallop import gallop
 from qemu_svm.stream.ram.read import Ram, read_ram
-from qemu_svm.stream.ram.runs import PageKind, RamRuns
+from qemu_svm.stream.ram.runs import PageKind, Place, RamRuns
 from qemu_svm.stream.ram.scan import Scanner, scan, scan_records
 from tests.conftest import STREAMS
 from tests.support import builders
@@ -98,6 +98,16 @@ def test_the_last_copy_wins() -> None:
     assert (first.sent, first.again, first.repeated, first.most) == (5, 3, 2, 3)
     assert (first.data, first.zero, first.never) == (1, 1, 62)
     assert second.never == second.pages == 16
+
+
+def test_a_second_list_of_blocks() -> None:
+    same = word(2 * PAGE | 4) + entry("m", 2 * PAGE)
+    longer = word(4 * PAGE | 4) + entry("m", 4 * PAGE)
+    for again, problems in ((same, 0), (word(4), 1), (longer, 1)):
+        records = zero(PAGE, "m") + again + zero(PAGE, "m")
+        ram = ram_of(builders.stream([], [records], {"m": 2 * PAGE}))
+        assert len(ram.problems) == problems
+        assert (ram.runs.records, len(coverage(ram))) == (2 - problems, 1)
 
 
 def test_the_block_survives_sections() -> None:
@@ -254,9 +264,8 @@ def test_both_ways_to_read_agree(patterns: list[tuple[str, int, int, int, bool]]
     assert list(quick.runs) == list(slow.runs)
     assert quick.runs.records == slow.runs.records == 1 + sum(p[2] for p in patterns)
     for run in quick.runs:
-        assert data[run.data - 8 : run.data] == word(run.page * PAGE | flags(run.kind)) or (
-            data[run.data - 2 : run.data] == b"\1m"
-        )
+        before = data[run.place.offset - 8 : run.place.offset]
+        assert before.endswith((word(run.page * PAGE | flags(run.kind)), b"\1m"))
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +339,7 @@ def test_across_windows(kinds: str) -> None:
         assert run.page == place
         place += run.count
         for number in (0, run.count - 1):
-            at = run.data + number * run.stride
+            at = run.place.offset + number * run.stride
             first = run.page + number == 0
             assert first or data[at - 8 : at] == word((run.page + number) * PAGE | flags(run.kind))
 
@@ -348,16 +357,16 @@ def test_gallop_counts(first: int, count: int, spoil: int, junk: bytes) -> None:
 
 def test_runs_remember_all_copies() -> None:
     runs = RamRuns(PAGE)
-    runs.add(0, 0, 10, PageKind.PAGE, 100)
-    runs.add(0, 10, 5, PageKind.PAGE, 100 + 10 * (PAGE + 8))  # goes on: one run
-    runs.add(1, 3, 1, PageKind.ZERO, 7)
-    runs.add(0, 4, 1, PageKind.XBZRLE, 9)
-    runs.add(0, 4, 1, PageKind.XBZRLE, 11)
+    runs.add(0, 0, 10, PageKind.PAGE, Place(0, 100))
+    runs.add(0, 10, 5, PageKind.PAGE, Place(0, 100 + 10 * (PAGE + 8)))  # one run with it
+    runs.add(1, 3, 1, PageKind.ZERO, Place(0, 7))
+    runs.add(0, 4, 1, PageKind.XBZRLE, Place(0, 9))
+    runs.add(0, 4, 1, PageKind.XBZRLE, Place(0, 11))
     assert len(runs) == 4
-    assert [row[0] for row in runs.history(0, 4)] == [
+    assert [kind for kind, _ in runs.history(0, 4)] == [
         PageKind.XBZRLE, PageKind.XBZRLE, PageKind.PAGE,
     ]  # fmt: skip
-    assert [row[2] for row in runs.history(0, 4)] == [11, 9, 100 + 4 * (PAGE + 8)]
+    assert [place.offset for _, place in runs.history(0, 4)] == [11, 9, 100 + 4 * (PAGE + 8)]
     assert list(runs.history(0, 15)) == []
     assert list(runs.history(2, 0)) == []
 
@@ -457,7 +466,7 @@ def test_damaged_mapped_headers() -> None:
         ram = ram_of(bad)
         assert ram.problems
         assert all(isinstance(problem, StreamError) for problem in ram.problems)
-        assert all(run.data < 1 << 56 for run in ram.runs)
+        assert all(run.place.offset < 1 << 56 for run in ram.runs)
     assert isinstance(ram_of(good[: at + 30]).problems[0], Truncated)
 
 
@@ -504,7 +513,7 @@ def test_every_kind_brings_the_same_firmware(release: str) -> None:
             main, *others = (
                 stack.enter_context(open_source(str(name))) for name in [path, *channels]
             )
-            ram = stack.enter_context(contextlib.closing(read_ram(read_stream(main), others)))
+            ram = stack.enter_context(read_ram(read_stream(main), others))
             assert ram.problems == ()
             for number, block in enumerate(ram.blocks):
                 if block.name != "pc.ram":

@@ -13,7 +13,8 @@ from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import read_stream
 from qemu_svm.stream.ram.coverage import coverage
 from qemu_svm.stream.ram.extract import extract
-from qemu_svm.stream.ram.read import Ram, is_complete, read_ram
+from qemu_svm.stream.ram.problems import is_complete
+from qemu_svm.stream.ram.read import Ram, read_ram
 from tests.support.real import MEMORY, MIB, PATTERN_AT, START, Guest, pattern, resend, sink, touch
 
 Streams = tuple[Path, list[Path]]

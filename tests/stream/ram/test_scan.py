@@ -160,7 +160,7 @@ def all_of(scanner: Callable[[int, Rows], Found], at: int, rows: Rows) -> tuple[
     while True:
         behind, used, sums = scanner(at, rows)
         if not used:
-            return at, [runs.sums, *runs.raw()]
+            return at, [runs.sums, *runs]
         runs.extend(0, rows, used, sums)
         at = behind
 
