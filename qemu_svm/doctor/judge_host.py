@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from qemu_svm.doctor.facts import Cpu, Host, Kvm
 from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.findings.advisories import known_bugs
+from qemu_svm.kvm.layouts import NESTED_STATE_SIZE
 from qemu_svm.model.releases import profile
 
 _PROCESSOR = "processor"
@@ -17,7 +18,7 @@ _REPLAY = frozenset({"replay"})
 AMD = frozenset({"AuthenticAMD", "HygonGenuine"})
 """Vendors whose processors have SVM."""
 
-SVM_STATE, VMX_STATE = 4224, 8320
+SVM_STATE, VMX_STATE = NESTED_STATE_SIZE, 8320
 """KVM_CAP_NESTED_STATE with kvm-amd and with kvm-intel: bytes."""
 
 _CRASHES = "O-28"

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qemu_svm.machine import Vcpu
-from qemu_svm.model.area import RESET
 from qemu_svm.model.profiles import PROFILES, RELEASED, Profile, RunPending
-from qemu_svm.model.saved import Saved, areas
+from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
 from qemu_svm.trace.rules import rule as order_rule
@@ -71,12 +70,12 @@ def _hyperv(vcpu: Vcpu) -> bool:
 
 
 def _intercepts(saved: Saved, name: str) -> bool:
-    words = areas(saved.blob.vmcb, RESET)[0].get("intercepts")
+    words = saved.control().get("intercepts")
     return bool(words & bits.INTERCEPTS.mask(name))
 
 
 def _run_pending(saved: Saved) -> bool:
-    return bool(saved.blob.flags & bits.RUN_PENDING)
+    return bool(saved.nested.flags & bits.RUN_PENDING)
 
 
 def _released(wanted: Callable[[Profile], bool]) -> tuple[str, ...]:
@@ -188,7 +187,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "commit 6f4d3ebc24c6",
             _released(lambda kernel: "SV-03" in kernel.set_nested_state),
         ),
-        lambda _v, s: s.blob.flags == 0 and not s.sregs.get("efer") & _SVME,
+        lambda _v, s: s.nested.flags == 0 and not s.sregs.get("efer") & _SVME,
         Severity.INFO,
     ),
     Advisory(

@@ -16,7 +16,6 @@ from qemu_svm.rules import BAD_VALUE, Finding, Rule, RuleKind, Severity
 
 _TCG_SVME = 1 << 20  # HF_SVME: set by TCG only
 _SVME = 1 << 12
-_WHOLE = layout.UAPI_HEADER_SIZE + layout.VMCB_SIZE
 
 
 # Id, severity, when it fails, what follows, what to do, source.
@@ -97,9 +96,10 @@ def _with_nested_state(machine: Machine, vcpu: Vcpu, nested: NestedState) -> Ite
             f"flags ({nested.flags:#x}); QEMU uses hflags2",
             nested.offset,
         )
-    if guest_mode and (nested.size < _WHOLE or not nested.vmcb):
+    if guest_mode and (nested.size < layout.NESTED_STATE_SIZE or not nested.vmcb):
         yield _RULES["X-04"].finding(
-            f"{name}: the nested state's size is {nested.size} bytes; guest mode needs {_WHOLE}",
+            f"{name}: the nested state's size is {nested.size} bytes; guest mode needs "
+            f"{layout.NESTED_STATE_SIZE}",
             nested.offset + 4,
         )
     if guest_mode and nested.vmcb:

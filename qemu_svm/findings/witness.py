@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qemu_svm.findings.verdict import refusals
-from qemu_svm.model.area import RESET, Area, Content
+from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm.vmcb02 import Merged, vmcb02_control
 from qemu_svm.model.profiles import Profile
 from qemu_svm.model.saved import Saved, areas
@@ -202,7 +202,7 @@ def _page(known: AttributedRun) -> bytes:
 
 
 def _save(known: AttributedRun) -> Area:
-    return areas(_page(known), RESET)[1]
+    return areas(_page(known))[1]
 
 
 def _part(name: str, level: str, known: AttributedRun, fields: Iterator[Field]) -> Part:
@@ -322,8 +322,8 @@ def _control(kernel: Profile, seen: _Seen, saved: Saved) -> Iterator[Field]:
     assert seen.first is not None
     assert seen.last is not None
     assert seen.l1 is not None
-    given, last, l0 = (areas(_page(one), RESET)[0] for one in (seen.first, seen.last, seen.l1))
-    asked = areas(saved.blob.vmcb, RESET)[0]
+    given, last, l0 = (areas(_page(one))[0] for one in (seen.first, seen.last, seen.l1))
+    asked = saved.control()
     for merged in vmcb02_control(kernel, l0, asked):
         yield _merged(merged, given, last, asked)
 

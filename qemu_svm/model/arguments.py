@@ -5,47 +5,25 @@ The model and a real KVM are given the same: both take it from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from qemu_svm.errors import PlanError
 from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.plan import Step
 from qemu_svm.model.saved import MSRS as SAVED_MSRS
 from qemu_svm.model.saved import Saved
-from qemu_svm.nested import layout
+from qemu_svm.nested import NestedState, layout
 from qemu_svm.x86.cpuid import FEATURES, Cpuid
-from qemu_svm.x86.segments import Segment
+from qemu_svm.x86.segments import PARTS, Segment
 
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldtr", "gdtr", "idtr")
 _L1_SREGS = ("es", "cs", "ss", "ds", "gdtr", "idtr", "cr0", "cr3", "cr4", "efer")
 _L1_REGS = ("rip", "rsp", "rax", "rflags")
 _ALIASES = {"gdt": "gdtr", "idt": "idtr", "ldt": "ldtr"}
-_PARTS = {
-    "type": (0, 0xF),
-    "s": (4, 1),
-    "dpl": (5, 3),
-    "present": (7, 1),
-    "avl": (8, 1),
-    "l": (9, 1),
-    "db": (10, 1),
-    "g": (11, 1),
-}
 _NMI_PENDING, _SHADOW, _SMM = 1, 4, 8
 MSRS = (*SAVED_MSRS, "fs_base", "gs_base", "tsc", "tsc_aux", "tsc_ratio", "debugctl", "vm_cr")
 """MSRs that a plan may name."""
-WHOLE = layout.UAPI_HEADER_SIZE + layout.VMCB_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class NestedArgument:
-    """Header and VMCB of KVM_SET_NESTED_STATE."""
-
-    flags: int
-    format: int
-    size: int
-    vmcb_pa: int
-    gpat: int
-    vmcb: bytes
 
 
 def cpuid(host: Cpuid, step: Step) -> Cpuid:
@@ -90,11 +68,9 @@ def _changed(segment: Segment, part: str, value: int | str) -> Segment:
     number = int(value)
     if part in ("selector", "base", "limit", "attrib"):
         return replace(segment, **{part: number})
-    if part not in _PARTS:
-        raise PlanError(f"a segment has no part '{part}'", near=tuple(_PARTS))
-    shift, mask = _PARTS[part]
-    attrib = segment.attrib & ~(mask << shift) | (number & mask) << shift
-    return replace(segment, attrib=attrib)
+    if part not in PARTS:
+        raise PlanError(f"a segment has no part '{part}'", near=tuple(PARTS))
+    return segment.with_part(part, number)
 
 
 def regs(saved: Saved, step: Step) -> dict[str, int]:
@@ -142,29 +118,23 @@ def mp_state(saved: Saved, step: Step) -> int:
 
 def get_size(step: Step) -> int:
     """Size of the buffer that ``get`` offers."""
-    return int(dict(step.settings).get("size", WHOLE))
+    return int(dict(step.settings).get("size", layout.NESTED_STATE_SIZE))
 
 
-def nested(saved: Saved, step: Step) -> NestedArgument:
-    """Argument of ``nested``: the blob with its changes.
+def nested(saved: Saved, step: Step) -> NestedState:
+    """Argument of ``nested``: the saved nested state with its changes.
 
     :raises PlanError: a place outside of the VMCB.
     """
-    blob = saved.blob
-    header: dict[str, int] = {
-        "flags": blob.flags,
-        "format": blob.format,
-        "size": blob.size,
-        "vmcb_pa": blob.vmcb_pa,
-        "gpat": blob.gpat,
-    }
-    vmcb = bytearray(blob.vmcb)
+    if not step.settings:
+        return saved.nested
+    header = {key: int(value) for key, value in step.settings if not key.startswith("@")}
+    vmcb = bytearray(saved.nested.vmcb)
     for key, value in step.settings:
         if key.startswith("@"):
             _damage(vmcb, key[1:], int(value))
-        else:
-            header[key] = int(value)
-    return NestedArgument(**header, vmcb=bytes(vmcb))
+    changes: dict[str, Any] = header | {"vmcb": bytes(vmcb)}
+    return replace(saved.nested, **changes)
 
 
 def _damage(vmcb: bytearray, place: str, value: int) -> None:

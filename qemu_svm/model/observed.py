@@ -35,7 +35,12 @@ def flat(state: Snapshot, *, split: bool) -> Observed:
     """The model's state; ``split`` as in the kernel's profile."""
     arch, vmcb01 = state.areas["arch"], state.areas["vmcb01"]
     current = state.areas["vmcb02"] if split and state.guest_mode else vmcb01
-    found: Observed = {f"nested.{k}": v for k, v in state.nested.items() if k != "format"}
+    header = state.nested
+    found: Observed = {
+        "nested.flags": header.flags,
+        "nested.size": header.size,
+        "nested.vmcb_pa": header.vmcb_pa,
+    }
     if state.guest_mode:
         control = state.areas["ctl_cache"]
         found |= {f"ctl.{name}": control.get(name) for name in control}

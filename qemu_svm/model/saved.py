@@ -7,18 +7,15 @@ brought into the form in which the ioctls take them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-from construct import Container
+from dataclasses import dataclass, replace
 
 from qemu_svm.machine import Vcpu
 from qemu_svm.model.area import RESET, Area, Writer
-from qemu_svm.nested import NestedState, bits, layout
+from qemu_svm.nested import NestedState, bits, layout, vmcb_fields
 from qemu_svm.x86.cpuid import Cpuid, infer
 from qemu_svm.x86.segments import Segment
 
-_L1_SEGMENTS = ("es", "cs", "ss", "ds", "gdtr", "idtr")
+_TABLES = ("gdtr", "idtr")
 _SEGMENT_NAMES = {"ldt": "ldtr", "gdt": "gdtr", "idt": "idtr"}
 _SREGS = ("cr0", "cr2", "cr3", "cr4", "efer")
 _REGS = (
@@ -34,18 +31,6 @@ _DEBUG = ("dr0", "dr1", "dr2", "dr3", "dr6", "dr7")
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
-    """The argument of KVM_SET_NESTED_STATE, in parts.  ``vmcb`` is the 4096 bytes."""
-
-    flags: int
-    format: int
-    size: int
-    vmcb_pa: int
-    vmcb: bytes
-    gpat: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Saved:
     """Everything that the steps of a plan take their values from."""
 
@@ -53,19 +38,22 @@ class Saved:
     regs: Mapping[str, int]
     msrs: Mapping[str, int]
     debugregs: Mapping[str, int]
-    blob: Blob
+    nested: NestedState
     smm: int = 0
     mp_state: int = 0
 
     @property
     def guest_mode(self) -> bool:
         """Whether the vCPU was saved while it ran L2."""
-        return bool(self.blob.flags & bits.GUEST_MODE)
+        return self.nested.guest_mode
+
+    def control(self) -> Area:
+        """What L1 asked for L2: the control area of the nested state."""
+        return areas(self.nested.vmcb)[0]
 
     def l1(self) -> Area:
-        """L1's registers out of the blob (fields that are L1's on every kernel)."""
-        _, save = areas(self.blob.vmcb, RESET)
-        return save
+        """L1's registers: the save area of the nested state."""
+        return areas(self.nested.vmcb)[1]
 
 
 def guest_cpuid(saved: Saved, maxphyaddr: int = 40) -> Cpuid:
@@ -91,40 +79,39 @@ def from_vcpu(vcpu: Vcpu) -> Saved:
         regs={name: vcpu.get(name) for name in _REGS},
         msrs={name: vcpu.get(name) for name in MSRS},
         debugregs={name: vcpu.get(name) for name in _DEBUG},
-        blob=_blob(vcpu),
+        nested=_nested(vcpu),
         smm=int(vcpu.smm),
         mp_state=vcpu.get("mp_state"),
     )
 
 
-def _blob(vcpu: Vcpu) -> Blob:
+def _nested(vcpu: Vcpu) -> NestedState:
     nested = vcpu.nested or NestedState(0, layout.FORMAT_SVM, layout.UAPI_HEADER_SIZE)
     flags = nested.flags & ~(bits.GUEST_MODE | bits.GIF_SET)
     flags |= bits.GUEST_MODE if vcpu.guest_mode else 0
     flags |= bits.GIF_SET if vcpu.gif else 0
-    vmcb = nested.vmcb or bytes(layout.VMCB_SIZE)
-    return Blob(flags, nested.format, nested.size, nested.vmcb_pa, vmcb)
+    return replace(nested, flags=flags, vmcb=nested.vmcb or bytes(layout.VMCB_SIZE))
 
 
-def areas(vmcb: bytes, writer: Writer) -> tuple[Area, Area]:
-    """Control and save area of a VMCB page."""
-    control = Area("vmcb12 control")
-    parsed: Container[Any] = layout.CONTROL.layout.parse(vmcb[: layout.CONTROL_SIZE])
-    for member in layout.CONTROL.members:
-        value = parsed[member.name]
-        if member.name == "intercepts":
-            control.set("intercepts", bits.intercept_words(list(value)), writer)
+def areas(vmcb: bytes, writer: Writer = RESET) -> tuple[Area, Area]:
+    """Control and save area of a VMCB page.
+
+    The six intercept words become one number; what is neither a number nor a segment is
+    left out.
+    """
+    fields = vmcb_fields(vmcb)
+    control, save = Area("vmcb12 control"), Area("vmcb12 save")
+    for name, value in fields[0].items():
+        if name == "intercepts":
+            control.set(name, bits.intercept_words(list(value)), writer)
         elif isinstance(value, int):
-            control.set(member.name, value, writer)
-    save = Area("vmcb12 save")
-    parsed = layout.SAVE.layout.parse(vmcb[layout.SAVE_OFFSET :])
-    for member in layout.SAVE.members:
-        value = parsed[member.name]
+            control.set(name, value, writer)
+    for name, value in fields[1].items():
         if isinstance(value, int):
-            save.set(member.name, value, writer)
-        elif member.name in layout.SEGMENTS:
+            save.set(name, value, writer)
+        elif name in _TABLES:
+            save.set(name, Segment(0, value.base, value.limit, 0), writer)
+        elif name in layout.SEGMENTS:
             segment = Segment(value.selector, value.base, value.limit, value.attrib)
-            if member.name in ("gdtr", "idtr"):
-                segment = Segment(0, value.base, value.limit, 0)
-            save.set(member.name, segment, writer)
+            save.set(name, segment, writer)
     return control, save

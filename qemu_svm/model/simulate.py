@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from qemu_svm.model import arguments as carried
+from qemu_svm.model import arguments
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm import nested, smm, x86
 from qemu_svm.model.kvm.checks import Argument, errno_of
@@ -14,15 +14,20 @@ from qemu_svm.model.kvm.vcpu import Host, KvmVcpu, Mmu, MmuFault
 from qemu_svm.model.plan import WITHOUT_EFFECT, Step
 from qemu_svm.model.profiles import Profile
 from qemu_svm.model.saved import Saved, areas
+from qemu_svm.nested import NestedState
 from qemu_svm.x86.segments import Segment
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole state after a step; ``shadow`` is the interrupt shadow in force."""
+    """The whole state after a step.
+
+    :param nested: the header that KVM_GET_NESTED_STATE returns.
+    :param shadow: the interrupt shadow in force.
+    """
 
     areas: Mapping[str, Area]
-    nested: Mapping[str, int]
+    nested: NestedState
     guest_mode: bool
     gif: bool
     smm: bool
@@ -146,20 +151,20 @@ def _vmrun(vcpu: KvmVcpu, race: dict[str, int]) -> tuple[str | None, Outcome | N
 
 
 def _cpuid(vcpu: KvmVcpu, _saved: Saved, step: Step) -> str | None:
-    return x86.kvm_set_cpuid(vcpu, carried.cpuid(vcpu.host.cpuid, step))
+    return x86.kvm_set_cpuid(vcpu, arguments.cpuid(vcpu.host.cpuid, step))
 
 
 def _sregs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
-    return x86.set_sregs(vcpu, carried.sregs(saved, step), second=step.name == "sregs2")
+    return x86.set_sregs(vcpu, arguments.sregs(saved, step), second=step.name == "sregs2")
 
 
 def _regs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
-    x86.set_regs(vcpu, carried.regs(saved, step))
+    x86.set_regs(vcpu, arguments.regs(saved, step))
     return None
 
 
 def _msrs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
-    for name, value in carried.msrs(saved, step).items():
+    for name, value in arguments.msrs(saved, step).items():
         failed = x86.set_msr(vcpu, name, value)
         if failed is not None:
             return failed
@@ -167,42 +172,34 @@ def _msrs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
 
 
 def _events(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
-    return x86.set_vcpu_events(vcpu, carried.events(saved, step))
+    return x86.set_vcpu_events(vcpu, arguments.events(saved, step))
 
 
 def _debugregs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
-    return x86.set_debugregs(vcpu, carried.debugregs(saved, step))
+    return x86.set_debugregs(vcpu, arguments.debugregs(saved, step))
 
 
 def _mpstate(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
-    return x86.set_mp_state(vcpu, carried.mp_state(saved, step))
+    return x86.set_mp_state(vcpu, arguments.mp_state(saved, step))
 
 
 def argument(saved: Saved, step: Step, vcpu: KvmVcpu) -> Argument:
     """Build the argument of KVM_SET_NESTED_STATE for a step."""
-    given = carried.nested(saved, step)
-    control, save = areas(given.vmcb, vcpu.writer("KVM_SET_NESTED_STATE"))
-    return Argument(
-        flags=given.flags,
-        format=given.format,
-        size=given.size,
-        vmcb_pa=given.vmcb_pa,
-        gpat=given.gpat,
-        ctl=nested.nested_copy_vmcb_control_to_cache(vcpu, control),
-        save=save,
-    )
+    state = arguments.nested(saved, step)
+    control, save = areas(state.vmcb, vcpu.writer("KVM_SET_NESTED_STATE"))
+    return Argument(state, nested.nested_copy_vmcb_control_to_cache(vcpu, control), save)
 
 
 def _nested(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:
     made = argument(saved, step, vcpu)
     failed = nested.svm_set_nested_state(vcpu, made)
     if failed is None and made.guest_mode:
-        vcpu.vmcb12.set("address", made.vmcb_pa, vcpu.writer("KVM_SET_NESTED_STATE"))
+        vcpu.vmcb12.set("address", made.nested.vmcb_pa, vcpu.writer("KVM_SET_NESTED_STATE"))
     return failed
 
 
 def _get(vcpu: KvmVcpu, _saved: Saved, step: Step) -> str | None:
-    return nested.kvm_get_nested_state(vcpu, carried.get_size(step))
+    return nested.kvm_get_nested_state(vcpu, arguments.get_size(step))
 
 
 _IOCTLS: dict[str, Callable[[KvmVcpu, Saved, Step], str | None]] = {

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from qemu_svm.nested.state import NestedState, build_vmcb, from_values, parse_vmcb
+from qemu_svm.nested.state import NestedState, build_vmcb, from_values, parse_vmcb, vmcb_fields
 
-__all__ = ["NestedState", "build_vmcb", "from_values", "parse_vmcb"]
+__all__ = ["NestedState", "build_vmcb", "from_values", "parse_vmcb", "vmcb_fields"]

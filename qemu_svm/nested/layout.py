@@ -176,6 +176,9 @@ UAPI_HEADER = image(
 )
 """``struct kvm_nested_state`` with ``hdr.svm``, as KVM_SET_NESTED_STATE takes it."""
 
+NESTED_STATE_SIZE = UAPI_HEADER_SIZE + VMCB_SIZE
+"""Bytes of the nested state in guest mode."""
+
 WIRE_HEADER = Struct("flags" / Int16ub, "format" / Int16ub, "size" / Int32ub)
 """The same header's first fields in a QEMU stream."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from construct import Container, ListContainer
@@ -33,6 +34,7 @@ class NestedState:
     :param size: the kernel's ``size``: bytes of header and data.
     :param vmcb: 4096 bytes, empty if there is none.
     :param vmcb_offset: of ``vmcb`` in the stream; -1 if it is not from one.
+    :param gpat: ``hdr.svm.gpat`` of the ioctls since 7.2; no stream has it.
     """
 
     flags: int
@@ -42,7 +44,12 @@ class NestedState:
     vmcb: bytes = field(default=b"", repr=False)
     offset: int = -1
     vmcb_offset: int = -1
-    _parsed: dict[str, Fields] = field(default_factory=dict, init=False, repr=False, compare=False)
+    gpat: int = 0
+
+    @property
+    def guest_mode(self) -> bool:
+        """KVM_STATE_NESTED_GUEST_MODE."""
+        return bool(self.flags & bits.GUEST_MODE)
 
     @property
     def is_svm(self) -> bool:
@@ -56,35 +63,37 @@ class NestedState:
 
     @property
     def control(self) -> Fields:
-        """The control area by field name: what L1 asked for L2."""
-        return self._area("control", layout.CONTROL, 0)
+        """The control area by field name: what L1 asked for L2.
+
+        :raises PathError: there is no VMCB.
+        """
+        return self._areas("control")[0]
 
     @property
     def l1_save(self) -> Fields:
-        """The save area by field name: L1's own state."""
-        return self._area("l1_save", layout.SAVE, layout.SAVE_OFFSET)
+        """The save area by field name: L1's own state.
 
-    def _area(self, name: str, image: Image, start: int) -> Fields:
-        if name not in self._parsed:
-            if not self.vmcb:
-                raise PathError(f"this nested state has no {name}: it carries no VMCB")
-            parsed = _parse(image, self.vmcb[start : start + image.size])
-            self._parsed[name] = _frozen(parsed)
-        return self._parsed[name]
+        :raises PathError: there is no VMCB.
+        """
+        return self._areas("l1_save")[1]
+
+    def _areas(self, name: str) -> tuple[Fields, Fields]:
+        if not self.vmcb:
+            raise PathError(f"this nested state has no {name}: it carries no VMCB")
+        return vmcb_fields(self.vmcb)
 
     def uapi(self) -> bytes:
-        """Build the argument of KVM_SET_NESTED_STATE (little-endian)."""
-        header = layout.UAPI_HEADER.layout.build(
-            {
-                "flags": self.flags,
-                "format": self.format,
-                "size": self.size,
-                "vmcb_pa": self.vmcb_pa,
-                "gpat": 0,
-                "reserved_018": bytes(layout.UAPI_HEADER.member("reserved_018").size),
-            }
-        )
-        return header + self.vmcb
+        """Build the argument of KVM_SET_NESTED_STATE (little-endian).
+
+        Values too large for their field are cut off, as C does.
+        """
+        header = {
+            member.name: bytes(member.size)
+            if member.reserved
+            else getattr(self, member.name) & (1 << 8 * member.size) - 1
+            for member in layout.UAPI_HEADER.members
+        }
+        return layout.UAPI_HEADER.layout.build(header) + self.vmcb
 
     def tree(self) -> Value:
         """Everything as values with offsets: header, ``control``, ``save``."""
@@ -104,6 +113,18 @@ class NestedState:
         )
         end = at + layout.VMCB_SIZE
         return Value("nested", "struct", start, end - start, None, header + areas)
+
+
+@lru_cache(maxsize=16)
+def vmcb_fields(page: bytes) -> tuple[Fields, Fields]:
+    """Parse a VMCB page: control area and save area by field name.
+
+    Cached, since one VMCB is looked at by many rules and for many kernels.
+
+    :raises BuildError: not 4096 bytes.
+    """
+    parsed = parse_vmcb(page)
+    return _frozen(parsed.control), _frozen(parsed.save)
 
 
 def _frozen(parsed: Any) -> Any:

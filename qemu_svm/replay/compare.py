@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qemu_svm.model.area import RESET, Area
+from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.vcpu import MmuFault, RunEnd
 from qemu_svm.model.observed import (
     ARCH_MSRS,
@@ -23,7 +23,6 @@ from qemu_svm.model.observed import (
     flat,
 )
 from qemu_svm.model.plan import Step
-from qemu_svm.model.saved import areas
 from qemu_svm.model.simulate import Result, Simulation
 from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.replay.job import ReplayResult, ReplayStep
@@ -193,7 +192,7 @@ def _l2_undisturbed(simulation: Simulation, result: Result) -> bool:
     # A #VMEXIT has changed the controls, so those before it count.
     before = simulation.start if result.number == 1 else simulation.results[result.number - 2].state
     control = before.areas["ctl_cache"]
-    wanted, _ = areas(saved.blob.vmcb, RESET)
+    wanted = saved.control()
     intercepted = wanted.get("intercepts") & ~control.get("intercepts") == 0
     return (
         intercepted

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from qemu_svm.kvm import layouts
-from qemu_svm.model.area import RESET
 from qemu_svm.model.observed import (
     ARCH_MSRS,
     CONTROL_REGISTERS,
@@ -19,9 +18,10 @@ from qemu_svm.model.observed import (
 from qemu_svm.model.saved import areas
 from qemu_svm.nested import bits
 from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
-from qemu_svm.replay.encode import MSRS, segment_attrib
+from qemu_svm.x86.msrs import NUMBERS
+from qemu_svm.x86.segments import from_kvm
 
-WATCHED_MSRS = {MSRS[name]: name for name in (*VMLOAD_MSRS, *ARCH_MSRS)}
+WATCHED_MSRS = {NUMBERS[name]: name for name in (*VMLOAD_MSRS, *ARCH_MSRS)}
 _NOT_STATE = frozenset({"flags"})
 
 
@@ -56,13 +56,11 @@ def _nested(data: bytes) -> Observed:
 
 def vmcb(page: bytes) -> Observed:
     """A VMCB page: ``ctl.*``, ``l1.*`` and ``shared.*``."""
-    control, save = areas(page, RESET)
+    control, save = areas(page)
     found: dict[str, Any] = {f"ctl.{name}": control.get(name) for name in control}
     for whose, names in (("l1", L1_SEGMENTS), ("shared", VMLOAD_SEGMENTS)):
         for name in names:
-            segment = save.segment(name)
-            parts = [segment.selector, segment.base, segment.limit, segment.attrib]
-            found[f"{whose}.{name}"] = parts
+            found[f"{whose}.{name}"] = save.segment(name).as_list()
     for name in TABLES:
         found[f"l1.{name}"] = [save.segment(name).base, save.segment(name).limit]
     found |= {f"shared.{name}": save.get(name) for name in SHARED_REGISTERS}
@@ -74,12 +72,9 @@ def _sregs(data: bytes) -> Observed:
     found: Observed = {f"sregs.{name}": values[name] for name in CONTROL_REGISTERS}
     for name in layouts.SEGMENTS:
         place = {"ldt": "ldtr"}.get(name, name)
-        found[f"sregs.{place}"] = [
-            values[f"{name}.selector"],
-            values[f"{name}.base"],
-            values[f"{name}.limit"],
-            segment_attrib(values, name),
-        ]
+        prefix = f"{name}."
+        parts = {key.removeprefix(prefix): values[key] for key in values if key.startswith(prefix)}
+        found[f"sregs.{place}"] = from_kvm(parts).as_list()
     for name in layouts.TABLES:
         found[f"sregs.{name}r"] = [values[f"{name}.base"], values[f"{name}.limit"]]
     return found

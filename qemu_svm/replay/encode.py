@@ -7,39 +7,19 @@ from typing import Any
 
 from qemu_svm.errors import PlanError
 from qemu_svm.kvm import layouts
-from qemu_svm.model import arguments as carried
+from qemu_svm.model import arguments
 from qemu_svm.model.area import Area
 from qemu_svm.model.plan import Step
 from qemu_svm.model.saved import Saved
 from qemu_svm.replay.cpuid import Entry, changed
 from qemu_svm.replay.extras import Extras
+from qemu_svm.x86 import msrs
 from qemu_svm.x86.cpuid import HOST_CPUID, Cpuid
-from qemu_svm.x86.segments import Segment
 
 Operation = dict[str, Any]
 
 STOP_PORT = 0xEA
 """Port of the OUT that stands at L1's RIP: no hardware of a PC listens there."""
-MSRS: Mapping[str, int] = {
-    "tsc": 0x10,
-    "sysenter_cs": 0x174,
-    "sysenter_esp": 0x175,
-    "sysenter_eip": 0x176,
-    "debugctl": 0x1D9,
-    "pat": 0x277,
-    "efer": 0xC000_0080,
-    "star": 0xC000_0081,
-    "lstar": 0xC000_0082,
-    "cstar": 0xC000_0083,
-    "sfmask": 0xC000_0084,
-    "fs_base": 0xC000_0100,
-    "gs_base": 0xC000_0101,
-    "kernel_gs_base": 0xC000_0102,
-    "tsc_aux": 0xC000_0103,
-    "tsc_ratio": 0xC000_0104,
-    "vm_cr": 0xC001_0114,
-    "vm_hsave_pa": 0xC001_0117,
-}
 APIC_BASE = 0xFEE0_0800
 _BSP = 0x100
 _PDPTRS_VALID = 1
@@ -47,11 +27,6 @@ _SEGMENTS = {"cs": "cs", "ds": "ds", "es": "es", "fs": "fs", "gs": "gs", "ss": "
     "tr": "tr",
     "ldt": "ldtr",
 }
-_BITS = (("type", 0, 0xF), ("s", 4, 1), ("dpl", 5, 3), ("present", 7, 1), ("avl", 8, 1)) + (
-    ("l", 9, 1),
-    ("db", 10, 1),
-    ("g", 11, 1),
-)
 IMPOSSIBLE = {
     "vmrun": "it is an instruction of L1, not an ioctl",
     "smi": "SMM needs code of the guest's firmware",
@@ -89,20 +64,36 @@ class Encoder:
         self._emulated = emulated
         self._extras = extras or Extras()
         self._apic_base = APIC_BASE | (0 if vcpu else _BSP)
+        self._steps: Mapping[str, Callable[[Step], list[Operation]]] = {
+            "cpuid": self._cpuid_step,
+            "sregs": self._sregs,
+            "sregs2": self._sregs,
+            "nested": self._nested,
+            "get": self._get,
+            "regs": self._regs,
+            "msrs": self._msrs,
+            "events": self._events,
+            "debugregs": self._debugregs,
+            "mpstate": self._mpstate,
+            "xsave": self._extra,
+            "xcrs": self._extra,
+            "lapic": self._extra,
+            "run": self._run,
+        }
 
     def operations(self, step: Step) -> list[Operation]:
         """What the agent does for a step; empty for those without effect."""
         if step.name in IMPOSSIBLE:
             raise PlanError(f"'{step.name}' cannot be replayed: {IMPOSSIBLE[step.name]}")
-        make = _STEPS.get(step.name)
-        return make(self, step) if make else []
+        make = self._steps.get(step.name)
+        return make(step) if make else []
 
     def _cpuid_step(self, step: Step) -> list[Operation]:
-        entries = changed(self._cpuid, carried.cpuid(self._host, step))
+        entries = changed(self._cpuid, arguments.cpuid(self._host, step))
         return [_ioctl("SET_CPUID2", layouts.pack_cpuid(entries))]
 
     def _sregs(self, step: Step) -> list[Operation]:
-        area = carried.sregs(self._saved, step)
+        area = arguments.sregs(self._saved, step)
         values = sregs_values(area, self._apic_base)
         if step.name == "sregs":
             return [_ioctl("SET_SREGS", layouts.SREGS.pack(values))]
@@ -112,41 +103,33 @@ class Encoder:
         return [_ioctl("SET_SREGS2", layouts.SREGS2.pack(values))]
 
     def _nested(self, step: Step) -> list[Operation]:
-        given = carried.nested(self._saved, step)
-        header = {
-            "flags": given.flags & 0xFFFF,
-            "format": given.format & 0xFFFF,
-            "size": given.size & 0xFFFF_FFFF,
-            "vmcb_pa": given.vmcb_pa,
-            "gpat": given.gpat,
-        }
-        return [_ioctl("SET_NESTED_STATE", layouts.NESTED_STATE.pack(header) + given.vmcb)]
+        return [_ioctl("SET_NESTED_STATE", arguments.nested(self._saved, step).uapi())]
 
     def _get(self, step: Step) -> list[Operation]:
         # The buffer has room for everything: SVM writes it whatever size says.
-        size = carried.get_size(step)
+        size = arguments.get_size(step)
         header = layouts.NESTED_STATE.pack({"size": size & 0xFFFF_FFFF})
         room = bytes(layouts.VMCB_SIZE)
         return [_ioctl("GET_NESTED_STATE", header + room) | {"back": layouts.NESTED_STATE.size}]
 
     def _regs(self, step: Step) -> list[Operation]:
-        return [_ioctl("SET_REGS", layouts.REGS.pack(carried.regs(self._saved, step)))]
+        return [_ioctl("SET_REGS", layouts.REGS.pack(arguments.regs(self._saved, step)))]
 
     def _msrs(self, step: Step) -> list[Operation]:
-        values = carried.msrs(self._saved, step)
-        pairs = [(MSRS[name], value) for name, value in values.items()]
+        values = arguments.msrs(self._saved, step)
+        pairs = [(msrs.NUMBERS[name], value) for name, value in values.items()]
         return [_ioctl("SET_MSRS", layouts.pack_msrs(pairs))]
 
     def _events(self, step: Step) -> list[Operation]:
-        values = _fitting(layouts.VCPU_EVENTS, carried.events(self._saved, step))
+        values = _fitting(layouts.VCPU_EVENTS, arguments.events(self._saved, step))
         return [_ioctl("SET_VCPU_EVENTS", layouts.VCPU_EVENTS.pack(values))]
 
     def _debugregs(self, step: Step) -> list[Operation]:
-        values = carried.debugregs(self._saved, step)
+        values = arguments.debugregs(self._saved, step)
         return [_ioctl("SET_DEBUGREGS", layouts.DEBUGREGS.pack(values))]
 
     def _mpstate(self, step: Step) -> list[Operation]:
-        state = carried.mp_state(self._saved, step) & 0xFFFF_FFFF
+        state = arguments.mp_state(self._saved, step) & 0xFFFF_FFFF
         return [_ioctl("SET_MP_STATE", layouts.MP_STATE.pack({"mp_state": state}))]
 
     def _extra(self, step: Step) -> list[Operation]:
@@ -167,24 +150,6 @@ def check(saved: Saved, steps: Sequence[Step]) -> None:
         encoder.operations(step)
 
 
-_STEPS: Mapping[str, Callable[[Encoder, Step], list[Operation]]] = {
-    "cpuid": Encoder._cpuid_step,  # noqa: SLF001
-    "sregs": Encoder._sregs,  # noqa: SLF001
-    "sregs2": Encoder._sregs,  # noqa: SLF001
-    "nested": Encoder._nested,  # noqa: SLF001
-    "get": Encoder._get,  # noqa: SLF001
-    "regs": Encoder._regs,  # noqa: SLF001
-    "msrs": Encoder._msrs,  # noqa: SLF001
-    "events": Encoder._events,  # noqa: SLF001
-    "debugregs": Encoder._debugregs,  # noqa: SLF001
-    "mpstate": Encoder._mpstate,  # noqa: SLF001
-    "xsave": Encoder._extra,  # noqa: SLF001
-    "xcrs": Encoder._extra,  # noqa: SLF001
-    "lapic": Encoder._extra,  # noqa: SLF001
-    "run": Encoder._run,  # noqa: SLF001
-}
-
-
 def _ioctl(name: str, data: bytes) -> Operation:
     return {"ioctl": name, "data": data.hex()}
 
@@ -202,25 +167,9 @@ def sregs_values(area: Area, apic_base: int) -> dict[str, int | list[int]]:
         if name in area:
             values[name] = area.get(name)
     for name, ours in _SEGMENTS.items():
-        for part, value in segment_values(area.segment(ours)).items():
+        for part, value in area.segment(ours).kvm().items():
             values[f"{name}.{part}"] = value
     for name in layouts.TABLES:
         table = area.segment(f"{name}r")
         values |= {f"{name}.base": table.base, f"{name}.limit": table.limit}
     return dict(_fitting(layouts.SREGS, values))
-
-
-def segment_values(segment: Segment) -> dict[str, int]:
-    """``kvm_segment`` by field names; one that is not present is unusable, as in QEMU."""
-    values = {name: segment.attrib >> shift & mask for name, shift, mask in _BITS}
-    return values | {
-        "base": segment.base,
-        "limit": segment.limit,
-        "selector": segment.selector,
-        "unusable": int(not segment.present),
-    }
-
-
-def segment_attrib(values: Mapping[str, int], name: str) -> int:
-    """Attributes in VMCB form out of ``kvm_sregs``' fields."""
-    return sum((values[f"{name}.{part}"] & mask) << shift for part, shift, mask in _BITS)

@@ -140,7 +140,7 @@ def _header(random: Random, saved: Saved) -> str:
     value = {
         "format": random.choice((0, 1, 2, 0xFFFF)),
         "size": random.choice((0, 64, 127, 128, 129, 2176, 4223, 4224, 4225, 1 << 20)),
-        "vmcb_pa": random.choice((*_EDGES, saved.blob.vmcb_pa | 8, 0x200_0000, 0x7FF_F000)),
+        "vmcb_pa": random.choice((*_EDGES, saved.nested.vmcb_pa | 8, 0x200_0000, 0x7FF_F000)),
         "gpat": random.choice((0, 0x0007040600070406, 2, 1 << 63, random.getrandbits(64))),
     }[name]
     return f"{name}={_hex(value)}"
@@ -167,7 +167,7 @@ _CONTROL = {
 def _control(random: Random, saved: Saved) -> str:
     if random.random() < 0.3:
         word = random.randrange(6)
-        old = int.from_bytes(saved.blob.vmcb[4 * word : 4 * word + 4], "little")
+        old = int.from_bytes(saved.nested.vmcb[4 * word : 4 * word + 4], "little")
         return f"@{4 * word:#x}/4={_hex(old ^ 1 << random.randrange(32), 4)}"
     name = random.choice((*_CONTROL, "iopm_base_pa", "msrpm_base_pa", "nested_cr3"))
     member = layout.CONTROL.member(name)
@@ -187,7 +187,7 @@ def _save(random: Random, saved: Saved) -> str:
                           "rflags", "rip", "rsp", "rax", "cpl", "g_pat", "cr2"))  # fmt: skip
     member = layout.SAVE.member(name)
     place = layout.SAVE_OFFSET + member.offset
-    old = int.from_bytes(saved.blob.vmcb[place : place + member.size], "little")
+    old = int.from_bytes(saved.nested.vmcb[place : place + member.size], "little")
     bits = _BITS.get(name, (17, 1, 9, 21) if name == "rflags" else _ALL)
     bits = tuple(bit for bit in bits if bit < 8 * member.size)
     value = _near(random, old, bits)
@@ -199,7 +199,7 @@ def _save_segment(random: Random, saved: Saved) -> str:
     place = layout.SAVE_OFFSET + layout.SAVE.member(name).offset
     offset, size = random.choice(((0, 2), (2, 2), (2, 2), (4, 4), (8, 8)))
     at = place + offset
-    old = int.from_bytes(saved.blob.vmcb[at : at + size], "little")
+    old = int.from_bytes(saved.nested.vmcb[at : at + size], "little")
     return f"@{at:#x}/{size}={_hex(old ^ 1 << random.randrange(8 * size), size)}"
 
 

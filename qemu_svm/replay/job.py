@@ -10,8 +10,7 @@ from typing import Any
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.kvm.run import INTR, IO, Exit
 from qemu_svm.kvm.run import decode as decode_run
-from qemu_svm.model import arguments as carried
-from qemu_svm.model import releases
+from qemu_svm.model import arguments, releases
 from qemu_svm.model.kvm.vcpu import Host, RunEnd
 from qemu_svm.model.observed import Observed
 from qemu_svm.model.plan import Step
@@ -170,8 +169,8 @@ def encode(job: ReplayJob, ram: RamFile, probe: Probe) -> Json:
 
 
 def _vmcb12(saved: Saved, steps: Sequence[Step]) -> int:
-    places = [carried.nested(saved, step).vmcb_pa for step in steps if step.name == "nested"]
-    return places[-1] if places else saved.blob.vmcb_pa
+    places = [arguments.nested(saved, step).vmcb_pa for step in steps if step.name == "nested"]
+    return places[-1] if places else saved.nested.vmcb_pa
 
 
 def decode(job: ReplayJob, performed: JobResult) -> ReplayResult:
@@ -190,7 +189,7 @@ def decode(job: ReplayJob, performed: JobResult) -> ReplayResult:
 
 def _errno(saved: Saved, step: Step, line: Mapping[str, Any]) -> int:
     number = int(line["errno"])
-    if step.name == "msrs" and not number and line["done"] < len(carried.msrs(saved, step)):
+    if step.name == "msrs" and not number and line["done"] < len(arguments.msrs(saved, step)):
         return errno.EINVAL  # it stopped at an MSR
     return number
 

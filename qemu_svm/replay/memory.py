@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from qemu_svm.errors import Malformed
 from qemu_svm.machine import Machine
 from qemu_svm.memory.layout import Use
-from qemu_svm.model import arguments as carried
-from qemu_svm.model.area import RESET, Area
+from qemu_svm.model import arguments
+from qemu_svm.model.area import Area
 from qemu_svm.model.plan import Step
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.nested import bits
@@ -130,8 +130,8 @@ def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -
     changed: dict[int, bytes] = {}
     for step in steps:
         if step.name == "nested":
-            given = carried.nested(saved, step)
-            _, save = areas(given.vmcb, RESET)
+            given = arguments.nested(saved, step)
+            _, save = areas(given.vmcb)
             place = paging(save).walk(read, _linear(save, save.get("rip")))
             if place is not None:
                 changed.setdefault(place, STOP)
@@ -151,7 +151,7 @@ def can_shorten(read: Read, saved: Saved) -> bool:
 
 
 def _shortening(read: Read, saved: Saved) -> Patch | None:
-    control, l1 = areas(saved.blob.vmcb, RESET)
+    control, l1 = saved.control(), saved.l1()
     intercepts = control.get("intercepts")
     code = next((c for name, c in _EXITS if intercepts & bits.INTERCEPTS.mask(name)), None)
     if code is None:

@@ -1,10 +1,10 @@
-"""Segment attributes in the three forms that meet here.
+"""Segment registers, and the three forms in which their attributes are kept.
 
 * the **VMCB** packs bytes 5 and 6 of the descriptor without the limit nibble
-  into 12 bits: type 3:0, S 4, DPL 6:5, P 7, AVL 8, L 9, D/B 10, G 11;
+  into 12 bits (:data:`PARTS`);
 * **QEMU** keeps the descriptor's second dword: the same bits at 8 to 15 and
   20 to 23 (``DESC_*`` in ``target/i386/cpu.h``);
-* **KVM**'s ``struct kvm_segment`` has a byte for each.
+* **KVM**'s ``struct kvm_segment`` has a byte for each part.
 
 Source: AMD64 APM volume 2, 15.5.1 and appendix B; QEMU ``target/i386/kvm/kvm.c``
 (``get_seg``, ``set_seg``); Linux ``arch/x86/kvm/svm/svm.c`` (``svm_get_segment``).
@@ -12,11 +12,31 @@ Source: AMD64 APM volume 2, 15.5.1 and appendix B; QEMU ``target/i386/kvm/kvm.c`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from qemu_svm.x86.bits import Bits
 
-ATTRIBUTES = Bits({4: "S", 7: "P", 8: "AVL", 9: "L", 10: "DB", 11: "G"}, ignore=0x6F)
+PARTS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "type": (0, 0xF),
+        "s": (4, 1),
+        "dpl": (5, 3),
+        "present": (7, 1),
+        "avl": (8, 1),
+        "l": (9, 1),
+        "db": (10, 1),
+        "g": (11, 1),
+    }
+)
+"""Lowest bit and mask of each part of the VMCB's attributes, by KVM's names."""
+
+ATTRIBUTES = Bits(
+    {PARTS[part][0]: {"present": "P"}.get(part, part.upper())
+     for part, (_, mask) in PARTS.items() if mask == 1},
+    ignore=0x6F,
+)  # fmt: skip
 """VMCB attributes without type and DPL."""
 
 
@@ -46,6 +66,43 @@ class Segment:
     def type(self) -> int:
         """Descriptor type, 4 bits."""
         return self.attrib & 0xF
+
+    @property
+    def long(self) -> bool:
+        """L: 64-bit code, if EFER.LMA is set."""
+        return bool(self.attrib & 0x200)
+
+    def with_part(self, part: str, value: int) -> Segment:
+        """The same with one part of the attributes changed; excess bits are cut off.
+
+        :raises KeyError: no such part.
+        """
+        shift, mask = PARTS[part]
+        attrib = self.attrib & ~(mask << shift) | (value & mask) << shift
+        return replace(self, attrib=attrib)
+
+    def as_list(self) -> list[int]:
+        """``[selector, base, limit, attrib]``."""
+        return [self.selector, self.base, self.limit, self.attrib]
+
+    def kvm(self) -> dict[str, int]:
+        """``struct kvm_segment`` by field names.
+
+        A segment that is not present is unusable, as in QEMU (``set_seg``).
+        """
+        values = {part: self.attrib >> shift & mask for part, (shift, mask) in PARTS.items()}
+        return values | {
+            "base": self.base,
+            "limit": self.limit,
+            "selector": self.selector,
+            "unusable": int(not self.present),
+        }
+
+
+def from_kvm(values: Mapping[str, int]) -> Segment:
+    """Read ``struct kvm_segment``; ``unusable`` is not kept."""
+    attrib = sum((values[part] & mask) << shift for part, (shift, mask) in PARTS.items())
+    return Segment(values["selector"], values["base"], values["limit"], attrib)
 
 
 def attrib_from_flags(flags: int) -> int:

@@ -22,7 +22,8 @@ from typing import Any
 import zstandard
 
 from qemu_svm.model.area import RESET, Area
-from qemu_svm.model.saved import Blob, Saved
+from qemu_svm.model.saved import Saved
+from qemu_svm.nested import NestedState
 from qemu_svm.x86.segments import Segment
 
 HERE = Path(__file__).parent
@@ -74,5 +75,6 @@ def _guests(described: dict[str, Any]) -> dict[str, Saved]:
             sregs.set(key, Segment(*value) if isinstance(value, list) else value, RESET)
         blob = dict(entry["blob"])
         blob["vmcb"] = bytes.fromhex(blob["vmcb"])
-        found[name] = Saved(sregs, entry["regs"], entry["msrs"], entry["debugregs"], Blob(**blob))
+        nested = NestedState(**blob)
+        found[name] = Saved(sregs, entry["regs"], entry["msrs"], entry["debugregs"], nested)
     return found

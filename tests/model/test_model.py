@@ -419,7 +419,7 @@ def test_invariants_hold_in_any_order(steps: list[str], kernel: str) -> None:
     previous = model.start
     for result in model.results:
         state = result.state
-        assert (state.nested["size"] == 4224) is state.guest_mode
+        assert (state.nested.size == 4224) is state.guest_mode
         if not PROFILES[kernel].leave_sets_gif and not state.guest_mode:
             assert state.run_pending == 0
         # An ioctl that fails changes nothing; MSRs stop at the bad one.

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from qemu_svm.findings.results import SimulationReport
+from qemu_svm.findings.verdict import judge_restore
 from qemu_svm.model import plan as plans
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.checks import SET_NESTED_STATE, SET_SREGS
@@ -16,7 +18,6 @@ from qemu_svm.model.kvm.vmcb02 import vmcb02_control
 from qemu_svm.model.profiles import LEAVE, PROFILES, Profile
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import simulate
-from qemu_svm.render.json.simulate import document
 from tests.model.conftest import PLAIN, machine_of
 from tests.model.recorded import backed
 
@@ -95,7 +96,8 @@ def outcome(profile: Profile, saved: Saved, shown: Shown) -> object:
     )  # fmt: skip
     everything = Area("control", {"intercepts": (1 << 192) - 1})
     merged = vmcb02_control(profile, everything, Area("control"))
-    return document(MACHINE, [simulation], shown.plan), merged
+    report = SimulationReport(MACHINE, shown.plan, (simulation,), (judge_restore(simulation),))
+    return report.to_json(), merged
 
 
 def value_of(profile: Profile, field: str) -> Any:

@@ -115,7 +115,7 @@ def test_an_ignored_run_pending_is_told(run: Run, kernel: str) -> None:
     result = last(run(kernel, "cpuid,sregs,nested:flags=0x103"))
     assert IGNORED in result.notes
     assert result.state.run_pending == 0
-    assert result.state.nested["flags"] == 0x101
+    assert result.state.nested.flags == 0x101
     assert IGNORED not in last(run(kernel, "cpuid,sregs,nested:flags=0x101")).notes
 
 
@@ -123,7 +123,7 @@ def test_an_ignored_run_pending_is_told(run: Run, kernel: str) -> None:
 def test_run_pending_is_kept_without_a_word(run: Run, kernel: str, kept: int) -> None:
     result = last(run(kernel, "cpuid,sregs,nested:flags=0x103"))
     assert IGNORED not in result.notes
-    assert (result.state.run_pending, result.state.nested["flags"]) == (kept, 0x103)
+    assert (result.state.run_pending, result.state.nested.flags) == (kept, 0x103)
     after = last(run(kernel, "cpuid,sregs,nested:flags=0x103,regs,run"))
     assert after.state.run_pending == 0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from qemu_svm.errors import Malformed
+from qemu_svm.kvm import layouts
 from qemu_svm.machine import Machine
 from qemu_svm.nested import NestedState, from_values, layout
 from qemu_svm.stream import Value
@@ -50,6 +52,29 @@ def test_argument_of_the_ioctl(machine: Machine) -> None:
     assert argument[8:16] == (0x108000).to_bytes(8, "little")
     assert argument[16:128] == bytes(112)
     assert argument[128:] == nested.vmcb
+
+
+def test_kvms_own_declaration_is_the_same(machine: Machine) -> None:
+    """``kvm/`` runs without construct, so it has the header a second time."""
+    nested = machine.vcpus[0].nested
+    assert nested is not None
+    given = replace(nested, gpat=0x0007040600070406)
+    header = {name: getattr(given, name) for name in ("flags", "format", "size", "vmcb_pa", "gpat")}
+    assert layouts.NESTED_STATE.pack(header) + given.vmcb == given.uapi()
+    assert layouts.NESTED_STATE.size == layout.UAPI_HEADER_SIZE
+    assert layouts.NESTED_STATE_SIZE == layout.NESTED_STATE_SIZE
+
+
+def test_what_does_not_fit_a_field_is_cut_off() -> None:
+    argument = NestedState(0x12345, 1, 1 << 32 | 7).uapi()
+    assert (argument[:2], argument[4:8]) == (b"\x45\x23", b"\7\0\0\0")
+
+
+def test_a_vmcb_is_parsed_once(machine: Machine) -> None:
+    nested = machine.vcpus[0].nested
+    assert nested is not None
+    assert replace(nested, flags=0).control is nested.control
+    assert replace(nested, vmcb=bytes(4096)).control.asid == 0
 
 
 def value(name: str, leaf: Any = None, *children: Value) -> Value:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qemu_svm.kvm import layouts
 from qemu_svm.x86.bits import Bits
 from qemu_svm.x86.registers import EFER, NAMED
 from qemu_svm.x86.segments import (
@@ -13,6 +14,7 @@ from qemu_svm.x86.segments import (
     attrib_from_flags,
     attrib_words,
     flags_from_attrib,
+    from_kvm,
 )
 
 
@@ -70,3 +72,22 @@ def test_segment_properties() -> None:
     segment = Segment(0x33, 0, 0xFFFFFFFF, 0xAFB)
     assert (segment.present, segment.dpl, segment.type) == (True, 3, 0xB)
     assert not Segment(0, 0, 0, 0).present
+
+
+@given(st.integers(0, 0xFFFF), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1),
+       st.integers(0, 0xFFF))  # fmt: skip
+def test_the_form_of_kvm_is_inverse(selector: int, base: int, limit: int, attrib: int) -> None:
+    segment = Segment(selector, base, limit, attrib)
+    values = segment.kvm()
+    assert from_kvm(values) == segment
+    assert values["unusable"] == (not segment.present)
+    fields = {field.name for field in layouts.SREGS.fields if field.name.startswith("cs.")}
+    assert fields == {f"cs.{name}" for name in values}
+
+
+def test_one_part_of_a_segment() -> None:
+    segment = Segment(8, 0, 0xFFFFF, 0xA9B)
+    assert segment.with_part("dpl", 3) == Segment(8, 0, 0xFFFFF, 0xAFB)
+    assert not segment.with_part("l", 2).long
+    with pytest.raises(KeyError):
+        segment.with_part("limit", 1)

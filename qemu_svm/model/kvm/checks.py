@@ -19,9 +19,10 @@ from types import MappingProxyType
 
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.vcpu import KvmVcpu
-from qemu_svm.nested import bits
+from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.x86.cpuid import cr4_reserved, is_legal_gpa, page_address_valid, valid_efer
-from qemu_svm.x86.registers import CR0, CR4, EFER
+from qemu_svm.x86.registers import CR0, CR4, EFER, RFLAGS
+from qemu_svm.x86.segments import ATTRIBUTES
 
 _HIGH = 0xFFFF_FFFF_0000_0000
 _LIVE = EFER.mask("LME")
@@ -29,14 +30,13 @@ _SVME = EFER.mask("SVME")
 _LMA = EFER.mask("LMA")
 _PG, _PE, _NW, _CD = (CR0.mask(name) for name in ("PG", "PE", "NW", "CD"))
 _PAE = CR4.mask("PAE")
-_VM = 1 << 17
-_L_AND_DB = 0x600
-_V_NMI_ENABLE = 1 << 26
-_VMRUN_BIT = 128
-_NMI_BIT = 97
-_HEADER = 128
-_WHOLE = 128 + 4096
+_VM = RFLAGS.mask("VM")
+_L_AND_DB = ATTRIBUTES.mask("L", "DB")
+_V_NMI_ENABLE = bits.INT_CTL.mask("V_NMI_ENABLE")
+_VMRUN, _NMI = (bits.INTERCEPTS.mask(name) for name in ("VMRUN", "NMI"))
+_NP_ENABLE = bits.NESTED_CTL.mask("NP_ENABLE")
 _KNOWN_FLAGS = 0x10F
+_SVM_FLAGS = bits.GUEST_MODE | bits.RUN_PENDING | bits.GIF_SET
 _MSRPM_SIZE = 0x2000
 _IOPM_SIZE = 0x3000
 _APIC_BASE_RESERVED, _X2APIC, _APIC_ENABLED = 0x2FF, 1 << 10, 1 << 11
@@ -45,23 +45,20 @@ _VALID_EXCEPTIONS = frozenset({0, 1, *range(3, 9), *range(10, 15), 16, 17, 18, 1
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """The argument of KVM_SET_NESTED_STATE after copying: header and areas.
+    """The argument of KVM_SET_NESTED_STATE as KVM has copied it.
 
-    ``ctl`` is masked as the kernel's cache is; ``save`` is the blob's.
+    :param ctl: the control area, masked as the kernel's cache is.
+    :param save: the save area.
     """
 
-    flags: int
-    format: int
-    size: int
-    vmcb_pa: int
-    gpat: int
+    nested: NestedState
     ctl: Area
     save: Area
 
     @property
     def guest_mode(self) -> bool:
         """KVM_STATE_NESTED_GUEST_MODE."""
-        return bool(self.flags & bits.GUEST_MODE)
+        return self.nested.guest_mode
 
 
 class Stage(Enum):
@@ -102,8 +99,8 @@ def errno_of(check: str) -> str:
     return ERRNOS.get(check, "EINVAL")
 
 
-def _intercepts(argument: Argument, bit: int) -> bool:
-    return bool(argument.ctl.get("intercepts") >> bit & 1)
+def _intercepts(argument: Argument, mask: int) -> bool:
+    return bool(argument.ctl.get("intercepts") & mask)
 
 
 def _bad_bitmap(vcpu: KvmVcpu, address: int, size: int) -> bool:
@@ -113,7 +110,15 @@ def _bad_bitmap(vcpu: KvmVcpu, address: int, size: int) -> bool:
 
 
 def _nested_paging(argument: Argument) -> bool:
-    return bool(argument.ctl.get("nested_ctl") & 1)
+    return bool(argument.ctl.get("nested_ctl") & _NP_ENABLE)
+
+
+def _svme(vcpu: KvmVcpu) -> bool:
+    return bool(vcpu.arch.get("efer") & _SVME)
+
+
+def _l2_has_pat(vcpu: KvmVcpu, argument: Argument) -> bool:
+    return vcpu.host.separate_pat and _nested_paging(argument)
 
 
 def _long_mode(argument: Argument) -> bool:
@@ -135,28 +140,26 @@ def pat_valid(pat: int) -> bool:
 
 
 _HEADER_CHECKS: dict[str, Predicate] = {
-    "SET-03": lambda _v, a: a.size < _HEADER,
-    "SET-04": lambda _v, a: bool(a.flags & ~_KNOWN_FLAGS),
-    "SET-05": lambda _v, a: bool(a.flags & bits.RUN_PENDING) and not a.guest_mode,
-    "SV-01": lambda _v, a: a.format != 1,
-    "SV-02": lambda _v, a: bool(a.flags & ~(bits.GUEST_MODE | bits.RUN_PENDING | bits.GIF_SET)),
-    "SV-03": lambda v, a: not v.arch.get("efer") & _SVME and a.flags != bits.GIF_SET,
-    "SV-03b": lambda v, a: not v.arch.get("efer") & _SVME and a.flags not in (0, bits.GIF_SET),
+    "SET-03": lambda _v, a: a.nested.size < layout.UAPI_HEADER_SIZE,
+    "SET-04": lambda _v, a: bool(a.nested.flags & ~_KNOWN_FLAGS),
+    "SET-05": lambda _v, a: bool(a.nested.flags & bits.RUN_PENDING) and not a.guest_mode,
+    "SV-01": lambda _v, a: not a.nested.is_svm,
+    "SV-02": lambda _v, a: bool(a.nested.flags & ~_SVM_FLAGS),
+    "SV-03": lambda v, a: not _svme(v) and a.nested.flags != bits.GIF_SET,
+    "SV-03b": lambda v, a: not _svme(v) and a.nested.flags not in (0, bits.GIF_SET),
     "SV-04": lambda v, a: v.smm and a.guest_mode,
-    "SV-05": lambda v, a: not page_address_valid(v.cpuid, a.vmcb_pa),
-    "SV-06": lambda _v, a: a.size < _WHOLE,
+    "SV-05": lambda v, a: not page_address_valid(v.cpuid, a.nested.vmcb_pa),
+    "SV-06": lambda _v, a: a.nested.size < layout.NESTED_STATE_SIZE,
 }
 _CONTROL_CHECKS: dict[str, Predicate] = {
-    "C-01": lambda _v, a: not _intercepts(a, _VMRUN_BIT),
+    "C-01": lambda _v, a: not _intercepts(a, _VMRUN),
     "C-02": lambda _v, a: a.ctl.get("asid") == 0,
     "C-03": lambda v, a: _nested_paging(a) and not v.host.npt,
     "C-03b": lambda v, a: _nested_paging(a) and not is_legal_gpa(v.cpuid, a.ctl.get("nested_cr3")),
     "C-04": lambda v, a: _bad_bitmap(v, a.ctl.get("msrpm_base_pa"), _MSRPM_SIZE),
     "C-05": lambda v, a: _bad_bitmap(v, a.ctl.get("iopm_base_pa"), _IOPM_SIZE),
     "C-06": lambda _v, a: a.ctl.get("tlb_ctl") not in (0, 1),
-    "C-07": lambda _v, a: (
-        bool(a.ctl.get("int_ctl") & _V_NMI_ENABLE) and not _intercepts(a, _NMI_BIT)
-    ),
+    "C-07": lambda _v, a: bool(a.ctl.get("int_ctl") & _V_NMI_ENABLE) and not _intercepts(a, _NMI),
     "C-08": lambda _v, a: _bad_event(a),
 }
 _STATE_CHECKS: dict[str, Predicate] = {
@@ -165,7 +168,7 @@ _STATE_CHECKS: dict[str, Predicate] = {
     "SV-12": lambda _v, a: not a.save.get("efer") & _SVME,
     "SV-13": lambda _v, a: not a.save.get("cr0") & _PE,
     "SV-14": lambda _v, a: bool(a.save.get("rflags") & _VM),
-    "SV-17": lambda v, a: v.host.separate_pat and _nested_paging(a) and not pat_valid(a.gpat),
+    "SV-17": lambda v, a: _l2_has_pat(v, a) and not pat_valid(a.nested.gpat),
 }
 _SAVE_CHECKS: dict[str, Predicate] = {
     "S-01": lambda _v, a: not a.save.get("efer") & _SVME,
@@ -208,7 +211,7 @@ def _sregs_long_mode(area: Area) -> bool:
 def _bad_mode(_vcpu: KvmVcpu, area: Area) -> bool:
     if _sregs_long_mode(area):
         return not area.get("cr4") & _PAE or not area.get("efer") & _LMA
-    return bool(area.get("efer") & _LMA or area.segment("cs").attrib & 0x200)
+    return bool(area.get("efer") & _LMA or area.segment("cs").long)
 
 
 def _cr4_of_guest(vcpu: KvmVcpu) -> int:

@@ -19,12 +19,12 @@ from qemu_svm.model.kvm.vcpu import (
     MmuFault,
 )
 from qemu_svm.model.profiles import LEAVE, RunPending, SaveCacheFill
-from qemu_svm.nested import bits
+from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.nested.groups import VMLOAD_GROUP
 from qemu_svm.x86.cpuid import is_legal_gpa
 from qemu_svm.x86.registers import CR0, CR4
 
-_HEADER, _WHOLE = 128, 4224
+_IN_GUEST_MODE = NestedState(bits.GUEST_MODE, layout.FORMAT_SVM, layout.NESTED_STATE_SIZE)
 _SAVE_CACHE = ("efer", "cr0", "cr3", "cr4", "dr6", "dr7")
 
 
@@ -92,7 +92,7 @@ def svm_set_nested_state(vcpu: KvmVcpu, argument: Argument) -> str | None:
         return failed
     if not argument.guest_mode:
         svm_leave_nested(vcpu)
-        svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
+        svm.svm_set_gif(vcpu, argument.nested.flags & bits.GIF_SET)
         return None
     if kernel.split:
         _enter_split(vcpu, argument, writer)
@@ -138,9 +138,9 @@ def _enter_split(vcpu: KvmVcpu, argument: Argument, writer: Writer) -> None:
         if kernel.save_cache is SaveCacheFill.VMCB02:
             _fill_save_cache(vcpu, vcpu.vmcb02)
             _l2_cr3_into_cache(vcpu)
-    svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
+    svm.svm_set_gif(vcpu, argument.nested.flags & bits.GIF_SET)
     _set_run_pending(vcpu, argument)
-    nested.vmcb12_gpa = argument.vmcb_pa
+    nested.vmcb12_gpa = argument.nested.vmcb_pa
     svm_copy_vmrun_state(vcpu.vmcb01, argument.save, writer)
     nested.ctl = argument.ctl.copy("ctl cache")
     if kernel.save_cache is SaveCacheFill.BLOB:
@@ -148,7 +148,7 @@ def _enter_split(vcpu: KvmVcpu, argument: Argument, writer: Writer) -> None:
     vcpu.guest_mode = True
     nested_vmcb02_prepare_control(vcpu, writer)
     if vcpu.host.separate_pat and nested_npt_enabled(vcpu):
-        vcpu.vmcb02.set("g_pat", argument.gpat, writer)
+        vcpu.vmcb02.set("g_pat", argument.nested.gpat, writer)
 
 
 def _enter_single(vcpu: KvmVcpu, argument: Argument, writer: Writer) -> None:
@@ -162,11 +162,11 @@ def _enter_single(vcpu: KvmVcpu, argument: Argument, writer: Writer) -> None:
         vcpu.note("called in guest mode: L1's own controls are replaced by those merged for L2")
         svm_leave_nested(vcpu)
     if not vcpu.kernel.ignores_gif:
-        svm.svm_set_gif(vcpu, argument.flags & bits.GIF_SET)
-    elif not argument.flags & bits.GIF_SET:
+        svm.svm_set_gif(vcpu, argument.nested.flags & bits.GIF_SET)
+    elif not argument.nested.flags & bits.GIF_SET:
         vcpu.note("this kernel ignores a clear GIF flag in guest mode")
     _set_run_pending(vcpu, argument)
-    nested.vmcb12_gpa = argument.vmcb_pa
+    nested.vmcb12_gpa = argument.nested.vmcb_pa
     nested.ctl = argument.ctl.copy("ctl cache")
     vcpu.guest_mode = True
     nested_vmcb02_prepare_control(vcpu, writer)
@@ -177,7 +177,7 @@ _RUN_PENDING = {RunPending.IGNORED: 0, RunPending.KEPT: 1, RunPending.UNTRUSTED:
 
 
 def _set_run_pending(vcpu: KvmVcpu, argument: Argument) -> None:
-    pending = bool(argument.flags & bits.RUN_PENDING)
+    pending = bool(argument.nested.flags & bits.RUN_PENDING)
     vcpu.nested.run_pending = _RUN_PENDING[vcpu.kernel.run_pending] if pending else 0
     if pending and not vcpu.nested.run_pending:
         vcpu.note("this kernel ignores RUN_PENDING: an injection asked for by VMRUN may be lost")
@@ -327,7 +327,7 @@ def nested_svm_vmrun(vcpu: KvmVcpu, race: dict[str, int] | None = None) -> str |
         vcpu.nested.save.copy_from(memory, rules.cached)
         vcpu.nested.save_valid = True
     checked = memory.copy("vmcb12 as checked")
-    argument = Argument(1, 1, 0, 0, 0, vcpu.nested.ctl, checked)
+    argument = Argument(_IN_GUEST_MODE, vcpu.nested.ctl, checked)
     for name in (*rules.save_checks, *kernel.set_nested_state):
         if name == LEAVE:
             continue
@@ -411,19 +411,16 @@ def nested_vmcb02_prepare_save(vcpu: KvmVcpu, save: Area, writer: Writer) -> boo
     return True
 
 
-def svm_get_nested_state(vcpu: KvmVcpu) -> dict[str, int]:
-    """The header that KVM_GET_NESTED_STATE gives for a buffer of the full size."""
+def svm_get_nested_state(vcpu: KvmVcpu) -> NestedState:
+    """The header that KVM_GET_NESTED_STATE returns in a buffer of the full size."""
     flags = bits.GIF_SET if vcpu.gif else 0
     if vcpu.guest_mode:
         flags |= bits.GUEST_MODE
         if vcpu.nested.run_pending:
             flags |= bits.RUN_PENDING
-    return {
-        "flags": flags,
-        "format": 1,
-        "size": _WHOLE if vcpu.guest_mode else _HEADER,
-        "vmcb_pa": vcpu.nested.vmcb12_gpa if vcpu.guest_mode else 0,
-    }
+    if not vcpu.guest_mode:
+        return NestedState(flags, layout.FORMAT_SVM, layout.UAPI_HEADER_SIZE)
+    return NestedState(flags, layout.FORMAT_SVM, layout.NESTED_STATE_SIZE, vcpu.nested.vmcb12_gpa)
 
 
 def kvm_get_nested_state(vcpu: KvmVcpu, size: int) -> str | None:
@@ -431,13 +428,15 @@ def kvm_get_nested_state(vcpu: KvmVcpu, size: int) -> str | None:
 
     :returns: the id of the reason for E2BIG, or None.
     """
-    if size < _HEADER:
+    if size < layout.UAPI_HEADER_SIZE:
         vcpu.note(
-            f"only the header's size is written back, and it says {_HEADER} even in guest mode: "
+            "only the header's size is written back, and it says "
+            f"{layout.UAPI_HEADER_SIZE} even in guest mode: "
             "ask KVM_CAP_NESTED_STATE for the real one"
         )
         return "GET-01"
-    if size < svm_get_nested_state(vcpu)["size"]:
-        vcpu.note(f"all {_WHOLE} bytes are written although the buffer has {size}")
+    if size < svm_get_nested_state(vcpu).size:
+        whole = layout.NESTED_STATE_SIZE
+        vcpu.note(f"all {whole} bytes are written although the buffer has {size}")
         return "GET-02"
     return None

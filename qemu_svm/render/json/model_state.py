@@ -22,10 +22,10 @@ def snapshot(state: Snapshot) -> dict[str, Any]:
         "requests": list(state.requests),
         "save_cache_valid": state.save_cache_valid,
         "nested": {
-            "flags": hex_text(state.nested["flags"]),
-            "format": state.nested["format"],
-            "size": state.nested["size"],
-            "vmcb_pa": hex_text(state.nested["vmcb_pa"]),
+            "flags": hex_text(state.nested.flags),
+            "format": state.nested.format,
+            "size": state.nested.size,
+            "vmcb_pa": hex_text(state.nested.vmcb_pa),
         },
         "areas": {name: area(registers) for name, registers in state.areas.items()},
     }

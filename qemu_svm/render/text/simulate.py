@@ -121,8 +121,8 @@ def _flags(before: Snapshot, state: Snapshot) -> Iterator[Text]:
         old, new = getattr(before, name), getattr(state, name)
         if old != new:
             words.append(f"{name} {_word(old)} -> {_word(new)}")
-    if before.nested["flags"] != state.nested["flags"]:
-        flags = state.nested["flags"]
+    if before.nested.flags != state.nested.flags:
+        flags = state.nested.flags
         text = Text(f"{INDENT}KVM_GET_NESTED_STATE would return flags ")
         yield text.append_text(named_bits(f"{flags:#x}", bits.FLAGS.names(flags)))
     if words:
