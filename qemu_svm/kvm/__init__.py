@@ -1,1 +1,4 @@
-"""The KVM of the running kernel: what its ioctls are called and carry."""
+"""The KVM API of the running kernel: ioctls, structures, and an agent that calls them.
+
+Standard library only, Python 3.9: it also runs in a box.
+"""

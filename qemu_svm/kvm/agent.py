@@ -1,6 +1,6 @@
-"""Performs sequences of ioctls on this machine's KVM and tells what came out.
+"""Performs sequences of ioctls on this machine's KVM and records the results.
 
-``python3 -m qemu_svm.kvm.agent probe`` says what this KVM is;
+``python3 -m qemu_svm.kvm.agent probe`` describes this KVM;
 ``… agent perform JOBS RESULTS`` performs jobs.  Both files are JSON lines, bytes
 are hexadecimal.  The first line of JOBS describes the guest's memory, each other
 line is a job::
@@ -11,13 +11,13 @@ line is a job::
      "msrs": [3221225600], "read": [[1081344, 4096]],
      "steps": [[{"ioctl": "SET_SREGS", "data": "…"}], [{"run": 1.0, "stop_port": 234}]]}
 
-``extents`` (relative to ``offset``) are read into memory of the agent's own; without
-them the file is mapped privately.  Each job runs in a forked child with a fresh VM, so that a hang
-or a crash costs one job and no job sees another's memory.  After each step of a
-job a line ``{"id", "step", "errno", "done", "state": {"SREGS": "…"}}`` is
-written, with what changed since the last one, and at the end
-``{"id", "end": "done" | "timeout" | "signal N" | "stuck"}``.  Nothing here
-interprets the bytes.
+``extents`` (relative to ``offset``) are copied into the agent's memory; without them
+the file is mapped privately.  Each job runs in a forked child with a new VM, so that a
+hang or a crash costs one job and no job sees another's memory.  After each step of a
+job a line ``{"id", "step", "errno", "done", "state": {"SREGS": "…"}}`` is written,
+with the state that has changed since the previous line, and at the end
+``{"id", "end": "done" | "failed" | "timeout" | "signal N" | "stuck"}``.  The bytes are
+not interpreted here.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ from qemu_svm.kvm import layouts
 from qemu_svm.kvm.device import CAP_NESTED_STATE, CAP_SREGS2, KVM_PATH, KvmRefused, System, Vcpu, Vm
 from qemu_svm.kvm.run import RUN_BYTES, run
 
-_WATCHED = ("SREGS", "REGS", "DEBUGREGS", "VCPU_EVENTS")
-_GRACE = 5.0  # seconds that a killed child gets to die
-STUCK, CRASHED = 3, 5
-"""Exit statuses: a child cannot be killed, so the kernel is broken; a signal killed
-one, so the kernel may be."""
+_RECORDED = ("SREGS", "REGS", "DEBUGREGS", "VCPU_EVENTS")
+_GRACE = 5.0  # seconds from SIGKILL to the end of a child
+
+STUCK = 3
+"""Exit status if a child cannot be killed: the kernel hangs."""
+
+CRASHED = 5
+"""Exit status if a child was killed by a signal: the kernel may be damaged."""
+
 _ENVIRONMENT = 4
 _LME, _PG, _PAE = 1 << 8, 1 << 31, 1 << 5
 _PR_SET_PDEATHSIG = 1
@@ -47,7 +51,10 @@ Json = dict[str, Any]
 
 
 def probe(path: str = KVM_PATH) -> Json:
-    """What this KVM is: kernel, capabilities, CPUID (hexadecimal)."""
+    """Return kernel release, capabilities and CPUID (hexadecimal) of this KVM.
+
+    :raises EnvironmentFault: there is no KVM, or it may not be used.
+    """
     system = os.uname()
     with System(path) as kvm:
         return {
@@ -60,7 +67,10 @@ def probe(path: str = KVM_PATH) -> Json:
 
 
 def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
-    """Perform the jobs of a file; returns the exit status."""
+    """Perform the jobs of a file; return the exit status: 0, :data:`STUCK`, :data:`CRASHED`.
+
+    :param jobs, results: paths of the two files.
+    """
     out = os.open(results, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         with open(jobs, encoding="ascii") as lines:
@@ -79,7 +89,7 @@ def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
 
 
 def _memory(regions: list[Json]) -> list[tuple[int, mmap.mmap]]:
-    # Private mappings, filled once; each child gets its own copy on write.
+    # Address and memory of each region; private, so that each child has its own copy on write.
     found = []
     for region in regions:
         fd = os.open(region["file"], os.O_RDONLY)
@@ -170,7 +180,7 @@ def _sequence(job: Json, memory: list[tuple[int, mmap.mmap]], out: int, path: st
             seen: dict[str, str] = {}
             for number, step in enumerate(job["steps"], 1):
                 if any("run" in operation for operation in step):
-                    os.fsync(out)  # the kernel may not survive it
+                    os.fsync(out)  # the kernel may crash in it
                 line = {"id": job["id"], "step": number, **_step(vm, vcpu, step)}
                 state = _state(vcpu, job.get("msrs", ()))
                 line["state"] = {k: v for k, v in state.items() if seen.get(k) != v}
@@ -181,47 +191,47 @@ def _sequence(job: Json, memory: list[tuple[int, mmap.mmap]], out: int, path: st
 
 
 def _step(vm: Vm, vcpu: Vcpu, step: list[Json]) -> Json:
-    # The operations of a step, up to the first that fails.
-    told: Json = {"errno": 0}
+    # Perform the operations of a step up to the first that fails; return their results.
+    result: Json = {"errno": 0}
     for operation in step:
         if "run" in operation:
             if operation.get("emulated") and _fatal_for_emulator(vcpu):
-                told["skipped"] = True
+                result["skipped"] = True
                 break
             found = run(vcpu, operation["run"], stop_port=operation.get("stop_port"))
-            told["run"] = vcpu.run_page[:RUN_BYTES].hex()
-            told["errno"] = found.errno
+            result["run"] = vcpu.run_page[:RUN_BYTES].hex()
+            result["errno"] = found.errno
             continue
         buffer = bytearray.fromhex(operation["data"])
         try:
             target = vm if operation.get("vm") else vcpu
-            told["done"] = target.ioctl(operation["ioctl"], operation.get("value", buffer))
+            result["done"] = target.ioctl(operation["ioctl"], operation.get("value", buffer))
         except KvmRefused as refused:
-            told["errno"] = refused.errno
+            result["errno"] = refused.errno
         if operation.get("back"):
-            told["back"] = buffer[: operation["back"]].hex()
-        if told["errno"]:
+            result["back"] = buffer[: operation["back"]].hex()
+        if result["errno"]:
             break
-    return told
+    return result
 
 
 def _fatal_for_emulator(vcpu: Vcpu) -> bool:
-    # QEMU's TCG does not come back from a guest with EFER.LME set, paging off and
-    # CR4.PAE clear: at #VMEXIT it restores CR0 before CR4, which then leaves paging
+    # QEMU's TCG does not return from a guest with EFER.LME set, paging off and
+    # CR4.PAE clear: at #VMEXIT it restores CR0 before CR4, which leaves paging
     # off in the host (``target/i386/tcg/sysemu/svm_helper.c``, 7.2).
     sregs = vcpu.get("SREGS")
     return bool(sregs["efer"] & _LME and not sregs["cr0"] & _PG and not sregs["cr4"] & _PAE)
 
 
 def _state(vcpu: Vcpu, msrs: list[int]) -> dict[str, str]:
-    state = {name: _got(vcpu, name) for name in (*_WATCHED, "NESTED_STATE")}
+    state = {name: _current(vcpu, name) for name in (*_RECORDED, "NESTED_STATE")}
     if msrs:
         found = vcpu.get_msrs(msrs)
         state["MSRS"] = layouts.pack_msrs(list(found.items())).hex()
     return state
 
 
-def _got(vcpu: Vcpu, name: str) -> str:
+def _current(vcpu: Vcpu, name: str) -> str:
     try:
         found = vcpu.get_nested_state() if name == "NESTED_STATE" else vcpu.get_bytes(name)
     except KvmRefused as refused:
@@ -230,7 +240,7 @@ def _got(vcpu: Vcpu, name: str) -> str:
 
 
 def patch(memory: list[tuple[int, mmap.mmap]], address: int, data: bytes) -> None:
-    """Write into the guest's memory; bytes outside of it are dropped."""
+    """Write to the guest's memory; bytes outside of it are dropped."""
     for start, region in memory:
         low, high = max(address, start), min(address + len(data), start + len(region))
         if low < high:
@@ -238,7 +248,7 @@ def patch(memory: list[tuple[int, mmap.mmap]], address: int, data: bytes) -> Non
 
 
 def read(memory: list[tuple[int, mmap.mmap]], address: int, size: int) -> bytes:
-    """Read the guest's memory; empty where it has none."""
+    """Return bytes of the guest's memory; none unless all are in one region."""
     for start, region in memory:
         if start <= address and address + size <= start + len(region):
             return region[address - start : address - start + size]
@@ -246,7 +256,7 @@ def read(memory: list[tuple[int, mmap.mmap]], address: int, size: int) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    """The agent's command line."""
+    """Run the agent's command line; return the exit status."""
     if arguments[:1] == ["probe"]:
         try:
             print(json.dumps(probe(*arguments[1:])))  # noqa: T201

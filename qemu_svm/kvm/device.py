@@ -1,8 +1,8 @@
 """KVM's three kinds of file descriptors: system, VM, vCPU.
 
-Every method is one ioctl, named as the ioctl.  What the kernel refuses raises
+Every method is one ioctl and has its name.  An ioctl that fails raises
 :class:`KvmRefused` with the errno.  Each object is a context manager; closing a
-VM closes its vCPUs and unmaps its memory, whatever happened in between.
+VM closes its vCPUs and releases its memory.
 
 Source: Linux ``Documentation/virt/kvm/api.rst``; numbers and layouts are those
 of :mod:`qemu_svm.kvm.numbers` and :mod:`qemu_svm.kvm.layouts`.
@@ -35,7 +35,11 @@ _CPUID_ENTRIES = 256
 
 
 class KvmRefused(Refused):
-    """An ioctl failed.  ``errno`` is the kernel's, ``ioctl`` the name without ``KVM_``."""
+    """An ioctl failed.
+
+    :param ioctl: its name without ``KVM_``.
+    :param errno: the kernel's error number.
+    """
 
     rule = "kvm"
 
@@ -46,45 +50,47 @@ class KvmRefused(Refused):
 
 
 def errno_name(number: int) -> str:
-    """``EINVAL`` for 22."""
+    """Return the name of an error number: ``EINVAL`` for 22."""
     return errors.errorcode.get(number, f"errno {number}")
 
 
 class Descriptor:
-    """A file descriptor that takes ioctls by name."""
+    """A file descriptor with ioctls by name."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     def ioctl(self, name: str, argument: bytearray | int = 0) -> int:
-        """Call an ioctl; a bytearray is changed in place.
+        """Call an ioctl; return its result.
 
+        :param argument: a number, or a structure, which is changed in place.
         :raises KvmRefused: it failed.
+        :raises ValueError: there is no ioctl of this name.
         """
         known = by_name(name)
         if known is None:
-            raise ValueError(f"there is no ioctl KVM_{name}")
+            raise ValueError(f"unknown ioctl KVM_{name}")
         try:
             return fcntl.ioctl(self.fd, known.number, argument)
         except OSError as error:
             raise KvmRefused(name, error.errno or errors.EIO) from None
 
     def get(self, name: str) -> dict[str, Any]:
-        """Values of ``KVM_GET_name``, by the layout of that name."""
+        """Call ``KVM_GET_name``; return its values, by the layout of that name."""
         return layouts.ARGUMENTS[name].unpack(self.get_bytes(name))
 
     def get_bytes(self, name: str) -> bytes:
-        """Bytes of ``KVM_GET_name``."""
+        """Call ``KVM_GET_name``; return its bytes."""
         buffer = bytearray(layouts.ARGUMENTS[name].size)
         self.ioctl(f"GET_{name}", buffer)
         return bytes(buffer)
 
     def set(self, name: str, values: Mapping[str, Any]) -> None:
-        """``KVM_SET_name`` with values, by the layout of that name."""
+        """Call ``KVM_SET_name`` with values, by the layout of that name."""
         self.ioctl(f"SET_{name}", bytearray(layouts.ARGUMENTS[name].pack(values)))
 
     def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION: 0 if the capability is missing."""
+        """KVM_CHECK_EXTENSION; return 0 if the capability is missing."""
         return self.ioctl("CHECK_EXTENSION", capability)
 
     def enable_cap(self, capability: int, *args: int) -> None:
@@ -93,7 +99,7 @@ class Descriptor:
         self.ioctl("ENABLE_CAP", bytearray(layouts.ENABLE_CAP.pack(values)))
 
     def close(self) -> None:
-        """Close; a second call does nothing."""
+        """Close the descriptor; may be called again."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -113,8 +119,8 @@ class Descriptor:
 class System(Descriptor):
     """``/dev/kvm``.
 
-    :raises EnvironmentFault: there is none, it may not be opened, or it speaks
-        another version of the API.
+    :raises EnvironmentFault: it does not exist, may not be opened, or has another
+        version of the API.
     """
 
     def __init__(self, path: str = KVM_PATH) -> None:
@@ -130,13 +136,13 @@ class System(Descriptor):
                 raise EnvironmentFault(f"{path}: API version {version}, not {API_VERSION}")
         except KvmRefused as error:
             self.close()
-            raise EnvironmentFault(f"{path} is no KVM: {error}") from None
+            raise EnvironmentFault(f"{path} is not a KVM device: {error}") from None
         except EnvironmentFault:
             self.close()
             raise
 
     def supported_cpuid(self) -> bytes:
-        """KVM_GET_SUPPORTED_CPUID: a ``kvm_cpuid2``."""
+        """KVM_GET_SUPPORTED_CPUID; return a ``kvm_cpuid2``."""
         buffer = bytearray(layouts.CPUID2.size + _CPUID_ENTRIES * layouts.CPUID_ENTRY.size)
         buffer[: layouts.CPUID2.size] = layouts.CPUID2.pack({"nent": _CPUID_ENTRIES})
         self.ioctl("GET_SUPPORTED_CPUID", buffer)
@@ -149,7 +155,7 @@ class System(Descriptor):
 
 
 class Vm(Descriptor):
-    """A VM and what belongs to it."""
+    """A VM with its vCPUs and memory."""
 
     def __init__(self, fd: int, run_size: int) -> None:
         super().__init__(fd)
@@ -158,7 +164,7 @@ class Vm(Descriptor):
         self._memory: dict[int, mmap.mmap] = {}
 
     def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP; before any vCPU."""
+        """KVM_CREATE_IRQCHIP, to be called before any vCPU is created."""
         self.ioctl("CREATE_IRQCHIP")
 
     def create_vcpu(self, index: int = 0) -> Vcpu:
@@ -169,9 +175,11 @@ class Vm(Descriptor):
 
     def add_memory(self, slot: int, address: int, memory: mmap.mmap, offset: int = 0,
                    size: int | None = None) -> None:  # fmt: skip
-        """KVM_SET_USER_MEMORY_REGION: give ``memory`` to the guest at ``address``.
+        """KVM_SET_USER_MEMORY_REGION: map ``memory`` into the guest at ``address``.
 
-        The mapping stays the caller's: it must live until the VM is closed.
+        The caller keeps the ownership; it must not be unmapped before the VM is closed.
+
+        :param offset, size: the part of ``memory`` to map; by default all of it.
         """
         place = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + offset
         region = {
@@ -210,25 +218,27 @@ class Vcpu(Descriptor):
         super().close()
 
     def set_cpuid(self, cpuid: bytes) -> None:
-        """KVM_SET_CPUID2 with a ``kvm_cpuid2``."""
+        """KVM_SET_CPUID2; ``cpuid`` is a ``kvm_cpuid2``."""
         self.ioctl("SET_CPUID2", bytearray(cpuid))
 
     def get_msrs(self, indices: Sequence[int]) -> dict[int, int]:
-        """KVM_GET_MSRS; it ends at the first one that cannot be read."""
+        """KVM_GET_MSRS; return the values before the first MSR that cannot be read."""
         buffer = bytearray(layouts.pack_msrs([(index, 0) for index in indices]))
         done = self.ioctl("GET_MSRS", buffer)
         found = layouts.unpack_msrs(buffer)
         return {index: found[index] for index in indices[:done]}
 
     def set_msrs(self, values: Sequence[tuple[int, int]]) -> int:
-        """KVM_SET_MSRS: how many were set before one was refused."""
+        """KVM_SET_MSRS; return how many were set before one was refused."""
         return self.ioctl("SET_MSRS", bytearray(layouts.pack_msrs(values)))
 
     def get_nested_state(self, size: int = layouts.NESTED_STATE_SIZE) -> bytes:
-        """KVM_GET_NESTED_STATE; ``size`` is what the header says.
+        """KVM_GET_NESTED_STATE; return header and data.
 
         The buffer always has room for everything: SVM writes the whole VMCB
-        although ``size`` is smaller, and answers E2BIG afterwards.
+        even if ``size`` is smaller, and fails with E2BIG afterwards.
+
+        :param size: the size in the header that is passed.
         """
         buffer = bytearray(max(size, layouts.NESTED_STATE_SIZE))
         buffer[: layouts.NESTED_STATE.size] = layouts.NESTED_STATE.pack({"size": size})
@@ -236,5 +246,5 @@ class Vcpu(Descriptor):
         return bytes(buffer[: layouts.NESTED_STATE.unpack(buffer)["size"]])
 
     def set_nested_state(self, argument: bytes) -> None:
-        """KVM_SET_NESTED_STATE with header and data."""
+        """KVM_SET_NESTED_STATE; ``argument`` has header and data."""
         self.ioctl("SET_NESTED_STATE", bytearray(argument))

@@ -1,8 +1,8 @@
-"""The structures that KVM's ioctls carry, as data: name, offset, format.
+"""The structures of KVM's ioctls, as data: name, offset, format.
 
-One table serves both ways, bytes to values and values to bytes.  A field's
+One table serves both directions, bytes to values and values to bytes.  A field's
 format is that of :mod:`struct` (little-endian); ``4Q`` is a list of four.
-Bytes that no field names are zero when built and ignored when read.
+Bytes outside of all fields are zero when built and ignored when read.
 
 Source: Linux ``arch/x86/include/uapi/asm/kvm.h``, ``include/uapi/linux/kvm.h``
 (6.1, 7.2), checked against the size field of the ioctls' numbers.
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Field:
-    """One member: offset in bytes, format as in :mod:`struct`."""
+    """A member: offset in bytes, format as in :mod:`struct`."""
 
     name: str
     offset: int
@@ -26,7 +26,7 @@ class Field:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return struct.calcsize("<" + self.format)
 
     @property
@@ -37,16 +37,16 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """A structure of ``size`` bytes."""
+    """A structure: its fields, and its size in bytes."""
 
     name: str
     size: int
     fields: tuple[Field, ...]
 
     def unpack(self, data: bytes | bytearray | memoryview) -> dict[str, Any]:
-        """Values by name out of the first ``size`` bytes.
+        """Return the values by name, from the first ``size`` bytes.
 
-        :raises ValueError: there are fewer.
+        :raises ValueError: there are fewer bytes.
         """
         if len(data) < self.size:
             raise ValueError(f"{self.name} has {self.size} bytes, not {len(data)}")
@@ -57,10 +57,9 @@ class Layout:
         return found
 
     def pack(self, values: Mapping[str, Any]) -> bytes:
-        """Build the structure; what is not given is zero.
+        """Return the bytes of the structure; fields without a value are zero.
 
-        :raises ValueError: a name that the structure has not, or a value that
-            does not fit its field.
+        :raises ValueError: there is no field of that name, or a value does not fit its field.
         """
         made = bytearray(self.size)
         known = {field.name: field for field in self.fields}
@@ -139,7 +138,7 @@ VCPU_EVENTS = _layout(
     *(("triple_fault", 28, "B"), ("exc_has_payload", 55, "B"), ("exc_payload", 56, "Q")),
 )
 XCRS = _layout("kvm_xcrs", 392, ("nr_xcrs", 0, "I"), ("flags", 4, "I"), ("xcrs", 8, "32Q"))
-"""Each of the 16 entries is register number, and value in the second 8 bytes."""
+"""Each of the 16 entries is a register number, and its value in the second 8 bytes."""
 XSAVE = _layout("kvm_xsave", 4096, ("region", 0, "1024I"))
 FPU = _layout("kvm_fpu", 416, ("fcw", 128, "H"), ("fsw", 130, "H"), ("mxcsr", 408, "I"))
 LAPIC = _layout("kvm_lapic_state", 1024, ("regs", 0, "256I"))
@@ -150,7 +149,7 @@ NESTED_STATE = _layout(
     *(("flags", 0, "H"), ("format", 2, "H"), ("size", 4, "I")),
     *(("vmcb_pa", 8, "Q"), ("gpat", 16, "Q")),
 )
-"""The header; the VMCB's 4096 bytes follow it."""
+"""The header; 4096 bytes of VMCB follow it."""
 CPUID2 = _layout("kvm_cpuid2", 8, ("nent", 0, "I"))
 CPUID_ENTRY = _layout(
     "kvm_cpuid_entry2",
@@ -166,7 +165,7 @@ RUN = _layout(
     *(("exit_reason", 8, "I"), ("ready", 12, "B"), ("if_flag", 13, "B"), ("flags", 14, "H")),
     *(("cr8", 16, "Q"), ("apic_base", 24, "Q")),
 )
-"""The start of the shared page, before the union at 32."""
+"""The start of the shared page, before the union at offset 32."""
 
 ARGUMENTS = {
     "REGS": REGS,
@@ -185,44 +184,51 @@ ARGUMENTS = {
     "ENABLE_CAP": ENABLE_CAP,
     "USER_MEMORY_REGION": MEMORY_REGION,
 }
-"""Layouts by the name that the ioctls have after ``GET_`` and ``SET_``."""
+"""Layouts by the name that their ioctls have after ``GET_`` and ``SET_``."""
 
 VMCB_SIZE = 4096
 NESTED_STATE_SIZE = NESTED_STATE.size + VMCB_SIZE
+"""Bytes of SVM's nested state: header and VMCB."""
 
 
 def pack_list(
     head: Layout, count: str, entry: Layout, values: Sequence[Mapping[str, Any]]
 ) -> bytes:
-    """A header with the number of entries, and the entries behind it."""
+    """Return the bytes of a header with the number of entries, and of the entries after it.
+
+    :param count: the header's field for their number.
+    """
     return head.pack({count: len(values)}) + b"".join(entry.pack(value) for value in values)
 
 
 def unpack_list(
     head: Layout, count: str, entry: Layout, data: bytes | bytearray
 ) -> list[dict[str, Any]]:
-    """Entries behind a header that says how many they are."""
+    """Return the values of the entries after a header with their number.
+
+    :param count: the header's field for their number.
+    """
     number = head.unpack(data)[count]
     view = memoryview(data)[head.size :]
     return [entry.unpack(view[index * entry.size :]) for index in range(number)]
 
 
 def pack_cpuid(entries: Sequence[Mapping[str, Any]]) -> bytes:
-    """``kvm_cpuid2`` of entries."""
+    """Return the bytes of a ``kvm_cpuid2``."""
     return pack_list(CPUID2, "nent", CPUID_ENTRY, entries)
 
 
 def unpack_cpuid(data: bytes | bytearray) -> list[dict[str, Any]]:
-    """Entries of a ``kvm_cpuid2``."""
+    """Return the entries of a ``kvm_cpuid2``."""
     return unpack_list(CPUID2, "nent", CPUID_ENTRY, data)
 
 
 def pack_msrs(values: Sequence[tuple[int, int]]) -> bytes:
-    """``kvm_msrs`` of pairs ``(index, value)``."""
+    """Return the bytes of a ``kvm_msrs``, from pairs of index and value."""
     entries = [{"index": index, "data": data} for index, data in values]
     return pack_list(MSRS, "nmsrs", MSR_ENTRY, entries)
 
 
 def unpack_msrs(data: bytes | bytearray) -> dict[int, int]:
-    """Values of a ``kvm_msrs`` by index."""
+    """Return the values of a ``kvm_msrs`` by index."""
     return {one["index"]: one["data"] for one in unpack_list(MSRS, "nmsrs", MSR_ENTRY, data)}

@@ -1,10 +1,10 @@
 """KVM's ioctl numbers and names, on x86-64.
 
 A number is ``direction << 30 | size << 16 | 0xAE << 8 | nr``; size is that of
-the argument in bytes, direction is seen from user space (2: the kernel fills
+the argument in bytes, direction is that of user space (2: the kernel writes
 the argument, 1: it reads it, 3: both).  Several ``nr`` are shared by ioctls
 that differ in direction, size or level (0x9F, 0xA2, 0xA3, 0xA5, …), so only
-the whole 32 bits tell what is meant.
+the whole 32 bits identify an ioctl.
 
 Source: Linux ``include/uapi/linux/kvm.h``; the numbers were compiled from the
 headers of Linux 6.1, those added later are from 6.12's.
@@ -22,7 +22,7 @@ _PREFIX = "KVM_"
 
 
 class Level(str, Enum):
-    """What kind of file descriptor an ioctl is for."""
+    """Kinds of KVM's file descriptors."""
 
     SYSTEM = "system"
     VM = "vm"
@@ -32,7 +32,11 @@ class Level(str, Enum):
 
 @dataclass(frozen=True)
 class Ioctl:
-    """One ioctl.  ``levels`` are the descriptors that take it."""
+    """An ioctl.
+
+    :param name: with ``KVM_``.
+    :param levels: the kinds of file descriptors that have it.
+    """
 
     name: str
     number: int
@@ -45,17 +49,17 @@ class Ioctl:
 
     @property
     def size(self) -> int:
-        """Bytes of the argument's fixed part; 0 if it is a plain number."""
+        """Size of the argument's fixed part in bytes; 0 if it is a number."""
         return self.number >> 16 & 0x3FFF
 
     @property
     def reads(self) -> bool:
-        """Whether the kernel fills the argument."""
+        """Whether the kernel writes the argument."""
         return bool(self.number >> 31)
 
     @property
     def writes(self) -> bool:
-        """Whether the kernel takes the argument from user space."""
+        """Whether the kernel reads the argument."""
         return bool(self.number >> 30 & 1)
 
 
@@ -183,7 +187,7 @@ _SHARED: tuple[tuple[str, int, tuple[Level, ...]], ...] = (
 
 @cache
 def ioctls() -> tuple[Ioctl, ...]:
-    """Every ioctl of the table."""
+    """Return all ioctls of the table."""
     groups = ((_SYSTEM, Level.SYSTEM), (_VM, Level.VM), (_VCPU, Level.VCPU))
     alone = (
         Ioctl(_PREFIX + name, number, (level,))
@@ -205,22 +209,22 @@ def _names() -> dict[str, Ioctl]:
 
 
 def by_number(number: int) -> Ioctl | None:
-    """The ioctl of a number; only 32 bits count, as for the kernel."""
+    """Return the ioctl of a number; only the low 32 bits count, as in the kernel."""
     return _numbers().get(number & _MASK)
 
 
 def by_name(name: str) -> Ioctl | None:
-    """The ioctl called ``name``, with or without ``KVM_``."""
+    """Return the ioctl of a name, with or without ``KVM_``."""
     return _names().get(name if name.startswith(_PREFIX) else _PREFIX + name)
 
 
 def is_kvm(number: int) -> bool:
-    """Whether a number is one of KVM's, known or not."""
+    """Return whether a number is one of KVM's, known or not."""
     return number >> 8 & 0xFF == KVM_TYPE
 
 
 def name_of(number: int) -> str:
-    """Name a number; one that is not in the table is taken apart."""
+    """Return the name of a number, or its parts if it is not in the table."""
     known = by_number(number)
     if known is not None:
         return known.name

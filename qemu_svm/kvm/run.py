@@ -1,8 +1,8 @@
-"""KVM_RUN: how it ended, and how to get a guest back that never ends.
+"""KVM_RUN with a time limit, and the reason of its end.
 
-A signal makes KVM_RUN return EINTR.  One that arrives just before the ioctl
-would be lost, so the timer goes on firing, and its handler also sets
-``immediate_exit``, which KVM_RUN looks at when it starts.
+A signal makes KVM_RUN return EINTR.  A signal that arrives just before the ioctl
+would be lost, so the timer continues to fire, and its handler also sets
+``immediate_exit``, which KVM_RUN checks when it starts.
 
 Source: Linux ``include/uapi/linux/kvm.h`` (``struct kvm_run``), 6.1.
 """
@@ -22,11 +22,11 @@ from qemu_svm.kvm import layouts
 from qemu_svm.kvm.device import Vcpu
 
 RUN_BYTES = 256
-"""Bytes of ``kvm_run`` that tell how it ended."""
+"""Bytes at the start of ``kvm_run`` that contain the reason of its end."""
 _RUN = 0xAE80
 _UNION = 32
 _IMMEDIATE_EXIT = 1
-_AGAIN = 0.02  # seconds between two alarms once the time is over
+_INTERVAL = 0.02  # seconds between two alarms after the time limit
 
 IO, HLT, MMIO, SHUTDOWN, FAIL_ENTRY, INTR, INTERNAL_ERROR = 2, 5, 6, 8, 9, 10, 17
 REASONS = {
@@ -61,11 +61,11 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Exit:
-    """How KVM_RUN ended.
+    """The end of a KVM_RUN.
 
     :param errno: of the ioctl; 0 if it succeeded.
-    :param reason: number of the exit; meaningless if there was an errno.
-    :param detail: what the exit says about itself.
+    :param reason: exit reason (``KVM_EXIT_...``); undefined unless errno is 0.
+    :param detail: members of the union of ``kvm_run``, for the reasons that have some here.
     """
 
     errno: int
@@ -74,14 +74,18 @@ class Exit:
 
     @property
     def name(self) -> str:
-        """Name of the errno or of the reason."""
+        """The name of the errno, else of the reason."""
         if self.errno:
             return errno.errorcode.get(self.errno, f"errno {self.errno}")
         return REASONS.get(self.reason, f"exit {self.reason}")
 
 
 def decode(page: bytes, error: int = 0) -> Exit:
-    """Read ``kvm_run``; ``page`` has :data:`RUN_BYTES` bytes at least."""
+    """Return the end that ``kvm_run`` records.
+
+    :param page: at least :data:`RUN_BYTES` bytes of it.
+    :param error: errno of the ioctl.
+    """
     reason = layouts.RUN.unpack(page)["exit_reason"]
     detail: dict[str, int] = {}
     if error == 0 and reason == IO:
@@ -101,21 +105,21 @@ def _named(format_: str, page: bytes, names: tuple[str, ...]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def alarm(vcpu: Vcpu, seconds: float) -> Iterator[list[bool]]:
-    """Make KVM_RUN of this thread end after ``seconds``.
+    """Make KVM_RUN in this thread end after ``seconds``.
 
-    The list holds True once the time is over.  Main thread only, as all of
+    The only element of the list is True after that.  For the main thread only, as all of
     Python's signals.
     """
-    rung = [False]
+    expired = [False]
 
     def handler(_signal: int, _frame: FrameType | None) -> None:
-        rung[0] = True
+        expired[0] = True
         vcpu.run_page[_IMMEDIATE_EXIT] = 1
 
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _INTERVAL)
     try:
-        yield rung
+        yield expired
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -123,20 +127,20 @@ def alarm(vcpu: Vcpu, seconds: float) -> Iterator[list[bool]]:
 
 
 def run(vcpu: Vcpu, seconds: float, *, stop_port: int | None = None) -> Exit:
-    """Run until something happens that user space must see.
+    """Run until an exit that user space has to handle; return it.
 
-    Port and memory accesses are answered with zeros and the run goes on, but
+    Port and memory accesses are answered with zeros, and the run continues, except
     for an OUT to ``stop_port``.
 
     :param seconds: after which it ends with EINTR.
     """
-    with alarm(vcpu, seconds) as rung:
+    with alarm(vcpu, seconds) as expired:
         while True:
             error = _enter(vcpu)
             found = decode(vcpu.run_page[:RUN_BYTES], error)
-            if error in (errno.EINTR, errno.EAGAIN) and not rung[0]:
+            if error in (errno.EINTR, errno.EAGAIN) and not expired[0]:
                 continue
-            if error or found.reason not in (IO, MMIO) or rung[0]:
+            if error or found.reason not in (IO, MMIO) or expired[0]:
                 return found
             if found.reason == IO and found.detail["port"] == stop_port:
                 return found
@@ -144,8 +148,8 @@ def run(vcpu: Vcpu, seconds: float, *, stop_port: int | None = None) -> Exit:
 
 
 def _enter(vcpu: Vcpu) -> int:
-    # The errno of one KVM_RUN.  Not by fcntl.ioctl: since Python 3.14 that calls
-    # again after EINTR, and would never come back.
+    # The errno of one KVM_RUN.  Not by fcntl.ioctl: from Python 3.14 on that repeats the
+    # call after EINTR, and would never return.
     libc = ctypes.CDLL(None, use_errno=True)
     failed = libc.ioctl(vcpu.fd, ctypes.c_ulong(_RUN), ctypes.c_ulong(0))
     return ctypes.get_errno() if failed else 0

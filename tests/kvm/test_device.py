@@ -100,7 +100,7 @@ def _broken_off() -> None:
 def test_no_kvm_is_said_so() -> None:
     with pytest.raises(EnvironmentFault, match="/nowhere/kvm: No such file or directory"):
         System("/nowhere/kvm")
-    with pytest.raises(EnvironmentFault, match="/dev/null is no KVM"):
+    with pytest.raises(EnvironmentFault, match="/dev/null is not a KVM device"):
         System("/dev/null")
 
 

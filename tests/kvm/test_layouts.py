@@ -15,6 +15,7 @@ from qemu_svm.kvm import layouts
 from qemu_svm.kvm.layouts import ARGUMENTS, Layout
 from qemu_svm.kvm.numbers import by_name
 from qemu_svm.lab.kvm import pack_agent
+from qemu_svm.nested.layout import UAPI_HEADER_SIZE, VMCB_SIZE
 from tests.conftest import ROOT
 
 ALL = {
@@ -63,6 +64,13 @@ def test_places_known_from_the_kernels_headers() -> None:
     assert layouts.REGS.pack({"rip": 1})[128] == 1
     assert layouts.VCPU_EVENTS.pack({"shadow": 1, "smm": 1})[11:25:13] == b"\1\1"
     assert layouts.NESTED_STATE.pack({"vmcb_pa": 0x108000})[8:11] == b"\0\x80\x10"
+
+
+def test_the_nested_state_is_that_of_the_streams() -> None:
+    """It is declared twice: here for the standard library alone."""
+    assert layouts.NESTED_STATE.size == UAPI_HEADER_SIZE
+    assert layouts.VMCB_SIZE == VMCB_SIZE
+    assert layouts.NESTED_STATE_SIZE == UAPI_HEADER_SIZE + VMCB_SIZE
 
 
 def test_values_that_do_not_fit_are_refused() -> None:
