@@ -244,10 +244,10 @@ class Dump:
         """
         from qemu_svm.findings.check import check
         from qemu_svm.findings.results import CheckReport
-        from qemu_svm.model.profiles import RELEASED, profiles
+        from qemu_svm.model.profiles import profiles, released
 
-        names = [kernel] if isinstance(kernel, str) else kernel or RELEASED
-        chosen = [profile for name in names for profile in profiles(name)]
+        names = [kernel] if isinstance(kernel, str) else kernel
+        chosen = [profile for name in names for profile in profiles(name)] or released()
         report = check(self.machine, chosen, qemu=qemu, maxphyaddr=maxphyaddr, npt=npt)
         return CheckReport(self.machine, report)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import click
 
 from qemu_svm.cli import EXIT_FINDINGS, common, output
-from qemu_svm.cli.simulate import kernels
 from qemu_svm.errors import PlanError
 from qemu_svm.findings.rules import RULES
-from qemu_svm.model.profiles import RELEASED
+from qemu_svm.model.profiles import profiles, released
 
 
 @click.command(
@@ -20,7 +19,8 @@ from qemu_svm.model.profiles import RELEASED
 @common.json_option
 @common.limit_option
 @click.option("--kernel", "kernel_names", multiple=True,
-              help="A kernel profile; may be repeated. Without it: all.")  # fmt: skip
+              help="The destination's kernel: a release or uname -r (6.12.118, 5.15.0-91-generic, "
+              "6.1), or auto for this host's; may be repeated. Default: all.")  # fmt: skip
 @click.option("--qemu", "qemu_version", metavar="VERSION", help="The destination's QEMU.")
 @click.option("--no-npt", is_flag=True, help="The destination's host has npt=0.")
 @click.option("--maxphyaddr", default=40, show_default=True, help="Guest address width.")
@@ -54,8 +54,7 @@ def command(
     from qemu_svm.findings.results import CheckReport
 
     plan = qemu_plan(qemu_version) if qemu_version else None
-    names = kernel_names or RELEASED
-    chosen = [kernel for name in names for kernel in kernels(name)]
+    chosen = [kernel for name in kernel_names for kernel in profiles(name)] or released()
     with common.opened(file) as machine:
         found = check(
             machine, chosen, plan=plan, qemu=qemu_version, maxphyaddr=maxphyaddr, npt=not no_npt

@@ -5,13 +5,12 @@ from __future__ import annotations
 import click
 
 from qemu_svm.cli import EXIT_FINDINGS, common, output
-from qemu_svm.errors import PlanError
 from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.memory.layout import backing
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
-from qemu_svm.model.profiles import PROFILES, Profile
+from qemu_svm.model.profiles import profiles
 from qemu_svm.model.saved import from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import simulate
 
@@ -38,7 +37,8 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 @common.json_option
 @common.limit_option
 @click.option("--kernel", "kernel_name", default="6.1", show_default=True,
-              help="A kernel profile, or 'all'.")  # fmt: skip
+              help="The destination's kernel: a release or uname -r (6.12.118, 5.15.0-91-generic, "
+              "6.1), auto for this host's, or all.")  # fmt: skip
 @click.option("--plan", "plan_text", default="qemu", show_default=True,
               help="qemu, qemu-VERSION, selftests, or steps separated by commas.")  # fmt: skip
 @click.option("--vcpu", "index", default=0, show_default=True, help="Which vCPU.")
@@ -78,7 +78,7 @@ def command(
         exists = backing(machine)
         finished = [
             simulate(kernel, saved, steps, host=host, race=race, backed=exists)
-            for kernel in kernels(kernel_name)
+            for kernel in profiles(kernel_name)
         ]  # fmt: skip
         report = SimulationReport(
             machine, plan_text, tuple(finished), tuple(map(judge_restore, finished))
@@ -88,15 +88,3 @@ def command(
     if unreadable:
         return unreadable
     return 0 if report.verdict in (Verdict.RIGHT, Verdict.OPEN) else EXIT_FINDINGS
-
-
-def kernels(name: str) -> list[Profile]:
-    """Profiles by name; ``all`` for every one.
-
-    :raises PlanError: no such profile.
-    """
-    if name == "all":
-        return list(PROFILES.values())
-    if name not in PROFILES:
-        raise PlanError(f"there is no kernel profile '{name}'", near=tuple(PROFILES))
-    return [PROFILES[name]]

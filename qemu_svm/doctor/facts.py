@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import MIB
-from qemu_svm.model.releases import Release, release
+from qemu_svm.model.kernels.release import Release, parse_if_any
 
 _T = TypeVar("_T")
 
@@ -79,7 +79,7 @@ def read(facts: Mapping[str, Any]) -> Host:
     features = _get(cpu, "svm_features", list)
     return Host(
         name=name,
-        kernel=release(name, _get(kernel, "version", str), _get(kernel, "signature", str)),
+        kernel=parse_if_any(name, _get(kernel, "version", str), _get(kernel, "signature", str)),
         cpu=Cpu(
             vendor=_get(cpu, "vendor", str),
             model=_get(cpu, "model", str),

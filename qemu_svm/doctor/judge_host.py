@@ -8,7 +8,10 @@ from qemu_svm.doctor.facts import Cpu, Host, Kvm
 from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.findings.advisories import known_bugs
 from qemu_svm.kvm.layouts import NESTED_STATE_SIZE
-from qemu_svm.model.releases import profile
+from qemu_svm.model.kernels.changes import Evidence
+from qemu_svm.model.kernels.derive import evidence, profile_of
+from qemu_svm.model.kernels.release import Release
+from qemu_svm.model.profile import Profile
 
 _PROCESSOR = "processor"
 _KVM = "KVM"
@@ -165,8 +168,16 @@ def _module(host: Host) -> Iterator[Check]:
     yield Check(_KVM, "kvm_amd", CheckState.NOTE, " ".join(shown) or "no other parameters")
 
 
+def _basis(kernel: Release, profile: Profile) -> str:
+    if profile.measured:
+        return f"measured on {', '.join(profile.measured)}"
+    if evidence(kernel) is Evidence.READ:
+        return "not measured: the answers of check and simulate follow from its changelog"
+    return "not measured: the answers of check and simulate are derived from its neighbours"
+
+
 def _kernel(host: Host) -> Iterator[Check]:
-    best = None if host.kernel is None else profile(host.kernel)
+    best = None if host.kernel is None else profile_of(host.kernel)
     if host.kernel is None or best is None:
         yield Check(
             _KERNEL, "release", CheckState.WARNING, host.name,
@@ -175,17 +186,10 @@ def _kernel(host: Host) -> Iterator[Check]:
         return
     known = "" if str(host.kernel) in host.name else f", which is {host.kernel}"
     yield Check(_KERNEL, "release", CheckState.OK, f"{host.name}{known}")
-    measured = host.kernel.measured(best)
     yield Check(
-        _KERNEL,
-        "profile",
-        CheckState.OK if measured else CheckState.NOTE,
-        f"{best.name}: {best.about}",
-        ""
-        if measured
-        else f"no {host.kernel.major}.{host.kernel.minor} was measured for it: "
-        "the answers of check and simulate are derived",
-    )
+        _KERNEL, "profile", CheckState.OK if best.measured else CheckState.NOTE,
+        f"{best.row}: {best.about}", _basis(host.kernel, best),
+    )  # fmt: skip
     for rule in known_bugs(best):
         state = CheckState.WARNING if rule.id == _CRASHES else CheckState.NOTE
         yield Check(_KERNEL, f"bug {rule.id}", state, f"if {rule.fails_when}: {rule.means}",

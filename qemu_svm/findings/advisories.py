@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qemu_svm.machine import Vcpu
-from qemu_svm.model.profiles import PROFILES, RELEASED, Profile, RunPending
+from qemu_svm.model.kernels.release import Release
+from qemu_svm.model.kernels.table import BY_ID
+from qemu_svm.model.profile import Profile, RunPending
+from qemu_svm.model.profiles import PROFILES, RELEASED
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
@@ -82,6 +85,10 @@ def _released(wanted: Callable[[Profile], bool]) -> tuple[str, ...]:
     return tuple(name for name in RELEASED if wanted(PROFILES[name]))
 
 
+def _has(change: str, kernel: Profile) -> bool:
+    return BY_ID[change].is_in(Release(*kernel.numbers))
+
+
 ADVISORIES: tuple[Advisory, ...] = (
     Advisory(
         Rule(
@@ -136,7 +143,11 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "5.18 to 7.0 take the return address from the wrong RIP",
             "use a kernel with the fix of 2026",
             "commit a0592461f39c",
-            ("6.1", "6.6", "6.12", "6.12.117"),
+            _released(
+                lambda kernel: (
+                    "next_rip" in kernel.control_fields and not _has("next-rip-at-run", kernel)
+                )
+            ),
         ),
         lambda v, s: s.guest_mode and _run_pending(s) and _soft_event(v),
     ),
@@ -224,7 +235,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "QEMU does not migrate hdr.svm.gpat",
             "leave the quirk enabled",
             "nested.c, 7.2",
-            ("7.2",),
+            _released(lambda kernel: "SV-17" in kernel.set_nested_state),
         ),
     ),
     Advisory(
@@ -252,7 +263,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "kernels before 7.0 ignore it",
             "use 7.x",
             "nested.c svm_copy_vmrun_state",
-            tuple(name for name in RELEASED if name != "7.2"),
+            _released(lambda kernel: "erap_ctl" not in kernel.control_fields),
         ),
         lambda v, s: (
             s.guest_mode and _any(v, "s_cet", "ssp", "isst_addr", "dbgctl", "br_from", "br_to")
@@ -267,7 +278,7 @@ def advisories(vcpu: Vcpu, saved: Saved, kernels: Sequence[Profile]) -> Iterator
     """Find the advisories that a vCPU meets on some of these kernels."""
     for one in (*ADVISORIES, *DATA_ORDERS):
         rule = one.rule
-        names = tuple(k.name for k in kernels if not rule.kernels or k.name in rule.kernels)
+        names = tuple(k.name for k in kernels if not rule.kernels or k.row in rule.kernels)
         if names and one.applies is not None and one.applies(vcpu, saved):
             message = f"vCPU {vcpu.index}: {rule.fails_when}: {rule.means}"
             yield rule.finding(message, kernels=names, severity=one.severity)
@@ -275,4 +286,4 @@ def advisories(vcpu: Vcpu, saved: Saved, kernels: Sequence[Profile]) -> Iterator
 
 def known_bugs(kernel: Profile) -> list[Rule]:
     """Rules that name this kernel: its bugs and limitations."""
-    return [one.rule for one in (*DATA_ORDERS, *ADVISORIES) if kernel.name in one.rule.kernels]
+    return [one.rule for one in (*DATA_ORDERS, *ADVISORIES) if kernel.row in one.rule.kernels]

@@ -20,7 +20,8 @@ from qemu_svm.machine.paths import vcpu_tree
 from qemu_svm.memory.layout import backing
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kvm.vcpu import Host
-from qemu_svm.model.profiles import PROFILES, Profile
+from qemu_svm.model.profile import Profile
+from qemu_svm.model.profiles import ranges
 from qemu_svm.model.saved import from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.rules import Finding, Rule
@@ -105,17 +106,3 @@ def summary(report: Report, index: int) -> str:
         kind = "accepted by" if judgement.verdict is Verdict.RIGHT else judgement.verdict.value
         groups.setdefault(kind, []).append(name)
     return "; ".join(f"{kind} {ranges(names)}" for kind, names in groups.items())
-
-
-def ranges(names: Iterable[str]) -> str:
-    """Names of kernels with neighbours joined: ``5.8 to 5.11, 6.1``."""
-    order = list(PROFILES)
-    runs: list[list[int]] = []
-    for place in sorted(order.index(name) for name in names):
-        if runs and runs[-1][-1] + 1 == place:
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    return ", ".join(
-        order[run[0]] if len(run) == 1 else f"{order[run[0]]} to {order[run[-1]]}" for run in runs
-    )

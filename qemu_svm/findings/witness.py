@@ -21,7 +21,7 @@ from enum import StrEnum
 from qemu_svm.findings.verdict import refusals
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm.vmcb02 import Merged, vmcb02_control
-from qemu_svm.model.profiles import Profile
+from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested import bits

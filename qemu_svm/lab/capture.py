@@ -15,7 +15,7 @@ from qemu_svm.errors import LabError
 from qemu_svm.lab.guests import Guest, Image, differences
 from qemu_svm.lab.vm import Vm
 from qemu_svm.machine import read_machine
-from qemu_svm.model.releases import release
+from qemu_svm.model.kernels.release import parse_if_any
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 
@@ -112,5 +112,5 @@ def examine(
 
 def line_of(version: str) -> str:
     """Return the release line of a kernel's package version: ``6.1`` for ``6.1.176-1``."""
-    found = release(version)
+    found = parse_if_any(version)
     return "" if found is None else f"{found.major}.{found.minor}"

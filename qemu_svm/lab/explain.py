@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from qemu_svm.findings.check import check
 from qemu_svm.findings.qemus import qemu_findings
 from qemu_svm.machine import Machine
-from qemu_svm.model.releases import profile, release
+from qemu_svm.model.kernels.derive import profile_of
+from qemu_svm.model.kernels.release import parse_if_any
 from qemu_svm.rules import Finding
 
 _OF_SOURCES = frozenset({"A-03"})
@@ -34,8 +35,8 @@ def explanations(
 
 
 def _by_kernel(machine: Machine, versions: Mapping[str, str], *, npt: bool) -> tuple[Finding, ...]:
-    version = release(versions.get("kernel", ""))
-    kernel = None if version is None else profile(version)
+    version = parse_if_any(versions.get("kernel", ""))
+    kernel = None if version is None else profile_of(version)
     return () if kernel is None else check(machine, [kernel], npt=npt).findings
 
 

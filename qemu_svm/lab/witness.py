@@ -28,7 +28,8 @@ from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine
 from qemu_svm.model import plan as plans
-from qemu_svm.model import releases
+from qemu_svm.model.kernels.derive import profile_of
+from qemu_svm.model.kernels.release import parse_if_any
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.plan import Step
 from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
@@ -197,8 +198,8 @@ def witness_restore(
 
 def _as_qemu_does(bench: WitnessBox, saved: Saved) -> Simulation:
     version = bench.box.versions["kernel"]
-    release = releases.release(version)
-    kernel = None if release is None else releases.profile(release)
+    release = parse_if_any(version)
+    kernel = None if release is None else profile_of(release)
     if kernel is None:
         raise LabError(f"no profile of kernel {version}")
     host = Host(npt=bench.npt, cpuid=guest_cpuid(saved))

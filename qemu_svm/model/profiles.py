@@ -1,441 +1,74 @@
-"""Generations of KVM that restore nested SVM state differently, as data.
+"""Kernels by name: spans of releases that behave alike, releases, and two proposals.
 
-A profile says which checks run in which order and which transitions follow;
-the model consults it and never compares versions.  ``measured`` names the
-kernels on which the profile was held against real ioctls, ``read`` those whose
-source was read for it; what is neither was derived from commits.
-
-Source: Linux ``arch/x86/kvm/svm/nested.c``, ``svm.c``, ``arch/x86/kvm/x86.c``,
-``cpuid.c`` of the versions named; the patch series "nSVM: introduce
+Sources: :mod:`qemu_svm.model.kernels.table`; the patch series "nSVM: introduce
 svm->nested.save to cache save area fields" (v3 of 11 October 2021, its review
 of 22 October, v4 and v5 of 3 November).
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 from types import MappingProxyType
 
 from qemu_svm.errors import PlanError
+from qemu_svm.model.kernels import abi
+from qemu_svm.model.kernels.derive import Span, profile_of, spans
+from qemu_svm.model.kernels.release import Release, ReleaseError, parse
+from qemu_svm.model.profile import Profile, SaveCacheFill, in_order
 
-LEAVE = "leave"
-"""Stands in ``set_nested_state`` where a call without GUEST_MODE is done."""
-
-SREGS2_CHECK = "R-08"
-"""What KVM_SET_SREGS2 checks before all that KVM_SET_SREGS does."""
-
-_ORDER = (
-    *("SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-03b", "SV-04", LEAVE),
-    *("SV-05", "SV-06", "C-01", "C-02", "C-03", "C-03b", "C-04", "C-05", "C-06", "C-07", "C-08"),
-    *("SV-10", "SV-11", "SV-12", "SV-13", "SV-14", "SV-18", "S-01", "S-02", "S-03", "S-04", "S-05"),
-    *("S-06", "S-07", "S-09", "S-10", "S-11", "SV-17", "SV-16"),
-)
+AUTO = "auto"
+"""The name of this host's kernel."""
 
 
-def in_order(*groups: str | Iterable[str]) -> tuple[str, ...]:
-    """Checks in the order in which every kernel runs those that it has."""
-    wanted = {one for group in groups for one in ([group] if isinstance(group, str) else group)}
-    return tuple(check for check in _ORDER if check in wanted)
+def _row(span: Span) -> Profile:
+    found = profile_of(Release(*span.first))
+    if found is None:
+        raise AssertionError(span)
+    return replace(found, name=span.name, about=words([span]), numbers=span.first)
 
 
-class SaveCacheFill(StrEnum):
-    """What KVM_SET_NESTED_STATE copies into ``nested.save``."""
-
-    NONE = "none"
-    BLOB = "blob"
-    """L1's values."""
-    VMCB02 = "vmcb02"
-    """L2's, unless the vCPU was in guest mode already."""
-
-
-class RunPending(StrEnum):
-    """What becomes of RUN_PENDING in KVM_SET_NESTED_STATE."""
-
-    IGNORED = "ignored"
-    KEPT = "kept"
-    UNTRUSTED = "untrusted"
-    """Kept, and marked as coming from user space (7.2)."""
+def words(some: Iterable[Span]) -> str:
+    """Spans in words, neighbours joined: ``5.8 to 5.14, 6.1.76 to 6.1.192``."""
+    order = spans()
+    runs: list[tuple[Span, Span]] = []
+    for span in sorted(some, key=order.index):
+        if runs and order.index(runs[-1][1]) + 1 == order.index(span):
+            runs[-1] = (runs[-1][0], span)
+        else:
+            runs.append((span, span))
+    return ", ".join(_run(first.first, last.last) for first, last in runs)
 
 
-class LateCpuid(StrEnum):
-    """What KVM_SET_CPUID2 does in guest mode."""
-
-    HARMLESS = "harmless"
-    EFAULT = "efault"
-    """The next KVM_RUN fails, with nested paging of an L1 in long mode."""
-    HANG = "hang"
-    """The next KVM_RUN does not return, in the same case."""
-    REFUSED = "refused"
-    """EINVAL if it changes anything."""
+def _run(first: tuple[int, int, int], last: tuple[int, int, int]) -> str:
+    starts, ends = _version(first), _version(last)
+    series = "{}.{}".format(*last)
+    if abi.NEWEST.get(series) == last[2] and (not first[2] or first[:2] != last[:2]):
+        ends = series
+    return starts if starts == ends else f"{starts} to {ends}"
 
 
-class SysenterCut(StrEnum):
-    """When the SYSENTER addresses are cut to 32 bits."""
-
-    NEVER = "never"
-    ALWAYS = "always"
-    CPUID = "cpuid"
-    """Once there is a CPUID, which is AMD's."""
+def _version(numbers: tuple[int, int, int]) -> str:
+    return "{}.{}.{}".format(*numbers) if numbers[2] else "{}.{}".format(*numbers)
 
 
-@dataclass(frozen=True, slots=True)
-class Vmrun:
-    """How VMRUN reads vmcb12.
-
-    :param hsave_needed: #GP if VM_HSAVE_PA is 0.
-    :param cached: save fields that are copied first, then checked, then used.
-    :param checked: save fields that are checked.
-    :param svme_forced: EFER.SVME is set again when memory is read a second time.
-    :param save_checks: checks of the save area that KVM_SET_NESTED_STATE does not make.
-    """
-
-    hsave_needed: bool
-    cached: frozenset[str]
-    checked: frozenset[str]
-    svme_forced: bool
-    save_checks: tuple[str, ...] = ()
-
-
-_SIX = frozenset({"efer", "cr0", "cr3", "cr4", "dr6", "dr7"})
-_EVERYTHING = _SIX | {
-    *("es", "cs", "ss", "ds", "gdtr", "idtr", "cpl", "rflags", "rip", "rsp", "rax", "cr2"),
-    "g_pat",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """One generation.
-
-    :param split: vmcb01 and vmcb02; otherwise one VMCB and an ``hsave`` page.
-    :param set_nested_state: ids of the checks of KVM_SET_NESTED_STATE, in order.
-    :param sregs: ids of the checks of KVM_SET_SREGS.
-    :param live_validation: the checks fill the live caches, so a call that
-        fails pollutes them.
-    :param save_cache: what KVM_SET_NESTED_STATE copies into ``nested.save``.
-    :param has_save_cache: ``nested.save`` exists.
-    :param ignores_gif: KVM_SET_NESTED_STATE with GUEST_MODE leaves GIF as it is.
-    :param run_pending: what it makes of RUN_PENDING.
-    :param late_cr3_check: L2's CR3 is checked after the switch to L2, so a call that
-        fails there leaves the vCPU in guest mode; otherwise before it, if at all.
-    :param mmu_ready: nested paging works for L2 right after the call.
-    :param leave_sets_gif: leaving guest mode by force sets GIF.
-    :param svme_clear_sets_gif: clearing EFER.SVME sets GIF.
-    :param smm_leaves: toggling SMM by KVM_SET_VCPU_EVENTS leaves guest mode.
-    :param blank_cpuid_counts: KVM_SET_SREGS holds CR4 against the guest's CPUID even
-        before one is set.
-    :param late_cpuid: what KVM_SET_CPUID2 does in guest mode.
-    :param pages_rearmed: a failed merge of the MSR bitmap is tried again.
-    :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
-    :param l1_dr7: DR7 after a #VMEXIT.
-    :param l2_vmmcall: KVM intercepts VMMCALL while L2 runs even if L1 does not.
-    :param has_sregs2: KVM_SET_SREGS2 exists.
-    :param base_msrs: KVM_SET_MSRS knows FS_BASE and GS_BASE.
-    :param tsc_ratio_msr: it knows TSC_RATIO.
-    :param same_apic_base: an APIC base that stays as it is is not checked.
-    :param pat_needs_npt: PAT does not reach the VMCB without NPT.
-    :param paging_writes_cr4: without NPT, a CR0 that changes paging writes CR4 as well, and
-        on a #VMEXIT L1 gets that of an L2 without paging.
-    :param reset_rdx: RDX of a fresh vCPU.
-    :param gif_blocks_init: KVM_SET_MP_STATE refuses INIT and SIPI while GIF is clear,
-        in SMM or with an SMI pending, and KVM_SET_VCPU_EVENTS refuses SMM while INIT or
-        SIPI is pending; otherwise KVM_RUN refuses.
-    :param init_intercept_blocks: it refuses them as well while L2 runs and L1 intercepts INIT.
-    :param mp_states: what KVM_SET_MP_STATE takes besides 0; None for anything.
-    :param triple_fault: the flag of KVM_SET_VCPU_EVENTS that carries a triple fault is
-        known: without its capability the call fails when all else is done.
-    :param sysenter: when the SYSENTER addresses are cut to 32 bits.
-    :param control_fields: control fields that are cached and given back.
-    :param control_masks: what is kept of some of them.
-    :param sanitises: intercepts that L1's CPUID must allow.
-    """
-
-    name: str
-    about: str
-    measured: tuple[str, ...]
-    read: tuple[str, ...]
-    split: bool
-    set_nested_state: tuple[str, ...]
-    sregs: tuple[str, ...]
-    vmrun: Vmrun
-    live_validation: bool = False
-    save_cache: SaveCacheFill = SaveCacheFill.NONE
-    has_save_cache: bool = True
-    ignores_gif: bool = False
-    run_pending: RunPending = RunPending.KEPT
-    late_cr3_check: bool = False
-    mmu_ready: bool = True
-    leave_sets_gif: bool = False
-    svme_clear_sets_gif: bool = True
-    smm_leaves: bool = True
-    blank_cpuid_counts: bool = False
-    late_cpuid: LateCpuid = LateCpuid.HARMLESS
-    pages_rearmed: bool = False
-    exit_without_vmcb12: bool = False
-    l1_dr7: int = 0x400
-    l2_vmmcall: bool = False
-    has_sregs2: bool = True
-    base_msrs: bool = True
-    tsc_ratio_msr: bool = True
-    same_apic_base: bool = False
-    paging_writes_cr4: bool = False
-    pat_needs_npt: bool = False
-    reset_rdx: int = 0x600
-    gif_blocks_init: bool = True
-    init_intercept_blocks: bool = False
-    mp_states: frozenset[int] | None = None
-    triple_fault: bool = False
-    sysenter: SysenterCut = SysenterCut.ALWAYS
-    control_fields: frozenset[str] = frozenset()
-    control_masks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    sanitises: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def checks(self) -> frozenset[str]:
-        """Ids of everything that this kernel checks on a restore."""
-        second = {SREGS2_CHECK} if self.has_sregs2 else set()
-        return frozenset(self.set_nested_state) - {LEAVE} | set(self.sregs) | second
-
-
-_CONTROL_5_8 = frozenset(
-    {"intercepts", "iopm_base_pa", "msrpm_base_pa", "tsc_offset", "asid", "tlb_ctl", "int_ctl"}
-    | {"int_vector", "int_state", "exit_code", "exit_info_1", "exit_info_2", "exit_int_info"}
-    | {"exit_int_info_err", "nested_ctl", "event_inj", "event_inj_err", "nested_cr3", "virt_ext"}
-    | {"pause_filter_count", "pause_filter_thresh"}
-)
-_PAGE = (1 << 64) - 1 & ~0xFFF
-_BITMAPS = MappingProxyType({"iopm_base_pa": _PAGE, "msrpm_base_pa": _PAGE})
-_MASKS_7_2 = MappingProxyType(
-    dict(_BITMAPS)
-    | {
-        "int_vector": 0xFF,
-        "int_state": 1,
-        "tlb_ctl": 7,
-        "event_inj": 0x8000_0FFF,
-    }
-)
-
-_SREGS = ("R-01", "R-02", "R-03", "R-04", "R-07")
-_FIRST = (
-    *("SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-04", LEAVE),
-    *("SV-05", "SV-06", "C-01", "C-02"),
-)
-_L1_STATE = (
-    *("SV-10", "SV-11", "SV-13", "SV-14", "S-01", "S-02", "S-03", "S-04", "S-05", "S-06"),
-    *("S-07", "S-10", "S-11"),
-)
-
-FIRST = V5_8 = Profile(
-    name="5.8",
-    about="first kernel that restores nested SVM; also 5.9",
-    measured=(),
-    read=("commits of the 5.8 and 5.9 cycles",),
-    split=False,
-    set_nested_state=in_order(_FIRST, "C-03", "SV-10", "SV-11"),
-    sregs=tuple(check for check in _SREGS if check != "R-04"),
-    vmrun=Vmrun(
-        hsave_needed=False,
-        cached=frozenset(),
-        checked=_SIX,
-        svme_forced=False,
-        save_checks=("S-01", "S-02", "S-04", "S-05", "S-06", "S-07", "S-10"),
-    ),
-    has_save_cache=False,
-    run_pending=RunPending.IGNORED,
-    mmu_ready=False,
-    sysenter=SysenterCut.NEVER,
-    smm_leaves=False,
-    l1_dr7=0,
-    has_sregs2=False,
-    base_msrs=False,
-    init_intercept_blocks=True,
-    tsc_ratio_msr=False,
-    reset_rdx=0,
-    control_fields=_CONTROL_5_8,
-    control_masks=_BITMAPS,
-)
-
-V5_10 = replace(
-    V5_8,
-    name="5.10",
-    about="5.10 with its stable updates of 2024",
-    measured=("5.10.223",),
-    read=("5.10.262",),
-    set_nested_state=in_order(V5_8.set_nested_state, "SV-12"),
-    vmrun=replace(V5_8.vmrun, svme_forced=True),
-    ignores_gif=True,
-    smm_leaves=True,
-)
-
-V5_10_262 = replace(
-    V5_10,
-    name="5.10.262",
-    about="5.10 with its last stable updates",
-    measured=("5.10.262",),
-)
-
-V5_11 = replace(
-    V5_10,
-    name="5.11",
-    about="also 5.12: RUN_PENDING is restored",
-    measured=(),
-    read=("commits 81f76adad560, f2c7ef3ba955",),
-    run_pending=RunPending.KEPT,
-    smm_leaves=False,
-)
-
-V5_13 = Profile(
-    name="5.13",
-    about="vmcb01 and vmcb02 apart; the blob's L1 state is checked",
-    measured=(),
-    read=("commits 6906e06db9b0, c08f390a75c1, 063ab16c14db, 9d290e16432c, 232f75d3b4b5",),
-    split=True,
-    set_nested_state=in_order(_FIRST, "C-03", "C-04", "C-05", _L1_STATE),
-    sregs=tuple(check for check in _SREGS if check != "R-04"),
-    vmrun=Vmrun(
-        hsave_needed=False,
-        cached=frozenset(),
-        checked=_SIX,
-        svme_forced=True,
-    ),
-    has_save_cache=False,
-    has_sregs2=False,
-    reset_rdx=0,
-    smm_leaves=False,
-    tsc_ratio_msr=False,
-    control_fields=_CONTROL_5_8,
-    control_masks=_BITMAPS,
-)
-
-V5_15 = replace(
-    V5_13,
-    name="5.15",
-    about="5.14 to 5.16: L2's CR3 is loaded before the switch, so nested paging is not set up",
-    read=("commit e1779c2714c3 and what it repairs",),
-    set_nested_state=in_order(V5_13.set_nested_state, "C-06", "SV-16"),
-    vmrun=replace(V5_13.vmrun, hsave_needed=True),
-    has_sregs2=True,
-    reset_rdx=0x600,
-    mmu_ready=False,
-    late_cpuid=LateCpuid.EFAULT,
-)
-
-V5_17 = replace(
-    V5_15,
-    name="5.17",
-    about="5.17 to 6.0: the merged save cache (commit f2740a8d851a), filled by VMRUN and RSM only",
-    read=("commits f2740a8d851a, 355d0473b1a1, f7e570780efc",),
-    vmrun=Vmrun(
-        hsave_needed=True,
-        cached=_SIX,
-        checked=_SIX,
-        svme_forced=True,
-    ),
-    has_save_cache=True,
-    late_cr3_check=True,
-    mmu_ready=True,
-    smm_leaves=True,
-    tsc_ratio_msr=True,
-)
-
-_MP_STATES = frozenset({1, 2, 3, 4, 9})  # uninitialised, INIT, halted, SIPI, reset hold
-_CONTROL_5_19 = _CONTROL_5_8 | {"next_rip"}
-
-V6_1 = replace(
-    V5_17,
-    name="6.1",
-    about="6.1 with its stable updates of 2026",
-    measured=("6.1.176", "6.1.192"),
-    read=("6.1.192",),
-    set_nested_state=in_order(set(V5_17.set_nested_state) - {"C-06"}, "C-03b", "S-09"),
-    sregs=_SREGS,
-    vmrun=replace(V5_17.vmrun, cached=_SIX | {"cs"}, checked=_SIX | {"cs"}),
-    paging_writes_cr4=True,
-    mp_states=_MP_STATES,
-    triple_fault=True,
-    control_fields=_CONTROL_5_19,
-)
-
-V6_6 = replace(
-    V6_1,
-    name="6.6",
-    about="6.4 to 6.6 as released: virtual NMI, without the fixes of 2026",
-    measured=(),
-    read=("commits of the 6.4 cycle",),
-    set_nested_state=in_order(V5_17.set_nested_state, "C-07"),
-    vmrun=V5_17.vmrun,
-)
-
-V6_12 = replace(
-    V6_1,
-    name="6.12",
-    about="6.12 with its stable updates of 2026",
-    measured=("6.12.107",),
-    read=("6.12.117",),
-    set_nested_state=in_order(V6_1.set_nested_state, "C-07"),
-    late_cpuid=LateCpuid.HANG,
-    sysenter=SysenterCut.CPUID,
-)
-
-V6_12_117 = replace(
-    V6_12,
-    name="6.12.117",
-    about="later 6.12: SREGS checks EFER against CPUID, a failed bitmap merge is repeated",
-    measured=("6.12.117",),
-    sregs=(*_SREGS, "R-05"),
-    pages_rearmed=True,
-    l2_vmmcall=True,
-)
-
-V7_2 = replace(
-    V6_12,
-    name="7.2",
-    about="everything is cached at VMRUN; CPUID is frozen in guest mode",
-    measured=("7.2.12",),
-    read=("7.2.12",),
-    set_nested_state=in_order(
-        set(V6_12.set_nested_state) - {"C-03", "SV-03"}, "SV-03b", "C-08", "SV-17"
-    ),
-    sregs=(*_SREGS, "R-05"),
-    vmrun=Vmrun(
-        hsave_needed=True,
-        cached=_EVERYTHING,
-        checked=_SIX | {"cs"},
-        svme_forced=False,
-    ),
-    run_pending=RunPending.UNTRUSTED,
-    leave_sets_gif=True,
-    gif_blocks_init=False,
-    svme_clear_sets_gif=False,
-    blank_cpuid_counts=True,
-    same_apic_base=True,
-    pat_needs_npt=True,
-    late_cpuid=LateCpuid.REFUSED,
-    pages_rearmed=True,
-    l2_vmmcall=True,
-    exit_without_vmcb12=True,
-    control_fields=_CONTROL_5_19 | {"erap_ctl"},
-    control_masks=_MASKS_7_2,
-    sanitises=(
-        ("XSETBV", "xsave"),
-        ("INVPCID", "invpcid"),
-        ("RDTSCP", "rdtscp"),
-        ("SKINIT", "skinit"),
-        ("RDPRU", "rdpru"),
-    ),
-)
+_ROWS: Mapping[str, Profile] = {span.name: _row(span) for span in spans()}
+_OF_NAME: Mapping[str, Span] = {span.name: span for span in spans()}
 
 V3 = replace(
-    V5_15,
+    _ROWS["5.15"],
     name="v3",
     about="the save cache as first posted: filled from the blob, so with L1's values",
+    measured=(),
     read=("patch 'nSVM: introduce svm->nested.save', v3 of 11 October 2021",),
-    vmrun=V5_17.vmrun,
+    set_nested_state=in_order(_ROWS["5.15"].set_nested_state, "C-06"),
+    vmrun=_ROWS["5.17"].vmrun,
     has_save_cache=True,
     live_validation=True,
     save_cache=SaveCacheFill.BLOB,
+    numbers=(0, 0, 0),
+    row="v3",
 )
 
 REVIEW = replace(
@@ -445,30 +78,62 @@ REVIEW = replace(
     read=("review of 22 October 2021; v4 and v5 of 3 November 2021",),
     live_validation=False,
     save_cache=SaveCacheFill.VMCB02,
+    row="review",
 )
 
-PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {
-        kernel.name: kernel
-        for kernel in (
-            *(V5_8, V5_10, V5_10_262, V5_11, V5_13, V5_15, V5_17, V6_1, V6_6),
-            *(V6_12, V6_12_117, V7_2, V3, REVIEW),
-        )
-    }
-)
-"""All profiles by name: kernels, oldest first, then the two proposals."""
+PROFILES: Mapping[str, Profile] = MappingProxyType({**_ROWS, "v3": V3, "review": REVIEW})
+"""All rows by name: spans of releases, oldest first, then the two proposals."""
 
-RELEASED = tuple(name for name in PROFILES if name not in ("v3", "review"))
+RELEASED = tuple(_ROWS)
 """Names of those that are kernels, not proposals."""
 
 
-def profiles(name: str) -> list[Profile]:
-    """Return the profiles that a name stands for; ``all`` for every one.
+def released() -> list[Profile]:
+    """One profile of each span of releases that behave alike."""
+    return [PROFILES[name] for name in RELEASED]
 
-    :raises PlanError: there is no such profile.
+
+def ranges(names: Iterable[str]) -> str:
+    """Names of rows as releases, neighbours joined; other names as they are."""
+    given = list(names)
+    joined = words(_OF_NAME[name] for name in given if name in _OF_NAME)
+    return ", ".join([*([joined] if joined else []), *(n for n in given if n not in _OF_NAME)])
+
+
+def profiles(name: str) -> list[Profile]:
+    """The profiles that a name stands for.
+
+    :param name: a kernel's release (``6.12.118``, ``uname -r``; ``6.1`` is the newest update
+        known), ``auto`` for this host's, ``v3`` or ``review`` for the proposals, ``all`` for
+        one of each span of releases that behave alike, and the proposals.
+    :raises PlanError: it is none of these, or a kernel before 5.8.
     """
     if name == "all":
         return list(PROFILES.values())
-    if name not in PROFILES:
-        raise PlanError(f"there is no kernel profile '{name}'", near=tuple(PROFILES))
-    return [PROFILES[name]]
+    if name in ("v3", "review"):
+        return [PROFILES[name]]
+    try:
+        release = parse_auto() if name == AUTO else parse(name)
+    except ReleaseError as error:
+        raise PlanError(f"unknown kernel '{name[:80]}': {error.what}", near=error.near) from None
+    found = profile_of(release)
+    if found is None:
+        raise PlanError(
+            f"kernel '{name[:80]}' does not restore nested SVM state: Linux 5.8 is the first",
+            near=("5.8",),
+        )
+    return [found]
+
+
+def parse_auto() -> Release:
+    """The release of this host's kernel.
+
+    :raises ReleaseError: it has none.
+    """
+    host = platform.uname()
+    try:
+        with open("/proc/version_signature", encoding="utf-8", errors="replace") as file:
+            signature = file.read(200)
+    except OSError:
+        signature = ""
+    return parse(host.release, host.version, signature)

@@ -106,7 +106,7 @@ def conform(
     :param record: sequences are written there as recordings, one a line.
     """
     probe = target.probe()
-    report = Report(probe, profile_of(probe).name, seed)
+    report = Report(probe, profile_of(probe).row, seed)
     for start in range(first, first + sequences, BATCH):
         numbers = range(start, min(start + BATCH, first + sequences))
         for turn, guest in enumerate(guests):

@@ -10,11 +10,13 @@ from typing import Any
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.kvm.run import INTR, IO, Exit
 from qemu_svm.kvm.run import decode as decode_run
-from qemu_svm.model import arguments, releases
+from qemu_svm.model import arguments
+from qemu_svm.model.kernels import derive
+from qemu_svm.model.kernels.release import parse_if_any
 from qemu_svm.model.kvm.vcpu import Host, RunEnd
 from qemu_svm.model.observed import Observed
 from qemu_svm.model.plan import Step
-from qemu_svm.model.profiles import Profile
+from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits, layout
 from qemu_svm.replay.decode import WATCHED_MSRS, observed
@@ -118,7 +120,7 @@ class ReplayJob:
 
 def kernel_of(probe: Probe) -> str:
     """Version of the kernel with its stable update, if it can be told."""
-    found = releases.release(probe.release, probe.version)
+    found = parse_if_any(probe.release, probe.version)
     return probe.release if found is None else str(found)
 
 
@@ -127,8 +129,8 @@ def profile_of(probe: Probe) -> Profile:
 
     :raises EnvironmentFault: it is too old to have one.
     """
-    found = releases.release(probe.release, probe.version)
-    kernel = None if found is None else releases.profile(found)
+    found = parse_if_any(probe.release, probe.version)
+    kernel = None if found is None else derive.profile_of(found)
     if kernel is None:
         raise EnvironmentFault(f"there is no profile for Linux {probe.release}: 5.8 is the oldest")
     return kernel

@@ -10,8 +10,9 @@ import pytest
 from qemu_svm.findings.witness import Verdict, Witness, explain, witness
 from qemu_svm.machine import read_machine
 from qemu_svm.model import plan as plans
-from qemu_svm.model import releases
 from qemu_svm.model.area import RESET
+from qemu_svm.model.kernels.derive import profile_of
+from qemu_svm.model.kernels.release import parse_if_any
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.kvm.vmcb02 import vmcb02_control
 from qemu_svm.model.profiles import PROFILES
@@ -33,9 +34,9 @@ def saved_of(entry: dict[str, Any]) -> Saved:
 
 
 def seen(entry: dict[str, Any], saved: Saved, plan: str = "qemu") -> Witness:
-    release = releases.release(entry["provenance"]["kernel"])
+    release = parse_if_any(entry["provenance"]["kernel"])
     assert release is not None
-    kernel = releases.profile(release)
+    kernel = profile_of(release)
     assert kernel is not None
     host = Host(cpuid=guest_cpuid(saved))
     simulation = simulate(kernel, saved, plans.parse(plan), host=host)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from types import MappingProxyType
 
 from qemu_svm.model.kernels.release import Release
@@ -103,6 +104,7 @@ class Change:
         return bool(self.gains or self.loses or self.sregs or self.sets or self.adds)
 
 
+@cache
 def numbers(version: str) -> tuple[int, int, int]:
     """The numbers of a version: ``6.12.86``, ``6.12``."""
     major, minor, update = (int(one) for one in f"{version}.0".split(".")[:3])

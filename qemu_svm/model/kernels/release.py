@@ -96,7 +96,8 @@ class Release:
 
 
 _BASE = re.compile(
-    r"v?(\d{1,2})\.(\d{1,3})(?!\d)(?:\.(\d{1,4})(?!\d)|(?!\.\d))(.*)", re.ASCII | re.S
+    r"v?(\d{1,2})\.(\d{1,3})(?!\d)(?:\.(\d{1,4})(?!\d)|(?!\.\d))((?![A-Za-z0-9_]).*)",
+    re.ASCII | re.S,
 )
 _RC = re.compile(r"[-~]rc\d+", re.ASCII)
 

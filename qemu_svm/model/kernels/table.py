@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from qemu_svm.model.kernels.changes import Change, Evidence, Side
-from qemu_svm.model.profiles import LateCpuid, RunPending, SysenterCut
+from qemu_svm.model.profile import LateCpuid, RunPending, SysenterCut
 
 _READ, _MEASURED, _DERIVED = Evidence.READ, Evidence.MEASURED, Evidence.DERIVED
 _DEBIAN = "Debian's changelogs"

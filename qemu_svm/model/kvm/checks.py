@@ -171,6 +171,7 @@ _STATE_CHECKS: dict[str, Predicate] = {
     "SV-17": lambda v, a: _l2_has_pat(v, a) and not pat_valid(a.nested.gpat),
 }
 _SAVE_CHECKS: dict[str, Predicate] = {
+    "SV-18": lambda _v, a: a.save.get("efer") & (_LMA | _LIVE) == _LMA,
     "S-01": lambda _v, a: not a.save.get("efer") & _SVME,
     "S-02": lambda _v, a: a.save.get("cr0") & (_NW | _CD) == _NW,
     "S-03": lambda _v, a: bool(a.save.get("cr0") & _HIGH),

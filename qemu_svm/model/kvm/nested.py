@@ -18,7 +18,7 @@ from qemu_svm.model.kvm.vcpu import (
     Mmu,
     MmuFault,
 )
-from qemu_svm.model.profiles import LEAVE, RunPending, SaveCacheFill
+from qemu_svm.model.profile import LEAVE, RunPending, SaveCacheFill
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.nested.groups import VMLOAD_GROUP
 from qemu_svm.x86.cpuid import is_legal_gpa

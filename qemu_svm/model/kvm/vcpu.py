@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from qemu_svm.model.area import RESET, Area, Content, Writer
-from qemu_svm.model.profiles import Profile
+from qemu_svm.model.profile import Profile
 from qemu_svm.nested.groups import VMLOAD_MSRS
 from qemu_svm.x86.cpuid import HOST_CPUID, NONE, Cpuid
 from qemu_svm.x86.segments import Segment

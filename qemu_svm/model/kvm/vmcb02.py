@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qemu_svm.model.area import Area
-from qemu_svm.model.profiles import Profile
+from qemu_svm.model.profile import Profile
 from qemu_svm.nested import bits
 
 _ALL = (1 << 64) - 1

@@ -6,6 +6,7 @@ from typing import Any
 
 from qemu_svm.findings.check import summary
 from qemu_svm.findings.results import CheckReport
+from qemu_svm.model.profiles import ranges
 from qemu_svm.render.json.base import SCHEMA_VERSION
 
 
@@ -27,6 +28,7 @@ def render(result: CheckReport) -> dict[str, Any]:
             }
             for finding in result.findings
         ],
+        "releases": {name: ranges([name]) for one in result.verdicts.values() for name in one},
         "vcpus": [
             {
                 "index": index,

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from qemu_svm.findings.check import ranges, summary
+from qemu_svm.findings.check import summary
 from qemu_svm.findings.results import CheckReport
+from qemu_svm.model.profiles import ranges
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, stream_heading
 from qemu_svm.rules import Severity

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
-from qemu_svm.findings.check import ranges
 from qemu_svm.findings.results import RuleList
+from qemu_svm.model.profiles import ranges
 from qemu_svm.render.text.base import HEADING, STYLES, columns, entry
 from qemu_svm.rules import Rule
 
