@@ -267,3 +267,20 @@ def test_errors_are_ours(tmp_path: Path) -> None:
         with pytest.raises(svm.SvmStreamError) as found:
             call()
         assert str(found.value), name
+
+
+def test_documents_do_not_depend_on_the_order_of_sets() -> None:
+    code = (
+        "import json, sys, qemu_svm as svm\n"
+        "with svm.open(sys.argv[1]) as dump:\n"
+        "    for one in (dump.inspect(), dump.check(), dump.simulate(kernel='all')):\n"
+        "        print(json.dumps(one.to_json()))\n"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code, CAPTURE],
+            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(printed) == 1

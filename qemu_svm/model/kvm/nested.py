@@ -32,7 +32,7 @@ def nested_copy_vmcb_control_to_cache(vcpu: KvmVcpu, control: Area) -> Area:
     """Copy the control fields that this kernel caches, masked as it masks them."""
     kernel = vcpu.kernel
     cache = Area("ctl cache")
-    cache.copy_from(control, kernel.control_fields)
+    cache.copy_from(control, (name for name in control if name in kernel.control_fields))
     for name, mask in kernel.control_masks.items():
         cache.set(name, cache.get(name) & mask, cache.writer(name))
     intercepts = cache.get("intercepts")
