@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
 from qemu_svm.limits import DEFAULT, Limits
@@ -310,10 +310,26 @@ class Dump:
 
     @cached_property
     def memory(self) -> GuestMemory:
-        """L1-physical memory: ``dump.memory.read(address, size)``."""
+        """Guest memory: ``dump.memory.read(address, size)`` is L1-physical.
+
+        ``dump.memory.world("l2v")`` is another address space.
+        """
         from qemu_svm.memory.memory import GuestMemory
 
         return GuestMemory(self.machine, self.ram)
+
+    def drgn(self, of: str = "l1") -> Any:
+        """Return a ``drgn.Program`` that reads L1 or L2 out of the stream; both must be Linux.
+
+        Needs the package drgn.  Load the symbols with ``load_debug_info`` of the program.
+
+        :param of: ``l1``, ``l2`` or ``l2@ROOT``.
+        :raises PathError: no vCPU runs such a level, or no VMCOREINFO is found for it.
+        :raises EnvironmentFault: drgn is not installed.
+        """
+        from qemu_svm.memory.drgn_program import program
+
+        return program(self.memory, of)
 
     def pages(self, blocks: Sequence[str] = (), *, span: Span | None = None) -> RamReport:
         """Tell what became of each page of RAM: sent, zero, again, never.

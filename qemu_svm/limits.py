@@ -36,6 +36,8 @@ class Limits:
     :param spool_bytes: decompressed or piped input kept in a temporary file.
     :param ram_walk_bytes: RAM data walked record by record although nobody
         asked for it; above this, it is stepped over as one record.
+    :param page_table_leaves: pages of an address space that are listed or searched.
+    :param core_loads: program headers of a core.
     :param trace_line_bytes: of a line in a log of ioctls; the middle of a longer line
         is left out.
     :param trace_ioctls: ioctls kept, after repeated ones are counted as one.
@@ -58,6 +60,8 @@ class Limits:
     window_bytes: int = 64 * MIB
     spool_bytes: int = 256 * GIB
     ram_walk_bytes: int = 4 * MIB
+    page_table_leaves: int = 1 << 24
+    core_loads: int = 1 << 18
     trace_line_bytes: int = 64 * KIB
     trace_ioctls: int = 100_000
     trace_puts: int = 10_000

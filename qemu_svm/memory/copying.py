@@ -1,49 +1,126 @@
-"""Guest memory written into a file at another offset; what is zero or missing is a hole."""
+"""Guest memory written into a file at another offset; what is zero or missing is a hole.
+
+Pages go from the input's file into the other with two calls for each mebibyte: one
+that reads them with the headers between, one that writes them without.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, Extent, Physical
 from qemu_svm.stream.ram.runs import unpack
 
 _WINDOW = 1 << 20
 _MOST_PARTS = 512  # of a pwritev
+_SHARED = 64 << 20  # from so many bytes on, a second thread copies too
+
+Copy = tuple[int, int, int]
+"""L1-physical address, size, offset in the file; multiples of the page size."""
 
 
-def copy(physical: Physical, start: int, size: int, fd: int, place: int) -> None:
-    """Write ``size`` bytes of L1-physical memory at ``place`` of a file without content there.
+def copy_all(
+    physical: Physical, copies: Iterable[Copy], fd: int,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> None:  # fmt: skip
+    """Write memory into a file that has no content yet where it goes.
 
-    :param start: a multiple of the page size, as ``size`` is.
+    :param progress: called with the bytes of memory done, now and then.
     :raises StreamError: a page is damaged.
     :raises OSError: the file cannot be written.
     """
-    for extent in physical.extents(start, start + size):
-        if extent.word >= FIRST_PLACE or extent.word == ENCODED:
-            _copy(physical, extent, fd, place + extent.address - start)
+    done = 0
+    batch: list[tuple[Extent, int]] = []
+    pending = 0
+    for extent, place in _extents(physical, copies):
+        done += extent.size
+        if extent.word < FIRST_PLACE and extent.word != ENCODED:
+            continue
+        batch.append((extent, place))
+        pending += extent.size
+        if pending >= _SHARED:
+            _both(physical, batch, fd)
+            batch, pending = [], 0
+            progress(done)
+    _both(physical, batch, fd)
+    progress(done)
 
 
-def _copy(physical: Physical, extent: Extent, fd: int, place: int) -> None:
+def _extents(physical: Physical, copies: Iterable[Copy]) -> Iterator[tuple[Extent, int]]:
+    # With their places in the file; long ones in pieces that two threads can share.
+    for start, size, place in copies:
+        for one in physical.extents(start, start + size):
+            at = place + one.address - start
+            if one.word < FIRST_PLACE or one.size <= _SHARED // 4:
+                yield one, at
+                continue
+            for skip in range(0, one.size, _SHARED // 4):
+                pages = skip // physical.page_size
+                many = min(_SHARED // 4, one.size - skip)
+                word = one.word + pages * one.stride
+                yield Extent(one.address + skip, many, word, one.stride), at + skip
+
+
+def _both(physical: Physical, batch: Sequence[tuple[Extent, int]], fd: int) -> None:
+    # Half of it in a second thread; encoded pages are this thread's.
+    whole = [one for one in batch if one[0].word != ENCODED]
+    total, half, at = sum(extent.size for extent, _ in whole), 0, 0
+    while at < len(whole) and half < total // 2:
+        half += whole[at][0].size
+        at += 1
+    failed: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            _copies(physical, whole[at:], fd)
+        except BaseException as error:  # noqa: BLE001 - raised again in the first thread
+            failed.append(error)
+
+    thread = threading.Thread(target=second) if total >= _SHARED // 2 else None
+    if thread is not None:
+        thread.start()
+    try:
+        _copies(physical, whole if thread is None else whole[:at], fd)
+        for extent, place in batch:
+            if extent.word == ENCODED:
+                for address, data in physical.content(extent):
+                    _write(fd, [data], place + address - extent.address)
+    finally:
+        if thread is not None:
+            thread.join()
+    if failed:
+        raise failed[0]
+
+
+def _copies(physical: Physical, batch: Sequence[tuple[Extent, int]], fd: int) -> None:
     size = physical.page_size
-    if extent.word == ENCODED or extent.stride == size:
-        for address, data in physical.content(extent):
-            _all(fd, [data], place + address - extent.address)
-        return
-    # Pages with a header before each: read with the headers, written without.
-    pages, stride = extent.size // size, extent.stride
-    source = unpack(extent.word)
-    batch = min(_WINDOW // stride, _MOST_PARTS)
-    for first in range(0, pages, batch):
-        many = min(batch, pages - first)
-        block = memoryview(
-            physical.ram.read_at(source.plus(first * stride), (many - 1) * stride + size)
-        )
-        parts = [block[one : one + size] for one in range(0, len(block), stride)]
-        _all(fd, parts, place + first * size)
+    buffer = memoryview(bytearray(_WINDOW))
+    slices: dict[int, list[memoryview]] = {}
+    for extent, place in batch:
+        stride = extent.stride
+        begin = unpack(extent.word)
+        file = physical.ram.inputs[begin.input].backing_file()
+        if stride not in slices:
+            slices[stride] = [
+                buffer[one : one + size] for one in range(0, _WINDOW - size + 1, stride)
+            ][:_MOST_PARTS]
+        parts = slices[stride]
+        pages = extent.size // size
+        for first in range(0, pages, len(parts)):
+            many = min(len(parts), pages - first)
+            at, wanted = begin.plus(first * stride), (many - 1) * stride + size
+            got = 0
+            if file is not None:
+                got = os.preadv(file.descriptor, [buffer[:wanted]], file.start + at.offset)
+            if got < wanted:  # no file, or a piece that is missing: that is said there
+                buffer[:wanted] = physical.ram.read_at(at, wanted)
+            block: Sequence[memoryview] = parts[:many] if stride != size else [buffer[:wanted]]
+            _write(fd, block, place + first * size)
 
 
-def _all(fd: int, parts: Sequence[memoryview | bytes], place: int) -> None:
+def _write(fd: int, parts: Sequence[memoryview | bytes], place: int) -> None:
     wanted = sum(map(len, parts))
     done = os.pwritev(fd, parts, place)
     if done < wanted:

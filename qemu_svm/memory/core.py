@@ -23,7 +23,7 @@ from itertools import pairwise
 
 from qemu_svm.errors import AddressError, EnvironmentFault, PathError
 from qemu_svm.memory import notes, registers
-from qemu_svm.memory.copying import copy
+from qemu_svm.memory.copying import Copy, copy_all
 from qemu_svm.memory.layout import Use
 from qemu_svm.memory.memory import GuestMemory
 from qemu_svm.memory.paging import mode
@@ -34,7 +34,6 @@ from qemu_svm.memory.spaces import Space
 from qemu_svm.memory.vmcoreinfo import VmCoreInfo, find
 
 FORMS = ("crash", "gdb")
-MOST_LOADS = 1 << 18
 _ALIASES = 4  # of one page of virtual memory that become loads
 _PAGE = 4096
 _KEPT_FREE = 16 << 20
@@ -155,19 +154,20 @@ def plan(
         raise PathError(f"unknown form '{form}'", near=FORMS)
     space, virtual, vcpus = level_spaces(memory, level)
     physical = memory.physical
+    most = memory.machine.stream.limits.core_loads
     if level == "l1":
         all_registers = [memory.l1_registers(index) for index in vcpus]
         loads, missing = _l1_loads(physical), list[str]()
     else:
         all_registers = [memory.l2_registers(index) for index in vcpus]
-        loads, missing = _l2_loads(space)
+        loads, missing = _l2_loads(space, most)
     if vmcoreinfo is None and search and virtual is not None:
         vmcoreinfo = _found(memory, space, virtual, all_registers)
         if vmcoreinfo is None:
             missing.append("VMCOREINFO: no such note that the page tables prove")
     mapped: list[tuple[int, int, int]] = []
     if form == "gdb" and virtual is not None:
-        mapped, aliases = _virtual(virtual, loads)
+        mapped, aliases = _virtual(virtual, loads, most)
         if aliases:
             missing.append(f"{aliases} aliases of pages that have others")
     unknown = sorted({name for one in all_registers for name in one.unknown})
@@ -232,7 +232,7 @@ def _l1_loads(physical: Physical) -> list[Load]:
     ]
 
 
-def _l2_loads(space: Physical | Space) -> tuple[list[Load], list[str]]:
+def _l2_loads(space: Physical | Space, most: int) -> tuple[list[Load], list[str]]:
     # What L1 has mapped for L2, as far as it is RAM; and what is missing.
     if isinstance(space, Physical):
         return _l1_loads(space), []  # no nested paging: L2 has L1's memory
@@ -251,7 +251,7 @@ def _l2_loads(space: Physical | Space) -> tuple[list[Load], list[str]]:
                 else:
                     loads.append((address, size, [(start, size)]))
                 without -= size
-                if len(loads) > MOST_LOADS:
+                if len(loads) > most:
                     raise _too_many(address)
     except AddressError as error:
         raise PathError(f"L2's memory cannot be listed: {error}") from error
@@ -300,7 +300,9 @@ def _found(
     return find(space, virtual, kernel)
 
 
-def _virtual(space: Space, loads: Sequence[Load]) -> tuple[list[tuple[int, int, int]], int]:
+def _virtual(
+    space: Space, loads: Sequence[Load], most: int
+) -> tuple[list[tuple[int, int, int]], int]:
     # Virtual loads: start, size, physical address of the level; and aliases left out.
     starts = [load.start for load in loads]
     found: list[tuple[int, int, int]] = []
@@ -313,7 +315,7 @@ def _virtual(space: Space, loads: Sequence[Load]) -> tuple[list[tuple[int, int, 
             if times >= _ALIASES:
                 aliases += 1
                 continue
-            if len(seen) < MOST_LOADS:
+            if len(seen) < most:
                 seen[target] = times + 1
         at = max(bisect_right(starts, target) - 1, 0)
         while at < len(loads) and loads[at].start < target + run.size:
@@ -322,7 +324,7 @@ def _virtual(space: Space, loads: Sequence[Load]) -> tuple[list[tuple[int, int, 
             if low < high:
                 found.append((run.start + low - target, high - low, low))
             at += 1
-        if len(found) > MOST_LOADS:
+        if len(found) > most:
             break
     return found, aliases
 
@@ -366,10 +368,11 @@ def write(core: Plan, fd: int, progress: Callable[[int], None] = lambda _done: N
         )
     os.pwrite(fd, headers, 0)
     os.ftruncate(fd, core.size)
-    place, done = len(headers), 0
+    copy_all(core.physical, _copies(core, len(headers)), fd, progress)
+
+
+def _copies(core: Plan, place: int) -> Iterator[Copy]:
     for load in core.loads:
         for start, size in load.places:
-            copy(core.physical, start, size, fd, place)
-            done += size
-            progress(done)
+            yield start, size, place
             place += size

@@ -124,11 +124,11 @@ class GuestMemory:
             return physical
         if name == "l1v":
             l1 = self.l1_registers(vcpu.index)
-            return _virtual(physical, l1, "l1v", bits)
+            return self._virtual(physical, l1, "l1v", bits)
         if not registers.runs_l2(vcpu):
             raise PathError(f"vCPU {vcpu.index} was not running L2", near=("l1p:", "l1v:"))
         l2 = self._l2_physical(vcpu, physical, bits)
-        return l2 if name == "l2p" else _virtual(l2, registers.of_vcpu(vcpu), "l2v", bits)
+        return l2 if name == "l2p" else self._virtual(l2, registers.of_vcpu(vcpu), "l2v", bits)
 
     def _l2_physical(self, vcpu: Vcpu, physical: Physical, bits: int) -> AddressSpace:
         nested = vcpu.nested
@@ -139,7 +139,8 @@ class GuestMemory:
         l1 = self.l1_registers(vcpu.index)
         # The tables have the format of L1's own paging, which is always on (CR0.PG).
         paging = mode(1 << 31, control.nested_cr3, l1.get("cr4"), l1.get("efer"), bits)
-        return Space(physical, paging, world="l2p", nested=True, physical_bits=bits)
+        most = self.machine.stream.limits.page_table_leaves
+        return Space(physical, paging, world="l2p", nested=True, physical_bits=bits, most=most)
 
     def l1_registers(self, vcpu: int = 0) -> Registers:
         """L1's registers, also while the vCPU runs L2.
@@ -169,8 +170,7 @@ class GuestMemory:
         control = one.nested.control
         return int(control.nested_cr3) if control.nested_ctl & _NP_ENABLE else None
 
-
-def _virtual(parent: AddressSpace, of: Registers, world: str, bits: int) -> Space:
-    flags = of.get("rflags")
-    paging = of.paging(bits)
-    return Space(parent, paging, world=world, ac=bool(flags & 1 << 18), physical_bits=bits)
+    def _virtual(self, parent: AddressSpace, of: Registers, world: str, bits: int) -> Space:
+        paging, ac = of.paging(bits), bool(of.get("rflags") & 1 << 18)
+        most = self.machine.stream.limits.page_table_leaves
+        return Space(parent, paging, world=world, ac=ac, physical_bits=bits, most=most)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qemu_svm.errors import AddressError, StreamError
 from qemu_svm.memory.physical import NEVER, NOTHING, ZERO, Physical
 from qemu_svm.memory.results import Run
-from qemu_svm.memory.spaces import MOST_LEAVES, Space
+from qemu_svm.memory.spaces import Space
 
 _BLOCK = 1 << 20
 _MOST_RUNS = 1 << 18
@@ -75,7 +75,7 @@ def _blocks(space: Physical | Space, wanted: _Wanted) -> Iterator[tuple[int, int
         for one in space.ranges:
             yield from _physical(space, one.start, one.start, one.size, wanted)
         return
-    for run in space.runs(MOST_LEAVES):
+    for run in space.runs():
         yield from _below(space, run, wanted)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from qemu_svm.errors import AddressError, StreamError
+from qemu_svm.limits import DEFAULT
 from qemu_svm.memory.paging import (
     ADDRESS,
     NX,
@@ -35,9 +36,6 @@ from qemu_svm.memory.results import Piece, Run, Status, Step, Walk, fault
 _PAGE = 4096
 _MOST_REGIONS = 4096
 _MOST_TABLES = 1024
-MOST_LEAVES = 1 << 24
-"""Leaves that are enumerated at most."""
-
 Leaf = tuple[int, int, int, bool, bool, bool, int]
 """Address, size, target, and W, U, NX of all levels; the entry."""
 
@@ -49,17 +47,19 @@ class Space:
     :param nested: the tables are L1's for L2: every access is a user's, and KVM's marks
         for MMIO are known.
     :param ac: RFLAGS.AC.
+    :param most: pages that are enumerated.
     """
 
     def __init__(
         self, parent: Physical | Space, paging: Paging, *, world: str, nested: bool = False,
-        ac: bool = False, physical_bits: int = 0,
+        ac: bool = False, physical_bits: int = 0, most: int = DEFAULT.page_table_leaves,
     ) -> None:  # fmt: skip
         self.parent = parent
         self.paging = paging
         self.world = world
         self.nested = nested
         self._ac = ac
+        self._most = most
         self._physical_bits = physical_bits
         self.physical: Physical = parent if isinstance(parent, Physical) else parent.physical
         levels = paging.levels
@@ -320,26 +320,26 @@ class Space:
 
     # Enumeration.
 
-    def leaves(self, most: int = MOST_LEAVES) -> Iterator[Leaf]:
+    def leaves(self, most: int | None = None) -> Iterator[Leaf]:
         """Every mapped page, in order of addresses.
 
         Ends in silence after ``most``; :meth:`runs` and :meth:`ranges` say so.
         """
-        yield from _Listing(self, most).leaves()
+        yield from _Listing(self, self._most if most is None else most).leaves()
 
-    def runs(self, most: int = MOST_LEAVES) -> Iterator[Run]:
+    def runs(self, most: int | None = None) -> Iterator[Run]:
         """Mapped pages, merged where both addresses and targets follow one another.
 
         :raises AddressError: of status ``limit`` after ``most`` leaves.
         """
-        yield from _Listing(self, most).runs(targets=True)
+        yield from _Listing(self, self._most if most is None else most).runs(targets=True)
 
-    def ranges(self, most: int = MOST_LEAVES) -> Iterator[Run]:
+    def ranges(self, most: int | None = None) -> Iterator[Run]:
         """Mapped pages, merged where the permissions are the same.
 
         :raises AddressError: of status ``limit`` after ``most`` leaves.
         """
-        yield from _Listing(self, most).runs(targets=False)
+        yield from _Listing(self, self._most if most is None else most).runs(targets=False)
 
 
 def _permissions(writable: bool, user: bool, nx: bool) -> tuple[str, ...]:  # noqa: FBT001

@@ -74,16 +74,18 @@ class Output:
         """Return the bytes in all files so far."""
         return sum(os.fstat(descriptor).st_size for descriptor in self.descriptors.values())
 
-    def commit(self) -> None:
+    def commit(self, *, sync: bool = True) -> None:
         """Write everything to the disk and give the files their names.
 
+        :param sync: wait for the disk; without it, a file that can be made again may be
+            incomplete after the machine has crashed.
         :raises OutputExists: a name was taken meanwhile; no file got its name.
         :raises EnvironmentFault: the disk is full or failed; no file got its name.
         """
         suffixes = sorted(self._temporary, reverse=True)  # the main file, "", is the last
         named: list[str] = []
         with writing(self.path):
-            for suffix in suffixes:
+            for suffix in suffixes if sync else ():
                 os.fsync(self.descriptors[suffix])
             try:
                 for suffix in suffixes:
@@ -161,7 +163,7 @@ class Standard(Output):
             self.descriptors = {"": os.dup(1)}
         self._temporary = {}
 
-    def commit(self) -> None:
+    def commit(self, *, sync: bool = True) -> None:
         """Do nothing: everything was written already."""
 
 

@@ -87,7 +87,7 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
     :raises StreamError: the RAM cannot be read whole, or there is none.
     :raises OSError: the file cannot be written.
     """
-    from qemu_svm.memory.copying import copy
+    from qemu_svm.memory.copying import copy_all
     from qemu_svm.memory.memory import GuestMemory
     from qemu_svm.stream.ram.read import read_ram
 
@@ -106,9 +106,9 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
             placed, offset = [], 0
             for one in physical.ranges:
                 if one.use in _MEMORY:
-                    copy(physical, one.start, one.size, fd, offset)
                     placed.append((one.start, one.size, offset))
                     offset += one.size
+            copy_all(physical, placed, fd)
             os.ftruncate(fd, offset)
         except BaseException:
             os.close(fd)

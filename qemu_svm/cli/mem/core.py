@@ -75,7 +75,7 @@ def command(
             progress = shared.progress(max(core.size, 1), "of the core")
             with writing(output):
                 write(core, target.descriptors[""], progress)
-            target.commit()
+            target.commit(sync=False)
         commands = list(_commands(core, output))
         if as_json:
             from qemu_svm.render.json.mem import core_document
