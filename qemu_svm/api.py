@@ -24,7 +24,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
+from qemu_svm.errors import PathError, SourceError, StreamError
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.machine import Machine, Vcpu, read_machine
 from qemu_svm.source import Source, open_source
@@ -277,27 +277,21 @@ class Dump:
         """
         from qemu_svm.findings.results import SimulationReport
         from qemu_svm.findings.verdict import judge_restore
-        from qemu_svm.memory.layout import backing
-        from qemu_svm.model.kvm.vcpu import VMRUN_FIELDS, Host
-        from qemu_svm.model.plan import parse
         from qemu_svm.model.profiles import profiles
-        from qemu_svm.model.saved import from_vcpu, guest_cpuid
-        from qemu_svm.model.simulate import simulate
+        from qemu_svm.model.scenario import scenario
 
         names = [kernel] if isinstance(kernel, str) else kernel
         chosen = [profile for name in names for profile in profiles(name)]
-        for name in race or {}:
-            if name not in VMRUN_FIELDS:
-                raise PlanError(f"VMRUN reads no field '{name}'", near=VMRUN_FIELDS)
-        steps, saved = parse(plan), from_vcpu(self.vcpu(vcpu))
-        if race and not any(step.name == "vmrun" for step in steps):
-            steps += parse("vmrun")
-        host = Host(npt=npt, irqchip=irqchip, bsp=vcpu == 0, cpuid=guest_cpuid(saved, maxphyaddr))
-        exists = backing(self.machine)
-        finished = tuple(
-            simulate(profile, saved, steps, host=host, race=race, backed=exists)
-            for profile in chosen
+        wanted = scenario(
+            self.machine,
+            self.vcpu(vcpu),
+            plan,
+            npt=npt,
+            irqchip=irqchip,
+            maxphyaddr=maxphyaddr,
+            race=race,
         )
+        finished = tuple(wanted.simulate(profile) for profile in chosen)
         judgements = tuple(judge_restore(simulation) for simulation in finished)
         return SimulationReport(self.machine, plan, finished, judgements)
 

@@ -7,12 +7,8 @@ import click
 from qemu_svm.cli import EXIT_FINDINGS, common, output
 from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import Verdict, judge_restore
-from qemu_svm.memory.layout import backing
-from qemu_svm.model import plan as plans
-from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.profiles import profiles
-from qemu_svm.model.saved import from_vcpu, guest_cpuid
-from qemu_svm.model.simulate import simulate
+from qemu_svm.model.scenario import scenario
 
 
 def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -67,19 +63,10 @@ def command(
     mpstate run vmrun smi rsm. Settings follow a colon: sregs:l1,
     nested:flags=0x1, nested:@0x550=0x104000, msrs:efer=0x1500, events:smm=1.
     """
-    steps = plans.parse(plan_text)
-    if race and not any(step.name == "vmrun" for step in steps):
-        steps += plans.parse("vmrun")
     with common.opened(file) as machine:
-        vcpu = common.vcpu(machine, index)
-        saved = from_vcpu(vcpu)
-        host = Host(npt=not no_npt, irqchip=not no_irqchip, bsp=index == 0,
-                    cpuid=guest_cpuid(saved, maxphyaddr))  # fmt: skip
-        exists = backing(machine)
-        finished = [
-            simulate(kernel, saved, steps, host=host, race=race, backed=exists)
-            for kernel in profiles(kernel_name)
-        ]  # fmt: skip
+        restore = scenario(machine, common.vcpu(machine, index), plan_text, npt=not no_npt,
+                           irqchip=not no_irqchip, maxphyaddr=maxphyaddr, race=race)  # fmt: skip
+        finished = [restore.simulate(kernel) for kernel in profiles(kernel_name)]
         report = SimulationReport(
             machine, plan_text, tuple(finished), tuple(map(judge_restore, finished))
         )

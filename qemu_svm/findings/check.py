@@ -18,12 +18,10 @@ from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.paths import vcpu_tree
 from qemu_svm.memory.layout import backing
-from qemu_svm.model import plan as plans
-from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.profiles import ranges
-from qemu_svm.model.saved import from_vcpu, guest_cpuid
-from qemu_svm.model.simulate import Simulation, simulate
+from qemu_svm.model.scenario import scenario
+from qemu_svm.model.simulate import Simulation
 from qemu_svm.rules import Finding, Rule
 
 
@@ -60,23 +58,21 @@ def check(
     if plan is None:
         plan = "qemu" if qemu is None else qemu_plan(qemu)
     found = list(consistency(machine))
-    steps = plans.parse(plan)
     exists = backing(machine)
     verdicts: dict[int, dict[str, Judgement]] = {}
     for vcpu in machine.vcpus:
         if vcpu.nested is not None and not vcpu.nested.is_svm:
             continue
-        saved = from_vcpu(vcpu)
-        host = Host(npt=npt, bsp=vcpu.index == 0, cpuid=guest_cpuid(saved, maxphyaddr))
+        restore = scenario(machine, vcpu, plan, npt=npt, maxphyaddr=maxphyaddr, backed=exists)
         failures: dict[str, list[str]] = {}
         for kernel in kernels:
-            simulation = simulate(kernel, saved, steps, host=host, backed=exists)
+            simulation = restore.simulate(kernel)
             judgement = judge_restore(simulation)
             verdicts.setdefault(vcpu.index, {})[kernel.name] = judgement
             for rule in _failed(simulation):
                 failures.setdefault(rule, []).append(kernel.name)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
-        found += advisories(vcpu, saved, kernels)
+        found += advisories(vcpu, restore.saved, kernels)
     if qemu is not None:
         found += qemu_findings(machine, qemu)
     return Report(tuple(found), verdicts)

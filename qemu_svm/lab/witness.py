@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,10 +31,10 @@ from qemu_svm.machine import Machine
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kernels.derive import profile_of
 from qemu_svm.model.kernels.release import parse_if_any
-from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.plan import Step
-from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
-from qemu_svm.model.simulate import Simulation, simulate
+from qemu_svm.model.saved import Saved, from_vcpu
+from qemu_svm.model.scenario import scenario
+from qemu_svm.model.simulate import Simulation
 from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult
 from qemu_svm.replay.replay import replay
 from qemu_svm.source import Source, open_source
@@ -184,7 +185,7 @@ def witness_restore(
     saved = from_vcpu(machine.vcpus[0])
     failed: tuple[str, ...] = ()
     if plan is None:
-        simulation = _as_qemu_does(bench, saved)
+        simulation = _as_qemu_does(bench, machine)
         settings = settings_of(machine)
         part = bench.restore(machine.stream.source, settings, seconds=seconds)
     else:
@@ -196,20 +197,20 @@ def witness_restore(
         return witness(log, saved, simulation, npt=bench.npt, failed=failed)
 
 
-def _as_qemu_does(bench: WitnessBox, saved: Saved) -> Simulation:
+def _as_qemu_does(bench: WitnessBox, machine: Machine) -> Simulation:
     version = bench.box.versions["kernel"]
     release = parse_if_any(version)
     kernel = None if release is None else profile_of(release)
     if kernel is None:
         raise LabError(f"no profile of kernel {version}")
-    host = Host(npt=bench.npt, cpuid=guest_cpuid(saved))
-    steps = plans.parse("qemu")
-    simulation = simulate(kernel, saved, steps, host=host)
+    restore = scenario(machine, machine.vcpus[0], "qemu", npt=bench.npt)
+    simulation = restore.simulate(kernel)
     failed = next((one for one in simulation.results if one.failed), None)
     if failed is None:
         return simulation
     # QEMU ends the put of a vCPU at the first error; up to 8.x it runs the vCPU nevertheless.
-    return simulate(kernel, saved, (*steps[: failed.number], *plans.parse("run")), host=host)
+    steps = (*restore.steps[: failed.number], *plans.parse("run"))
+    return replace(restore, steps=steps).simulate(kernel)
 
 
 def _failures(replayed: ReplayResult) -> Iterator[str]:

@@ -11,7 +11,8 @@ from typing import ClassVar
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.model import plan as plans
 from qemu_svm.model.saved import from_vcpu
-from qemu_svm.model.simulate import Simulation, simulate
+from qemu_svm.model.scenario import Scenario
+from qemu_svm.model.simulate import Simulation
 from qemu_svm.replay.compare import Comparison, compare
 from qemu_svm.replay.encode import check
 from qemu_svm.replay.extras import extras
@@ -75,9 +76,8 @@ def against_model(
 
     :raises EnvironmentFault: there is no profile for this kernel.
     """
-    host = host_of(probe, job.options)
-    profile = profile_of(probe)
-    simulation = simulate(profile, job.saved, job.steps, host=host, backed=ram.backed)
+    restore = Scenario(job.saved, job.steps, host_of(probe, job.options), ram.backed)
+    simulation = restore.simulate(profile_of(probe))
     shortened = job.options.shorten and can_shorten(ram.read, job.saved)
     return simulation, compare(simulation, result, shortened=shortened)
 

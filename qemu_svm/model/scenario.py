@@ -1,0 +1,85 @@
+"""A restore to be simulated: what is saved, in which order, into which host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from qemu_svm.errors import PlanError
+from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.memory.layout import backing
+from qemu_svm.model import plan as plans
+from qemu_svm.model.kvm.vcpu import VMRUN_FIELDS, Host
+from qemu_svm.model.plan import Step
+from qemu_svm.model.profile import Profile
+from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
+from qemu_svm.model.simulate import Simulation, simulate
+
+Backed = Callable[[int, int], bool]
+"""Whether guest memory exists at (address, size)."""
+
+
+def _everywhere(_address: int, _size: int) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything that a simulation depends on, but the kernel.
+
+    :param race: save fields that change in memory during ``vmrun``.
+    """
+
+    saved: Saved
+    steps: tuple[Step, ...]
+    host: Host = field(default_factory=Host)
+    backed: Backed = _everywhere
+    race: Mapping[str, int] = field(default_factory=dict)
+
+    def simulate(self, profile: Profile) -> Simulation:
+        """Run the plan in the model of one kernel.
+
+        :raises PlanError: a step that makes no sense, such as an unknown register.
+        """
+        return simulate(
+            profile,
+            self.saved,
+            self.steps,
+            host=self.host,
+            backed=self.backed,
+            race=self.race,
+        )
+
+
+def scenario(
+    machine: Machine,
+    vcpu: Vcpu,
+    plan: str = "qemu",
+    *,
+    npt: bool = True,
+    irqchip: bool = True,
+    maxphyaddr: int = 40,
+    race: Mapping[str, int] | None = None,
+    backed: Backed | None = None,
+) -> Scenario:
+    """Return the restore of one vCPU of a stream.
+
+    :param plan: see :mod:`qemu_svm.model.plan`.
+    :param npt: the host uses nested paging.
+    :param irqchip: the local APIC is in the kernel.
+    :param maxphyaddr: the guest's physical address width in bits.
+    :param race: fields of vmcb12's save area that L1 changes between check and use; adds a
+        second VMRUN to the plan.
+    :param backed: ``backing(machine)``, where that is at hand.
+    :raises PlanError: no such step or field.
+    """
+    race = race or {}
+    for name in race:
+        if name not in VMRUN_FIELDS:
+            raise PlanError(f"VMRUN reads no field '{name}'", near=VMRUN_FIELDS)
+    steps, saved = plans.parse(plan), from_vcpu(vcpu)
+    if race and not any(step.name == "vmrun" for step in steps):
+        steps += plans.parse("vmrun")
+    cpuid = guest_cpuid(saved, maxphyaddr)
+    host = Host(npt=npt, irqchip=irqchip, bsp=vcpu.index == 0, cpuid=cpuid)
+    return Scenario(saved, steps, host, backed or backing(machine), race)
