@@ -186,8 +186,10 @@ def _taken(done: Restored, wishes: _Wishes, socket: str | None) -> None:
 
 def print_refusal(machine: Machine, path: str, error: StreamRefused, *, as_json: bool) -> None:
     """Print QEMU's words beside what the stream has there."""
-    from qemu_svm.findings.refusal import explain
+    from qemu_svm.findings.refusal import explain_refusal
     from qemu_svm.findings.results import RestoreRefusal
 
     reason = tuple(error.reason.splitlines())
-    output.show(RestoreRefusal(path, reason, tuple(explain(machine, reason))), as_json=as_json)
+    output.show(
+        RestoreRefusal(path, reason, tuple(explain_refusal(machine, reason))), as_json=as_json
+    )

@@ -1,14 +1,14 @@
 """Whether a given QEMU would accept the sections of a stream.
 
-QEMU looks a section up by name, refuses versions outside
+QEMU looks up a section by name, refuses versions outside
 ``minimum_version_id``..``version_id`` of its own description, and then reads
-field behind field: names are not on the wire, so a field too many or too few,
-or one of another width, shifts everything behind it.  An unknown subsection
+field after field: names are not on the wire, so a field too many or too few,
+or one of another width, shifts everything after it.  An unknown subsection
 makes it refuse.  Versions of structures inside a section are not on the wire.
 
-What cannot be known is not claimed: a dump has sizes in memory, not on the
-wire, so sizes are compared for plain numbers only; a field of the target that
-the stream lacks may be conditional or an array without elements.
+Only what is certain is an error: a dump has sizes in memory, not on the wire, so
+sizes are compared for plain numbers only; a field of the target that the stream
+lacks may be conditional or an array without elements.
 
 Source: QEMU ``migration/vmstate.c`` (``vmstate_load_state``,
 ``vmstate_subsection_load``), ``migration/savevm.c``
@@ -39,12 +39,12 @@ _BYTES = frozenset({"unused_buffer", "buffer"})
 
 @dataclass(frozen=True, slots=True)
 class Compatibility:
-    """What came out.
+    """Result of a comparison.
 
     :param target: machine type that the dump was made for.
     :param compared: labels of the sections that were compared with the dump.
     :param fields: fields compared.
-    :param unlisted: labels of the sections that no dump tells anything about.
+    :param unlisted: labels of the sections that are not in the dump.
     """
 
     findings: tuple[Finding, ...]
@@ -55,22 +55,21 @@ class Compatibility:
 
     @property
     def accepted(self) -> bool:
-        """Whether nothing was found that makes QEMU refuse."""
+        """Whether nothing was found that makes QEMU refuse the stream."""
         return not any(one.severity is Severity.ERROR for one in self.findings)
 
 
 def compatibility(
     machine: Machine, dump: Dump, machines: Sequence[str] | None = None
 ) -> Compatibility:
-    """Hold a stream against a dump.
+    """Compare a stream with a dump.
 
-    :param machines: machine types that the binary knows; None if only the dump
-        is there.
+    :param machines: machine types that the binary has; None if there is only a dump.
     """
-    return _Judge(machine, dump).run(machines)
+    return _Comparer(machine, dump).run(machines)
 
 
-class _Judge:
+class _Comparer:
     def __init__(self, machine: Machine, dump: Dump) -> None:
         self._machine = machine
         self._dump = dump
@@ -108,7 +107,7 @@ class _Judge:
             yield Finding(
                 Severity.ERROR,
                 "machine",
-                f"this QEMU has no machine type '{name}'"
+                f"this QEMU does not have the machine type '{name}'"
                 + (f"; near it: {', '.join(near)}" if near else ""),
                 record.offset + 5,
                 "configuration.machine",
@@ -134,8 +133,8 @@ class _Judge:
     def _best(
         self, record: Record, label: str, layouts: tuple[DumpLayout, ...], described: Fields | None
     ) -> list[Finding]:
-        # Of classes that share a name, the one that fits best is meant; where none
-        # does, a part of a class may.
+        # Of classes that share a name, the one that fits best is meant; if none fits, part
+        # of a class may.
         before = self._fields
 
         def tried(layout: DumpLayout) -> tuple[list[Finding], int]:
@@ -155,7 +154,7 @@ class _Judge:
             f"no device class of this QEMU has the description '{name}'",
             record.offset,
             f"section:{label}",
-            "see whether this QEMU has the device (-device help); without it, it refuses",
+            "check whether this QEMU has the device (-device help); without it, QEMU refuses",
         )
 
     def _section(
@@ -169,7 +168,7 @@ class _Judge:
                 "version",
                 path,
                 f"version {version}; this QEMU reads {_span(layout)}",
-                "use another machine type at the source, or a newer target",
+                "use another machine type on the source, or a newer target",
             )
         elif described is not None:
             yield from self._fields_of(path, described, layout, version)
@@ -199,17 +198,17 @@ class _Judge:
                     "field",
                     where,
                     f"{field.total} bytes that this QEMU does not read{why}",
-                    "use a machine type at the source that does not send the field",
+                    "use a machine type on the source that does not send the field",
                 )
         for known in missing:
             # Arrays of structures are often empty, of plain numbers never.
             yield Finding(
                 Severity.WARNING if known.layout is None else Severity.INFO,
                 "field",
-                "this QEMU reads it, and the stream has none (or an array without elements)",
+                "this QEMU reads it; the stream has none (or an array without elements)",
                 self._offset,
                 join(path, known.name),
-                "compare the two QEMUs' descriptions; if it is no empty array, it refuses",
+                "compare the descriptions of both QEMUs; unless it is an empty array, QEMU refuses",
             )
         yield from self._subsections(path, ours, theirs)
 
@@ -222,7 +221,7 @@ class _Judge:
                 "size",
                 path,
                 f"{field.size} bytes; this QEMU has {known.size} (one element, {field.type})",
-                "use a machine type or QEMU at the source that sends the same width",
+                "use a machine type or QEMU on the source that sends the same width",
             )
         count = field.array_len if field.array_len is not None else 1
         if plain and known.count is not None and known.count > 1 and count != known.count:
@@ -230,7 +229,7 @@ class _Judge:
                 "size",
                 path,
                 f"{count} elements; this QEMU reads {known.count}",
-                "use a machine type or QEMU at the source that sends as many",
+                "use a machine type or QEMU on the source that sends as many",
             )
         if known.layout is not None and field.groups and field.groups[0].name == known.layout.name:
             # A structure is read by the target's own version of it.
@@ -251,14 +250,14 @@ class _Judge:
                     "subsection",
                     where,
                     "this QEMU does not know the subsection and refuses the stream",
-                    "use a machine type at the source that does not send it, or a newer target",
+                    "use a machine type on the source that does not send it, or a newer target",
                 )
             elif not layout.minimum <= subsection.version <= layout.version:
                 yield self._error(
                     "subsection-version",
                     where,
                     f"version {subsection.version}; this QEMU reads {_span(layout)}",
-                    "use another machine type at the source, or a newer target",
+                    "use another machine type on the source, or a newer target",
                 )
             else:
                 yield from self._fields_of(where, subsection, layout, subsection.version)
@@ -292,7 +291,7 @@ def _merged(fields: tuple[Field, ...]) -> list[Field]:
 
 
 def _paired(sent: list[Field], expected: list[DumpField]) -> list[tuple[Field, DumpField]]:
-    # By name and order; between those, what stands at the same place was renamed.
+    # By name and order; between those, fields at the same place were renamed.
     matcher = difflib.SequenceMatcher(
         None, [field.name for field in sent], [field.name for field in expected], autojunk=False
     )
@@ -306,7 +305,7 @@ def _paired(sent: list[Field], expected: list[DumpField]) -> list[tuple[Field, D
 
 
 def _renamed(sent: list[Field], expected: list[DumpField]) -> list[tuple[Field, DumpField]]:
-    # In order; conditional fields of the target that do not fit are stepped over.
+    # In order; conditional fields of the target that do not fit are skipped.
     pairs: list[tuple[Field, DumpField]] = []
     rest = list(expected)
     if len(rest) == 1 and rest[0].name.startswith("unused"):

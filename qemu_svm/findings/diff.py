@@ -1,16 +1,15 @@
-"""Two streams, field by field.
+"""Compares two streams field by field.
 
-Everything is compared by name, never by place: sections by (name, instance,
+Everything is compared by name, never by position: sections by (name, instance,
 occurrence), fields by path, so streams of two QEMU versions with other section
 ids and another order can be compared.  What is in the vCPU's tree (registers,
 segments, nested state) is compared there and left out of its ``cpu`` section.
 
-Names of fields are not on the wire.  Fields of one side that have no partner
-but stand at the same place, with types and sizes that fit, are taken for
-renamed ones and compared; QEMU does rename fields (``num_timers`` became
-``num_timers_save``).
+Names of fields are not on the wire.  Fields without a partner that are at the same
+position in both streams, with equal types and sizes, are taken for renamed and
+compared; QEMU does rename fields (``num_timers`` became ``num_timers_save``).
 
-Arrays are compared element by element; neighbours are folded into ranges.
+Arrays are compared element by element; neighbours with equal differences become ranges.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from qemu_svm.stream import Kind, Record, Value
 from qemu_svm.stream.vmstate.values import join
 
 _NAMED = (Kind.START, Kind.FULL)
-_MOST_RANGES = 1000  # of one field that are told apart
+_MOST_RANGES = 1000  # of one field; the rest becomes one range
 _ONE_VALUE = frozenset({"intercepts"})
-"""Arrays that mean something only as a whole."""
+"""Arrays that are compared as a whole."""
 
 CONFIGURATION = "configuration"
 RAM_BLOCKS = "RAM blocks"
@@ -40,7 +39,7 @@ DEVICES = "devices"
 
 
 class Change(StrEnum):
-    """What kind of difference it is."""
+    """Kinds of differences."""
 
     VALUE = "value"
     SIZE = "size"
@@ -56,8 +55,8 @@ class Difference:
     :param group: ``configuration``, ``RAM blocks``, ``sections``, ``vcpu0``,
         ``vcpu0 nested``, ``devices``.
     :param path: in the first stream; of a range, ``name[3..7]``.
-    :param a: what the first stream has, with its offset; None if it has none.
-    :param mask: why it does not count; None if it does.
+    :param a: value in the first stream, with its offset; None if it has none.
+    :param mask: the mask that covers it; None if it counts.
     """
 
     group: str
@@ -95,7 +94,7 @@ class Comparison:
 
 
 def compare(a: Machine, b: Machine, masks: Sequence[Mask] = DEFAULT) -> Comparison:
-    """Compare two machines; :mod:`qemu_svm.findings.ram_diff` has the content of RAM."""
+    """Compare two machines without the content of RAM, see :mod:`qemu_svm.findings.ram_diff`."""
     return _Comparer(a, b, Masks(tuple(masks))).run()
 
 
@@ -138,7 +137,7 @@ class _Comparer:
             self._section(ours, theirs, covered) for ours, theirs in pairs.values() if ours
             and theirs
         ]  # fmt: skip
-        # What is left of the vCPUs' sections comes before the devices.
+        # The rest of the vCPUs' sections comes before the devices.
         found += sorted((one for part in sections for one in part), key=_device_last)
         return Comparison(tuple(found), tuple(self._renamed), tuple(self._problems))
 
@@ -264,7 +263,7 @@ class _Comparer:
     def _aligned(
         self, path: str, a: Value, b: Value
     ) -> Iterator[tuple[Value | None, Value | None]]:
-        # Children by name; what has no partner may have been renamed.
+        # Children by name; those without a partner may have been renamed.
         left, right = _occurrences(a), _occurrences(b)
         renamed: dict[int, Value] = {}
         taken: set[int] = set()
@@ -283,7 +282,7 @@ class _Comparer:
                 yield None, value
 
     def _elements(self, path: str, a: Value, b: Value) -> list[Difference]:
-        # Neighbours with the same differences are told once.
+        # Neighbours with equal differences become one.
         found: list[list[Difference]] = []
         for index in range(max(len(a.children), len(b.children))):
             left = a.children[index] if index < len(a.children) else None
@@ -356,8 +355,7 @@ class _Comparer:
 
 
 def _folded(runs: list[list[int]], rest: list[int], short: int) -> list[list[int]]:
-    # Beyond a number that anybody would read, the rest is told as one range (or
-    # two, where one side ends).
+    # Above the maximum, the rest becomes one range (or two, if one side is shorter).
     if not rest:
         return runs
     parts = ([i for i in rest if i < short], [i for i in rest if i >= short])
@@ -385,7 +383,7 @@ def _keyed(machine: Machine) -> dict[_Key, Record]:
 
 
 def _configuration(machine: Machine) -> dict[str, Value]:
-    # Only the machine's name has a place of its own; the rest has the record's.
+    # Only the machine's name has an offset of its own; the rest has the record's.
     configuration = machine.stream.configuration
     record = next((r for r in machine.stream.records if r.kind is Kind.CONFIGURATION), None)
     if configuration is None or record is None:
@@ -439,7 +437,7 @@ def _occurrences(value: Value) -> dict[tuple[str, int], Value]:
 def _runs(
     children: dict[tuple[str, int], Value], others: set[tuple[str, int]]
 ) -> dict[tuple[str, int] | None, list[Value]]:
-    # Fields without a partner, by the partnered field that stands before them.
+    # Fields without a partner, by the field with a partner before them.
     runs: dict[tuple[str, int] | None, list[Value]] = {}
     anchor: tuple[str, int] | None = None
     for key, child in children.items():
@@ -466,7 +464,7 @@ def _slice(value: Value, first: int, last: int) -> Value:
 
 
 def _signature(found: list[Difference], prefix: str) -> tuple[object, ...]:
-    # Elements that only one side has are alike whatever they hold.
+    # Elements that only one side has are alike, whatever their values.
     return tuple(
         (one.path[len(prefix) :], one.change, one.mask and one.mask.id)
         + ((one.a.value, one.b.value) if one.a and one.b else ())

@@ -34,14 +34,14 @@ def _description(machine: Machine) -> Iterator[Finding]:
             "the stream does not describe itself (suppress-vmdesc, postcopy or a very old "
             "machine type): vCPUs and a few sections are decoded with built-in layouts, "
             + (
-                "others where the dump fits in one way only, the rest is only listed"
+                "others with the dump where only one layout fits, the rest is only listed"
                 if machine.stream.description_source is LayoutOrigin.DUMP
                 else "the other device sections are only listed"
             )
             + (
                 ""
                 if machine.stream.footers
-                else "; it has no footers either, so where these "
-                "sections end is a guess, and whether the last one is whole cannot be told"
+                else "; it has no footers either, so the ends of these sections are a guess, "
+                "and whether the last one is complete is unknown"
             ),
         )

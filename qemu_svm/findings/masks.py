@@ -1,17 +1,17 @@
-"""Fields that are known to differ between two good streams of one guest.
+"""Masks: fields that are known to differ between two good streams of one guest.
 
-Two reasons make a difference uninteresting: a kernel or QEMU does not keep the
-field (it writes zero, a leftover, or cleans it up), or the field is a clock.
-A mask names the field and the reason; masked differences are still counted.
+A difference is expected for one of two reasons: a kernel or QEMU does not keep the
+field (it writes zero, an old value, or clears bits), or the field is a clock.  A mask
+has the field and the reason; masked differences are still counted.
 
-A pattern is a path as :mod:`qemu_svm.machine.paths` has it, in which ``*``
-stands for any characters.  It covers everything below it.  Brackets at its end
-select elements: ``[3]``, ``[0..9]``, ``[*]``.
+A pattern is a path of :mod:`qemu_svm.machine.paths`, in which ``*`` matches any
+characters.  It covers everything below it.  Brackets at its end select elements:
+``[3]``, ``[0..9]``, ``[*]``.
 
 Source: Linux ``arch/x86/kvm/svm/nested.c`` and ``svm.c`` (5.10, 6.1, 6.12,
 7.2): which fields KVM_GET_NESTED_STATE fills, and from what; QEMU
 ``target/i386/kvm/kvm.c``, ``hw/rtc/mc146818rtc.c``, ``hw/timer/i8254_common.c``,
-``migration/global_state.c``.  What is said of KVM was measured on real kernels.
+``migration/global_state.c``.  The behaviour of KVM was measured on real kernels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _UNARMED = -1
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """One reason for which a difference does not count.
+    """A reason why a difference does not count.
 
     :param ignore: bits that do not count; None for the whole field.
     :param type: only for fields of that vmstate type.
@@ -49,7 +49,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """The masks in force."""
+    """The masks of one comparison."""
 
     masks: tuple[Mask, ...] = field(default_factory=tuple)
 
@@ -84,7 +84,7 @@ def selects(mask: Mask, index: int) -> bool:
 def user_masks(patterns: Sequence[str]) -> tuple[Mask, ...]:
     """Make masks of patterns given by the user."""
     return tuple(
-        Mask(f"user-{number}", pattern, "asked for", "the command line")
+        Mask(f"user-{number}", pattern, "requested with --mask", "the command line")
         for number, pattern in enumerate(patterns, 1)
     )
 
@@ -102,7 +102,7 @@ def _applies(mask: Mask, a: Value | None, b: Value | None) -> bool:
     if a is None or b is None:
         return False
     if mask.type is not None:
-        # A timer that is armed on one side only is more than a clock's reading.
+        # A timer that is armed on one side only is a real difference.
         armed = [value.value != _UNARMED for value in (a, b)]
         return a.type == b.type == mask.type and armed[0] == armed[1]
     if not isinstance(a.value, int) or not isinstance(b.value, int):
@@ -134,11 +134,11 @@ _LEFT_OVER = [
     "reserved_*",
 ]
 
-_CLOCK = "QEMU: the field holds a time of the virtual or the host's clock"
+_CLOCK = "QEMU: the field is a time of the virtual or the host's clock"
 
 DEFAULT: tuple[Mask, ...] = (
     *_rows("control-not-kept", (f"{_NESTED}control.{name}" for name in _NOT_CACHED),
-           "KVM never caches it: a save after a restore has zero there",
+           "KVM never caches it: after a restore it is saved as zero",
            "Linux nested.c, nested_copy_vmcb_control_to_cache"),
     *_rows("next-rip", [f"{_NESTED}control.next_rip"],
            "not cached before 5.19; since 2026 it follows L2's execution",
@@ -158,17 +158,17 @@ DEFAULT: tuple[Mask, ...] = (
     *_rows("erap-ctl", [f"{_NESTED}control.erap_ctl"],
            "kept by 7.2 only", "Linux nested.c, 7.2"),
     *_rows("vmload-group", (f"{_NESTED}l1_save.{name}" for name in _VMLOAD),
-           "not L1's: 5.13 and later give what is in vmcb01 while L2 runs, "
-           "5.12 and earlier zero or what was restored",
+           "not L1's: 5.13 and later return the value in vmcb01 while L2 runs, "
+           "5.12 and earlier zero or the value restored",
            "Linux nested.c, svm_get_nested_state (vmcb01.save against hsave)"),
     *_rows("l1-save-leftovers", (f"{_NESTED}l1_save.{name}" for name in _LEFT_OVER),
-           "KVM does not take it from here: leftovers of vmcb01, zero in 5.12 and earlier",
+           "KVM does not load it: an old value of vmcb01, zero in 5.12 and earlier",
            "Linux nested.c, svm_get_nested_state (vmcb01.save against hsave)"),
     *_rows("hflags", ["vcpu*.registers.hflags"],
-           "QEMU computes all but GUEST and SMM again on load", "QEMU target/i386/machine.c",
+           "QEMU recomputes all but GUEST and SMM on load", "QEMU target/i386/machine.c",
            ignore=~(flags.GUEST | flags.SMM)),
     *_rows("hflags2", ["vcpu*.registers.hflags2"],
-           "newer QEMU sets VGIF with KVM as well; only GIF and the NMI bits count there",
+           "newer QEMU sets VGIF also with KVM; only GIF and the NMI bits matter there",
            "QEMU target/i386/cpu.h", ignore=flags.HFLAGS2.mask("VGIF")),
     *_rows("tsc", ["vcpu*.registers.tsc"], "time passes", "QEMU target/i386/kvm/kvm.c"),
     *_rows("tsc-khz", ["section:cpu*.env.tsc_khz"],
@@ -186,7 +186,7 @@ DEFAULT: tuple[Mask, ...] = (
             "section:mc146818rtc.offset", "section:mc146818rtc.next_alarm_time",
             "section:mc146818rtc.next_periodic_time"],
            "date and time of the guest's clock", "QEMU hw/rtc/mc146818rtc.c"),
-    Mask("armed-timer", "section:*", "when the timer fires, by a clock that goes on",
+    Mask("armed-timer", "section:*", "expiry of a timer, on a clock that keeps running",
          "QEMU migration/vmstate-types.c, type timer", type="timer"),
     *_rows("globalstate-tail",
            ["section:globalstate.runstate[90..99]", "section:globalstate.has_vm_was_suspended",
@@ -198,13 +198,13 @@ DEFAULT: tuple[Mask, ...] = (
 
 ROUND_TRIP: tuple[Mask, ...] = (
     *_rows("stopped-copy", ["section:globalstate"],
-           "the run state: the copy was never let run", "QEMU migration/global_state.c"),
+           "the run state: the copy never ran", "QEMU migration/global_state.c"),
     *_rows("rtc-flags", ["section:mc146818rtc.cmos_data[12]"],
-           "what the clock has reported: the host's goes on while the guest stands still",
+           "what the clock has reported: the host's keeps running while the guest is stopped",
            "QEMU hw/rtc/mc146818rtc.c, register C"),
     *_rows("ide-retry", [f"section:*bmdma*.migration_retry_{name}"
                          for name in ("unit", "sector_num", "nsector")],
-           "where to repeat a failed disk command; not taken on load if none failed",
+           "where to retry a failed disk command; ignored on load if none failed",
            "QEMU hw/ide/pci.c, ide_bmdma_post_load"),
 )  # fmt: skip
-"""Masks besides :data:`DEFAULT` for a guest that was restored and saved at once."""
+"""Further masks for a guest that was restored and saved at once."""

@@ -1,8 +1,8 @@
-"""RAM of two streams, page by page.
+"""Compares the RAM of two streams page by page.
 
-Blocks are matched by name and compared by what their pages hold at the end,
-however that was sent: as it is, as zeros, encoded, over channels, in place.  A
-page that one stream never sent has no content to compare; it is counted apart.
+Blocks are matched by name and compared by the final content of their pages, however
+it was sent: plain, as zeros, encoded, over channels, in place (mapped-ram).  Pages
+that one stream never sent have no content; they are counted separately.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from qemu_svm.stream.ram.read import Ram
 from qemu_svm.stream.ram.runs import PageKind
 
 MOST_RANGES = 1 << 16
-"""Ranges of differing pages that are kept; what is beyond them is counted."""
-_MOST_ERRORS = 8  # a side; the pages are counted all the same
+"""Ranges of differing pages that are kept; further pages are only counted."""
+_MOST_ERRORS = 8  # on each side; all pages are counted
 
 
-class State(StrEnum):
-    """What a stream has for a page."""
+class PageState(StrEnum):
+    """The final content of a page in a stream."""
 
     DATA = "data"
     ZERO = "zero"
@@ -34,40 +34,40 @@ class State(StrEnum):
 
 @dataclass(slots=True)
 class RamRange:
-    """Pages that follow one another and differ in the same way.
+    """Successive pages that differ in the same way.
 
-    :param page: number of the first.
-    :param different: bytes that differ; 0 where one side was never sent.
+    :param page: number of the first page.
+    :param different: bytes that differ; 0 if one side was never sent.
     :param place_a: offset of the first page's content in the first stream;
         None if it has none, or it is in a channel.
     """
 
     page: int
     count: int
-    a: State
-    b: State
+    a: PageState
+    b: PageState
     different: int
     place_a: int | None
     place_b: int | None
 
-    def like(self, a: State, b: State) -> bool:
-        """Whether pages in these states are of its kind."""
+    def like(self, a: PageState, b: PageState) -> bool:
+        """Whether pages with these states belong to the range."""
         return (self.a, self.b) == (a, b)
 
 
 @dataclass(slots=True)
 class BlockDiff:
-    """One RAM block.
+    """Differences of one RAM block.
 
-    :param size_a: bytes in the first stream; None if it has no such block.
-    :param pages: of the larger side.
-    :param same: pages with the same content; a zero page and a page of zeros are.
+    :param size_a: bytes in the first stream; None if it does not have the block.
+    :param pages: number of pages of the larger side.
+    :param same: pages with equal content; a zero page equals a page of zeros.
     :param never: pages that neither stream sent.
     :param different: pages whose content differs.
     :param only_a: pages that only the first stream sent.
     :param unreadable: pages that could not be read in one of them.
-    :param mask: why nothing of it counts; None if it does.
-    :param dropped: pages that are counted, but in no range: there are too many.
+    :param mask: the mask that covers the block; None if it counts.
+    :param dropped: pages that are counted but not in ``ranges``, which has a maximum.
     """
 
     name: str
@@ -93,7 +93,7 @@ class BlockDiff:
 
 @dataclass(frozen=True, slots=True)
 class RamDiff:
-    """All blocks, those of the first stream first.
+    """Differences of all blocks, those of the first stream first.
 
     :param problems: (``a`` or ``b``, why pages could not be read).
     """
@@ -103,7 +103,7 @@ class RamDiff:
 
     @property
     def same(self) -> bool:
-        """Whether all pages are the same, but for masked blocks."""
+        """Whether all pages are equal, except in masked blocks."""
         return not any(block.counts for block in self.blocks)
 
 
@@ -116,14 +116,14 @@ def compare_ram(
 ) -> RamDiff:
     """Compare all RAM blocks.
 
-    :param masks: one that covers ``ram.BLOCK`` takes the block out of the count.
-    :param progress: told how many pages are done.
+    :param masks: a block that a mask covers as ``ram.BLOCK`` does not count.
+    :param progress: called with the number of pages done.
     :raises LimitExceeded: one of the guests is too large.
     :raises Unsupported: their pages differ in size.
     """
     if a.page_size != b.page_size:
         raise Unsupported(
-            "guests with pages of different size cannot be compared page by page",
+            "guests with different page sizes cannot be compared page by page",
             offset=b.blocks[0].offset if b.blocks else 0,
             section="ram",
             expected=f"{a.page_size}",
@@ -133,7 +133,7 @@ def compare_ram(
 
 
 # For each page of both sides: 0 never sent, 1 zero, 2 anything else.
-_STATES = (State.NEVER, State.ZERO, State.DATA)
+_STATES = (PageState.NEVER, PageState.ZERO, PageState.DATA)
 _OF_KIND = bytes(
     0 if kind == NEVER else 1 if kind in (PageKind.ZERO, PageKind.ABSENT) else 2
     for kind in range(256)
@@ -167,7 +167,7 @@ class _Comparer:
             size_b = b.blocks[theirs[name]].used_length if name in theirs else None
             mask = self._masks.find(f"ram.{name}", None, None)
             block = BlockDiff(name, size_a, size_b, a.page_size, mask=mask)
-            if name in ours and name in theirs:  # else the list of blocks tells it
+            if name in ours and name in theirs:  # else the difference of the block lists shows it
                 _Pages(self, block, ours[name], theirs[name]).run()
             found.append(block)
         return RamDiff(tuple(found), tuple(self.problems))
@@ -199,9 +199,9 @@ class _Pages:
         for run in _ALIKE.finditer(together):
             page, end = run.span()
             a, b = (_STATES[state] for state in divmod(together[page], 3))
-            if State.NEVER in (a, b):
+            if PageState.NEVER in (a, b):
                 self._one_side(page, end - page, a, b)
-            elif a is b is State.ZERO:
+            elif a is b is PageState.ZERO:
                 block.same += end - page
                 self._all.done(end - page)
             else:
@@ -210,19 +210,19 @@ class _Pages:
                     self._all.done(count)
                     page += count
 
-    def _one_side(self, page: int, count: int, a: State, b: State) -> None:
+    def _one_side(self, page: int, count: int, a: PageState, b: PageState) -> None:
         self._all.done(count)
         if a is b:
             self._block.never += count
             return
-        if a is State.NEVER:
+        if a is PageState.NEVER:
             self._block.only_b += count
         else:
             self._block.only_a += count
         self._note(page, count, a, b, 0)
 
-    def _some(self, page: int, most: int, a: State, b: State) -> int:
-        # Compare pages from ``page`` on; how many were.
+    def _some(self, page: int, most: int, a: PageState, b: PageState) -> int:
+        # Compare pages from ``page`` on; return how many.
         most = min(most, self._batch)
         (ours, block_a), (theirs, block_b) = self._sides
         count, at_a, stride_a = ours.whole(block_a, page, most)
@@ -238,7 +238,7 @@ class _Pages:
         except StreamError:
             self._one(page, a, b)
             return 1
-        # What stands between the pages are their numbers, which agree.
+        # Between the pages are their numbers, which agree.
         if stride_a == stride_b and raw_a == raw_b:
             self._block.same += count
             return count
@@ -248,11 +248,11 @@ class _Pages:
             self._compared(page + number, page_a, page_b, a, b)
         return count
 
-    def _one(self, page: int, a: State, b: State) -> None:
+    def _one(self, page: int, a: PageState, b: PageState) -> None:
         content = []
         for side, state, (ram, block) in zip("ab", (a, b), self._sides, strict=True):
             try:
-                content.append(self._zeros if state is State.ZERO else ram.page(block, page))
+                content.append(self._zeros if state is PageState.ZERO else ram.page(block, page))
             except StreamError as error:
                 self._all.problem(side, error)
         if len(content) == 2:
@@ -260,7 +260,9 @@ class _Pages:
         else:
             self._block.unreadable += 1
 
-    def _compared(self, page: int, a: memoryview, b: memoryview, of_a: State, of_b: State) -> None:
+    def _compared(
+        self, page: int, a: memoryview, b: memoryview, of_a: PageState, of_b: PageState
+    ) -> None:
         if a == b:
             self._block.same += 1
             return
@@ -268,10 +270,10 @@ class _Pages:
         both = int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
         self._note(page, 1, of_a, of_b, len(a) - both.to_bytes(len(a), "big").count(0))
 
-    def _note(self, page: int, count: int, a: State, b: State, different: int) -> None:
+    def _note(self, page: int, count: int, a: PageState, b: PageState, different: int) -> None:
         last = self._block.ranges[-1] if self._block.ranges else None
-        goes_on = last is not None and last.page + last.count == page and last.like(a, b)
-        if last is not None and goes_on and not self._block.dropped:
+        continues = last is not None and last.page + last.count == page and last.like(a, b)
+        if last is not None and continues and not self._block.dropped:
             last.count += count
             last.different += different
             return

@@ -1,8 +1,7 @@
-"""What a simulated restore comes to, in words.
+"""The verdict on a simulated restore, in words.
 
-A restore is right if the processor was given L2's registers for L2 and L1 got
-back its own.  Everything else is told: what is wrong, whose value it is, and
-which step wrote it last.
+A restore is right if L2 runs with L2's registers and L1 gets back its own.  Otherwise
+the verdict lists what is wrong, whose value it is, and which step wrote it last.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from qemu_svm.x86.segments import Segment
 
 
 class Verdict(StrEnum):
-    """How it ends."""
+    """Result of a restore."""
 
     RIGHT = "right"
     WRONG = "wrong"
-    """Accepted, but L2 or L1 goes on with wrong registers."""
+    """Accepted, but L2 or L1 continues with wrong registers."""
     REFUSED = "refused"
     BROKEN = "broken"
     """Accepted, but the vCPU cannot run."""
@@ -32,12 +31,13 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """One register that is not what it should be.
+class RegisterDifference:
+    """One register that has a wrong value.
 
-    :param level: ``L2`` or ``L1``: who runs with it.
-    :param step: that wrote it last; 0 is the vCPU's reset.
-    :param whose: ``L1``, ``L2`` or empty: whose value this is.
+    :param level: ``L2`` or ``L1``: which one runs with it.
+    :param wanted: the correct value.
+    :param step: number of the step that wrote it last; 0 for the vCPU's reset.
+    :param whose: ``L1`` or ``L2``, if the value is the register of that level.
     """
 
     level: str
@@ -50,11 +50,14 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdict with its reasons; ``lines`` say it for people."""
+    """A verdict with its reasons.
+
+    :param lines: the reasons in words.
+    """
 
     verdict: Verdict
     lines: tuple[str, ...]
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[RegisterDifference, ...] = ()
 
 
 _WORDS = {
@@ -84,7 +87,7 @@ _SVME = 1 << 12
 
 
 def judge_restore(simulation: Simulation) -> Judgement:
-    """Compare what the vCPU would run with to what it should run with."""
+    """Judge a simulated restore: compare the registers of L2 and L1 with the saved ones."""
     refused = [result for result in simulation.results if result.failed]
     runs = [result for result in simulation.results if result.outcome is not None]
     lines = list(refusals(simulation))
@@ -103,7 +106,7 @@ def judge_restore(simulation: Simulation) -> Judgement:
     lost = simulation.saved.guest_mode and outcome.level == "L1"
     if lost:
         lines.append(_LOST)
-    lines += [_tell(simulation, difference) for difference in differences]
+    lines += [_in_words(simulation, difference) for difference in differences]
     verdict = Verdict.WRONG if differences or lost else Verdict.RIGHT
     if outcome.result is RunEnd.SHUTDOWN:
         verdict = Verdict.BROKEN
@@ -138,7 +141,7 @@ _BROKEN = {
 
 
 def refusals(simulation: Simulation) -> tuple[str, ...]:
-    """Say for every ioctl that fails which, how and why."""
+    """Describe every ioctl that fails: which step, how and why."""
     return tuple(_refusal(result) for result in simulation.results if result.failed)
 
 
@@ -149,7 +152,7 @@ def _refusal(result: Result) -> str:
     return f"{step} fails with {result.errno}{why} [{result.failed}]"
 
 
-def _differences(simulation: Simulation, run: Result) -> Iterator[Difference]:
+def _differences(simulation: Simulation, run: Result) -> Iterator[RegisterDifference]:
     outcome, saved = run.outcome, simulation.saved
     assert outcome is not None
     l1 = saved.l1()
@@ -182,7 +185,7 @@ def _l1_wanted(l1: Area, name: str) -> Content:
 
 def _compare(
     level: str, name: str, found: Area, wanted: Content, other: Area
-) -> Iterator[Difference]:
+) -> Iterator[RegisterDifference]:
     value = found.content(name) if name in found else 0
     if name == "rflags" and isinstance(value, int):
         value |= _RFLAGS_FIXED
@@ -190,7 +193,7 @@ def _compare(
         return
     belongs = name in other and _same(value, other.content(name))
     whose = ("L1" if level == "L2" else "L2") if belongs else ""
-    yield Difference(level, name, value, wanted, found.writer(name).step, whose)
+    yield RegisterDifference(level, name, value, wanted, found.writer(name).step, whose)
 
 
 def _same(one: Content, two: Content) -> bool:
@@ -205,7 +208,7 @@ def _same(one: Content, two: Content) -> bool:
     return one == two
 
 
-def _tell(simulation: Simulation, difference: Difference) -> str:
+def _in_words(simulation: Simulation, difference: RegisterDifference) -> str:
     words = _WORDS.get(difference.register, difference.register.upper())
     whose = f"{difference.whose}'s" if difference.whose else "a wrong"
     by = "left from the vCPU's reset"

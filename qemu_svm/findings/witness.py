@@ -1,12 +1,12 @@
-"""Three things beside each other: stream, model, and what the processor was given.
+"""Compares a restore with the VMCBs that the processor got: stream, model, processor.
 
-After a restore into L2 the processor is first given vmcb02, whose save area must be
-L2's registers, and after the next nested #VMEXIT vmcb01, whose save area must be L1's
-out of the blob.  For each field: what the stream says, what the model of the kernel
-predicts, what stood in the VMCB at that VMRUN.
+After a restore into L2, KVM first enters vmcb02, whose save area must have L2's
+registers, and after the next nested #VMEXIT vmcb01, whose save area must have L1's of
+the blob.  Each field has three values: the stream's, the prediction of the kernel's
+model, and the one in the VMCB at that VMRUN.
 
-The processor's view of a register differs from the guest's in known ways; those are
-*explained*, with the reason, and everything else that differs is *wrong*.
+The processor's value of a register differs from the guest's in known ways; those are
+*explained*, with the reason, and every other difference is *wrong*.
 
 Source of the reasons: Linux ``arch/x86/kvm/svm/svm.c`` (``svm_set_cr0``,
 ``svm_set_cr4``, ``svm_set_efer``, ``svm_set_segment``, ``svm_vcpu_run``), 5.10 to 7.2.
@@ -31,8 +31,8 @@ from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import Segment
 
 
-class Verdict(StrEnum):
-    """Of one field: the processor's value against the stream's."""
+class FieldVerdict(StrEnum):
+    """Result for one field: the processor's value compared with the stream's."""
 
     RIGHT = "right"
     EXPLAINED = "explained"
@@ -40,67 +40,69 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class FieldComparison:
     """One field of a VMCB at its VMRUN.
 
-    :param stream: None if the stream says nothing of it; likewise ``model``.
+    :param given: the processor's value.
+    :param stream: None if the stream does not have it; likewise ``model``.
     :param why: the explanation, or whose value it is instead.
-    :param predicted: whether the model foresaw what was given; None without a model.
+    :param predicted: whether the model predicted the processor's value; None without a
+        prediction.
     """
 
     name: str
     given: Content
     stream: Content | None
     model: Content | None
-    verdict: Verdict
+    verdict: FieldVerdict
     why: str = ""
     predicted: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class VmcbComparison:
     """One VMCB: ``vmcb02``, ``vmcb01`` or vmcb02's ``control``.
 
-    :param level: whose registers are due in it.
-    :param number: of the VMRUN; 0 if it never came.
+    :param level: the level whose registers it must have.
+    :param number: record number of the VMRUN.
     """
 
     name: str
     level: str
     number: int
     address: int
-    fields: tuple[Field, ...]
+    fields: tuple[FieldComparison, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """The whole testimony.
+    """The result of the comparison.
 
-    :param missing: what failed or could not be seen, in words.
-    :param refusals: ioctls that the model lets fail, in words.
+    :param missing: what failed or could not be observed, in words.
+    :param refusals: ioctls that fail in the model, in words.
     """
 
     kernel: Profile
-    parts: tuple[Part, ...]
+    parts: tuple[VmcbComparison, ...]
     missing: tuple[str, ...]
     refusals: tuple[str, ...] = ()
 
     @property
-    def wrong(self) -> tuple[Field, ...]:
-        """Fields with which the guest goes on wrongly."""
-        return tuple(one for one in self._fields() if one.verdict is Verdict.WRONG)
+    def wrong(self) -> tuple[FieldComparison, ...]:
+        """Fields with a wrong value."""
+        return tuple(one for one in self._fields() if one.verdict is FieldVerdict.WRONG)
 
     @property
-    def refuted(self) -> tuple[Field, ...]:
-        """Fields that the model did not foresee."""
+    def refuted(self) -> tuple[FieldComparison, ...]:
+        """Fields whose value the model predicted wrongly."""
         return tuple(one for one in self._fields() if one.predicted is False)
 
     @property
     def clean(self) -> bool:
-        """Whether everything was seen, is right, and was foreseen."""
+        """Whether everything was observed, is right, and was predicted."""
         return not (self.wrong or self.refuted or self.missing)
 
-    def _fields(self) -> Iterator[Field]:
+    def _fields(self) -> Iterator[FieldComparison]:
         return (one for part in self.parts for one in part.fields)
 
 
@@ -113,57 +115,57 @@ _L1 = (
     *("cs", "ss", "ds", "es", "gdtr", "idtr"),
 )
 _NOT_RESTORED = frozenset({"dr7"})
-"""Of L1: a #VMEXIT does not load them from where L1 was kept."""
+"""Registers of L1 that a #VMEXIT does not load from vmcb01."""
 
 
 def witness(
     log: Log, saved: Saved, simulation: Simulation, *, npt: bool, failed: Sequence[str] = ()
 ) -> Witness:
-    """Hold a log of a restore against the stream and the simulation of that restore.
+    """Compare the log of a restore with the stream and the simulation of that restore.
 
-    :param log: of an emulator in which nothing but this restore ran a guest.
+    :param log: of an emulator in which only this restore ran a guest.
     :param saved: the vCPU; it must be the stream's only one.
     :param npt: whether L0's KVM uses nested paging.
     :param failed: ioctls that failed in this restore, in words.
     """
-    seen = _Seen(log, saved)
+    entries = _Entries(log, saved)
     outcome = next((r.outcome for r in simulation.results if r.outcome is not None), None)
-    parts: list[Part] = []
+    parts: list[VmcbComparison] = []
     missing = list(failed)
-    if seen.first is None and seen.l1 is not None:
+    if entries.first is None and entries.l1 is not None:
         missing.append(
             "L2 was not entered: an event for L1, such as a pending interrupt, made KVM leave "
-            "L2 before; vmcb02 was never given to the processor"
+            "L2 first; the processor never got vmcb02"
         )
-    elif seen.first is None:
-        what = "could not be read" if log.vmcbs else "did not come"
-        missing.append(f"the VMCB of a first entry {what}")
+    elif entries.first is None:
+        what = "the VMCB could not be read" if log.vmcbs else "there was none"
+        missing.append(f"no first entry: {what}")
     else:
         level = "L2" if saved.guest_mode else "L1"
         entered = outcome.level if outcome is not None and outcome.level else level
         model = outcome.entry if outcome is not None else None
         whose = "L1" if saved.guest_mode else ""
-        told = _Told(_stream_l2(saved), model, saved.l1(), whose, npt)
-        fields = _compare(_L2, _save(seen.first), told)
+        expected = _Expected(_stream_l2(saved), model, saved.l1(), whose, npt)
+        fields = _compare(_L2, _save(entries.first), expected)
         name = "vmcb02" if entered == "L2" else "vmcb01"
-        parts.append(_part(name, level, seen.first, fields))
-    if saved.guest_mode and seen.l1 is None:
-        missing.append("L1 did not get control again while the log was written")
-    elif saved.guest_mode and seen.l1 is not None:
+        parts.append(_part(name, level, entries.first, fields))
+    if saved.guest_mode and entries.l1 is None:
+        missing.append("L1 did not get control back before the end of the log")
+    elif saved.guest_mode and entries.l1 is not None:
         model = outcome.l1 if outcome is not None else None
         l1 = saved.l1()
         values = {name: l1.content(name) for name in _L1 if name not in _NOT_RESTORED}
-        told = _Told(values, model, saved.sregs, "L2", npt)
-        fields = _compare(_L1, _save(seen.l1), told)
-        parts.append(_part("vmcb01", "L1", seen.l1, fields))
-        if seen.first is not None and seen.last is not None:
-            merged = _control(simulation.kernel, seen, saved)
-            parts.append(_part("control", "L2", seen.first, merged))
+        expected = _Expected(values, model, saved.sregs, "L2", npt)
+        fields = _compare(_L1, _save(entries.l1), expected)
+        parts.append(_part("vmcb01", "L1", entries.l1, fields))
+        if entries.first is not None and entries.last is not None:
+            merged = _control(simulation.kernel, entries, saved)
+            parts.append(_part("control", "L2", entries.first, merged))
     return Witness(simulation.kernel, tuple(parts), tuple(missing), refusals(simulation))
 
 
-class _Seen:
-    # The first entry of all, the first into L1 after it, and the last one before that.
+class _Entries:
+    # The first entry, the first into L1 after it, and the last entry before that.
     def __init__(self, log: Log, saved: Saved) -> None:
         l1 = saved.l1()
         back = (l1.get("rip"), l1.get("rsp"), l1.get("rax"))
@@ -171,42 +173,44 @@ class _Seen:
         self.last: AttributedRun | None = None
         self.l1: AttributedRun | None = None
         pair: int | None = None
-        for known in log.runs():
-            if known.run.entry.page is None:
+        for entry in log.runs():
+            if entry.run.entry.page is None:
                 continue
-            if pair is None and saved.guest_mode and known.role is Role.L1:
-                # KVM had an event for L1 and left L2 before it ever entered it.
-                self.l1 = known
+            if pair is None and saved.guest_mode and entry.role is Role.L1:
+                # KVM had an event for L1 and left L2 without ever entering it.
+                self.l1 = entry
                 return
             if self.first is None:
-                self.first = self.last = known
-                pair = _pair(log, known)
-            elif _pair(log, known) != pair:
+                self.first = self.last = entry
+                pair = _pair(log, entry)
+            elif _pair(log, entry) != pair:
                 continue
-            elif known.role is Role.L1 or (
-                known.role is Role.UNKNOWN and state(known.run.entry.page) == back
+            elif entry.role is Role.L1 or (
+                entry.role is Role.UNKNOWN and state(entry.run.entry.page) == back
             ):
-                self.l1 = known
+                self.l1 = entry
                 return
-            self.last = known
+            self.last = entry
 
 
-def _pair(log: Log, known: AttributedRun) -> int:
-    return log.roles.vmcbs[known.run.address].pair
+def _pair(log: Log, entry: AttributedRun) -> int:
+    return log.roles.vmcbs[entry.run.address].pair
 
 
-def _page(known: AttributedRun) -> bytes:
-    page = known.run.entry.page
+def _page(entry: AttributedRun) -> bytes:
+    page = entry.run.entry.page
     assert page is not None
     return page
 
 
-def _save(known: AttributedRun) -> Area:
-    return areas(_page(known))[1]
+def _save(entry: AttributedRun) -> Area:
+    return areas(_page(entry))[1]
 
 
-def _part(name: str, level: str, known: AttributedRun, fields: Iterator[Field]) -> Part:
-    return Part(name, level, known.run.number, known.run.address, tuple(fields))
+def _part(
+    name: str, level: str, entry: AttributedRun, fields: Iterator[FieldComparison]
+) -> VmcbComparison:
+    return VmcbComparison(name, level, entry.run.number, entry.run.address, tuple(fields))
 
 
 def _stream_l2(saved: Saved) -> dict[str, Content]:
@@ -217,9 +221,9 @@ def _stream_l2(saved: Saved) -> dict[str, Content]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    # What is known beforehand of one VMCB: by the stream, by the model; and the
-    # registers of the other level, which are the likeliest mistake.
+class _Expected:
+    # The expected values of one VMCB, by the stream and by the model, and the registers of
+    # the other level, which are the likeliest mistake.
     stream: Mapping[str, Content]
     model: Area | None
     other: Area
@@ -227,33 +231,33 @@ class _Told:
     npt: bool
 
 
-def _compare(names: tuple[str, ...], given: Area, told: _Told) -> Iterator[Field]:
+def _compare(names: tuple[str, ...], given: Area, expected: _Expected) -> Iterator[FieldComparison]:
     for name in names:
-        value, said = given.content(name), told.stream.get(name)
-        model = told.model
+        value, said = given.content(name), expected.stream.get(name)
+        model = expected.model
         foreseen = model.content(name) if model is not None and name in model else None
         wanted = said if said is not None else foreseen
         if wanted is None:
             continue
         predicted = None
         if foreseen is not None:
-            predicted = explain(name, foreseen, value, npt=told.npt) is not None
-        why = explain(name, wanted, value, npt=told.npt)
+            predicted = explain_value(name, foreseen, value, npt=expected.npt) is not None
+        why = explain_value(name, wanted, value, npt=expected.npt)
         if why is None:
-            verdict, text = Verdict.WRONG, ""
-            if told.whose and name in told.other:
-                mixed = explain(name, told.other.content(name), value, npt=told.npt)
-                text = f"{told.whose}'s value" if mixed is not None else ""
+            verdict, text = FieldVerdict.WRONG, ""
+            if expected.whose and name in expected.other:
+                mixed = explain_value(name, expected.other.content(name), value, npt=expected.npt)
+                text = f"{expected.whose}'s value" if mixed is not None else ""
         else:
-            verdict, text = Verdict.EXPLAINED if why else Verdict.RIGHT, why
-        yield Field(name, value, said, foreseen, verdict, text, predicted)
+            verdict, text = FieldVerdict.EXPLAINED if why else FieldVerdict.RIGHT, why
+        yield FieldComparison(name, value, said, foreseen, verdict, text, predicted)
 
 
-def explain(name: str, wanted: Content, given: Content, *, npt: bool) -> str | None:
-    """Why the processor's value stands for the guest's.
+def explain_value(name: str, wanted: Content, given: Content, *, npt: bool) -> str | None:
+    """Explain how the processor's value of a register represents the guest's.
 
-    :returns: empty if they are the same, the reason if they differ in a known way, or
-        None if they really differ.
+    :returns: an empty string if they are equal, the reason if they differ in a known way,
+        or None if the value is wrong.
     """
     if wanted == given:
         return ""
@@ -285,7 +289,7 @@ def _cr4(value: int, npt: bool) -> dict[int, str]:  # noqa: FBT001
 
 def _efer(value: int, npt: bool) -> dict[int, str]:  # noqa: FBT001
     value |= EFER.mask("SVME") | (0 if npt else EFER.mask("NX"))
-    return {value: "VMRUN demands SVME" if npt else "without nested paging KVM sets NX"}
+    return {value: "VMRUN requires SVME" if npt else "without nested paging KVM sets NX"}
 
 
 _HARDWARE: dict[str, Callable[[int, bool], dict[int, str]]] = {
@@ -293,10 +297,10 @@ _HARDWARE: dict[str, Callable[[int, bool], dict[int, str]]] = {
     "cr4": _cr4,
     "efer": _efer,
     "rflags": lambda value, _npt: {value | 2: "bit 1 is always set"},
-    "dr6": lambda _value, _npt: {0xFFFF0FF0: "KVM keeps DR6 clear to see what a #DB is about"},
+    "dr6": lambda _value, _npt: {0xFFFF0FF0: "KVM keeps DR6 clear to find the cause of a #DB"},
     "dr7": lambda value, _npt: {value | 0x400: "bit 10 is always set"},
 }
-"""What KVM gives the processor for a guest's value, and why."""
+"""The processor's values for a guest's value of each register, and why."""
 
 _ACCESSED = 1
 _TABLES = frozenset({"gdtr", "idtr"})
@@ -311,47 +315,47 @@ def _explain_segment(wanted: Segment, given: Segment) -> str | None:
     if same and wanted.attrib | _ACCESSED == given.attrib | _ACCESSED:
         return "KVM sets the accessed bit"
     if not wanted.present and not given.present and wanted.selector == given.selector:
-        return "it is not present either way"
+        return "the segment is not present in either"
     return None
 
 
 # --- control fields of vmcb02 ---
 
 
-def _control(kernel: Profile, seen: _Seen, saved: Saved) -> Iterator[Field]:
-    assert seen.first is not None
-    assert seen.last is not None
-    assert seen.l1 is not None
-    given, last, l0 = (areas(_page(one))[0] for one in (seen.first, seen.last, seen.l1))
+def _control(kernel: Profile, entries: _Entries, saved: Saved) -> Iterator[FieldComparison]:
+    assert entries.first is not None
+    assert entries.last is not None
+    assert entries.l1 is not None
+    given, last, l0 = (areas(_page(one))[0] for one in (entries.first, entries.last, entries.l1))
     asked = saved.control()
     for merged in vmcb02_control(kernel, l0, asked):
         yield _merged(merged, given, last, asked)
 
 
-def _merged(merged: Merged, given: Area, last: Area, asked: Area) -> Field:
+def _merged(merged: Merged, given: Area, last: Area, asked: Area) -> FieldComparison:
     name, value, stream = merged.name, given.get(merged.name), asked.get(merged.name)
     if merged.value is None:
-        # KVM's own choice, but it must be something.
-        verdict = Verdict.EXPLAINED if value else Verdict.WRONG
-        return Field(name, value, stream, None, verdict, merged.whence)
+        # KVM chooses the value, but it must not be 0.
+        verdict = FieldVerdict.EXPLAINED if value else FieldVerdict.WRONG
+        return FieldComparison(name, value, stream, None, verdict, merged.whence)
     why = _explain_control(name, given, merged.value, last)
     if why is None:
-        return Field(
-            name, value, stream, merged.value, Verdict.WRONG, merged.whence, predicted=False
+        return FieldComparison(
+            name, value, stream, merged.value, FieldVerdict.WRONG, merged.whence, predicted=False
         )
-    verdict = Verdict.RIGHT if value == stream and not why else Verdict.EXPLAINED
+    verdict = FieldVerdict.RIGHT if value == stream and not why else FieldVerdict.EXPLAINED
     said = why or (merged.whence if value != stream else "")
-    return Field(name, value, stream, merged.value, verdict, said, predicted=True)
+    return FieldComparison(name, value, stream, merged.value, verdict, said, predicted=True)
 
 
 def _explain_control(name: str, given: Area, wanted: int, last: Area) -> str | None:
     value = given.get(name)
     if value == wanted:
         return ""
-    # svm_set_vintr: KVM asks for a stop as soon as an interrupt can be delivered.
+    # svm_set_vintr: KVM requests an exit as soon as an interrupt can be delivered.
     bit = _WINDOW.get(name, 0)
     if given.get("int_ctl") & _WINDOW_CTL == _WINDOW_CTL and bit and value == wanted | bit:
-        return "KVM waits for a moment to deliver an interrupt"
+        return "KVM waits for the interrupt window"
     if name == "tsc_offset" and last.get(name) == wanted:
         # kvm_arch_vcpu_load, where the host's TSCs do not agree.
         return "L0's + L1's; KVM moved it between the first entry and L1's"

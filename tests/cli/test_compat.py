@@ -36,7 +36,7 @@ def test_the_installed_qemu_takes_it(file: Path, svmstream: Run) -> None:
 def test_it_has_no_such_machine(file: Path, svmstream: Run) -> None:
     done = svmstream("compat", file, "--qemu", QEMU)
     assert done.returncode == 1
-    assert b"no machine type" in done.stdout
+    assert b"does not have the machine type" in done.stdout
 
 
 def test_json_and_a_dump(tmp_path: Path, svmstream: Run) -> None:

@@ -45,7 +45,7 @@ def test_masks_can_make_it_the_same(svmstream: Run) -> None:
     assert svmstream("diff", A, AGAIN).returncode == 1
     done = svmstream("diff", A, AGAIN, "--mask", "*.rcx", "--mask", "*.rflags")
     assert done.returncode == 0
-    assert b"user-1: 1, asked for" in done.stdout
+    assert b"user-1: 1, requested with --mask" in done.stdout
 
 
 def test_json(svmstream: Run) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qemu_svm.errors import LimitExceeded, Unsupported
 from qemu_svm.findings.masks import user_masks
-from qemu_svm.findings.ram_diff import BlockDiff, RamDiff, RamRange, State, compare_ram
+from qemu_svm.findings.ram_diff import BlockDiff, PageState, RamDiff, RamRange, compare_ram
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import read_stream
 from qemu_svm.stream.ram.final import FinalRam
@@ -59,11 +59,11 @@ def test_states_and_ranges() -> None:
     assert (block.only_a, block.only_b, block.never) == (0, 2, 3)
     found = [(one.page, one.count, one.a, one.b, one.different) for one in block.ranges]
     assert found == [
-        (1, 2, State.DATA, State.DATA, 3),
-        (4, 1, State.ZERO, State.DATA, 1),
-        (5, 1, State.DATA, State.ZERO, 1),
-        (7, 1, State.NEVER, State.ZERO, 0),
-        (8, 1, State.NEVER, State.DATA, 0),
+        (1, 2, PageState.DATA, PageState.DATA, 3),
+        (4, 1, PageState.ZERO, PageState.DATA, 1),
+        (5, 1, PageState.DATA, PageState.ZERO, 1),
+        (7, 1, PageState.NEVER, PageState.ZERO, 0),
+        (8, 1, PageState.NEVER, PageState.DATA, 0),
     ]
     first = block.ranges[0]
     assert first.place_a is not None
@@ -77,11 +77,8 @@ def test_pages_filled_with_something() -> None:
     b = ram_of(zero(0, "pc.ram"), page(PAGE, b"\xaa" * PAGE), zero(2 * PAGE))
     block = only(compare_ram(a, b))
     assert (block.same, block.different) == (2, 1)
-    assert block.ranges == [
-        RamRange(
-            2, 1, State.DATA, State.ZERO, PAGE, block.ranges[0].place_a, block.ranges[0].place_b
-        )
-    ]
+    (one,) = block.ranges
+    assert one == RamRange(2, 1, PageState.DATA, PageState.ZERO, PAGE, one.place_a, one.place_b)
 
 
 def test_blocks_that_only_one_side_has_or_of_another_size() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.findings.witness import Verdict, Witness, explain, witness
+from qemu_svm.findings.witness import FieldVerdict, Witness, explain_value, witness
 from qemu_svm.machine import read_machine
 from qemu_svm.model import plan as plans
 from qemu_svm.model.area import RESET
@@ -56,11 +56,11 @@ def test_each_level_gets_its_own_registers(entry: dict[str, Any]) -> None:
             assert fields[register].given == int(value, 16)
             assert fields[register].stream == int(value, 16)
             assert fields[register].model == int(value, 16)
-            assert fields[register].verdict is Verdict.RIGHT
+            assert fields[register].verdict is FieldVerdict.RIGHT
         for segment in ("cs", "ss", "ds", "es", "gdtr", "idtr"):
-            assert fields[segment].verdict is Verdict.RIGHT
+            assert fields[segment].verdict is FieldVerdict.RIGHT
         cr4 = fields["cr4"]
-        assert (cr4.verdict, cr4.why) == (Verdict.EXPLAINED, "KVM adds the host's MCE")
+        assert (cr4.verdict, cr4.why) == (FieldVerdict.EXPLAINED, "KVM adds the host's MCE")
     names = {field.name for field in parts["control"].fields}
     assert {"intercepts", "asid", "nested_cr3", "tsc_offset", "int_ctl"} <= names
 
@@ -113,7 +113,7 @@ def test_l1_first_is_no_mistake() -> None:
     assert [line for line in found.missing if line.startswith("L2 was not entered")]
     fields = {field.name: field for field in part.fields}
     for name in ("rip", "rsp", "rax", "cr3"):
-        assert fields[name].verdict is Verdict.RIGHT
+        assert fields[name].verdict is FieldVerdict.RIGHT
 
 
 CODE = Segment(8, 0, 0xFFFF_FFFF, 0xA9B)
@@ -143,7 +143,7 @@ CODE = Segment(8, 0, 0xFFFF_FFFF, 0xA9B)
     ],
 )
 def test_explanations(name: str, wanted: Any, given: Any, npt: bool, answer: str | None) -> None:
-    found = explain(name, wanted, given, npt=npt)
+    found = explain_value(name, wanted, given, npt=npt)
     if answer is None or answer == "":
         assert found == answer
     else:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from qemu_svm.cli import cli
 from qemu_svm.errors import LabError
-from qemu_svm.findings.witness import Verdict
+from qemu_svm.findings.witness import FieldVerdict
 from qemu_svm.lab import witness
 from qemu_svm.lab.witness import Follower, WitnessBox, qemu_for, witness_restore
 from qemu_svm.machine import read_machine
@@ -85,8 +85,8 @@ def test_a_second_restore_is_judged_by_its_own_part_of_the_log(bench: WitnessBox
     found = found[1]
     assert found.clean
     assert {one.verdict for part in found.parts for one in part.fields} == {
-        Verdict.RIGHT,
-        Verdict.EXPLAINED,
+        FieldVerdict.RIGHT,
+        FieldVerdict.EXPLAINED,
     }
 
 

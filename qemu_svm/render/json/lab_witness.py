@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qemu_svm.findings.witness import Field, Part
+from qemu_svm.findings.witness import FieldComparison, VmcbComparison
 from qemu_svm.lab.results import WitnessReport
 from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text, register
 
@@ -27,7 +27,7 @@ def render(result: WitnessReport) -> dict[str, Any]:
     }
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: VmcbComparison) -> dict[str, Any]:
     return {
         "name": part.name,
         "level": part.level,
@@ -37,7 +37,7 @@ def _part(part: Part) -> dict[str, Any]:
     }
 
 
-def _field(field: Field) -> dict[str, Any]:
+def _field(field: FieldComparison) -> dict[str, Any]:
     return {
         "name": field.name,
         "given": register(field.given),

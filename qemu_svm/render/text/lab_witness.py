@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
-from qemu_svm.findings.witness import Field, Part, Verdict
+from qemu_svm.findings.witness import FieldComparison, FieldVerdict, VmcbComparison
 from qemu_svm.lab.results import WitnessReport
 from qemu_svm.nested import bits
 from qemu_svm.render.escape import printable
@@ -14,7 +14,11 @@ from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, register
 from qemu_svm.render.text.witness_verdict import verdict, wrapped
 from qemu_svm.x86.segments import Segment
 
-_STYLES = {Verdict.RIGHT: "green", Verdict.EXPLAINED: "blue", Verdict.WRONG: "bold red"}
+_STYLES = {
+    FieldVerdict.RIGHT: "green",
+    FieldVerdict.EXPLAINED: "blue",
+    FieldVerdict.WRONG: "bold red",
+}
 _TITLES = {
     ("vmcb02", "L2", True): "the first entry: L2 by vmcb02",
     ("vmcb01", "L2", True): "the first entry: by vmcb01, not in guest mode",
@@ -45,7 +49,7 @@ def render(result: WitnessReport, *, verbose: bool) -> Iterable[Text]:
     yield from verdict(found)
 
 
-def _part(part: Part, *, first: bool, verbose: bool) -> Iterator[Text]:
+def _part(part: VmcbComparison, *, first: bool, verbose: bool) -> Iterator[Text]:
     title = _TITLES[part.name, part.level, first]
     yield Text(f"VMRUN {part.number}, VMCB at {part.address:#x}, {title}", HEADING)
     rows = [_row(field, verbose=verbose) for field in part.fields if verbose or _shown(part, field)]
@@ -56,13 +60,13 @@ def _part(part: Part, *, first: bool, verbose: bool) -> Iterator[Text]:
         yield Text(f"  {hidden} more fields are right (-v shows them)", FAINT)
 
 
-def _shown(part: Part, field: Field) -> bool:
+def _shown(part: VmcbComparison, field: FieldComparison) -> bool:
     if part.name in _QUIET:
-        return field.verdict is not Verdict.RIGHT
-    return not isinstance(field.given, Segment) or field.verdict is not Verdict.RIGHT
+        return field.verdict is not FieldVerdict.RIGHT
+    return not isinstance(field.given, Segment) or field.verdict is not FieldVerdict.RIGHT
 
 
-def _row(field: Field, *, verbose: bool) -> list[str | Text]:
+def _row(field: FieldComparison, *, verbose: bool) -> list[str | Text]:
     verdict = Text(field.verdict.value, _STYLES[field.verdict])
     if field.why:
         verdict.append(f": {field.why}", FAINT)
@@ -73,12 +77,12 @@ def _row(field: Field, *, verbose: bool) -> list[str | Text]:
     return [field.name, register(field.given), *_others(field), verdict]
 
 
-def _others(field: Field) -> list[str]:
+def _others(field: FieldComparison) -> list[str]:
     return ["-" if value is None else "same" if value == field.given else register(value)
             for value in (field.stream, field.model)]  # fmt: skip
 
 
-def _intercepts(field: Field) -> list[str]:
+def _intercepts(field: FieldComparison) -> list[str]:
     # Some fifty of them: their number, and by which the others differ.
     assert isinstance(field.given, int)
     given = field.given

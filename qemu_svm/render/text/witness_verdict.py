@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from qemu_svm.findings.witness import Field, Part, Verdict, Witness
+from qemu_svm.findings.witness import FieldComparison, FieldVerdict, VmcbComparison, Witness
 from qemu_svm.render.text.base import HEADING, register
 
 _WIDTH = 80
@@ -26,7 +26,7 @@ def verdict(found: Witness) -> Iterator[Text]:
     yield line.append(word, "bold red")
     for part in found.parts:
         for field in part.fields:
-            if field.verdict is Verdict.WRONG:
+            if field.verdict is FieldVerdict.WRONG:
                 yield from wrapped(_wrong(part, field))
             elif field.predicted is False:
                 assert field.model is not None
@@ -36,7 +36,7 @@ def verdict(found: Witness) -> Iterator[Text]:
         yield from wrapped(missing)
 
 
-def _wrong(part: Part, field: Field) -> str:
+def _wrong(part: VmcbComparison, field: FieldComparison) -> str:
     whose = field.why if part.name != "control" and field.why else "a wrong value"
     wanted = field.stream if field.stream is not None else field.model
     if part.name == "control":
