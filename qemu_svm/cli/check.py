@@ -21,18 +21,23 @@ from qemu_svm.model.profiles import profiles, released
 @click.option("--kernel", "kernel_names", multiple=True,
               help="The destination's kernel: a release or uname -r (6.12.118, 5.15.0-91-generic, "
               "6.1), or auto for this host's; may be repeated. Default: all.")  # fmt: skip
+@click.option("--to", "destination", metavar="RELEASE", help="The same, for one destination.")
+@click.option("--from", "origin", metavar="RELEASE", help="The source's kernel.")
 @click.option("--qemu", "qemu_version", metavar="VERSION", help="The destination's QEMU.")
 @click.option("--no-npt", is_flag=True, help="The destination's host has npt=0.")
 @click.option("--maxphyaddr", default=40, show_default=True, help="Guest address width.")
 @click.option("--fail-on", type=click.Choice(["warning", "error"]), default="error",
               show_default=True, help="From which severity on the exit status is 1.")  # fmt: skip
 @click.option("--rules", "list_rules", is_flag=True, help="List all rules.")
-@click.option("--explain", "explain_id", metavar="ID", help="Explain one rule.")
+@click.option("--explain", "explain_id", metavar="ID",
+              help="Explain a rule, a CVE number or a commit of KVM.")  # fmt: skip
 def command(
     *,
     file: str | None,
     as_json: bool,
     kernel_names: tuple[str, ...],
+    destination: str | None,
+    origin: str | None,
     qemu_version: str | None,
     no_npt: bool,
     maxphyaddr: int,
@@ -54,10 +59,21 @@ def command(
     from qemu_svm.findings.results import CheckReport
 
     plan = qemu_plan(qemu_version) if qemu_version else None
+    if destination is not None and kernel_names:
+        raise click.UsageError("--to and --kernel name the same thing; use one of them.")
+    if destination is not None:
+        kernel_names = (destination,)
+    source = profiles(origin)[0] if origin is not None else None
     chosen = [kernel for name in kernel_names for kernel in profiles(name)] or released()
     with common.opened(file) as machine:
         found = check(
-            machine, chosen, plan=plan, qemu=qemu_version, maxphyaddr=maxphyaddr, npt=not no_npt
+            machine,
+            chosen,
+            plan=plan,
+            qemu=qemu_version,
+            source=source,
+            maxphyaddr=maxphyaddr,
+            npt=not no_npt,
         )
         output.show(CheckReport(machine, found), as_json=as_json)
         unreadable = common.told(machine)
@@ -68,12 +84,21 @@ def command(
 
 
 def _rules(rule: str | None, *, as_json: bool) -> int:
-    if rule is not None and rule not in RULES:
-        raise PlanError(f"there is no rule '{rule}'", near=_near(rule))
     from qemu_svm.findings.results import RuleList
 
-    chosen = (RULES[rule],) if rule is not None else tuple(RULES.values())
-    output.show(RuleList(chosen), as_json=as_json)
+    if rule is None:
+        output.show(RuleList(tuple(RULES.values())), as_json=as_json)
+    elif rule in RULES:
+        output.show(RuleList((RULES[rule],)), as_json=as_json)
+    else:
+        from qemu_svm.findings.fixes import rules_of
+        from qemu_svm.model.kernels.table import find
+
+        changes = find(rule)
+        if not changes:
+            raise PlanError(f"there is no rule, CVE or commit '{rule}'", near=_near(rule))
+        named = tuple(RULES[one] for change in changes for one in rules_of(change.id))
+        output.show(RuleList(named, changes), as_json=as_json)
     return 0
 
 

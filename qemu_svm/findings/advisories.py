@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from qemu_svm.findings.fixes import FIXES
 from qemu_svm.machine import Vcpu
+from qemu_svm.model.kernels.changes import Side
 from qemu_svm.model.kernels.release import Release
 from qemu_svm.model.kernels.table import BY_ID
 from qemu_svm.model.profile import Profile, RunPending
@@ -274,14 +276,28 @@ DATA_ORDERS: tuple[Advisory, ...] = (
 for O-28, which is a trace's rule as well."""
 
 
-def advisories(vcpu: Vcpu, saved: Saved, kernels: Sequence[Profile]) -> Iterator[Finding]:
-    """Find the advisories that a vCPU meets on some of these kernels."""
+def advisories(
+    vcpu: Vcpu, saved: Saved, kernels: Sequence[Profile], source: Profile | None = None
+) -> Iterator[Finding]:
+    """Find the advisories that a vCPU meets on some of these kernels.
+
+    :param source: the kernel that saved it, if it is known.
+    """
     for one in (*ADVISORIES, *DATA_ORDERS):
         rule = one.rule
         names = tuple(k.name for k in kernels if not rule.kernels or k.row in rule.kernels)
         if names and one.applies is not None and one.applies(vcpu, saved):
             message = f"vCPU {vcpu.index}: {rule.fails_when}: {rule.means}"
             yield rule.finding(message, kernels=names, severity=one.severity)
+    for fix in FIXES:
+        if fix.applies is None or not fix.applies(vcpu, saved):
+            continue
+        concerned = [k.name for k in kernels if fix.side is not Side.SOURCE and fix.concerns(k)]
+        saving = source is not None and fix.side is not Side.DESTINATION and fix.concerns(source)
+        if concerned or saving:
+            by = f" (saved by {source.name})" if source is not None and saving else ""
+            message = f"vCPU {vcpu.index}: {fix.rule.fails_when}: {fix.rule.means}{by}"
+            yield fix.rule.finding(message, kernels=tuple(concerned))
 
 
 def known_bugs(kernel: Profile) -> list[Rule]:

@@ -42,6 +42,7 @@ def check(
     *,
     plan: str | None = None,
     qemu: str | None = None,
+    source: Profile | None = None,
     maxphyaddr: int = 40,
     npt: bool = True,
 ) -> Report:
@@ -50,6 +51,7 @@ def check(
     :param plan: the order of the restore, see :mod:`qemu_svm.model.plan`; None for that of
         the destination's QEMU.
     :param qemu: version of the destination's QEMU, such as ``7.2``; None if it is not known.
+    :param source: the kernel that saved the stream; None if it is not known.
     :param maxphyaddr: guest address width in bits.
     :param npt: whether the destination's host uses nested paging.
     :raises PlanError: ``plan`` or ``qemu`` cannot be understood.
@@ -72,7 +74,7 @@ def check(
             for rule in _failed(simulation):
                 failures.setdefault(rule, []).append(kernel.name)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
-        found += advisories(vcpu, restore.saved, kernels)
+        found += advisories(vcpu, restore.saved, kernels, source)
     if qemu is not None:
         found += qemu_findings(machine, qemu)
     return Report(tuple(found), verdicts)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qemu_svm.findings.verdict import Judgement, Verdict
     from qemu_svm.machine import Machine
     from qemu_svm.machine.paths import Place
+    from qemu_svm.model.kernels.changes import Change
     from qemu_svm.model.simulate import Simulation
     from qemu_svm.rules import Finding, Rule
     from qemu_svm.stream import Stream
@@ -160,10 +161,14 @@ class CompatReport(Result):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RuleList(Result):
-    """Rules of ``check``; a single one is explained in full."""
+    """Rules of ``check``; a single one is explained in full.
+
+    :param changes: changes of KVM that were asked for; the rules are those about them.
+    """
 
     verb: ClassVar[str] = "check_rules"
     rules: tuple[Rule, ...]
+    changes: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)

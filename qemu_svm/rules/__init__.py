@@ -67,6 +67,7 @@ class Rule:
     :param kernels: names of the profiles it applies to; empty for all, or if it is not
         about kernels.
     :param scope: the kernels in words, where profiles do not say it.
+    :param change: the change of KVM that repaired it, in the table of kernels.
     :param field: path below the vCPU of what it looks at: ``nested.control.asid``.
     :param requires: of a rule about order: what must hold.
     :param in_trace: severity of a violation in a trace, where it differs.
@@ -81,6 +82,7 @@ class Rule:
     source: str
     kernels: tuple[str, ...] = ()
     scope: str = ""
+    change: str = ""
     field: str = ""
     requires: str = ""
     in_trace: Severity | None = None

@@ -16,6 +16,7 @@ from qemu_svm.doctor.facts import Host
 from qemu_svm.doctor.judge_host import judge_host
 from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.errors import SourceError
+from qemu_svm.model.kernels.release import parse
 
 HOSTS = sorted(Path(__file__).with_name("hosts").glob("*.json"))
 
@@ -174,3 +175,33 @@ def test_files_that_are_no_facts(text: bytes, tmp_path: Path) -> None:
         facts.load(str(path))
     with pytest.raises(SourceError, match="No such file"):
         facts.load(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("release", "bugs"),
+    [("6.12.85", {"K-16", "K-17"}), ("6.12.100", {"K-17"}), ("6.12.103", set()), ("7.3.4", set())],
+)
+def test_avic_on_a_kernel_without_its_fixes(release: str, bugs: set[str]) -> None:
+    good = host("linux6.12")
+    modules = {**good.modules, "kvm_amd": {**good.modules["kvm_amd"], "avic": "Y"}}
+    found = replace(good, kernel=parse(release), name=release, modules=modules)
+    warned = {name.rpartition(" ")[2] for name in checks(found) if " bug K-" in name}
+    assert warned == bugs
+    modules = {**good.modules, "kvm_amd": {**good.modules["kvm_amd"], "avic": "N"}}
+    assert not [one for one in checks(replace(found, modules=modules)) if " bug K-" in one]
+
+
+@pytest.mark.parametrize(
+    ("release", "row"),
+    [
+        ("6.12.118+deb13-amd64", "6.12.118:"),
+        ("6.6.100", "6.6.51:"),
+        ("5.14.0-427.el9.x86_64", "6.6.14: a RHEL kernel; judged as 6.6.14 because"),
+        ("4.18.0-553.el8_10.x86_64", "5.17: a RHEL kernel; judged as 5.17.0 because"),
+    ],
+)
+def test_no_false_alarm(release: str, row: str) -> None:
+    found = checks(replace(host("linux6.12"), kernel=parse(release), name=release))
+    assert found["kernel release"].state is CheckState.OK
+    assert found["kernel profile"].found.startswith(row)
+    assert "kernel bug O-28" not in found

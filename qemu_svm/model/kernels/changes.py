@@ -86,6 +86,11 @@ class Change:
         return self._reached(release, self.since, self.stable)
 
     @property
+    def fixed_in(self) -> str:
+        """The releases that have it first: ``6.1.175, 6.12.86, 7.1``."""
+        return ", ".join(sorted((*self.stable, self.since), key=numbers))
+
+    @property
     def boundaries(self) -> tuple[tuple[int, int, int], ...]:
         """Releases at which the answer of :meth:`is_in` changes."""
         mainline = [f"{one}.0" for one in (self.since, self.until) if one]

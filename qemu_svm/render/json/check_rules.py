@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.findings.results import RuleList
+from qemu_svm.model.kernels.changes import Change
 from qemu_svm.render.json.base import SCHEMA_VERSION
 
 
@@ -26,4 +27,21 @@ def render(result: RuleList) -> dict[str, Any]:
             }
             for rule in result.rules
         ],
+        **({"changes": [_change(one) for one in result.changes]} if result.changes else {}),
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "id": change.id,
+        "title": change.title,
+        "commits": list(change.commits),
+        "cve": list(change.cve),
+        "since": change.since,
+        "stable": list(change.stable),
+        "until": change.until,
+        "reverted": list(change.reverted),
+        "side": change.side.value,
+        "evidence": change.evidence.value,
+        "source": change.source,
     }

@@ -15,6 +15,8 @@ from qemu_svm.rules import Rule
 def render(result: RuleList) -> Iterable[Text]:
     """Return everything about a single rule, or one line for each of several."""
     rules = result.rules
+    if result.changes:
+        return _changes(result)
     if len(rules) == 1:
         return _explained(rules[0])
     return columns(
@@ -22,6 +24,21 @@ def render(result: RuleList) -> Iterable[Text]:
          for rule in rules],
         ("rule", "severity", "fails or applies when"),
     )  # fmt: skip
+
+
+def _changes(result: RuleList) -> Iterator[Text]:
+    for change in result.changes:
+        yield Text(", ".join([*change.cve, *change.commits]) or change.id, HEADING)
+        yield entry("since then", change.title)
+        yield entry("fixed in", change.fixed_in)
+        if change.until:
+            gone = ", ".join([*change.reverted, change.until])
+            yield entry("reverted in", gone)
+        yield entry("kernel of", change.side.value)
+        yield entry("evidence", f"{change.evidence.value}: {change.source}")
+    for rule in result.rules:
+        yield Text()
+        yield from _explained(rule)
 
 
 def _explained(rule: Rule) -> Iterator[Text]:
