@@ -443,7 +443,7 @@ def replay_plan(
     :raises StreamError: RAM of the stream is missing or damaged.
     :raises EnvironmentFault: there is no KVM that can run nested SVM guests.
     """
-    from qemu_svm.lab.kvm import entered
+    from qemu_svm.lab.kvm import replay_target
     from qemu_svm.lab.progress import SILENT
     from qemu_svm.replay.job import ReplayOptions
     from qemu_svm.replay.replay import prepare, replay
@@ -455,7 +455,9 @@ def replay_plan(
     with ExitStack() as stack:
         dump = _opened(stream, stack, limits)
         job = prepare(dump.machine, dump.vcpu(vcpu), plan, options)
-        target = stack.enter_context(entered(kernel, device, npt=npt, progress=progress or SILENT))
+        target = stack.enter_context(
+            replay_target(kernel, device, npt=npt, progress=progress or SILENT)
+        )
         return replay(dump.machine, job, target, channels=dump.channels, compared=compare)
 
 

@@ -1,4 +1,4 @@
-"""What the lab has at hand: suites in the cache, boxes that are up."""
+"""The suites in the lab's cache, and the named boxes that are up."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qemu_svm.results import Result
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Inventory(Result):
-    """Suites and boxes.
+    """Suites and named boxes.
 
-    :param folder: the cache.
-    :param suites: every suite of the catalogue; None beside those not built.
-    :param boxes: that are up, by name.
+    :param folder: the cache directory.
+    :param suites: every suite of the catalogue, with None if it is not built.
+    :param boxes: the boxes that are up, by name.
     """
 
     verb: ClassVar[str] = "lab_list"
@@ -29,6 +29,9 @@ class Inventory(Result):
 
 
 def inventory() -> Inventory:
-    """Return what is in the cache and which boxes are up; files of dead boxes are removed."""
+    """Return the suites and the boxes that are up; files of dead boxes are removed.
+
+    :raises LabError: there is no home directory for the cache.
+    """
     suites = tuple((suite, cache.find(suite)) for suite in SUITES)
     return Inventory(cache.folder(), suites, tuple(running()))

@@ -35,21 +35,27 @@ from qemu_svm.replay.target import (
     write_jobs,
 )
 
+_STALLED = 120.0  # seconds without a result, beyond the timeout of a job
+_MODULES = ("__init__", "errors", "kvm/__init__") + tuple(
+    f"kvm/{name}" for name in ("numbers", "layouts", "device", "run", "agent")
+)
+
 
 @contextmanager
-def entered(
+def replay_target(
     kernel: str | None,
     device: str | None,
     *,
     npt: bool = True,
     progress: Progress = SILENT,
 ) -> Iterator[Target]:
-    """Enter the KVM that a replay is for.
+    """Open the KVM on which a replay is performed, for the time of the context.
 
-    :param kernel: of a box, which is started for it; None for this machine.
-    :param device: of this machine; None for /dev/kvm.
-    :param npt: nested paging of the box's host.
-    :raises EnvironmentFault: it is missing, or cannot run nested SVM guests.
+    :param kernel: release line of the kernel of a box, which is started; None for this
+        machine's KVM.
+    :param device: path of this machine's KVM device; None for /dev/kvm.
+    :param npt: load the box's ``kvm_amd`` with nested paging.
+    :raises EnvironmentFault: there is no KVM, or it does not support nested SVM state.
     """
     if kernel is not None:
 
@@ -64,20 +70,16 @@ def entered(
         try:
             probe = local.probe()
         except EnvironmentFault as fault:
-            raise EnvironmentFault(fault.what, hint="--lab 6.1 brings a KVM along") from None
+            raise EnvironmentFault(
+                fault.what, hint="--lab 6.1 replays in a box, which has a KVM"
+            ) from None
         if probe.nested_state != SVM_STATE:
             raise EnvironmentFault(
-                f"{device} cannot hold nested SVM state: KVM_CAP_NESTED_STATE is "
+                f"{device} does not support nested SVM state: KVM_CAP_NESTED_STATE is "
                 f"{probe.nested_state}, not {SVM_STATE}",
                 hint="load kvm_amd with nested=1 on an AMD host, or use --lab 6.1",
             )
         yield local
-
-
-_STALLED = 120.0  # seconds without a result, beyond what a job may take
-_MODULES = ("__init__", "errors", "kvm/__init__") + tuple(
-    f"kvm/{name}" for name in ("numbers", "layouts", "device", "run", "agent")
-)
 
 
 class InBox:
@@ -163,13 +165,14 @@ class InBox:
             self._number += 1
             given, back = (self.folder / f"{kind}{self._number}" for kind in ("jobs", "results"))
             inside = f"{self._inside}/{self._placed(ram)}"
-            write_jobs(given, memory_description(ram, inside, copied=True), remaining)
+            with host_faults(f"write {given}"):
+                write_jobs(given, memory_description(ram, inside, copied=True), remaining)
             command = self.box.start(
                 self._agent("perform", *(f"{self._inside}/{one.name}" for one in (given, back))),
                 env=self._environment,
             )
             yield from self._results(command, Results(back), remaining)
-            given.unlink()
+            given.unlink(missing_ok=True)
             back.unlink(missing_ok=True)
 
     def _placed(self, ram: RamFile) -> str:

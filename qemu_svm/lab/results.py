@@ -1,4 +1,4 @@
-"""What the experiments of the lab come to, as they are shown."""
+"""Results of the lab's verbs, as they are shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qemu_svm.rules import Finding
 
 @dataclass(frozen=True, slots=True, repr=False)
 class BoxReport(Result):
-    """A box that was started and stays."""
+    """A named box that was started."""
 
     verb: ClassVar[str] = "lab_up"
     box: BoxRecord
@@ -25,7 +25,7 @@ class BoxReport(Result):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class GuestList(Result):
-    """Guests of the lab."""
+    """The guests of the lab."""
 
     verb: ClassVar[str] = "lab_guests"
     guests: tuple[Guest, ...]
@@ -35,9 +35,10 @@ class GuestList(Result):
 class RestoreReport(Result):
     """A restore in a box.
 
-    :param path: of the stream, as given.
+    :param path: of the stream, as given by the user.
+    :param settings: of the QEMU that loaded it.
     :param versions: exact package versions of the box.
-    :param why: rules that explain a failure.
+    :param why: findings that explain a failure.
     """
 
     verb: ClassVar[str] = "lab_restore"
@@ -50,10 +51,10 @@ class RestoreReport(Result):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class WitnessReport(Result):
-    """A restore under the witness.
+    """A restore in a witness box.
 
-    :param path: of the stream, as given.
-    :param plan: how it was restored, in words.
+    :param path: of the stream, as given by the user.
+    :param plan: the plan, or that QEMU restored it.
     :param versions: exact package versions of the box.
     """
 

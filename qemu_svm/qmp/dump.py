@@ -1,4 +1,4 @@
-"""What a QEMU says of the sections that it accepts: its ``-dump-vmstate``."""
+"""The sections that a QEMU accepts, from its ``-dump-vmstate``."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ _ANY_MACHINE = "none"
 
 
 def dump_of(target: str, machine: str | None, timeout: float) -> tuple[Dump, list[str] | None]:
-    """Ask a QEMU for its dump, or read one from a file.
+    """Run a QEMU to get its dump, or read a dump from a file.
 
     :param target: the binary, or the file.
-    :param machine: machine type to ask for, if this QEMU has it.
-    :param timeout: seconds.
-    :returns: the dump, and the machine types that the binary knows (None for a file).
-    :raises EnvironmentFault: the binary cannot be run, fails or does not answer.
+    :param machine: machine type to start it with, if this QEMU has it.
+    :param timeout: seconds that QEMU may take.
+    :returns: the dump, and the machine types of the binary (None for a file).
+    :raises EnvironmentFault: the binary cannot be run, fails or takes too long.
     :raises SourceError: the file is not a dump.
     """
     if _is_json(target):
         return _read(target), None
-    # The machine's name is a stranger's: it is used only if QEMU lists it.
+    # The machine type is untrusted: it is used only if QEMU lists it.
     program = shutil.which(target)
     if program is None:
         raise EnvironmentFault(f"{target}: no such program (nor a vmstate dump)")
     machines = _machine_types(_run([program, "-M", "help"], timeout))
     chosen = machine if machine in machines else _ANY_MACHINE
-    with tempfile.TemporaryDirectory(prefix="svmstream-") as directory:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="svmstream-")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot make a directory: {error.strerror}") from error
+    with temporary as directory:
         path = Path(directory) / "vmstate.json"
         _run([program, "-display", "none", "-M", chosen, "-dump-vmstate", str(path)], timeout)
         if not path.exists():
-            raise EnvironmentFault(f"{target}: -dump-vmstate wrote nothing")
+            raise EnvironmentFault(f"{target}: -dump-vmstate wrote no file")
         return _read(str(path)), machines
 
 
@@ -78,9 +82,9 @@ def _run(arguments: list[str], timeout: float) -> str:
     except subprocess.TimeoutExpired as error:
         raise EnvironmentFault(f"{arguments[0]}: no answer in {timeout:g} seconds") from error
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise EnvironmentFault(
             f"{' '.join(arguments[:3])} … failed with status {done.returncode}"
-            + (f": {said[-1]}" if said else "")
+            + (f": {lines[-1]}" if lines else "")
         )
     return done.stdout.decode("utf-8", "replace")
