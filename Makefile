@@ -69,11 +69,12 @@ coverage: needs  ## the tests with branch coverage
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
 .PHONY: bench
-bench: $(STAMP)  ## start-up, decoding and RAM, beside QEMU's own script
+bench: $(STAMP)  ## start-up, decoding, RAM and guest memory, beside other tools
 	@tools/need-compiled $(VENV)
 	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; it is left out"
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_ram.py
+	$(BIN)/python tools/bench_memory.py
 
 .PHONY: witness
 witness: $(STAMP)  ## every capture on every kernel: what the processor is given

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qemu_svm.errors import AddressError, StreamError
-from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, Physical
+from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, Extent, Physical
 from qemu_svm.memory.spaces import Space
+from qemu_svm.stream.ram.runs import unpack
 
 _NAME = b"VMCOREINFO\0"
+_NAME_AT = 12
 _HEADER = 24
+_WINDOW = 1 << 17
 _MOST = 4096 - _HEADER
 _MOST_FOUND = 64
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
@@ -98,18 +101,31 @@ def _pages(space: Physical | Space) -> Iterator[int]:
 
 def _in_extents(physical: Physical, start: int, end: int) -> Iterator[int]:
     for extent in physical.extents(start, end):
-        if extent.word != ENCODED and extent.word < FIRST_PLACE:
-            continue
         try:
-            for address, data in physical.content(extent):
-                at = data.find(_NAME)
-                while at >= 0:
-                    page = at - 12
-                    if page >= 0 and not page & 0xFFF and data[page : page + 4] == _HEAD:
-                        yield address + page
-                    at = data.find(_NAME, at + 1)
+            if extent.word == ENCODED:
+                for address, data in physical.content(extent):
+                    if data[:4] == _HEAD and data[_NAME_AT:].startswith(_NAME):
+                        yield address
+            elif extent.word >= FIRST_PLACE:
+                yield from _in_input(physical, extent)
         except StreamError:
             continue
+
+
+def _in_input(physical: Physical, extent: Extent) -> Iterator[int]:
+    # In pages as they are in the input, with the headers between them.
+    page, stride = physical.page_size, extent.stride
+    batch = max(1, _WINDOW // stride)
+    begin, pages = unpack(extent.word), extent.size // page
+    for first in range(0, pages, batch):
+        many = min(batch, pages - first)
+        data = physical.ram.read_at(begin.plus(first * stride), (many - 1) * stride + page)
+        at = data.find(_NAME)
+        while at >= 0:
+            start = at - _NAME_AT
+            if start >= 0 and not start % stride and data[start : start + 4] == _HEAD:
+                yield extent.address + (first + start // stride) * page
+            at = data.find(_NAME, at + 1)
 
 
 def _note(space: Physical | Space, address: int) -> VmCoreInfo | None:
