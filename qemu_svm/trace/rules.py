@@ -236,7 +236,7 @@ ORDERS: tuple[Rule, ...] = (
         Severity.WARNING,
         RuleKind.ORDER,
         "L1 uses nested paging for L2",
-        "L2's MMU is not set up, and the host kernel crashes (a call of NULL) at the first "
+        "L2's MMU is not set up, and the host kernel crashes (NULL function call) at the first "
         "access of L2 that KVM must emulate",
         "set SREGS once more after nested state with another CR3 or CR4 in between, or use "
         "5.15.25, 5.16.11, 5.17 or later",
