@@ -26,7 +26,7 @@ class RuleKind(StrEnum):
     """What a rule is about."""
 
     CHECK = "check"
-    """A check of KVM, which answers with an error if it fails."""
+    """A check of KVM: the ioctl fails if it is not met."""
     ORDER = "order"
     """The order of the ioctls of a restore."""
     CONSISTENCY = "consistency"

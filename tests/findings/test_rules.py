@@ -10,6 +10,7 @@ import pytest
 
 from qemu_svm.findings.advisories import ADVISORIES, DATA_ORDERS, known_bugs
 from qemu_svm.findings.consistency import CONSISTENCY
+from qemu_svm.findings.fixes import FIXES
 from qemu_svm.findings.qemus import QEMU_RULES
 from qemu_svm.findings.rules import RULES
 from qemu_svm.model import kvm
@@ -27,6 +28,7 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "orders": ORDERS,
     "orders of data": tuple(one.rule for one in DATA_ORDERS),
     "advisories": tuple(one.rule for one in ADVISORIES),
+    "fixes": tuple(one.rule for one in FIXES),
     "consistency": CONSISTENCY,
     "QEMU": QEMU_RULES,
 }
@@ -59,6 +61,7 @@ def test_kinds_belong_to_tables() -> None:
         "orders": {RuleKind.ORDER},
         "orders of data": {RuleKind.ORDER},
         "advisories": {RuleKind.ADVISORY},
+        "fixes": {RuleKind.ADVISORY},
         "consistency": {RuleKind.CONSISTENCY},
         "QEMU": {RuleKind.ADVISORY},
     }
