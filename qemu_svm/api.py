@@ -31,6 +31,7 @@ from qemu_svm.source import Source, open_source
 from qemu_svm.stream import Value, Walk, read_stream
 
 if TYPE_CHECKING:
+    from qemu_svm.findings.masks import Mask
     from qemu_svm.findings.results import (
         CheckReport,
         CompatReport,
@@ -124,9 +125,8 @@ class Dump:
 
     def close(self) -> None:
         """Close all files; may be called again."""
-        ram = self.__dict__.get("ram")
-        if ram is not None:
-            ram.close()
+        if self._ram is not None:
+            self._ram.close()
         self._owned.close()
 
     def __repr__(self) -> str:
@@ -139,13 +139,35 @@ class Dump:
 
     @property
     def complete(self) -> bool:
-        """Whether the stream was read to its end without damage."""
-        return self.machine.stream.complete and not self.damage
+        """Whether the stream is whole and without damage, as far as it was read.
+
+        RAM counts once something of it was used: :attr:`memory`, :meth:`pages`.
+        """
+        if self.damage:
+            return False
+        stream, ram = self._furthest.stream, self._ram
+        return stream.complete or (ram is not None and ram.resumed)
 
     @property
     def damage(self) -> tuple[StreamError, ...]:
-        """Why the stream, or a vCPU, could not be read completely; empty if it could."""
-        return self.machine.stream.problems + self.machine.problems
+        """Why the stream, its RAM or a vCPU could not be read completely, as far as it was read."""
+        machine, ram = self._furthest, self._ram
+        if ram is None:
+            return machine.stream.problems + machine.problems
+        from qemu_svm.stream.ram.problems import all_problems
+
+        return all_problems(machine.stream, ram) + machine.problems
+
+    @property
+    def _furthest(self) -> Machine:
+        # The machine as it was read last, with more records than before.
+        machine: Machine = self.__dict__.get("_walked", self.machine)
+        return machine
+
+    @property
+    def _ram(self) -> Ram | None:
+        # The index of RAM, if it was made.
+        return self.__dict__.get("ram")
 
     @property
     def vcpus(self) -> tuple[Vcpu, ...]:
@@ -162,7 +184,8 @@ class Dump:
             if vcpu.index == index:
                 return vcpu
         known = [str(vcpu.index) for vcpu in self.vcpus]
-        raise self._missing(PathError(f"the stream has no readable vCPU {index}", near=known))
+        error = PathError(f"the stream has no readable vCPU {index}", near=known)
+        raise not_found(self, error) from error
 
     @cached_property
     def problems(self) -> tuple[Finding, ...]:
@@ -195,18 +218,11 @@ class Dump:
         try:
             place = find(machine, path)
         except PathError as error:
-            raise self._missing(error) from error
+            raise not_found(self, error) from error
         raw = b""
         if not place.scattered:
             raw = machine.stream.source.read_at(place.value.offset, place.value.size)
         return Shown(place, raw)
-
-    def _missing(self, error: PathError) -> PathError | SourceError:
-        # In a damaged stream a path that names nothing is not the caller's mistake.
-        if self.complete:
-            return error
-        near = f"near it: {', '.join(error.near)}" if error.near else None
-        return SourceError(f"{error.what}, as far as the stream can be read", hint=near)
 
     @cached_property
     def _walked(self) -> Machine:
@@ -230,6 +246,7 @@ class Dump:
         self,
         kernel: str | Sequence[str] = (),
         *,
+        source: str | None = None,
         qemu: str | None = None,
         npt: bool = True,
         maxphyaddr: int = 40,
@@ -237,6 +254,7 @@ class Dump:
         """Tell which kernels accept the nested state, and which rules it meets.
 
         :param kernel: kernels of the destination; without one, all releases.
+        :param source: kernel of the source.
         :param qemu: version of the destination's QEMU, such as ``"7.2"``.
         :param npt: the destination's host uses nested paging.
         :param maxphyaddr: the guest's physical address width in bits.
@@ -248,7 +266,9 @@ class Dump:
 
         names = [kernel] if isinstance(kernel, str) else kernel
         chosen = [profile for name in names for profile in profiles(name)] or released()
-        report = check(self.machine, chosen, qemu=qemu, maxphyaddr=maxphyaddr, npt=npt)
+        report = check(self.machine, chosen, qemu=qemu,
+                       source=profiles(source)[0] if source is not None else None,
+                       maxphyaddr=maxphyaddr, npt=npt)  # fmt: skip
         return CheckReport(self.machine, report)
 
     def simulate(
@@ -338,11 +358,11 @@ class Dump:
 
         ram = self.ram
         if span is not None and any(edge % ram.page_size for edge in span if edge < 1 << 63):
-            raise PathError(f"not a multiple of the page size, {ram.page_size}")
+            raise PathError(f"the range is not a multiple of the page size, {ram.page_size}")
         try:
             chosen = [ram.block(name) for name in blocks] or list(range(len(ram.entries)))
         except PathError as error:
-            raise self._missing(error) from error
+            raise not_found(self, error) from error
         return RamReport(self.machine.stream, ram, coverage(ram), tuple(chosen), span)
 
     def compat(self, qemu: PathLike, *, timeout: float = 30) -> CompatReport:
@@ -360,6 +380,14 @@ class Dump:
         target = os.fspath(qemu)
         dump, machines = dump_of(target, self.machine.name, timeout)
         return CompatReport(self.machine, compatibility(self.machine, dump, machines), target)
+
+
+def not_found(dump: Dump, error: PathError) -> PathError | SourceError:
+    """Return the error to raise: in a damaged stream, the part that was not found may be lost."""
+    if dump.complete:
+        return error
+    near = f"near it: {', '.join(error.near)}" if error.near else None
+    return SourceError(f"{error.what}, as far as the stream can be read", hint=near)
 
 
 Input = PathLike | Dump
@@ -383,21 +411,34 @@ def diff(
     :param ram: compare the content of RAM too.
     :param limits: resource limits for inputs that are not open yet.
     """
-    from qemu_svm.findings.diff import compare
     from qemu_svm.findings.masks import DEFAULT as BUILT_IN
     from qemu_svm.findings.masks import user_masks
-    from qemu_svm.findings.results import DiffReport
 
     chosen = user_masks(mask) + (BUILT_IN if masks else ())
     with ExitStack() as stack:
         ours, theirs = (_opened(one, stack, limits) for one in (a, b))
-        found = compare(ours.machine, theirs.machine, chosen)
-        pages = None
-        if ram:
-            from qemu_svm.findings.ram_diff import compare_ram
+        return compare_dumps(ours, theirs, chosen, ram=ram, progress=progress)
 
-            pages = compare_ram(ours.ram, theirs.ram, chosen, progress or _silent)
-        return DiffReport(ours.machine, theirs.machine, found, pages)
+
+def compare_dumps(
+    a: Dump,
+    b: Dump,
+    masks: Sequence[Mask],
+    *,
+    ram: bool = False,
+    progress: Progress | None = None,
+) -> DiffReport:
+    """Compare two dumps with these masks only; see :func:`diff`."""
+    from qemu_svm.findings.diff import compare
+    from qemu_svm.findings.results import DiffReport
+
+    found = compare(a.machine, b.machine, masks)
+    pages = None
+    if ram:
+        from qemu_svm.findings.ram_diff import compare_ram
+
+        pages = compare_ram(a.ram, b.ram, masks, progress or _silent)
+    return DiffReport(a.machine, b.machine, found, pages)
 
 
 def _silent(_done: int) -> None:

@@ -8,6 +8,7 @@ description of a small guest has about 100 KiB, that of a guest with 500 vCPUs s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
 KIB = 1024
@@ -75,7 +76,24 @@ class Limits:
 DEFAULT = Limits()
 
 
-_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
+_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
+
+
+def parse_size(text: str) -> int:
+    """Return the number that a text such as ``100000``, ``0x1000``, ``64M`` or ``1.5GiB`` means.
+
+    :raises ValueError: it means none.
+    """
+    with suppress(ValueError):
+        return int(text, 0)
+    digits = text.upper().removesuffix("IB").removesuffix("B")
+    unit = digits[-1:] if digits[-1:] in ("K", "M", "G", "T") else ""
+    digits = digits.removesuffix(unit)
+    try:
+        number = int(digits, 0) if digits.startswith("0X") else float(digits)
+        return int(number * _UNITS[unit])
+    except (ValueError, OverflowError):
+        raise ValueError(f"invalid size '{text}' (expected e.g. 64M)") from None
 
 
 def changed(limits: Limits, assignments: Iterable[str]) -> Limits:
@@ -84,7 +102,7 @@ def changed(limits: Limits, assignments: Iterable[str]) -> Limits:
     >>> changed(DEFAULT, ["description_bytes=100M"]).description_bytes
     104857600
 
-    :param assignments: ``NAME=VALUE``; a value may end in K, M or G (of 1024).
+    :param assignments: ``NAME=VALUE``; a value may end in K, M, G or T (of 1024).
     :raises ValueError: no such limit, or not a number.
     """
     names = {field.name for field in fields(limits)}
@@ -93,9 +111,8 @@ def changed(limits: Limits, assignments: Iterable[str]) -> Limits:
         name, _, text = assignment.partition("=")
         if name not in names:
             raise ValueError(f"unknown limit '{name}'; known are {', '.join(sorted(names))}")
-        unit = text[-1:].upper() if text[-1:].upper() in ("K", "M", "G") else ""
         try:
-            found[name] = int(text[: len(text) - len(unit)], 0) * _UNITS[unit]
+            found[name] = parse_size(text)
         except ValueError:
             raise ValueError(f"invalid number '{text}' (expected e.g. 100000 or 64M)") from None
         if found[name] < 0:

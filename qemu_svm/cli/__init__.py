@@ -1,8 +1,9 @@
 """The command line: ``svmstream VERB FILE [options]``.
 
-One module a verb, imported when the verb is used, so that ``--help`` stays
-quick.  Exit status: 0 clean, 1 findings, 2 usage, 3 unreadable or truncated
-input, 4 environment, 5 the target refused, 130 interrupted.
+One module for each verb, imported when the verb is used, so that ``--help`` stays
+quick.  A verb parses options, calls the library, prints the result and returns the
+exit status; it imports no other verb.  Exit status: 0 clean, 1 findings, 2 usage,
+3 unreadable or truncated input, 4 environment, 5 refused by the target, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,38 +15,40 @@ from typing import Any
 import click
 
 from qemu_svm import __version__
+from qemu_svm.cli.status import (
+    EXIT_ENVIRONMENT,
+    EXIT_INTERRUPTED,
+    EXIT_PIPE,
+    EXIT_REFUSED,
+    EXIT_UNREADABLE,
+    EXIT_USAGE,
+    print_error,
+    similar_paths,
+)
 from qemu_svm.cli.verbs import Verbs
 from qemu_svm.errors import EnvironmentFault, PathError, Refused, SourceError, SvmStreamError
-
-EXIT_FINDINGS = 1
-EXIT_USAGE = 2
-EXIT_UNREADABLE = 3
-EXIT_ENVIRONMENT = 4
-EXIT_REFUSED = 5
-EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
 
 _STANDARD_STREAMS = 3
 _EXITS = ((EnvironmentFault, EXIT_ENVIRONMENT), (Refused, EXIT_REFUSED))
 
 _VERBS = {
-    "inspect": "What is in a stream: machine, vCPUs, nested state, problems.",
-    "check": "Would a kernel accept the nested state, and be right?",
+    "inspect": "Show what is in a stream: machine, vCPUs, nested state, problems.",
+    "show": "Show one section, vCPU or field in full, with offset and raw bytes.",
+    "ram": "Show RAM blocks, page statistics and a map; --extract writes the RAM.",
+    "mem": "Read, translate and search guest memory; write cores for debuggers.",
+    "diff": "Compare two streams field by field; known differences are masked.",
+    "check": "Check which kernels would accept the nested state and restore it correctly.",
     "simulate": "Restore a stream in a model of KVM, step by step.",
-    "trace": "Judge a recorded log of KVM ioctls by the order of its puts.",
-    "diff": "Two streams field by field, without what is known to differ.",
-    "compat": "Would a given QEMU take the sections of this stream?",
-    "ram": "RAM blocks, page statistics, a map; --extract writes them.",
-    "mem": "Guest memory of L1 and L2: read, translate, search; cores for debuggers.",
-    "capture": "A stream out of a running QEMU, without hurting the guest.",
-    "vmruns": "Every VMCB that the emulated processor was given, out of svmtrace's log.",
-    "restore": "A stream into a QEMU; why, if it does not take it.",
-    "roundtrip": "Through a second QEMU and back: what was lost or changed.",
-    "show": "One section, vCPU or field in full, with offset and raw bytes.",
-    "watch": "A migration in progress, live, whoever started it.",
-    "replay": "Restore a stream into a real KVM, step by step, beside the model.",
-    "lab": "An AMD host in a box: real kernels and QEMUs, emulated.",
-    "doctor": "What this host, a QEMU, a VM can do, and what is missing.",
+    "compat": "Check whether a given QEMU would accept this stream.",
+    "trace": "Check the order of KVM_SET_* calls in a recorded log of ioctls.",
+    "vmruns": "Show every VMCB that an emulated processor was given, from svmtrace's log.",
+    "capture": "Save a running VM into a file; the guest continues as before.",
+    "watch": "Watch a migration, regardless of which client started it.",
+    "restore": "Load a stream into a QEMU; if it is refused, show why.",
+    "roundtrip": "Send a stream through a second QEMU, and show what was lost or changed.",
+    "replay": "Restore a stream into a real KVM, step by step, and compare with the model.",
+    "lab": "Run real kernels and QEMUs inside an emulated AMD host.",
+    "doctor": "Check what this host, a QEMU or a VM can do, and what is missing.",
 }
 
 
@@ -84,19 +87,19 @@ def main() -> None:
         status = _run()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone.
+        # The reader of our output is gone.
         _no_output()
         status = EXIT_PIPE
     except OSError as error:
-        # What cannot be read or made is told by errors of our own.
-        complain(f"cannot write the output: {error.strerror}")
+        # Files that cannot be read or written raise errors of our own.
+        print_error(f"cannot write the output: {error.strerror}")
         _no_output()
         status = EXIT_ENVIRONMENT
     sys.exit(status)
 
 
 def _standard_streams() -> None:
-    # Where one is closed, no file that we open may take its place.
+    # If one is closed, no file that we open may take its number.
     while (fd := os.open(os.devnull, os.O_RDWR)) < _STANDARD_STREAMS:
         os.set_inheritable(fd, True)  # noqa: FBT003 - it takes no keyword
     os.close(fd)
@@ -122,24 +125,10 @@ def _run() -> int:
         click.echo("svmstream: interrupted", err=True)
         return EXIT_INTERRUPTED
     except PathError as error:
-        complain(str(error), near(error))
+        print_error(str(error), similar_paths(error))
         return EXIT_USAGE
     except SvmStreamError as error:
         # The others have their hint in their text.
-        complain(str(error), error.hint if isinstance(error, SourceError) else None)
+        print_error(str(error), error.hint if isinstance(error, SourceError) else None)
         return next((exits for kind, exits in _EXITS if isinstance(error, kind)), EXIT_UNREADABLE)
     return result if isinstance(result, int) else 0
-
-
-def near(error: PathError) -> str | None:
-    """What the user may have meant, in words."""
-    return f"near it: {', '.join(error.near)}" if error.near else None
-
-
-def complain(message: str, hint: str | None = None) -> None:
-    """Print an error to standard error, safely."""
-    from qemu_svm.render.escape import printable
-
-    click.echo(f"svmstream: {printable(message)}", err=True)
-    if hint:
-        click.echo(f"  {printable(hint)}", err=True)

@@ -6,8 +6,9 @@ import sys
 
 import click
 
-from qemu_svm.cli import EXIT_INTERRUPTED, common, complain, qmp_common
-from qemu_svm.cli import output as result
+from qemu_svm.cli import options, progress, signals, sizes
+from qemu_svm.cli.output import show
+from qemu_svm.cli.status import EXIT_INTERRUPTED, print_error
 
 
 @click.command(
@@ -16,30 +17,33 @@ from qemu_svm.cli import output as result
     "svmstream capture --qmp localhost:4444 -o dump.bin --stop; "
     "svmstream capture --qmp /run/vm.qmp -o dump.bin --multifd 4 --compression zstd",
 )
-@qmp_common.qmp_option
+@options.qmp_option
 @click.option("-o", "--output", metavar="FILE", required=True,
-              help="Named when complete; channels get FILE.channelN. - is a pipe.")  # fmt: skip
+              help="Created when complete; channels are FILE.channelN. - is standard output.",
+              )  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Replace FILE.")
-@common.json_option
+@options.json_option
 @click.option("--live/--stop", default=True, show_default=True,
-              help="Stop the guest for the last pass only, or all the time.")  # fmt: skip
-@click.option("--mapped-ram", is_flag=True, help="Every page at a fixed place (QEMU 9.0).")
+              help="Stop the guest only for the last pass, or for the whole capture.")  # fmt: skip
+@click.option("--mapped-ram", is_flag=True, help="Each page at a fixed offset (QEMU 9.0).")
 @click.option("--multifd", type=click.IntRange(1, 255), default=None, metavar="N",
-              help="RAM over N channels.")  # fmt: skip
+              help="Send RAM over N channels.")  # fmt: skip
 @click.option("--compression", type=click.Choice(["none", "zlib", "zstd"]), default="none",
               help="Of the multifd channels.")  # fmt: skip
 @click.option("--xbzrle", is_flag=True, help="Send changed pages as deltas.")
 @click.option("--background-snapshot", is_flag=True,
-              help="The state of the start, without stopping for RAM (QEMU 6.0).")  # fmt: skip
-@click.option("--bandwidth", callback=qmp_common.size, metavar="SIZE",
-              help="Bytes a second, such as 200M; without it, no limit.")  # fmt: skip
+              help="Capture the state at the start; the guest is not stopped for RAM (QEMU 6.0).",
+              )  # fmt: skip
+@click.option("--bandwidth", callback=sizes.size, metavar="SIZE",
+              help="Limit in bytes per second, such as 200M.  [default: none]")  # fmt: skip
 @click.option("--downtime", type=click.IntRange(0, 2_000_000), metavar="MS",
-              help="How long the last pass may take.")  # fmt: skip
+              help="Limit for the duration of the last pass.")  # fmt: skip
 @click.option("--stop-after", type=click.FloatRange(min=0), metavar="SECONDS",
-              help="Stop a guest then that is too busy to come to an end.")  # fmt: skip
+              help="Stop the guest if the migration has not converged by then.")  # fmt: skip
 @click.option("--qemu-dir", metavar="DIR",
-              help="QEMU writes FILE itself, in what it sees as DIR.")  # fmt: skip
-@qmp_common.timeout_option
+              help="QEMU writes FILE itself, into the directory that it sees as DIR.",
+              )  # fmt: skip
+@options.timeout_option
 def command(
     *,
     address: str,
@@ -58,14 +62,17 @@ def command(
     qemu_dir: str | None,
     timeout: float,
 ) -> int:
-    """Save a running guest into FILE, and let it go on as before.
+    """Save a running guest into FILE; it continues as before.
 
-    Whatever happens, capabilities and parameters are put back, and a guest that
-    ran runs on. FILE appears when it is complete and on the disk.
+    Capabilities and parameters of the migration are restored, and a guest that
+    was running is running again, however the capture ends. FILE appears when it
+    is complete and on the disk.
     """
+    from qemu_svm.errors import OutputClosed, OutputExists
+    from qemu_svm.qmp.capture import capture_stream
     from qemu_svm.qmp.features import CaptureOptions
 
-    options = CaptureOptions(
+    chosen = CaptureOptions(
         live=live,
         mapped_ram=mapped_ram,
         multifd=multifd or 0,
@@ -76,34 +83,29 @@ def command(
         downtime=downtime,
         stop_after=stop_after,
     )
-    words = options.contradiction()
-    if words is not None:
-        raise click.UsageError(words)
+    contradiction = chosen.contradiction()
+    if contradiction is not None:
+        raise click.UsageError(contradiction)
     if output == "-" and (as_json or sys.stdout.isatty()):
-        raise click.UsageError("-o - writes the stream to standard output: into a pipe, alone")
-    from qemu_svm.cli import interrupts
-    from qemu_svm.errors import OutputClosed, OutputExists
-    from qemu_svm.qmp.capture import capture_stream
-
+        raise click.UsageError("-o - writes the stream to standard output: pipe it, without --json")
     work = capture_stream(
         address,
         output,
-        options,
+        chosen,
         timeout=timeout,
         replace=force,
         qemu_directory=qemu_dir,
-        progress=qmp_common.progress(),
+        progress=progress.migration(),
     )
     try:
-        captured = interrupts.run(work, last=True)
+        captured = signals.run(work, last=True)
     except OutputExists as error:
         raise click.UsageError(f"{error}; -f replaces it") from error
     except OutputClosed as error:
         raise BrokenPipeError from error
     except KeyboardInterrupt:
-        complain(f"interrupted; the guest is as it was before, and there is no '{output}'")
+        print_error(f"interrupted; the guest is as it was before, and there is no '{output}'")
         return EXIT_INTERRUPTED
-    if output == "-":
-        return 0
-    result.show(captured, as_json=as_json)
+    if output != "-":
+        show(captured, as_json=as_json)
     return 0

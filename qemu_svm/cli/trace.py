@@ -6,8 +6,10 @@ import sys
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, common, complain, output
-from qemu_svm.source import open_source
+from qemu_svm import api
+from qemu_svm.cli import options
+from qemu_svm.cli.output import show
+from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, print_error
 
 
 @click.command(
@@ -16,29 +18,26 @@ from qemu_svm.source import open_source
     "svmstream trace -",
 )
 @click.argument("log", metavar="LOG")
-@common.json_option
-@common.limit_option
+@options.json_option
+@options.limit_option
 @click.option("-v", "--verbose", is_flag=True, help="List every ioctl and every rule.")
 def command(*, log: str, as_json: bool, verbose: bool) -> int:
-    """Judge the ioctls of a restore by their order ("-" for standard input).
+    """Check the order of KVM_SET_* calls in a log of ioctls ("-" for standard input).
 
-    LOG is what QEMU wrote with -trace kvm_vcpu_ioctl, the output of strace -f
-    -e trace=ioctl, or trace-cmd's report of the ioctl system call; it may be
-    compressed.  Shown are the phases of each vCPU and, for every put of nested
-    state, which rules of its order are kept.
+    LOG is the output of QEMU's -trace kvm_vcpu_ioctl, of strace -f -e trace=ioctl,
+    or trace-cmd's report of the ioctl system call; it may be compressed. The phases
+    of each vCPU are shown, and for each call of KVM_SET_NESTED_STATE which rules
+    about its order are kept.
     """
-    from qemu_svm.trace.model import read_trace
-
-    with open_source(log, common.limits()) as source:
-        trace = read_trace(source, common.limits())
+    trace = api.judge_trace(log, limits=options.limits())
     unicode = "utf" in (sys.stdout.encoding or "").lower()
-    output.show(trace, as_json=as_json, verbose=verbose, arrow="→" if unicode else ">")
+    show(trace, as_json=as_json, verbose=verbose, arrow="→" if unicode else ">")
     if trace.damage is not None:
-        complain(str(trace.damage))
+        print_error(str(trace.damage))
     if trace.cut is not None:
-        complain(
-            f"{log}: line {trace.cut}: too many ioctls or puts of nested state; the rest was not "
-            "read (limits trace_ioctls and trace_puts)"
+        print_error(
+            f"{log}: line {trace.cut}: too many ioctls or calls of KVM_SET_NESTED_STATE; the rest "
+            "was not read (limits trace_ioctls and trace_puts)"
         )
     if not trace.complete:
         return EXIT_UNREADABLE

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import click
 
-from qemu_svm.cli import EXIT_UNREADABLE, common, complain, output
+from qemu_svm.cli import options
+from qemu_svm.cli.output import show
+from qemu_svm.cli.status import report_problems
 from qemu_svm.source import open_source
-from qemu_svm.vmruns.log import read_log
-from qemu_svm.vmruns.results import RunsReport, vmcb
-from qemu_svm.vmruns.roles import Role
-from qemu_svm.vmruns.select import Selection, exit_codes
-
-_LEVELS = {"L1": Role.L1, "L2": Role.L2, "unknown": Role.UNKNOWN}
 
 
 @click.command(
@@ -19,18 +15,19 @@ _LEVELS = {"L1": Role.L1, "L2": Role.L2, "unknown": Role.UNKNOWN}
     epilog="Examples: svmstream vmruns box.log --level L1 -v; svmstream vmruns box.log --show 27",
 )
 @click.argument("log", metavar="LOG")
-@common.json_option
-@common.limit_option
+@options.json_option
+@options.limit_option
 @click.option("--vcpu", "cpu", type=int, help="Only this CPU of the emulated host.")
-@click.option("--level", type=click.Choice(list(_LEVELS), case_sensitive=False),
-              help="Only what L1 or L2 ran by.")  # fmt: skip
-@click.option("--exit", "exit_name", metavar="EXIT", help="Only runs that ended so: VMRUN, 0x80.")
-@click.option("--from", "first", type=int, default=0, help="From this VMRUN on.")
-@click.option("--to", "last", type=int, help="Up to this VMRUN.")
+@click.option("--level", type=click.Choice(("L1", "L2", "unknown"), case_sensitive=False),
+              help="Only the VMRUNs that ran L1, or L2.")  # fmt: skip
+@click.option("--exit", "exit_name", metavar="EXIT",
+              help="Only runs with this #VMEXIT: VMRUN, 0x80.")  # fmt: skip
+@click.option("--from", "first", type=int, default=0, help="Begin at this VMRUN.")
+@click.option("--to", "last", type=int, help="End at this VMRUN.")
 @click.option("--show", "number", type=int, metavar="N",
               help="The VMCB of record N with all its fields.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True,
-              help="Every run alone, with what changed in its VMCB.")  # fmt: skip
+              help="Show each run on its own, with what changed in its VMCB.")  # fmt: skip
 def command(
     *,
     log: str,
@@ -43,22 +40,24 @@ def command(
     number: int | None,
     verbose: bool,
 ) -> int:
-    """Every VMCB that KVM gave the processor, from a log of svmtrace.
+    """Show every VMCB that KVM gave the processor, from a log of svmtrace.
 
-    Shown are the VMCBs, whether each is vmcb01 or vmcb02, and every entry with
-    its exit. The log may be compressed ("-" for standard input); the emulator's
-    plugin svmtrace writes it.
+    Lists the VMCBs, whether each is vmcb01 or vmcb02, and every entry with its
+    exit. The log may be compressed ("-" for standard input); it is written by
+    svmtrace, a plugin for the emulator.
     """
+    from qemu_svm.vmruns.log import read_log
+    from qemu_svm.vmruns.results import RunsReport, vmcb
+    from qemu_svm.vmruns.roles import Role
+    from qemu_svm.vmruns.select import Selection, exit_codes
+
     codes = exit_codes(exit_name) if exit_name is not None else None
-    role = _LEVELS[level] if level is not None else None
-    wanted = Selection(cpu, role, codes, first, last)
-    with open_source(log, common.limits()) as source:
-        read = read_log(source, limits=common.limits())
-        if number is not None:
-            output.show(vmcb(read, number), as_json=as_json, verbose=verbose)
-        else:
-            output.show(RunsReport(read, wanted), as_json=as_json, verbose=verbose)
-        if read.damage is None:
-            return 0
-        complain(f"{log}: {read.damage}")
-        return EXIT_UNREADABLE
+    role = Role[level.upper()] if level is not None else None
+    limits = options.limits()
+    with open_source(log, limits) as source:
+        read = read_log(source, limits=limits)
+        selection = Selection(cpu, role, codes, first, last)
+        result = RunsReport(read, selection) if number is None else vmcb(read, number)
+        show(result, as_json=as_json, verbose=verbose)
+        damage = [] if read.damage is None else [read.damage]
+        return report_problems(log, damage, complete=not damage)

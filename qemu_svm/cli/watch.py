@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import (
-    EXIT_FINDINGS,
-    EXIT_REFUSED,
-    complain,
-    interrupts,
-    output,
-    qmp_common,
-)
+from qemu_svm.cli import options, output, signals
+from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_REFUSED, print_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,31 +22,31 @@ if TYPE_CHECKING:
     epilog="Examples: svmstream watch --qmp unix:/run/vm.qmp; "
     "svmstream watch --qmp localhost:4444 --wait --json",
 )
-@qmp_common.qmp_option
+@options.qmp_option
 @click.option("--interval", default=0.5, show_default=True, metavar="SECONDS",
-              type=click.FloatRange(min=0.05), help="Between two looks.")  # fmt: skip
-@click.option("--wait", is_flag=True, help="Wait for a migration that begins from now on.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document a line.")
-@qmp_common.timeout_option
+              type=click.FloatRange(min=0.05), help="Time between two samples.")  # fmt: skip
+@click.option("--wait", is_flag=True, help="Wait for the next migration to start.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
+@options.timeout_option
 def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout: float) -> int:
-    """Show a migration while it goes on, whoever started it, and how it ended.
+    """Show a running migration, regardless of which client started it, and how it ended.
 
-    Nothing in the VM is changed.  Exit status: 0 completed, 5 failed or
+    Nothing in the VM is changed. Exit status: 0 completed, 5 failed or
     cancelled, 1 there was none (--wait waits for one), 4 the socket cannot be
     reached or was lost.
     """
     from qemu_svm.qmp import Client
+    from qemu_svm.qmp.watch import Update
     from qemu_svm.render.text.base import console
 
     client = Client(address, timeout=timeout)
     out = console()
     if as_json or not out.is_terminal:
-        show = _changes(as_json=as_json)
-        return _status(interrupts.run(_watch(client, interval, show, wait=wait)))
+        work = _watch(client, interval, _print_changes(as_json=as_json), wait=wait)
+        return _status(signals.run(work))
     from rich.console import Group
     from rich.live import Live
 
-    from qemu_svm.qmp.watch import Update
     from qemu_svm.render.text.watch import render
 
     with Live(console=out, auto_refresh=False) as live:
@@ -60,7 +54,7 @@ def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout
         def draw(sample: Sample) -> None:
             live.update(Group(*render(Update(sample), title=address)), refresh=True)
 
-        last = interrupts.run(_watch(client, interval, draw, wait=wait))
+        last = signals.run(_watch(client, interval, draw, wait=wait))
     return _status(last)
 
 
@@ -75,8 +69,7 @@ async def _watch(
     return sample
 
 
-def _changes(*, as_json: bool) -> Callable[[Sample], None]:
-    # Print a sample only if something changed.
+def _print_changes(*, as_json: bool) -> Callable[[Sample], None]:
     from qemu_svm.qmp.watch import Update
 
     before: Sample | None = None
@@ -95,5 +88,5 @@ def _status(last: Sample) -> int:
         return 0
     if last.migration.ended:
         return EXIT_REFUSED
-    complain("there is no migration to watch, and there was none", "--wait waits for one")
+    print_error("no migration is running, and none has run", "--wait waits for one")
     return EXIT_FINDINGS

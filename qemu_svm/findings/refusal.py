@@ -15,8 +15,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qemu_svm.errors import StreamError
+from qemu_svm.errors import StreamError, StreamRefused
 from qemu_svm.findings.qemus import newer_subsections
+from qemu_svm.findings.results import RestoreRefusal
 from qemu_svm.machine import Machine
 from qemu_svm.machine.paths import section_label
 from qemu_svm.rules import Finding, Severity
@@ -69,6 +70,15 @@ _MESSAGES = (
     _message("section", r"error while loading state section id \d+\((?P<name>[^)]*)\)",
              "svmstream inspect shows whether the stream is damaged there"),
 )  # fmt: skip
+
+
+def refusal(machine: Machine, path: str, error: StreamRefused) -> RestoreRefusal:
+    """Return QEMU's message beside the part of the stream that it is about.
+
+    :param path: of the stream, as given.
+    """
+    reason = tuple(error.reason.splitlines())
+    return RestoreRefusal(path, reason, tuple(explain_refusal(machine, reason)))
 
 
 def explain_refusal(machine: Machine, words: Iterable[str]) -> list[Finding]:

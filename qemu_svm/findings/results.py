@@ -6,12 +6,13 @@ Nothing that these are made of is imported here: each verb makes one of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from qemu_svm.results import Result
 
 if TYPE_CHECKING:
+    from qemu_svm.errors import StreamError
     from qemu_svm.findings.check import Report
     from qemu_svm.findings.compat import Compatibility
     from qemu_svm.findings.diff import Comparison, Difference
@@ -115,6 +116,24 @@ class RamReport(Result):
     chosen: tuple[int, ...]
     span: Span | None = None
     files: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> tuple[StreamError, ...]:
+        """What is damaged or missing, of the stream and of its RAM."""
+        from qemu_svm.stream.ram.problems import all_problems
+
+        return all_problems(self.stream, self.ram)
+
+    @property
+    def complete(self) -> bool:
+        """Whether stream and RAM are whole."""
+        from qemu_svm.stream.ram.problems import is_complete
+
+        return is_complete(self.stream, self.ram)
+
+    def with_files(self, files: Mapping[int, str]) -> RamReport:
+        """Return the report with the names of the files that were written."""
+        return replace(self, files=files)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

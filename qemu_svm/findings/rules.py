@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from qemu_svm.errors import PlanError
 from qemu_svm.findings.advisories import ADVISORIES, DATA_ORDERS
 from qemu_svm.findings.consistency import CONSISTENCY
-from qemu_svm.findings.fixes import FIXES
+from qemu_svm.findings.fixes import FIXES, rules_of
 from qemu_svm.findings.qemus import QEMU_RULES
+from qemu_svm.findings.results import RuleList
+from qemu_svm.model.kernels.table import find as find_changes
 from qemu_svm.model.rules import CHECKS
 from qemu_svm.rules import Rule
 from qemu_svm.trace.rules import ORDERS
@@ -36,3 +39,25 @@ RULES: Mapping[str, Rule] = MappingProxyType(
     }
 )
 """All rules by id, in the order in which ``check --rules`` lists them."""
+
+
+def all_rules() -> RuleList:
+    """Return every rule."""
+    return RuleList(tuple(RULES.values()))
+
+
+def explained(word: str) -> RuleList:
+    """Return the rule with this id, or the changes of KVM with this CVE number or commit.
+
+    :raises PlanError: there is none; ``near`` has similar ids of rules.
+    """
+    if word in RULES:
+        return RuleList((RULES[word],))
+    changes = find_changes(word)
+    if changes:
+        rules = tuple(RULES[one] for change in changes for one in rules_of(change.id))
+        return RuleList(rules, changes)
+    import difflib
+
+    near = difflib.get_close_matches(word.upper(), RULES, cutoff=0.4) or tuple(RULES)[:6]
+    raise PlanError(f"there is no rule, CVE or commit '{word}'", near=near)

@@ -15,7 +15,22 @@ The parts import one another in this order:
   :mod:`~qemu_svm.lab.witness` record what the emulated processor was given.
 """
 
-from qemu_svm.lab.box.box import Box
-from qemu_svm.lab.box.command import Command, Done
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qemu_svm.lab.box.box import Box
+    from qemu_svm.lab.box.command import Command, Done
 
 __all__ = ["Box", "Command", "Done"]
+
+_MODULES = {"Box": "box", "Command": "command", "Done": "command"}
+
+
+def __getattr__(name: str) -> Any:
+    # What a box needs is imported when one is started: the catalogue of suites is quick.
+    if name in _MODULES:
+        return getattr(import_module(f"qemu_svm.lab.box.{_MODULES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

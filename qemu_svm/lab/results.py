@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qemu_svm.findings.witness import Witness
 from qemu_svm.lab.box.named import BoxRecord
+from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.explain import explanations
 from qemu_svm.lab.guests import Guest
-from qemu_svm.lab.restore import Outcome
+from qemu_svm.lab.restore import Outcome, copy_to_share, restore, settings_of
 from qemu_svm.lab.vm import Settings
+from qemu_svm.machine import Machine
 from qemu_svm.results import Result
 from qemu_svm.rules import Finding
 
@@ -32,7 +35,7 @@ class GuestList(Result):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RestoreReport(Result):
+class BoxRestore(Result):
     """A restore in a box.
 
     :param path: of the stream, as given by the user.
@@ -63,3 +66,27 @@ class WitnessReport(Result):
     plan: str
     versions: Mapping[str, str]
     witness: Witness
+
+
+def restore_in(
+    box: BoxSession,
+    machine: Machine,
+    name: str | None = None,
+    *,
+    devices: Sequence[str] = (),
+    npt: bool = True,
+) -> BoxRestore:
+    """Restore a stream in a box, and explain a failure by the rules that apply there.
+
+    :param name: machine type; None for the stream's.
+    :param devices: additional arguments of QEMU.
+    :param npt: the box's KVM uses nested paging.
+    :raises Refused: the stream names no machine type or has no RAM.
+    """
+    settings = settings_of(machine, name)
+    settings = replace(settings, devices=settings.devices + tuple(devices))
+    source = machine.stream.source
+    outcome = restore(box, copy_to_share(box, source), settings)
+    versions = dict(box.versions)
+    why = () if outcome.good else explanations(machine, versions, npt=npt)
+    return BoxRestore(source.path, outcome, settings, versions, why)

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from qemu_svm.errors import LabError, QmpError, Truncated
+from qemu_svm.errors import LabError, PlanError, QmpError, Truncated
 from qemu_svm.findings.witness import Witness, witness
 from qemu_svm.lab import svmtrace
 from qemu_svm.lab.box.box import Box
@@ -27,7 +27,7 @@ from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.restore import copy_to_share, settings_of
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.vm import Settings, running
-from qemu_svm.machine import Machine
+from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.model import plan as plans
 from qemu_svm.model.kernels.derive import profile_of
 from qemu_svm.model.kernels.release import parse_if_any
@@ -171,6 +171,16 @@ class Follower:
         return False
 
 
+def only_vcpu(machine: Machine) -> Vcpu:
+    """Return the vCPU of a stream with one.
+
+    :raises PlanError: there are several, whose VMCBs could not be told apart.
+    """
+    if len(machine.vcpus) != 1:
+        raise PlanError(f"the stream has {len(machine.vcpus)} vCPUs; a witness needs one")
+    return machine.vcpus[0]
+
+
 def witness_restore(
     bench: WitnessBox, machine: Machine, plan: str | None = None, *, seconds: float
 ) -> Witness:
@@ -179,10 +189,11 @@ def witness_restore(
     :param machine: with one vCPU.
     :param plan: restore by these ioctls; None to restore with QEMU.
     :param seconds: how long to wait, see :meth:`WitnessBox.restore`.
+    :raises PlanError: the stream has several vCPUs, or an ioctl cannot be replayed.
     :raises Refused: QEMU or KVM refuses the stream.
     :raises LabError: the kernel in the box crashed, or there is no model of it.
     """
-    saved = from_vcpu(machine.vcpus[0])
+    saved = from_vcpu(only_vcpu(machine))
     failed: tuple[str, ...] = ()
     if plan is None:
         simulation = _as_qemu_does(bench, machine)

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
 
 from qemu_svm.errors import EnvironmentFault, QmpError, Refused, StreamRefused
@@ -114,6 +114,17 @@ class Process:
             else:
                 return client
 
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Client]:
+        """Connect as by :meth:`connect`, and disconnect; refusals quote QEMU's standard error."""
+        client = await self.connect()
+        try:
+            yield client
+        except StreamRefused as error:
+            raise await self.explained(error) from error
+        finally:
+            await client.close()
+
     @property
     def pid(self) -> int:
         """Process id."""
@@ -176,3 +187,25 @@ class Process:
         self.messages.append(text)
         if self._on_line is not None:
             self._on_line(text)
+
+
+@contextlib.asynccontextmanager
+async def incoming(
+    address: str | None, binary: str | None, arguments: Sequence[str] = (), *, timeout: float
+) -> AsyncIterator[Client]:
+    """Connect to a QEMU that waits for a stream, or start one that is ended afterwards.
+
+    :param address: QMP socket of a running QEMU; None to start ``binary``.
+    :param timeout: seconds that a running QEMU may take for an answer.
+    """
+    if address is not None:
+        async with Client.connect(address, timeout=timeout) as client:
+            yield client
+        return
+    assert binary is not None
+    process = Process.start(binary, arguments)
+    try:
+        async with process.connected() as client:
+            yield client
+    finally:
+        process.end()

@@ -82,6 +82,7 @@ async def restore(
     *,
     capabilities: Iterable[str] = (),
     qemu_file: str | None = None,
+    run: bool | None = None,
     progress: Progress | None = None,
 ) -> Restored:
     """Send a stream to a QEMU that waits for one, and wait until it is loaded.
@@ -91,6 +92,8 @@ async def restore(
     :param capabilities: switched on in addition to those that the stream names.
     :param qemu_file: QEMU reads the stream itself, from the file that it sees
         under this name.
+    :param run: afterwards resume the guest, or stop it; None leaves it in the state in
+        which QEMU left it.
     :param progress: called with every answer of ``query-migrate``.
     :raises Refused: this QEMU does not wait for a stream, or lacks a feature that
         the stream needs.
@@ -136,6 +139,10 @@ async def restore(
     seconds = time.monotonic() - started
     await client.set_parameters({name: before[name] for name in settings if name in before})
     await client.set_capabilities(dict.fromkeys(changed, False))
+    if run:
+        await client.cont()
+    elif run is False and (await client.status()).running:
+        await client.stop()
     size = sum(one.size() for one in sources)
     return Restored(client.version, await client.status(), size, seconds)
 

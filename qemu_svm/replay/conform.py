@@ -10,16 +10,19 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import IO, Any
 
+from qemu_svm.errors import PlanError
+from qemu_svm.machine import Machine
 from qemu_svm.model import plan as plans
 from qemu_svm.model.observed import Observed
-from qemu_svm.model.saved import Saved
+from qemu_svm.model.saved import Saved, from_vcpu
 from qemu_svm.replay.compare import Comparison, Mismatch
 from qemu_svm.replay.generate import sequence
 from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult, profile_of
-from qemu_svm.replay.memory import RamFile
+from qemu_svm.replay.memory import RamFile, extract_ram
 from qemu_svm.replay.replay import against_model, perform
 from qemu_svm.replay.shrink import shrink
 from qemu_svm.replay.target import Probe, Target
@@ -40,6 +43,20 @@ class Guest:
     place: str
     saved: Saved
     ram: RamFile
+
+
+def read_guest(machine: Machine, ram: Path) -> Guest:
+    """Return the guest of a stream: its first vCPU, and its RAM.
+
+    :param ram: file to write the RAM into.
+    :raises PlanError: the stream has no vCPU that could be read.
+    :raises StreamError: the RAM is damaged or missing.
+    """
+    path = machine.stream.source.path
+    if not machine.vcpus:
+        raise PlanError(f"{path} has no readable vCPU")
+    name = Path(path).name.partition(".mig")[0]
+    return Guest(name, path, from_vcpu(machine.vcpus[0]), extract_ram(machine, str(ram)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qemu_svm.cli import common
-from qemu_svm.machine.paths import find
+import qemu_svm as svm
 from qemu_svm.qmp import sync
 from tests.conftest import Run
 from tests.qmp.test_capture import settings
@@ -72,8 +71,8 @@ def test_what_is_lost_is_found(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
     with sync.connect(vm.address) as qmp:
         qmp.capture(str(tmp_path / "dump.bin"))
     # Bit 10 of DR7 is always one: TCG sets it again when it loads the vCPU.
-    with common.opened(str(tmp_path / "dump.bin")) as machine:
-        at = find(machine, "vcpu0.dr7").value.offset
+    with svm.open(tmp_path / "dump.bin") as dump:
+        at = dump["vcpu0.dr7"].offset
     raw = bytearray((tmp_path / "dump.bin").read_bytes())
     raw[at : at + 8] = bytes(8)
     (tmp_path / "odd").write_bytes(raw)

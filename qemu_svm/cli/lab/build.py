@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import click
 
-from qemu_svm.cli.lab.common import mirror_option, progress
+from qemu_svm.cli import progress, signals
+from qemu_svm.cli.lab.options import mirror_option
 from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL, KERNELS, QEMUS, SUITES, of_kernel, of_qemu
 
 
 @click.command("build")
-@click.option("--kernel", "kernels", multiple=True, type=click.Choice(KERNELS))
-@click.option("--qemu", "qemus", multiple=True, type=click.Choice(QEMUS))
+@click.option("--kernel", "kernels", multiple=True, type=click.Choice(KERNELS),
+              help="The suite with this kernel; may be repeated.")  # fmt: skip
+@click.option("--qemu", "qemus", multiple=True, type=click.Choice(QEMUS),
+              help="The suite with this QEMU; may be repeated.")  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="All suites.")
 @mirror_option
 def command(
-    kernels: tuple[str, ...],
-    qemus: tuple[str, ...],
-    everything: bool,  # noqa: FBT001
-    mirror: str | None,
+    *, kernels: tuple[str, ...], qemus: tuple[str, ...], everything: bool, mirror: str | None
 ) -> None:
-    """Fetch suites into the cache; what is there already is left alone.
+    """Fetch suites into the cache; those that are there already are left alone.
 
-    A suite comes whole, with its kernel and its QEMU. Without options: the one
-    of kernel 6.1.
+    A suite is fetched as a whole, with its kernel and its QEMU. Without options, the
+    one of kernel 6.1.
     """
-    from qemu_svm.cli.lab.target import end_on_signals
     from qemu_svm.lab.suites.build import need
 
-    end_on_signals()
+    signals.interrupt_on_termination()
     wanted = [of_kernel(kernel) for kernel in kernels] + [of_qemu(qemu) for qemu in qemus]
     for suite in SUITES if everything else wanted or [of_kernel(DEFAULT_KERNEL)]:
-        with progress() as show:
-            built = need(suite, mirror=mirror, progress=show)
+        with progress.steps() as shown:
+            built = need(suite, mirror=mirror, progress=shown)
         manifest = built.manifest
         click.echo(f"{suite.name}: Linux {manifest.kernel}, QEMU {manifest.qemu}")

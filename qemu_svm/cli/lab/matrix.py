@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_INTERRUPTED, complain, output
-from qemu_svm.cli import common as streams
-from qemu_svm.cli.lab.common import mirror_option, progress
-from qemu_svm.cli.lab.target import end_on_signals
+from qemu_svm.cli import options, progress, signals
+from qemu_svm.cli.lab.options import mirror_option
+from qemu_svm.cli.output import show
+from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_INTERRUPTED, print_error
 from qemu_svm.lab.suites.catalogue import KERNELS, QEMUS
 
 if TYPE_CHECKING:
@@ -22,27 +22,17 @@ if TYPE_CHECKING:
     epilog="Examples: svmstream lab matrix; svmstream lab matrix --guest smm --host 6.1/7.2 "
     "--host 6.12/10.0",
 )
-@click.option(
-    "--guest",
-    "names",
-    multiple=True,
-    default=("nested", "nested-npt"),
-    show_default=True,
-    metavar="NAME",
-    help="A guest; may be repeated.",
-)
-@click.option(
-    "--host",
-    "hosts",
-    multiple=True,
-    metavar="KERNEL/QEMU",
-    help="A host, such as 6.1/7.2; may be repeated. Without it: each kernel with the "
-    "QEMU of its suite.",
-)
+@click.option("--guest", "names", multiple=True, default=("nested", "nested-npt"),
+              show_default=True, metavar="NAME", help="A guest; may be repeated.")  # fmt: skip
+@click.option("--host", "hosts", multiple=True, metavar="KERNEL/QEMU",
+              help="A host, such as 6.1/7.2; may be repeated.  [default: each kernel with the "
+              "QEMU of its suite]")  # fmt: skip
 @click.option("--all-pairings", is_flag=True, help="Every kernel with every QEMU.")
-@click.option("--emulator", type=click.Choice(QEMUS), help="Let this QEMU play the hosts.")
+@click.option("--emulator", type=click.Choice(QEMUS),
+              help="QEMU that emulates the hosts.  [default: the one installed here]",
+              )  # fmt: skip
 @mirror_option
-@streams.json_option
+@options.json_option
 def command(
     *,
     names: tuple[str, ...],
@@ -51,12 +41,12 @@ def command(
     emulator: str | None,
     mirror: str | None,
     as_json: bool,
-) -> int:  # fmt: skip
-    """Save on each host, restore on each other one: L2 must go on counting.
+) -> int:
+    """Save on each host, restore on each other one: L2 must continue to count.
 
     A host is a kernel and a QEMU. The machine type is that of the older QEMU.
-    Exit status 1 if any pair fails; the table says which rules apply there.
-    An interrupted run shows what it has.
+    The exit status is 1 if any pair fails; the table shows which rules apply to it.
+    An interrupted run prints the pairs that are done.
     """
     from qemu_svm.lab import Box, matrix
     from qemu_svm.lab.guests import LINUX, find
@@ -66,20 +56,21 @@ def command(
         raise click.BadParameter("linux takes too long for a matrix", param_hint="--guest")
     every = matrix.EVERY_PAIRING if all_pairings else matrix.SAME_SUITE
     chosen = [_host(text) for text in hosts] or list(every)
-    end_on_signals()
+    signals.interrupt_on_termination()
     result, interrupted = matrix.Matrix(), False
-    with progress() as show:
+    with progress.steps() as shown:
 
         def boot(host: Host) -> Box:
-            return Box(host.kernel, qemu=host.qemu, emulator=emulator, mirror=mirror, progress=show)
+            return Box(host.kernel, qemu=host.qemu, emulator=emulator, mirror=mirror,
+                       progress=shown)  # fmt: skip
 
         try:
-            matrix.run(chosen, guests, boot=boot, progress=show, into=result)
+            matrix.run(chosen, guests, boot=boot, progress=shown, into=result)
         except KeyboardInterrupt:
             interrupted = True
-    output.show(result, as_json=as_json)
+    show(result, as_json=as_json)
     if interrupted:
-        complain("interrupted; the table shows what was done until then")
+        print_error("interrupted; the table shows the pairs that were done")
         return EXIT_INTERRUPTED
     return 0 if all(cell.outcome.good for cell in result.cells) else EXIT_FINDINGS
 
@@ -90,7 +81,7 @@ def _host(text: str) -> Host:
     kernel, _, qemu = text.partition("/")
     if kernel not in KERNELS or qemu not in QEMUS:
         raise click.BadParameter(
-            f"'{text}' is no host; kernels are {', '.join(KERNELS)}, QEMUs {', '.join(QEMUS)}",
+            f"unknown host '{text}'; kernels are {', '.join(KERNELS)}, QEMUs {', '.join(QEMUS)}",
             param_hint="--host",
         )
     return Host(kernel, qemu)

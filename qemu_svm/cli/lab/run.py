@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from qemu_svm.cli.lab.common import box_options, name_option
-from qemu_svm.cli.lab.target import RULE, session
+from qemu_svm.cli.lab.boxes import session
+from qemu_svm.cli.lab.options import WHICH_BOX, box_options, name_option
 
 _CHUNK = 1 << 16
 
@@ -17,27 +17,24 @@ _CHUNK = 1 << 16
 @click.command(
     "run",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    epilog=RULE,
+    epilog=WHICH_BOX,
 )
 @name_option
 @box_options
-@click.option("-i", "--stdin", "interactive", is_flag=True, help="Pass standard input on.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS")
+@click.option("-i", "--stdin", "interactive", is_flag=True, help="Pass on standard input.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+              help="End the command after that.")  # fmt: skip
 @click.argument("argv", metavar="[--] COMMAND...", nargs=-1, required=True)
 def command(
-    name: str | None,
-    interactive: bool,  # noqa: FBT001
-    timeout: float | None,
-    argv: tuple[str, ...],
-    **options: Any,
+    *, name: str | None, interactive: bool, timeout: float | None, argv: tuple[str, ...], **box: Any
 ) -> int:
     """Run a command in a box, as root.
 
-    Its output is passed on as it comes; the exit status is the command's (128
-    and the number of the signal that ended it), or 4 if the box failed.
+    Its output is passed on as it is written. The exit status is the command's (128
+    plus the number of the signal that ended it), or 4 if the box failed.
     """
-    with session(name, options) as box:
-        running = box.start(argv, stdin=interactive, sink=_write)
+    with session(name, box) as host:
+        running = host.start(argv, stdin=interactive, sink=_write)
         if interactive:
             from threading import Thread
 

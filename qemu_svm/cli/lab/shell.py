@@ -16,33 +16,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qemu_svm.cli.lab.common import box_options, name_option
-from qemu_svm.cli.lab.target import RULE, session
+from qemu_svm.cli.lab.boxes import session
+from qemu_svm.cli.lab.options import WHICH_BOX, box_options, name_option
 
 if TYPE_CHECKING:
     from qemu_svm.lab import Command
 
 
-@click.command("shell", epilog=RULE)
+@click.command("shell", epilog=WHICH_BOX)
 @name_option
 @box_options
-def command(name: str | None, **options: Any) -> int:
-    """A shell in a box, as root, on a terminal; Ctrl-D or exit leaves it."""
+def command(*, name: str | None, **box: Any) -> int:
+    """Run a shell in a box, as root, on a terminal; Ctrl-D or exit leaves it."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("a shell needs a terminal; `lab run` does not")
-    with session(name, options) as box:
+    with session(name, box) as host:
         environment = {"TERM": os.environ.get("TERM", "linux"), "PS1": r"\u@\h:\w\$ "}
-        running = box.start(
+        running = host.start(
             ["/bin/bash", "--norc"], tty=_size(), env=environment, sink=_write, cwd="/share"
         )
-        with _raw(), _woken() as wake:
+        with _raw_terminal(), _resizes() as wake:
             _pump(running, wake)
         status = running.wait().returncode
     return status if status >= 0 else 128 - status
 
 
 def _pump(running: Command, wake: int) -> None:
-    # Keys in, until the shell ends; a signal about the window's size interrupts the wait.
+    # Pass keys on until the shell ends; a byte in ``wake`` means that the window was resized.
     keys = sys.stdin.fileno()
     while running.running():
         ready, _out, _errors = select.select((keys, wake), (), (), 0.2)
@@ -70,8 +70,8 @@ def _size() -> tuple[int, int]:
 
 
 @contextmanager
-def _raw() -> Iterator[None]:
-    # Keys go through as they are, Ctrl-C too; the terminal is put back whatever happens.
+def _raw_terminal() -> Iterator[None]:
+    # Keys are passed on unchanged, Ctrl-C too; the terminal's mode is restored in any case.
     keys = sys.stdin.fileno()
     before = termios.tcgetattr(keys)
     try:
@@ -82,8 +82,8 @@ def _raw() -> Iterator[None]:
 
 
 @contextmanager
-def _woken() -> Iterator[int]:
-    # A pipe that can be read once the window has another size.
+def _resizes() -> Iterator[int]:
+    # A pipe that becomes readable when the window is resized.
     ours, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def changed(_number: int, _frame: object) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from contextlib import ExitStack
 from typing import Any
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, output
-from qemu_svm.cli import common as streams
-from qemu_svm.cli.lab.common import box_arguments, box_options, progress
-from qemu_svm.errors import PlanError
-
-QEMU = "restored by QEMU"
-DEFAULT_KERNEL = "6.1"
+from qemu_svm.cli import options, progress, signals
+from qemu_svm.cli.lab.options import box_arguments, box_options
+from qemu_svm.cli.output import show
+from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
+from qemu_svm.cli.streams import opened
+from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL
 
 
 @click.command(
@@ -23,58 +21,57 @@ DEFAULT_KERNEL = "6.1"
     epilog="Examples: svmstream lab witness dump.bin --kernel 6.12; svmstream lab witness "
     "dump.bin --plan cpuid,sregs:l1,nested,regs,msrs,run",
 )
-@streams.file_argument
+@options.file_argument
 @box_options
-@click.option("--plan", "plan_text", metavar="PLAN",
+@click.option("--plan", metavar="PLAN",
               help="Restore by these ioctls instead of QEMU; see simulate.")  # fmt: skip
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True),
-              help="Wait so long for L1 to get control again.")  # fmt: skip
-@click.option("--log", "keep", metavar="FILE", help="Keep svmtrace's log; see vmruns.")
-@streams.json_option
-@streams.limit_option
-@click.option("-v", "--verbose", is_flag=True, help="All fields.")
+              help="How long to wait until L1 gets control again.")  # fmt: skip
+@click.option("--log", metavar="FILE", help="Keep svmtrace's log; see vmruns.")
+@options.json_option
+@options.limit_option
+@click.option("-v", "--verbose", is_flag=True, help="Show all fields.")
 def command(
     *,
     file: str,
-    plan_text: str | None,
+    plan: str | None,
     seconds: float,
-    keep: str | None,
+    log: str | None,
     as_json: bool,
     verbose: bool,
-    **options: Any,
+    **box: Any,
 ) -> int:
-    """Restore the stream FILE in a box and look at what the processor is given.
+    """Restore the stream FILE in a box and check what the processor is given.
 
     For every field of the VMCB of the first entry into L2, and of the first
     into L1 after it: what the stream says, what the model of the kernel
-    predicts, and what the emulated processor got.  Exit status: 0 if each level
-    got its own registers and the model foresaw it, else 1.
+    predicts, and what the emulated processor got. The exit status is 0 if each level
+    got its own registers and the model predicted it, else 1.
     """
     from qemu_svm.lab.results import WitnessReport
-    from qemu_svm.lab.witness import WitnessBox, qemu_for, witness_restore
+    from qemu_svm.lab.witness import WitnessBox, only_vcpu, qemu_for, witness_restore
+    from qemu_svm.qmp.output import writing
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    with streams.opened(file) as machine:
+    signals.interrupt_on_termination()
+    with opened(file) as dump:
+        machine = dump.machine
         if not machine.vcpus:
-            streams.warn(machine)
+            report_damage(dump)
             return EXIT_UNREADABLE
-        if len(machine.vcpus) > 1:
-            raise PlanError("the stream has several vCPUs; only one can be told from another here")
-        arguments = box_arguments(options)
+        only_vcpu(machine)  # before a box is booted
+        arguments = box_arguments(box)
         kernel = arguments.pop("kernel", DEFAULT_KERNEL)
         arguments.setdefault("qemu", qemu_for(machine.name, kernel))
         with ExitStack() as stack:
-            with progress() as show:
-                made = WitnessBox(kernel, progress=show, **arguments)
-                bench = stack.enter_context(made)
+            with progress.steps() as shown:
+                bench = stack.enter_context(WitnessBox(kernel, progress=shown, **arguments))
             try:
-                found = witness_restore(bench, machine, plan_text, seconds=seconds)
+                found = witness_restore(bench, machine, plan, seconds=seconds)
             finally:
-                if keep is not None:
-                    shutil.copy(bench.log, keep)
+                if log is not None:
+                    with writing(log):
+                        shutil.copy(bench.log, log)
             versions = dict(bench.box.versions)
-    plan = QEMU if plan_text is None else f"plan {plan_text}"
-    report = WitnessReport(file, plan, versions, found)
-    output.show(report, as_json=as_json, verbose=verbose)
+    how = "restored by QEMU" if plan is None else f"plan {plan}"
+    show(WitnessReport(file, how, versions, found), as_json=as_json, verbose=verbose)
     return 0 if found.clean else EXIT_FINDINGS

@@ -14,9 +14,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from qemu_svm.api import Dump
-from qemu_svm.api import open as open_dump
-from qemu_svm.cli import EXIT_FINDINGS, EXIT_UNREADABLE, common, complain
-from qemu_svm.errors import EnvironmentFault, PathError, SourceError
+from qemu_svm.cli import options as shared
+from qemu_svm.cli import streams
+from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
+from qemu_svm.errors import EnvironmentFault, PathError
 
 if TYPE_CHECKING:
     from qemu_svm.memory.memory import AddressSpace, GuestMemory
@@ -86,13 +87,10 @@ class Place:
 def options(function: Decorated) -> Decorated:
     """Options of every verb on memory."""
     for option in reversed((
-        common.file_argument,
-        common.limit_option,
-        common.description_option,
-        click.option(
-            "--channel", "channels", multiple=True, metavar="FILE",
-            help="A multifd channel, or a further connection of postcopy.",
-        ),
+        shared.file_argument,
+        shared.limit_option,
+        shared.description_option,
+        shared.channel_option,
         click.option(
             "--vcpu", default=0, show_default=True, metavar="N", type=click.IntRange(0),
             help="The vCPU whose registers and tables count.",
@@ -115,39 +113,14 @@ def opened(
 
     :raises SourceError: it cannot be read, or a name is not in what could be read of it.
     """
-    with open_dump(file, channels=channels, description=lender, limits=common.limits()) as dump:
-        memory = dump.memory
-        try:
-            yield dump, memory
-        except PathError as error:
-            if _complete(dump):
-                raise
-            damage(dump)
-            hint = f"near it: {', '.join(error.near)}" if error.near else None
-            raise SourceError(
-                f"{error.what}, as far as the stream can be read", hint=hint
-            ) from error
-
-
-def _complete(dump: Dump) -> bool:
-    from qemu_svm.stream.ram.problems import is_complete
-
-    return is_complete(dump.machine.stream, dump.ram) and not dump.machine.problems
-
-
-def damage(dump: Dump) -> int:
-    """Print what is wrong with the stream to standard error; the status that follows."""
-    from qemu_svm.stream.ram.problems import all_problems
-
-    for problem in (*all_problems(dump.machine.stream, dump.ram), *dump.machine.problems):
-        complain(f"{dump.path}: {problem}")
-    return 0 if _complete(dump) else EXIT_UNREADABLE
+    with streams.opened(file, channels=channels, description=lender) as dump:
+        yield dump, dump.memory
 
 
 def status(dump: Dump, found: Iterable[Status]) -> int:
     """Exit status for what was read: 0, 1 with holes, 3 with damage."""
     kinds = {str(one) for one in found}
-    damaged = damage(dump)
+    damaged = report_damage(dump)
     if damaged or "damaged" in kinds:
         return EXIT_UNREADABLE
     return EXIT_FINDINGS if kinds - {"mapped"} else 0

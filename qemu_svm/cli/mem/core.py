@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import common as shared
+from qemu_svm.cli import options, progress, signals
 from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.status import report_damage
 from qemu_svm.errors import PathError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _NOTE = 4096
     "svmstream mem core dump.bin -o l2.core --of l2@0x1023e1000 --for gdb",
 )
 @common.options
-@shared.json_option
+@options.json_option
 @click.option("-o", "--output", required=True, metavar="OUT", help="The core.")
 @click.option("-f", "--force", is_flag=True, help="Replace OUT.")
 @click.option(
@@ -63,8 +63,7 @@ def command(
     end, and the command that opens the core.
     """
     del vcpu
-    for signum in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: no part of a core stays
-        signal.signal(signum, signal.default_int_handler)
+    signals.interrupt_on_termination()  # no core may be left half written
     with common.opened(file, channels, lender) as (dump, memory):
         from qemu_svm.memory.core import plan, write
         from qemu_svm.qmp.output import Output, writing
@@ -72,9 +71,9 @@ def command(
         note = _note(given) if given not in (None, "none") else None
         with Output(output, replace=force) as target:
             core = plan(memory, level, form, vmcoreinfo=note, search=given is None)
-            progress = shared.progress(max(core.size, 1), "of the core")
+            shown = progress.share(max(core.size, 1), "of the core")
             with writing(output):
-                write(core, target.descriptors[""], progress)
+                write(core, target.descriptors[""], shown)
             target.commit(sync=False)
         commands = list(_commands(core, output))
         if as_json:
@@ -86,7 +85,7 @@ def command(
 
             for line in report(output, core, commands):
                 click.echo(line)
-        return common.damage(dump)
+        return report_damage(dump)
 
 
 def _note(path: str | None) -> VmCoreInfo:

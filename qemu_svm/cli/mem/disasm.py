@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from qemu_svm.cli import common as shared
+from qemu_svm.cli import options
 from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.mem.instructions import instructions, listing
@@ -19,7 +19,7 @@ from qemu_svm.memory.results import Status
 )
 @common.options
 @common.where_argument(required=False)
-@shared.json_option
+@options.json_option
 @common.smm_option
 @click.option(
     "-n", "count", default=8, show_default=True, metavar="N", type=click.IntRange(1, 1 << 16),

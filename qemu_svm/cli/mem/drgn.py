@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.status import report_damage
 
 
 @click.command(
@@ -52,7 +53,7 @@ def command(
 
         prog = program(memory, level)
         common.load_symbols(prog, symbols)
-        status = common.damage(dump)
+        status = report_damage(dump)
         drgn: Any = common.extra("drgn", "this verb")
         cli: Any = common.extra("drgn.cli", "this verb")
         drgn.set_default_prog(prog)

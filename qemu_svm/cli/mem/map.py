@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, complain
-from qemu_svm.cli import common as shared
+from qemu_svm.cli import options
 from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.status import EXIT_FINDINGS, print_error, report_damage
 from qemu_svm.errors import AddressError
 from qemu_svm.memory.spaces import Space
 
@@ -28,7 +28,7 @@ _MOST_JSON = 1 << 20
 )
 @common.options
 @common.world_argument
-@shared.json_option
+@options.json_option
 @common.smm_option
 @click.option("--leaves", is_flag=True, help="With the targets: merged only where they follow too.")
 def command(
@@ -57,7 +57,7 @@ def command(
         else:
             limited = False
             _physical(memory, one, as_json=as_json)
-        return common.damage(dump) or (EXIT_FINDINGS if limited else 0)
+        return report_damage(dump) or (EXIT_FINDINGS if limited else 0)
 
 
 def _physical(memory: GuestMemory, one: common.Place, *, as_json: bool) -> None:
@@ -96,5 +96,5 @@ def _paged(memory: GuestMemory, one: common.Place, runs: Iterator[Run], *, as_js
     for line in lines(all_of_them()):
         click.echo(line)
     for error in limit:
-        complain(f"the page tables have more entries than are listed: {error}")
+        print_error(f"the page tables have more entries than are listed: {error}")
     return bool(limit)

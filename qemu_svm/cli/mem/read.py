@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import common as shared
-from qemu_svm.cli import complain
+from qemu_svm.cli import options
 from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.status import print_error
 from qemu_svm.memory.results import Status
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int
 @common.options
 @common.where_argument()
 @click.argument("form", metavar="[/FMT]", required=False)
-@shared.json_option
+@options.json_option
 @common.smm_option
 @click.option(
     "-n", "--bytes", "size", callback=_size, metavar="BYTES",
@@ -150,7 +150,7 @@ def _write(one: common.Place, size: int, path: str, *, force: bool) -> set[Statu
         output.commit()
     for status, many in seen.items():
         if status is not Status.MAPPED:
-            complain(f"{many} bytes are zeros in '{path}' because they are {status}")
+            print_error(f"{many} bytes are zeros in '{path}' because they are {status}")
     return set(seen)
 
 

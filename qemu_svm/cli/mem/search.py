@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qemu_svm.cli import EXIT_FINDINGS, complain
-from qemu_svm.cli import common as shared
+from qemu_svm.cli import options
 from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.status import EXIT_FINDINGS, print_error, report_damage
 from qemu_svm.errors import AddressError
 from qemu_svm.memory.spaces import Space
 
@@ -29,7 +29,7 @@ _MOST = 1000
 )
 @common.options
 @common.world_argument
-@shared.json_option
+@options.json_option
 @common.smm_option
 @click.option("--string", "text", metavar="TEXT", help="As UTF-8.")
 @click.option("--hex", "digits", metavar="DIGITS", help="Bytes, such as 0f01d8.")
@@ -77,15 +77,15 @@ def command(
                     click.echo(_line(one.world, document))
             limited = next(hits, None) is not None
             if limited:
-                complain(f"there are more than {most}; --most N shows more")
+                print_error(f"there are more than {most}; --most N shows more")
         except AddressError as error:
             limited = True
-            complain(f"not everything was searched: {error}")
+            print_error(f"not everything was searched: {error}")
         if as_json:
             from qemu_svm.render.json.mem import search_document
 
             printing.print_json(search_document(one.world, pattern, found, complete=not limited))
-        return common.damage(dump) or (0 if found else EXIT_FINDINGS)
+        return report_damage(dump) or (0 if found else EXIT_FINDINGS)
 
 
 def _pattern(text: str | None, digits: str | None, number: str | None) -> bytes:

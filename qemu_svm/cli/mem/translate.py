@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from qemu_svm.cli import common as shared
+from qemu_svm.cli import options
 from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
 
@@ -23,7 +23,7 @@ def _access(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
 )
 @common.options
 @common.where_argument()
-@shared.json_option
+@options.json_option
 @common.smm_option
 @click.option(
     "--access", default="", callback=_access, metavar="LETTERS",

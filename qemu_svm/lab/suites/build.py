@@ -12,16 +12,24 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.host import host_faults, mortal
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import apt, cache
 from qemu_svm.lab.suites.cache import Built, Manifest
-from qemu_svm.lab.suites.catalogue import PACKAGES, Suite, is_of_line
+from qemu_svm.lab.suites.catalogue import (
+    DEFAULT_KERNEL,
+    PACKAGES,
+    Suite,
+    is_of_line,
+    of_kernel,
+    of_qemu,
+)
 from qemu_svm.lab.suites.foreign import on_host
 
 SPACE = 700 << 20
@@ -53,6 +61,20 @@ def need(suite: Suite, *, mirror: str | None = None, progress: Progress = SILENT
         return found
     with cache.lock(suite, shared=False, progress=progress):
         return cache.find(suite) or _build(suite, mirror or apt.host_mirror(), progress)
+
+
+def need_for_box(options: Mapping[str, Any], progress: Progress = SILENT) -> str:
+    """Build the suites that a box needs; return the release line of its kernel.
+
+    :param options: arguments of :class:`qemu_svm.lab.Box`.
+    :raises LabError: one cannot be built.
+    """
+    kernel = str(options.get("kernel", DEFAULT_KERNEL))
+    suites = [of_kernel(kernel)]
+    suites += [of_qemu(options[name]) for name in ("qemu", "emulator") if name in options]
+    for suite in suites:
+        need(suite, mirror=options.get("mirror"), progress=progress)
+    return kernel
 
 
 @contextlib.contextmanager

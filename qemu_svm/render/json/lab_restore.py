@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from qemu_svm.lab.results import RestoreReport
+from qemu_svm.lab.results import BoxRestore
 from qemu_svm.render.json.base import SCHEMA_VERSION
 from qemu_svm.render.json.lab_rules import rules
 
 
-def render(result: RestoreReport) -> dict[str, Any]:
+def render(result: BoxRestore) -> dict[str, Any]:
     """Return the document."""
     outcome = result.outcome
     return {

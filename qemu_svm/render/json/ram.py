@@ -6,7 +6,6 @@ from typing import Any
 
 from qemu_svm.findings.results import RamReport
 from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
-from qemu_svm.stream.ram.problems import all_problems, is_complete
 
 
 def render(result: RamReport) -> dict[str, Any]:
@@ -17,7 +16,7 @@ def render(result: RamReport) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "source": {"path": stream.source.path, "compression": stream.source.compression},
         "page_size": ram.page_size,
-        "complete": is_complete(stream, ram),
+        "complete": result.complete,
         "pages": {
             "normal": counts.normal,
             "zero": counts.zero,
@@ -39,7 +38,7 @@ def render(result: RamReport) -> dict[str, Any]:
         "connections": [{"kind": extra.kind, "pages": extra.pages} for extra in ram.extras],
         "problems": [
             {"rule": problem.rule, "message": problem.detail(), "offset": problem.offset}
-            for problem in all_problems(stream, ram)
+            for problem in result.problems
         ],
     }
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from qemu_svm.lab.results import RestoreReport
+from qemu_svm.lab.results import BoxRestore
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, entry
 from qemu_svm.rules import Severity
 
 
-def render(result: RestoreReport) -> Iterable[Text]:
+def render(result: BoxRestore) -> Iterable[Text]:
     """Return the outcome of a restore, and which rules explain a failure."""
     outcome, why = result.outcome, result.why
     style = HEADING if outcome.good else STYLES[Severity.ERROR]

@@ -14,9 +14,14 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+from qemu_svm.errors import EnvironmentFault, OutputExists
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.ram.read import Ram
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+,:=@.")
 _LONGEST = 200
@@ -115,3 +120,39 @@ class BlockFiles:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def write_blocks(
+    ram: Ram,
+    blocks: Sequence[int],
+    directory: str,
+    span: tuple[int, int] | None = None,
+    *,
+    replace: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> dict[int, str]:
+    """Write the final content of blocks into files of a directory, all of them or none.
+
+    :param blocks: numbers of blocks.
+    :param directory: is made if it does not exist.
+    :param span: only these bytes of each block, as for ``extract``.
+    :param replace: existing files may be replaced.
+    :param progress: called with the number of copies in the stream that are done.
+    :returns: the name of the file by the number of its block.
+    :raises OutputExists: a file exists and ``replace`` is not set.
+    :raises EnvironmentFault: the directory cannot be made or written.
+    :raises StreamError: a page is damaged, or there are too many.
+    """
+    from qemu_svm.stream.ram.extract import extract
+
+    names = [ram.blocks[number].name for number in blocks]
+    try:
+        with BlockFiles(directory, names, replace=replace) as files:
+            descriptors = dict(zip(blocks, files.descriptors, strict=True))
+            extract(ram, descriptors, span, progress or (lambda _done: None))
+            files.commit()
+    except FileExistsError as error:
+        raise OutputExists(os.path.join(directory, str(error.filename))) from error
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write to '{directory}': {error.strerror}") from error
+    return dict(zip(blocks, files.names, strict=True))

@@ -99,6 +99,11 @@ class Ram:
         """Number of pages of a block."""
         return -(-self.entries[block].block.used_length // self.page_size)
 
+    @property
+    def page_count(self) -> int:
+        """Number of pages of all blocks."""
+        return sum(map(self.pages_of, range(len(self.entries))))
+
     def counts(self) -> RamPages:
         """Pages sent by kind; each copy counts."""
         sums = self.runs.sums

@@ -93,7 +93,7 @@ def test_guests_are_listed(svmstream: Run) -> None:
     [
         (["-o", "x", "--guest", "nestd"], b"unknown guest 'nestd'"),
         (["--guest", "nested"], b"Missing option '-o'"),
-        (["-o", "/no/such/folder/x"], b"there is no folder"),
+        (["-o", "/no/such/folder/x"], b"there is no directory"),
         (["-o", "x", "--npt", "maybe"], b"Invalid value for '--npt'"),
     ],
 )
@@ -107,7 +107,7 @@ def test_usage(args: list[str], words: bytes, svmstream: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--host", "6.1"], b"'6.1' is no host; kernels are 5.10"),
+        (["--host", "6.1"], b"unknown host '6.1'; kernels are 5.10"),
         (["--guest", "linux"], b"takes too long"),
         (["--guest", "nestd"], b"unknown guest 'nestd'"),
     ],

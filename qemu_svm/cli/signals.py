@@ -1,27 +1,37 @@
-"""Ctrl-C and SIGTERM for the verbs that hold something in their hands."""
+"""SIGINT, SIGTERM and SIGHUP, for verbs that have something to undo."""
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 _T = TypeVar("_T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def interrupt_on_termination() -> None:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, from now on."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
 def run(work: Coroutine[Any, Any, _T], *, last: bool = False) -> _T:
     """Run a coroutine; a signal cancels it, and its clean-up runs to the end.
 
-    After the first one signals are ignored: every step of a clean-up has a
-    limit of its own, and an impatient second signal must not spoil it.
+    After the first one signals are ignored: every step of a clean-up has a timeout, and
+    a second signal must not interrupt it.
 
-    :param last: it was the verb's last work: a signal that comes when it is done
-        is ignored, for all that is left is to say so.
-    :raises KeyboardInterrupt: when a signal ended it.
+    :param last: nothing that could be undone follows: signals stay ignored, so that the
+        result is printed.
+    :raises KeyboardInterrupt: a signal cancelled it.
     """
+    import asyncio
+
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
     def interrupt(_number: int, _frame: object) -> None:
@@ -36,11 +46,11 @@ def run(work: Coroutine[Any, Any, _T], *, last: bool = False) -> _T:
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_not_of_a_cancel)
+        loop.set_exception_handler(_except_cancellations)
         running.append((loop, task))
         return await work
 
-    # Not the loop's own handlers: they are gone before the loop is.
+    # Not by the loop's own handlers, which are removed before the loop is closed.
     before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
         result = asyncio.run(main())
@@ -49,16 +59,16 @@ def run(work: Coroutine[Any, Any, _T], *, last: bool = False) -> _T:
         work.close()
         raise KeyboardInterrupt from error
     except BaseException:
-        _back(before)
+        _restore(before)
         raise
     if last:
         _ignore()
     else:
-        _back(before)
+        _restore(before)
     return result
 
 
-def _back(handlers: dict[signal.Signals, Any]) -> None:
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -68,7 +78,9 @@ def _ignore() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def _not_of_a_cancel(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # A QMP connection that ends while it is cancelled leaves futures that nobody asks.
+def _except_cancellations(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # A QMP connection that ends while it is cancelled leaves futures that nobody awaits.
+    import asyncio
+
     if not isinstance(context.get("exception"), asyncio.CancelledError):
         loop.default_exception_handler(context)

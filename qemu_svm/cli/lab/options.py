@@ -1,0 +1,55 @@
+"""Options of the lab's verbs: those of a box, and which box is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from qemu_svm.lab.suites.catalogue import KERNELS, QEMUS
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+WHICH_BOX = """\b
+Which box: the one named by --name; with any option of a box, a new one;
+else the one that is up; if none is up, a new one."""
+"""Epilogue of verbs that use a box."""
+
+mirror_option = click.option(
+    "--mirror", metavar="URL", help="Debian mirror.  [default: the host's own, or deb.debian.org]"
+)
+name_option = click.option("--name", metavar="NAME", help="Name of the box.")
+
+_BOX_OPTIONS = (
+    click.option("--kernel", type=click.Choice(KERNELS),
+                 help="Kernel of the box.  [default: 6.1]"),
+    click.option("--qemu", type=click.Choice(QEMUS),
+                 help="QEMU and user land in the box.  [default: of the kernel's suite]"),
+    click.option("--npt", type=click.Choice(("on", "off")), help="Nested paging.  [default: on]"),
+    click.option("--cpu", metavar="MODEL", help="CPU model of the box.  [default: EPYC]"),
+    click.option("--smp", type=click.IntRange(1, 64), metavar="N", help="CPUs.  [default: 1]"),
+    click.option("--memory", type=click.IntRange(256), metavar="MIB",
+                 help="Memory.  [default: 2048]"),
+    click.option("--emulator", type=click.Choice(QEMUS),
+                 help="QEMU that emulates the host.  [default: the one installed here]"),
+    click.option("--share", metavar="DIR", help="Directory that is /share in the box.",
+                 type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)),
+    mirror_option,
+)  # fmt: skip
+
+
+def box_options(function: _Command) -> _Command:
+    """Add the options of a box; :func:`box_arguments` takes their values."""
+    for option in reversed(_BOX_OPTIONS):
+        function = option(function)
+    return function
+
+
+def box_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a box that were given, as arguments of :class:`qemu_svm.lab.Box`."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "npt" in given:
+        given["npt"] = given["npt"] == "on"
+    return given

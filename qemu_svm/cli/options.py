@@ -1,0 +1,87 @@
+"""Arguments and options that several verbs have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from qemu_svm.limits import Limits
+
+_LIMITS = "qemu_svm.limits"
+
+file_argument = click.argument("file", metavar="FILE")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+description_option = click.option(
+    "--description", "lender", metavar="FILE",
+    help="For a stream without a description: another stream that has one, a JSON description, "
+    "or the output of QEMU's -dump-vmstate.",
+)  # fmt: skip
+
+channel_option = click.option(
+    "--channel", "channels", multiple=True, metavar="FILE",
+    help="A multifd channel, or a further connection of postcopy; may be repeated.",
+)  # fmt: skip
+
+mask_option = click.option(
+    "--mask", "patterns", multiple=True, metavar="PATTERN",
+    help="Ignore differences at this path and below it; * is any text. May be repeated.",
+)  # fmt: skip
+
+plan_option = click.option(
+    "--plan", default="qemu", show_default=True,
+    help="qemu, qemu-VERSION, selftests, or steps separated by commas.",
+)  # fmt: skip
+
+vcpu_option = click.option("--vcpu", default=0, show_default=True, help="CPU index.")
+
+maxphyaddr_option = click.option(
+    "--maxphyaddr", default=40, show_default=True, help="Guest physical address width."
+)
+
+npt_option = click.option(
+    "--npt", type=click.Choice(("on", "off")), default="on", show_default=True,
+    help="Nested paging of the emulated host.",
+)  # fmt: skip
+
+irqchip_option = click.option(
+    "--no-irqchip", is_flag=True, help="The local APIC is not emulated in the kernel."
+)
+
+qmp_option = click.option(
+    "--qmp", "address", metavar="SOCKET", required=True,
+    help="QMP socket: unix:PATH, a path, or HOST:PORT.",
+)  # fmt: skip
+
+timeout_option = click.option(
+    "--timeout", default=30.0, show_default=True, type=click.FloatRange(min=0.1),
+    metavar="SECONDS", help="How long QEMU may take to answer.",
+)  # fmt: skip
+
+
+def _set_limits(ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> None:
+    from qemu_svm.limits import DEFAULT, changed
+
+    try:
+        ctx.meta[_LIMITS] = changed(DEFAULT, given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+limit_option = click.option(
+    "--limit", metavar="NAME=VALUE", multiple=True, callback=_set_limits, expose_value=False,
+    help="Change a resource limit for the input (docs/limits.md); may be repeated.",
+)  # fmt: skip
+
+
+def limits() -> Limits:
+    """Return the limits that ``--limit`` has set."""
+    from qemu_svm.limits import DEFAULT, Limits
+
+    context = click.get_current_context(silent=True)
+    found = context.meta.get(_LIMITS, DEFAULT) if context is not None else DEFAULT
+    assert isinstance(found, Limits)
+    return found

@@ -1,0 +1,114 @@
+"""Progress on standard error: on a terminal, and only there except for long steps."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from qemu_svm.lab.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from qemu_svm.qmp.answers import Migration
+
+_INTERVAL = 0.2  # seconds between two updates of the line
+
+
+class _Line:
+    # A line of a terminal that is overwritten, and cleared in the end.
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last <= _INTERVAL:
+            return False
+        self._last = now
+        return True
+
+    def show(self, text: str = "") -> None:
+        click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+
+
+def share(total: int, of_what: str) -> Callable[[int], None]:
+    """Return what to call with the amount that is done: shows it in percent of a total.
+
+    :param of_what: words after the percentage.
+    """
+    if not sys.stderr.isatty() or not total:
+        return lambda _done: None
+    line = _Line()
+
+    def show(done: int) -> None:
+        if done >= total:
+            line.show()
+        elif line.due():
+            line.show(f"{100 * done // total:3} % {of_what}")
+
+    return show
+
+
+def migration() -> Callable[[Migration], None]:
+    """Return what to call with the answers of ``query-migrate`` while a migration runs."""
+    if not sys.stderr.isatty():
+        return lambda _migration: None
+    import shutil
+
+    from qemu_svm.render.text.migration import progress_line
+
+    line = _Line()
+
+    def show(migration: Migration) -> None:
+        if not migration.active:
+            line.show()
+        elif line.due():
+            line.show(progress_line(migration)[: shutil.get_terminal_size().columns - 1])
+
+    return show
+
+
+@contextmanager
+def steps() -> Iterator[Progress]:
+    """Show the steps of the lab: a bar on a terminal, else a line for each long step."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Display
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20))
+    with Display(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield _Bar(bars)
+
+
+class _Lines(Progress):
+    # Only steps that have parts, each once.
+    def __init__(self) -> None:
+        self._last = ""
+
+    def step(self, what: str, done: int = 0, total: int = 0) -> None:  # noqa: ARG002
+        if total and what != self._last:
+            self.note(what)
+            self._last = what
+
+    def note(self, what: str) -> None:
+        click.echo(what, err=True)
+
+
+class _Bar(Progress):
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._task = bars.add_task("", total=None)
+
+    def step(self, what: str, done: int = 0, total: int = 0) -> None:
+        self._bars.update(self._task, description=what, completed=done, total=total or None)
+
+    def note(self, what: str) -> None:
+        self._bars.console.print(what, markup=False, highlight=False)

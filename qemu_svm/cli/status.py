@@ -1,0 +1,46 @@
+"""Exit statuses, and messages on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from qemu_svm.api import Dump
+    from qemu_svm.errors import PathError, StreamError
+
+EXIT_FINDINGS = 1
+EXIT_USAGE = 2
+EXIT_UNREADABLE = 3
+EXIT_ENVIRONMENT = 4
+EXIT_REFUSED = 5
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
+
+
+def print_error(message: str, hint: str | None = None) -> None:
+    """Print an error on standard error; what a terminal might obey is escaped."""
+    from qemu_svm.render.escape import printable
+
+    click.echo(f"svmstream: {printable(message)}", err=True)
+    if hint:
+        click.echo(f"  {printable(hint)}", err=True)
+
+
+def similar_paths(error: PathError) -> str | None:
+    """Return what the user may have meant, in words."""
+    return f"near it: {', '.join(error.near)}" if error.near else None
+
+
+def report_damage(dump: Dump) -> int:
+    """Print why a stream could not be read completely; return the exit status that follows."""
+    return report_problems(dump.path, dump.damage, complete=dump.complete)
+
+
+def report_problems(path: str, problems: Iterable[StreamError], *, complete: bool) -> int:
+    """Print what is wrong with an input; return the exit status that follows."""
+    for problem in problems:
+        print_error(f"{path}: {problem}")
+    return 0 if complete else EXIT_UNREADABLE

@@ -1,0 +1,36 @@
+"""Opening the streams that verbs are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from qemu_svm import api
+from qemu_svm.cli.options import limits
+from qemu_svm.cli.status import report_damage
+from qemu_svm.errors import PathError, PlanError, SourceError
+
+
+@contextmanager
+def opened(
+    path: str, *, channels: Sequence[str] = (), description: str | None = None
+) -> Iterator[api.Dump]:
+    """Open a stream, with the limits of the command line.
+
+    :param channels: files of multifd channels, or of further connections of postcopy.
+    :param description: file with a description for a stream that has none.
+    :raises SourceError: something was not found, perhaps because the stream is damaged;
+        the damage is printed first.
+    """
+    with api.open(path, channels=channels, description=description, limits=limits()) as dump:
+        try:
+            yield dump
+        except PathError as error:
+            if isinstance(error, PlanError) or dump.complete:
+                raise
+            report_damage(dump)
+            raise api.not_found(dump, error) from error
+        except SourceError as error:
+            if isinstance(error.__cause__, PathError):
+                report_damage(dump)
+            raise
