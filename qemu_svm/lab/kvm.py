@@ -8,10 +8,10 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Self
 
-import qemu_svm
 from qemu_svm.errors import EnvironmentFault, LabError, SvmStreamError
 from qemu_svm.kvm.agent import CRASHED, STUCK
 from qemu_svm.kvm.device import KVM_PATH
@@ -36,8 +36,8 @@ from qemu_svm.replay.target import (
 )
 
 _STALLED = 120.0  # seconds without a result, beyond the timeout of a job
-_MODULES = ("__init__", "errors", "kvm/__init__") + tuple(
-    f"kvm/{name}" for name in ("numbers", "layouts", "device", "run", "agent")
+_MODULES = ("errors.py", "kvm/__init__.py") + tuple(
+    f"kvm/{name}.py" for name in ("numbers", "layouts", "device", "run", "agent")
 )
 
 
@@ -240,7 +240,7 @@ class InBox:
 
 def pack_agent(path: Path) -> None:
     """Write the modules that the agent needs into a zip file, for PYTHONPATH."""
-    root = Path(qemu_svm.__file__).parent
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("qemu_svm/__init__.py", "")
         for name in _MODULES:
-            archive.write(root / f"{name}.py", f"qemu_svm/{name}.py")
+            archive.writestr(f"qemu_svm/{name}", (files("qemu_svm") / name).read_bytes())
