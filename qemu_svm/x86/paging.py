@@ -40,6 +40,8 @@ class Paging:
             return address & _4G
         if self.efer & _LMA:
             levels = (48, 39, 30, 21, 12) if self.cr4 & _LA57 else (39, 30, 21, 12)
+            if not _canonical(address, levels[0] + 9):
+                return None
             return _walk(read, self.cr3 & _ADDRESS, address, levels)
         if self.cr4 & _PAE:
             return _walk(read, self.cr3 & 0xFFFF_FFE0, address & _4G, (30, 21, 12))
@@ -53,6 +55,12 @@ class Paging:
             return directory & 0xFFC0_0000 | (directory >> 13 & 0xFF) << 32 | address & 0x3F_FFFF
         table = _entry(read, (directory & 0xFFFF_F000) + (address >> 12 & 0x3FF) * 4, 4)
         return table & 0xFFFF_F000 | address & 0xFFF if table & _PRESENT else None
+
+
+def _canonical(address: int, width: int) -> bool:
+    # Whether the bits above the width of an address repeat its highest one.
+    top = address >> width - 1
+    return top in (0, (1 << 64 - width + 1) - 1)
 
 
 def _walk(read: Read, table: int, address: int, levels: tuple[int, ...]) -> int | None:

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qemu_svm as svm
 from qemu_svm.errors import AddressError, SvmStreamError
+from qemu_svm.memory.layout import Use
 from qemu_svm.memory.results import Status
 from tests.conftest import STREAMS
 from tests.memory.support import made, opened
@@ -100,3 +102,14 @@ def test_a_cut_stream_has_pages_that_were_never_sent(tmp_path: Path, sample: byt
 def test_a_range_of_terabytes_that_is_nothing_takes_no_time(small) -> None:  # type: ignore[no-untyped-def]
     (piece,) = small.pieces(1 << 32, 1 << 44)
     assert (piece.status, piece.size) == (Status.NO_RAM, 1 << 44)
+
+
+@pytest.mark.parametrize("name", ["qemu10.0-multifd", "qemu7.2-multifd", "qemu10.0-multifd-zlib"])
+def test_multifd_channels_are_part_of_memory(name: str) -> None:
+    folder = STREAMS / "kinds"
+    channels = [folder / f"{name}.channel{number}.zst" for number in (0, 1)]
+    with svm.open(folder / f"{name}.mig.zst", channels=channels) as dump:
+        ram, memory = dump.ram, dump.memory
+        (main,) = [one for one in memory.layout.ranges if one.use is Use.RAM]
+        for page in range(0, main.size // PAGE, 3):
+            assert memory.read(page * PAGE, PAGE) == ram.read_page(main.block, page)

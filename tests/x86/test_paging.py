@@ -93,3 +93,19 @@ def test_through_nested_paging() -> None:
     assert nested(0x1123, 1) == b"\x07"
     assert nested(0x3000, 1) == b""
     assert struct.unpack("<B", nested(0x1123, 1)) == (7,)
+
+
+@pytest.mark.parametrize(("levels", "width"), [(4, 48), (5, 57)])
+def test_an_address_that_is_not_canonical_is_not_mapped(levels: int, width: int) -> None:
+    # The first table has every entry present and leads to itself.
+    table = (0x1003).to_bytes(8, "little") * 512
+    paging = Paging(PG, 0x1000, PAE | (LA57 if levels == 5 else 0), LMA)
+
+    def read(address: int, size: int) -> bytes:
+        return table[address & 0xFFF :][:size]
+
+    highest = (1 << width - 1) - 1
+    assert paging.walk(read, highest) == 0x1FFF
+    assert paging.walk(read, (1 << 64) - 1 - highest) == 0x1000
+    assert paging.walk(read, highest + 1) is None
+    assert paging.walk(read, (1 << 64) - 2 - highest) is None
