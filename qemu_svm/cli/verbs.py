@@ -1,4 +1,4 @@
-"""Verbs by name, each in the module of that name, imported when it is used."""
+"""A group of verbs, each in a module of its name that is imported when it is used."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import click
 
 
 class Verbs(click.Group):
-    """A group whose commands stand in modules of their own.
+    """A group whose commands are in modules of their own.
 
-    :param package: where the modules are; each has a ``command``.
-    :param verbs: one line of help by name.
+    :param package: the package of the modules; each has a ``command``.
+    :param verbs: one line of help for each name.
     """
 
     def __init__(self, *args: Any, package: str, verbs: dict[str, str], **options: Any) -> None:
@@ -21,11 +21,11 @@ class Verbs(click.Group):
         self._verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Name the verbs, in the order of their table."""
+        """Return the names of the verbs, in the order of their table."""
         return list(self._verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import the verb."""
+        """Import a verb; None if there is no such verb."""
         if cmd_name not in self._verbs:
             return None
         command: click.Command = import_module(f"{self._package}.{cmd_name}").command
@@ -36,7 +36,7 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
-            # With its errno click would make exit status 1 of it, which means findings.
+            # Without its errno, by which click would exit with status 1, that of findings.
             raise BrokenPipeError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

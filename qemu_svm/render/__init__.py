@@ -1,1 +1,1 @@
-"""Text and JSON out of findings and values; nothing else formats for people."""
+"""Text and JSON of results; nothing else formats for people."""

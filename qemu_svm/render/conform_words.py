@@ -1,4 +1,4 @@
-"""What text and JSON of ``lab conform`` say in the same words."""
+"""Words that text and JSON of ``lab conform`` share."""
 
 from __future__ import annotations
 

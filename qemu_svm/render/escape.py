@@ -1,10 +1,10 @@
-"""Strings out of a stream, made safe to print."""
+"""Strings from a stream, made safe to print."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Replace everything that a terminal might obey by backslash escapes."""
+    """Return a text with backslash escapes for everything that a terminal might obey."""
     if text.isprintable():
         return text
     return "".join(

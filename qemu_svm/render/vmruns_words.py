@@ -1,4 +1,4 @@
-"""What text and JSON of ``vmruns`` say in the same words."""
+"""Words that text and JSON of ``vmruns`` share."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ CERTAINTY = {
 
 
 def role_name(role: Role) -> str:
-    """``vmcb01``, ``vmcb02`` or ``unknown``."""
+    """Return ``vmcb01``, ``vmcb02`` or ``unknown``."""
     return _NAMES[role]
 
 
 def vmcb_name(vmcb: Vmcb) -> str:
-    """What an address holds: one of them, or both in turn."""
+    """Return the role of the VMCB at an address, or both roles if it had them in turn."""
     return "vmcb01 and vmcb02" if vmcb.shared else role_name(vmcb.role)
 
 
 def exit_words(code: int | None) -> str:
-    """Name of an exit, with its number where it has no name."""
+    """Return the name of an exit, or its number if it has no name."""
     if code is None:
         return "not known"
     name = exit_name(code)
@@ -36,7 +36,7 @@ def exit_words(code: int | None) -> str:
 
 
 def as_value(field: Field, content: int | bytes) -> Value:
-    """A field of a page as the words of a stream's values take it."""
+    """Return a field of a page as a value of a stream, to which the same words apply."""
     leaf: int | bytes | tuple[int, ...] = content
     if field.path == "control.intercepts" and isinstance(content, int):
         leaf = tuple(content >> 32 * word & 0xFFFF_FFFF for word in range(6))
@@ -44,7 +44,7 @@ def as_value(field: Field, content: int | bytes) -> Value:
 
 
 def content_words(field: Field, content: int | bytes) -> str:
-    """A value, with what it means."""
+    """Return a value and its meaning."""
     if isinstance(content, bytes):
         return "zero" if not any(content) else content.hex()
     value = as_value(field, content)
@@ -57,7 +57,7 @@ def content_words(field: Field, content: int | bytes) -> str:
 
 
 def change_words(change: Change) -> str:
-    """``old -> new``; of intercepts only what came and went."""
+    """Return ``old -> new``; of intercepts only those that differ."""
     old, new = change.old, change.new
     if change.field.path == "control.intercepts":
         assert isinstance(old, int)

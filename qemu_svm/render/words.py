@@ -1,4 +1,4 @@
-"""What a value means, in words: bit names, exit names, segment attributes."""
+"""The meaning of values in words: bit names, exit names, segment attributes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MEANINGS: dict[str, Callable[[int], str]] = {
 
 
 def bit_names(path: str, value: Value) -> list[str] | None:
-    """Names of the bits set in a value; None if its bits have no names."""
+    """Return the names of the bits that are set in a value; None if its bits have no names."""
     if value.name == "intercepts" and isinstance(value.value, tuple):
         return bits.INTERCEPTS.names(bits.intercept_words(list(value.value)))
     table = _TABLES.get(".".join(path.split(".")[-2:])) or _TABLES.get(value.name)
@@ -50,7 +50,7 @@ def bit_names(path: str, value: Value) -> list[str] | None:
 
 
 def meaning(path: str, value: Value) -> str:
-    """Say what a value stands for; empty if there is nothing to say."""
+    """Return what a value means; empty if that is obvious or unknown."""
     number, name = value.value, value.name
     if not isinstance(number, int):
         return ""

@@ -100,7 +100,7 @@ def test_what_cannot_be_judged_is_said(svmstream: Run) -> None:
     assert done.returncode == 0
     text = done.stdout.decode()
     assert "line 2, reset put: cannot be judged, runs at line 11" in text
-    assert "not known O-03" in text
+    assert "unknown O-03" in text
     assert "depends O-28" in text
     assert json.loads(
         svmstream("trace", "--json", "-", input=qemu_log([*PUT, "RUN"]).encode()).stdout

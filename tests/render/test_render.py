@@ -87,7 +87,7 @@ def test_report_makes_the_chimera_plain(machine: Machine, capture: dict[str, Any
     text = report(machine)
     assert "L2 (vCPU registers)" in text
     assert "L1 (save area of the nested state)" in text
-    assert "What L1 asked for L2 (control area)" in text
+    assert "What L1 requests for L2 (control area)" in text
     line = next(line for line in text.splitlines() if line.strip().startswith("cr3"))
     assert line.split() == ["cr3", "0x104000", "0x101000"]
     assert "0x1500 [LME LMA SVME]" in text

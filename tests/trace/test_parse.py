@@ -111,7 +111,7 @@ def test_kinds_may_be_mixed_with_anything() -> None:
 def test_a_log_of_exits_only_has_no_vcpus() -> None:
     trace = read_text("kvm_run_exit cpu_index 0, reason 2\n")
     assert (trace.used, trace.calls, trace.vcpus, trace.clean) == (1, 0, (), True)
-    assert [line.plain for line in render(trace, verbose=True)][-1].endswith("is never put")
+    assert [line.plain for line in render(trace, verbose=True)][-1].endswith("is never set")
 
 
 def test_vcpus_are_bounded_and_others_are_counted() -> None:

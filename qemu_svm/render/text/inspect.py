@@ -93,7 +93,7 @@ def _head(machine: Machine) -> Iterable[Text]:
         rest = len(machine.blocks) - 1
         text = f"{first.name} {size_words(first.used_length)}"
         if rest:
-            text += f" and {rest} more blocks, {size_words(total)} in all"
+            text += f" and {rest} more blocks, {size_words(total)} in total"
         yield entry("RAM", text)
     devices = sum(1 for _ in stream.sections())
     described = _DESCRIPTION[stream.description_source]
@@ -163,7 +163,7 @@ def _both(vcpu: Vcpu, nested: NestedState) -> Iterable[Text]:
 
 def _control(nested: NestedState) -> Iterable[Text]:
     control = nested.control
-    yield Text("  What L1 asked for L2 (control area)", HEADING)
+    yield Text("  What L1 requests for L2 (control area)", HEADING)
     names = bits.INTERCEPTS.names(bits.intercept_words(list(control.intercepts)))
     yield entry("vmcb12 at", f"{nested.vmcb_pa:#x} (L1 physical)")
     yield entry("intercepts", " ".join(names) or "none")

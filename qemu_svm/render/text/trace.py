@@ -62,7 +62,7 @@ def _head(trace: Trace, *, verbose: bool) -> Iterable[Text]:
     yield entry("ioctls", f"{trace.calls}, {results.get(trace.results, some)}")
     if trace.others and not verbose:
         count = sum(other.count for other in trace.others)
-        yield entry("not vCPUs'", f"{count} of them, {len(trace.others)} kinds (-v lists them)")
+        yield entry("other ioctls", f"{count}, {len(trace.others)} kinds (-v lists them)")
     if trace.vcpus:
         yield entry("QEMU", f"{trace.guess.words()} (a guess from the order)")
     if verbose:
@@ -74,8 +74,8 @@ def _head(trace: Trace, *, verbose: bool) -> Iterable[Text]:
 def _summary(trace: Trace) -> Text:
     puts = [put for vcpu in trace.vcpus for put in vcpu.puts]
     if not puts:
-        return Text("is never put")
-    text = Text(f"put {len(puts)} times: " if len(puts) > 1 else "put once: ")
+        return Text("is never set")
+    text = Text(f"set {len(puts)} times: " if len(puts) > 1 else "set once: ")
     words = []
     for verdict in PutVerdict:
         count = sum(put.verdict is verdict for put in puts)
@@ -180,7 +180,7 @@ def _puts(vcpu: VcpuTrace, arrow: str, explained: set[str], *, verbose: bool) ->
         if put.run is not None:
             line.append(f", runs at line {put.run.line}", FAINT)
         elif put.superseded is not None:
-            line.append(f", put again at line {put.superseded}", FAINT)
+            line.append(f", set again at line {put.superseded}", FAINT)
         yield line
         yield from _order(put, arrow)
         for one in put.results:
@@ -206,7 +206,7 @@ def _order(put: Put, arrow: str) -> Iterable[Text]:
 
 def _judged(one: RuleResult, explained: set[str]) -> Iterable[Text]:
     severity = one.rule.trace_severity
-    word = severity.value if one.outcome is RuleOutcome.VIOLATED else "not known"
+    word = severity.value if one.outcome is RuleOutcome.VIOLATED else "unknown"
     text = f"{one.rule.id} {one.rule.requires}"
     if one.note:
         text += f": {one.note}"
@@ -232,7 +232,7 @@ def _rest(one: RuleResult) -> Iterable[Text]:
 
 
 def _others(trace: Trace) -> Iterable[Text]:
-    yield Text("Not of a vCPU", HEADING)
+    yield Text("Ioctls not of a vCPU", HEADING)
     rows: list[list[str | Text]] = [
         [
             str(other.line),

@@ -24,9 +24,9 @@ _PAGES = (
 """Group and member of an answer of query-migrate that counts pages, and words for it."""
 
 _BYTES = (
-    ("ram", "precopy-bytes", "while it ran"),
-    ("ram", "downtime-bytes", "while it was stopped"),
-    ("ram", "postcopy-bytes", "after it moved"),
+    ("ram", "precopy-bytes", "during precopy"),
+    ("ram", "downtime-bytes", "during downtime"),
+    ("ram", "postcopy-bytes", "during postcopy"),
     ("ram", "multifd-bytes", "over multifd"),
     ("vfio", "transferred", "of devices"),
 )
@@ -99,7 +99,7 @@ def _area(sample: Sample, title: str) -> Iterable[Text]:
         )
     yield entry("time", ", ".join(_times(sample)) or "-")
     if throttle := _number(sample.answer, "cpu-throttle-percentage"):
-        yield entry("throttle", f"vCPUs are slowed by {throttle}%")
+        yield entry("throttle", f"vCPUs are slowed down by {throttle}%")
     on = [name for name, state in sample.capabilities.items() if state]
     yield entry("capabilities", ", ".join(on) or "none")
     yield entry("parameters", Text(", ".join(_limits(sample)), FAINT))
@@ -137,7 +137,7 @@ def _rates(sample: Sample) -> list[str]:
     if sample.eta is not None:
         parts.append(f"ETA {sample.eta:.0f} s")
     elif rates.endless and sample.migration.active:
-        parts.append("no end: the guest writes as fast")
+        parts.append("not converging: the guest writes as fast")
     return parts
 
 
