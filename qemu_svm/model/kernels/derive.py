@@ -20,6 +20,9 @@ MEASURED = ("5.10.223", "5.10.262", "6.1.176", "6.1.192", "6.12.107", "6.12.117"
 _READ = frozenset({"5.10", "5.15", "6.1", "6.6", "6.12", "6.18", "7.2", "7.3"})
 """Series whose changelogs were read, see :mod:`qemu_svm.model.kernels.table`."""
 
+COMMITS = ("commits",)
+"""What was read of a series whose changelogs were not."""
+
 _NAMED = {
     "5.8.0": "5.8", "5.10.97": "5.10", "5.10.262": "5.10.262", "5.11.12": "5.11",
     "5.13.0": "5.13", "5.15.0": "5.15", "5.17.0": "5.17", "6.1.175": "6.1", "6.4.8": "6.6",
@@ -91,7 +94,7 @@ def _about(release: Release, judged: Release, why: str) -> str:
 
 def _basis(span: Span, judged: Release) -> tuple[tuple[str, ...], tuple[str, ...]]:
     inside = tuple(one for one in MEASURED if span.first <= numbers(one) <= span.last)
-    read = (f"changelog of {judged.series}",) if judged.series in _READ else ("commits",)
+    read = (f"changelog of {judged.series}",) if judged.series in _READ else COMMITS
     return inside, read
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from rich.text import Text
 
 from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import Judgement, Verdict
 from qemu_svm.model.area import Area
+from qemu_svm.model.kernels.derive import COMMITS
 from qemu_svm.model.kvm.run import Outcome
 from qemu_svm.model.kvm.vcpu import RunEnd
-from qemu_svm.model.simulate import Result, Snapshot
+from qemu_svm.model.profile import Profile
+from qemu_svm.model.profiles import ranges
+from qemu_svm.model.simulate import Result, Simulation, Snapshot
 from qemu_svm.nested import bits
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, named_bits, register
@@ -71,14 +75,28 @@ def _verdict(judgement: Judgement) -> Iterator[Text]:
 
 
 def _table(result: SimulationReport) -> Iterator[Text]:
+    # Kernels that follow each other and answer alike are one row.
+    pairs = zip(result.simulations, result.judgements, strict=True)
     rows: list[list[str | Text]] = []
-    for one, judgement in zip(result.simulations, result.judgements, strict=True):
-        basis = "measured" if one.kernel.measured else "read"
-        errors = [f"{r.step.text.split(':')[0]} {r.failed}" for r in one.results if r.failed]
-        words = ", ".join(errors) if errors else (judgement.lines[0] if judgement.lines else "")
-        verdict = Text(judgement.verdict.value, _STYLES[judgement.verdict])
-        rows.append([one.kernel.name, basis, verdict, words])
+    for (verdict, words), alike in groupby(pairs, lambda pair: _answer(*pair)):
+        kernels = [one.kernel for one, _ in alike]
+        names = ranges(kernel.name for kernel in kernels)
+        rows.append([names, _basis(kernels), Text(verdict.value, _STYLES[verdict]), words])
     yield from columns(rows, ("kernel", "basis", "verdict", "first reason"))
+
+
+def _answer(one: Simulation, judgement: Judgement) -> tuple[Verdict, str]:
+    errors = [f"{r.step.text.split(':')[0]} {r.failed}" for r in one.results if r.failed]
+    words = ", ".join(errors) if errors else (judgement.lines[0] if judgement.lines else "")
+    return judgement.verdict, words
+
+
+def _basis(kernels: Sequence[Profile]) -> str:
+    measured = [version for kernel in kernels for version in kernel.measured]
+    if measured:
+        return "measured on " + ", ".join(measured)
+    read = any(kernel.read != COMMITS for kernel in kernels)
+    return "read" if read else "derived"
 
 
 _INSTEAD = {
