@@ -1,4 +1,8 @@
-"""QEMU's wire format: framing, description, values.  Knows nothing of x86."""
+"""QEMU's wire format: framing, description, values.
+
+The code knows nothing of x86.  One table does, :mod:`qemu_svm.stream.vmstate.builtin_x86`:
+the layout of vCPUs in streams that do not describe it.
+"""
 
 from __future__ import annotations
 
