@@ -23,7 +23,7 @@ from itertools import groupby
 from qemu_svm.errors import StreamError
 from qemu_svm.findings.masks import DEFAULT, Mask, Masks, selects
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.machine.paths import section_label, vcpu_tree
+from qemu_svm.machine.paths import configuration_values, section_label, vcpu_tree
 from qemu_svm.stream import Kind, Record, Value
 from qemu_svm.stream.vmstate.values import join
 
@@ -152,7 +152,7 @@ class _Comparer:
         self._group = CONFIGURATION
         version = [Value("version", "u32", 4, 4, m.stream.version) for m in (self._a, self._b)]
         yield from self._leaves("header.version", *version)
-        yield from self._named("configuration", _configuration(self._a), _configuration(self._b))
+        yield from self._named("configuration", *map(configuration_values, (self._a, self._b)))
 
     def _blocks(self) -> Iterator[Difference]:
         self._group = RAM_BLOCKS
@@ -379,24 +379,6 @@ def _keyed(machine: Machine) -> dict[_Key, Record]:
             name = record.name or "", record.instance_id or 0
             found[*name, seen[name]] = record
             seen[name] += 1
-    return found
-
-
-def _configuration(machine: Machine) -> dict[str, Value]:
-    # Only the machine's name has an offset of its own; the rest has the record's.
-    configuration = machine.stream.configuration
-    record = next((r for r in machine.stream.records if r.kind is Kind.CONFIGURATION), None)
-    if configuration is None or record is None:
-        return {}
-    at, size = record.offset, record.size
-    name = configuration.machine
-    found = {"machine": Value("machine", "string", at + 5, len(name), name)}
-    if configuration.page_bits is not None:
-        found["page_bits"] = Value("page_bits", "u32", at, size, configuration.page_bits)
-    if configuration.uuid is not None:
-        found["uuid"] = Value("uuid", "string", at, size, configuration.uuid.hex())
-    for name in configuration.capabilities:
-        found[f"capability {name}"] = Value(name, "capability", at, size)
     return found
 
 

@@ -107,23 +107,40 @@ def _group(name: str, members: tuple[Value, ...]) -> Value:
 
 
 def _roots(machine: Machine) -> Iterator[Value]:
-    for record in machine.stream.records:
-        if record.kind is Kind.CONFIGURATION:
-            yield _configuration(machine, record)
+    configuration, record = configuration_values(machine), _configuration_record(machine)
+    if configuration and record is not None:
+        # Without the members that have no place of their own.
+        children = (configuration["machine"],)
+        yield Value("configuration", "struct", record.offset, record.size, None, children)
     version = Value("version", "u32", 4, 4, machine.stream.version)
     magic = Value("magic", "u8[4]", 0, 4, b"QEVM")
     yield Value("header", "struct", 0, 8, None, (magic, version))
     yield from (vcpu_tree(vcpu) for vcpu in machine.vcpus)
 
 
-def _configuration(machine: Machine, record: Record) -> Value:
-    configuration = machine.stream.configuration
-    assert configuration is not None
-    machine_at = record.offset + 5
-    children = [
-        Value("machine", "string", machine_at, len(configuration.machine), configuration.machine)
-    ]
-    return Value("configuration", "struct", record.offset, record.size, None, tuple(children))
+def configuration_values(machine: Machine) -> dict[str, Value]:
+    """Return the members of the CONFIGURATION record by name; empty if there is none.
+
+    The machine type has its own place in the stream, the others have the record's.
+    """
+    configuration, record = machine.stream.configuration, _configuration_record(machine)
+    if configuration is None or record is None:
+        return {}
+    at, size = record.offset, record.size
+    name = configuration.machine
+    found = {"machine": Value("machine", "string", at + 5, len(name), name)}
+    if configuration.page_bits is not None:
+        found["page_bits"] = Value("page_bits", "u32", at, size, configuration.page_bits)
+    if configuration.uuid is not None:
+        found["uuid"] = Value("uuid", "string", at, size, configuration.uuid.hex())
+    for name in configuration.capabilities:
+        found[f"capability {name}"] = Value(name, "capability", at, size)
+    return found
+
+
+def _configuration_record(machine: Machine) -> Record | None:
+    records = machine.stream.records
+    return next((record for record in records if record.kind is Kind.CONFIGURATION), None)
 
 
 def _in_machine(machine: Machine, path: str) -> Place | None:
