@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from qemu_svm.findings.conditions import nested_paging, soft_event
 from qemu_svm.findings.fixes import FIXES
 from qemu_svm.machine import Vcpu
 from qemu_svm.model.kernels.changes import Side
@@ -20,9 +21,6 @@ from qemu_svm.nested import bits
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
 from qemu_svm.trace.rules import rule as order_rule
 
-_NPT = 1
-_SOFT_EVENT = 4
-_EXCEPTION = 3
 _SVME = 1 << 12
 
 _Predicate = Callable[[Vcpu, Saved], bool]
@@ -41,19 +39,7 @@ class Advisory:
     severity: Severity | None = None
 
 
-def _control(vcpu: Vcpu, name: str) -> int:
-    if vcpu.nested is None or not vcpu.nested.vmcb:
-        return 0
-    value = vcpu.nested.control[name]
-    return int(value) if isinstance(value, int) else 0
-
-
-def _soft_event(vcpu: Vcpu) -> bool:
-    event = _control(vcpu, "event_inj")
-    return bool(event & bits.EVENT_VALID) and event >> 8 & 7 in (_SOFT_EVENT, _EXCEPTION)
-
-
-def _pae(vcpu: Vcpu) -> bool:
+def _l2_uses_pae(vcpu: Vcpu) -> bool:
     paging, pae, long_mode = 1 << 31, 1 << 5, 1 << 10
     return bool(
         vcpu.get("cr0") & paging and vcpu.get("cr4") & pae and not vcpu.get("efer") & long_mode
@@ -116,7 +102,7 @@ ADVISORIES: tuple[Advisory, ...] = (
             "commit 00f08d99dd7d",
             _released(lambda kernel: "next_rip" not in kernel.control_fields),
         ),
-        lambda v, s: s.guest_mode and _soft_event(v) and bool(_control(v, "next_rip")),
+        lambda _v, s: s.guest_mode and soft_event(s) and bool(s.control().get("next_rip")),
     ),
     Advisory(
         # The series that made VMRUN look at VM_HSAVE_PA made SMM entry use it as well (5.14).
@@ -151,7 +137,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
                 )
             ),
         ),
-        lambda v, s: s.guest_mode and _run_pending(s) and _soft_event(v),
+        lambda _v, s: s.guest_mode and _run_pending(s) and soft_event(s),
     ),
     Advisory(
         Rule(
@@ -226,7 +212,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "use SREGS2 with PDPTRS_VALID",
             "nested.c",
         ),
-        lambda v, s: s.guest_mode and _pae(v) and v.section.child("cpu/pdptrs") is None,
+        lambda v, s: s.guest_mode and _l2_uses_pae(v) and v.section.child("cpu/pdptrs") is None,
     ),
     Advisory(
         Rule(
@@ -242,7 +228,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
     ),
     Advisory(
         order_rule("O-28"),
-        lambda v, s: s.guest_mode and bool(_control(v, "nested_ctl") & _NPT),
+        lambda _v, s: s.guest_mode and nested_paging(s),
     ),
     Advisory(
         Rule(

@@ -118,10 +118,10 @@ class _Comparer:
                 Severity.WARNING,
                 "machine",
                 f"the dump was made for '{self._dump.machine}', the stream is of '{name}': "
-                "whether the target has that machine type is not known",
+                "whether the target has that machine type is unknown",
                 record.offset + 5,
                 "configuration.machine",
-                f"make the dump with -M {name}, or give the binary instead of a dump",
+                f"make the dump with -M {name}, or pass the binary instead of a dump",
             )
 
     def _layouts(self, record: Record, described: Fields | None) -> tuple[DumpLayout, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qemu_svm.findings.conditions import nested_paging, soft_event
 from qemu_svm.machine import Vcpu
 from qemu_svm.model.kernels.changes import Side
 from qemu_svm.model.kernels.release import Release
@@ -19,10 +20,9 @@ from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits
 from qemu_svm.rules import Rule, RuleKind, Severity
 
-_NP_ENABLE, _LBR_ENABLE = 1, 1
+_LBR_ENABLE = 1
 _AVIC = 0xC000_0000
 _PG, _PAE, _LMA = 1 << 31, 1 << 5, 1 << 10
-_SOFT_INTERRUPT, _EXCEPTION = 4, 3
 
 _Predicate = Callable[[Vcpu, Saved], bool]
 
@@ -47,22 +47,13 @@ class Fix:
         return any(kernel.numbers) and not BY_ID[self.rule.change].is_in(Release(*kernel.numbers))
 
 
-def _soft_event(saved: Saved) -> bool:
-    event = saved.control().get("event_inj")
-    return bool(event & bits.EVENT_VALID) and event >> 8 & 7 in (_SOFT_INTERRUPT, _EXCEPTION)
-
-
 def _stale_next_rip(saved: Saved) -> bool:
     return saved.control().get("next_rip") in (0, saved.regs["rip"])
 
 
-def _pae(saved: Saved) -> bool:
+def _l1_uses_pae(saved: Saved) -> bool:
     l1 = saved.l1()
     return bool(l1.get("cr0") & _PG and l1.get("cr4") & _PAE and not l1.get("efer") & _LMA)
-
-
-def _nested_paging(saved: Saved) -> bool:
-    return bool(saved.control().get("nested_ctl") & _NP_ENABLE)
 
 
 def _lbr(vcpu: Vcpu, saved: Saved) -> bool:
@@ -94,7 +85,7 @@ FIXES: tuple[Fix, ...] = (
             "a soft event is pending for L2 and NextRIP is 0 or L2's RIP",
             "the source did not save NextRIP: a wrong return address is pushed",
         ),
-        lambda _v, s: s.guest_mode and _soft_event(s) and _stale_next_rip(s),
+        lambda _v, s: s.guest_mode and soft_event(s) and _stale_next_rip(s),
     ),
     Fix(
         _rule(
@@ -103,7 +94,7 @@ FIXES: tuple[Fix, ...] = (
             "NextRIP of L1's last VMRUN is used: a wrong return address is pushed",
         ),
         lambda _v, s: s.guest_mode
-        and _soft_event(s)
+        and soft_event(s)
         and not s.nested.flags & bits.RUN_PENDING,
     ),
     Fix(
@@ -127,8 +118,8 @@ FIXES: tuple[Fix, ...] = (
             "PDPTEs are read beyond L1's page directory pointer table",
         ),
         lambda _v, s: s.guest_mode
-        and _nested_paging(s)
-        and _pae(s)
+        and nested_paging(s)
+        and _l1_uses_pae(s)
         and bool(s.control().get("nested_cr3") & 0x1F),
     ),
     Fix(
@@ -144,7 +135,7 @@ FIXES: tuple[Fix, ...] = (
             "L1 uses Hyper-V enlightenments without nested paging",
             "flush hypercalls of L2 use the wrong addresses",
         ),
-        lambda v, s: s.guest_mode and _hyperv(v) and not _nested_paging(s),
+        lambda v, s: s.guest_mode and _hyperv(v) and not nested_paging(s),
     ),
     Fix(
         _rule(
