@@ -153,7 +153,7 @@ def test_in_the_foreground_until_a_signal(vm: Vm, dump: Path) -> None:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         assert process.stdout is not None
-        assert b"taken" in process.stdout.readline()
+        assert b"restored by" in process.stdout.readline()
         assert len(alive(vm)) == 1
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
