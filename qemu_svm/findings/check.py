@@ -48,7 +48,7 @@ def check(
 ) -> Report:
     """Judge every vCPU of a stream for every kernel.
 
-    :param plan: the order of the restore, see :mod:`qemu_svm.model.plan`; None for that of
+    :param plan: the order of the restore, see :mod:`qemu_svm.model.plans`; None for that of
         the destination's QEMU.
     :param qemu: version of the destination's QEMU, such as ``7.2``; None if it is not known.
     :param source: the kernel that saved the stream; None if it is not known.

@@ -100,7 +100,7 @@ def newer_subsections(cpu: Value) -> Iterator[tuple[Value, str, str]]:
 
 
 def qemu_plan(version: str) -> str:
-    """Name the plan of a QEMU of that version, see :mod:`qemu_svm.model.plan`.
+    """Name the plan of a QEMU of that version, see :mod:`qemu_svm.model.plans`.
 
     :raises PlanError: not a version.
     """

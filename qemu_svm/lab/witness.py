@@ -28,10 +28,10 @@ from qemu_svm.lab.restore import copy_to_share, settings_of
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.kernels.derive import profile_of
 from qemu_svm.model.kernels.release import parse_if_any
-from qemu_svm.model.plan import Step
+from qemu_svm.model.plans import Step
 from qemu_svm.model.saved import Saved, from_vcpu
 from qemu_svm.model.scenario import scenario
 from qemu_svm.model.simulate import Simulation

@@ -10,7 +10,7 @@ from typing import Any
 
 from qemu_svm.errors import PlanError
 from qemu_svm.model.area import Area, Writer
-from qemu_svm.model.plan import Step
+from qemu_svm.model.plans import Step
 from qemu_svm.model.saved import MSRS as SAVED_MSRS
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import NestedState, layout

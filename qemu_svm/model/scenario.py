@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from qemu_svm.errors import PlanError
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.memory.layout import backing
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.kvm.vcpu import VMRUN_FIELDS, Host
-from qemu_svm.model.plan import Step
+from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
@@ -64,7 +64,7 @@ def scenario(
 ) -> Scenario:
     """Return the restore of one vCPU of a stream.
 
-    :param plan: see :mod:`qemu_svm.model.plan`.
+    :param plan: see :mod:`qemu_svm.model.plans`.
     :param npt: the host uses nested paging.
     :param irqchip: the local APIC is in the kernel.
     :param maxphyaddr: the guest's physical address width in bits.

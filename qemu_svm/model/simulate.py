@@ -11,7 +11,7 @@ from qemu_svm.model.kvm import nested, smm, x86
 from qemu_svm.model.kvm.checks import Argument, errno_of
 from qemu_svm.model.kvm.run import Outcome, vcpu_run
 from qemu_svm.model.kvm.vcpu import Host, KvmVcpu, Mmu, MmuFault
-from qemu_svm.model.plan import WITHOUT_EFFECT, Step
+from qemu_svm.model.plans import WITHOUT_EFFECT, Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.nested import NestedState

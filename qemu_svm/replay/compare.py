@@ -22,7 +22,7 @@ from qemu_svm.model.observed import (
     differences,
     flat,
 )
-from qemu_svm.model.plan import Step
+from qemu_svm.model.plans import Step
 from qemu_svm.model.simulate import Result, Simulation
 from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.replay.job import ReplayResult, ReplayStep

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from qemu_svm.errors import PlanError
 from qemu_svm.machine import Machine
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.observed import Observed
 from qemu_svm.model.saved import Saved, from_vcpu
 from qemu_svm.replay.compare import Comparison, Mismatch

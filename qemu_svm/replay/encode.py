@@ -9,7 +9,7 @@ from qemu_svm.errors import PlanError
 from qemu_svm.kvm import layouts
 from qemu_svm.model import arguments
 from qemu_svm.model.area import Area
-from qemu_svm.model.plan import Step
+from qemu_svm.model.plans import Step
 from qemu_svm.model.saved import Saved
 from qemu_svm.replay.cpuid import Entry, changed
 from qemu_svm.replay.extras import Extras

@@ -15,7 +15,7 @@ from qemu_svm.model.kernels import derive
 from qemu_svm.model.kernels.release import parse_if_any
 from qemu_svm.model.kvm.vcpu import Host, RunEnd
 from qemu_svm.model.observed import Observed
-from qemu_svm.model.plan import Step
+from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits, layout

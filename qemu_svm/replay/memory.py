@@ -21,7 +21,7 @@ from qemu_svm.machine import Machine
 from qemu_svm.memory.layout import Use
 from qemu_svm.model import arguments
 from qemu_svm.model.area import Area
-from qemu_svm.model.plan import Step
+from qemu_svm.model.plans import Step
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.nested import bits
 from qemu_svm.replay.encode import STOP_PORT

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.scenario import Scenario
 from qemu_svm.model.simulate import Simulation
@@ -85,7 +85,7 @@ def against_model(
 def prepare(machine: Machine, vcpu: Vcpu, plan: str, options: ReplayOptions) -> ReplayJob:
     """Make the job of a plan for one vCPU of a stream.
 
-    :param plan: see :mod:`qemu_svm.model.plan`.
+    :param plan: see :mod:`qemu_svm.model.plans`.
     :raises PlanError: a step or setting that does not exist or cannot be replayed.
     """
     saved, steps = from_vcpu(vcpu), plans.parse(plan)

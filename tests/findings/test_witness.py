@@ -9,7 +9,7 @@ import pytest
 
 from qemu_svm.findings.witness import FieldVerdict, Witness, explain_value, witness
 from qemu_svm.machine import read_machine
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.area import RESET
 from qemu_svm.model.kernels.derive import profile_of
 from qemu_svm.model.kernels.release import parse_if_any

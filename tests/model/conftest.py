@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from qemu_svm.machine import Machine, read_machine
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved, from_vcpu

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qemu_svm.errors import PlanError
 from qemu_svm.findings.verdict import Verdict, judge_restore
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import flat

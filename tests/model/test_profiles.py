@@ -10,7 +10,7 @@ import pytest
 
 from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import judge_restore
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.checks import SET_NESTED_STATE, SET_SREGS
 from qemu_svm.model.kvm.vcpu import Host

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import comparable, flat
 from qemu_svm.model.observed import differences as differing

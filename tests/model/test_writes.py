@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qemu_svm.findings.verdict import Verdict, judge_restore
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.kvm.run import Outcome
 from qemu_svm.model.kvm.vcpu import Host, RunEnd
 from qemu_svm.model.profiles import PROFILES

@@ -7,7 +7,7 @@ import pytest
 from qemu_svm.errors import PlanError
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.numbers import by_name
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.observed import comparable
 from qemu_svm.model.saved import MSRS as SAVED_MSRS
 from qemu_svm.model.saved import Saved

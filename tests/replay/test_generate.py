@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import simulate

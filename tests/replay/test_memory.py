@@ -10,7 +10,7 @@ import pytest
 
 from qemu_svm.errors import Truncated
 from qemu_svm.machine import read_machine
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.replay.conform import Guest
 from qemu_svm.replay.memory import STOP, extract_ram, patches
 from qemu_svm.source import open_source

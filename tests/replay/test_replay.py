@@ -8,7 +8,7 @@ import json
 import pytest
 
 from qemu_svm.lab.kvm import InBox
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.observed import comparable, differences, flat
 from qemu_svm.model.profiles import PROFILES
@@ -110,8 +110,9 @@ BY_CODE = "the guest's code decided how KVM_RUN ended"
 def test_a_run_that_never_reaches_l2(
     in_box: InBox, paged: Guest, plan: str, model: str, kernel: str, why: str
 ) -> None:
+    seconds = 0.5 if kernel == "hang" else 30
     ((_, seen, simulation, comparison),) = replayed(
-        in_box, paged, [plan], shorten=True, seconds=0.5
+        in_box, paged, [plan], shorten=True, seconds=seconds
     )
     ran = seen.steps[-1].run
     simulated = simulation.results[-1].outcome
@@ -128,7 +129,7 @@ def test_a_difference_is_found_and_named(in_box: InBox, plain: Guest) -> None:
     one = ReplayJob("0", plain.saved, plans.parse(text), ReplayOptions(emulated=True))
     probe = in_box.probe()
     assert kernel_of(probe).startswith("6.1.")
-    assert profile_of(probe) is PROFILES["6.1"]
+    assert profile_of(probe).row == "6.1"
     (result,) = perform(in_box, plain.ram, [one], probe)
     host = Host(cpuid=probe.features)
     wrong = simulate(PROFILES["5.10"], plain.saved, one.steps, host=host, backed=plain.ram.backed)

@@ -56,7 +56,7 @@ def _run(run: RunResult) -> dict[str, Any]:
 
 def _model(simulation: Simulation) -> dict[str, Any]:
     return {
-        "profile": simulation.kernel.name,
+        "profile": simulation.kernel.row,
         "steps": [
             {
                 "number": result.number,

@@ -34,7 +34,7 @@ def render(result: Replay, *, verbose: bool) -> Iterable[Text]:
     yield Text(f"{printable(result.path)}: plan {printable(result.plan)}", HEADING)
     against = ""
     if result.simulation is not None:
-        against = f", compared with profile {result.simulation.kernel.name}"
+        against = f", compared with profile {result.simulation.kernel.row}"
     yield Text(f"Linux {printable(kernel_of(result.probe))}{against}")
     compared = {one.number: one for one in comparison.steps} if comparison else {}
     before: Observed = {}

@@ -13,7 +13,7 @@ from qemu_svm.findings.check import check
 from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.lab.guests import GUESTS, values
 from qemu_svm.machine import Machine, Vcpu, read_machine
-from qemu_svm.model import plan as plans
+from qemu_svm.model import plans
 from qemu_svm.model.profiles import PROFILES, RELEASED
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.simulate import simulate
