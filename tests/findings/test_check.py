@@ -154,7 +154,7 @@ def test_advisories() -> None:
     bitmap = judged(damaged(PLAIN, 0x00C, 0x1004_0000, 4)).findings
     assert [(finding.rule, finding.kernels) for finding in bitmap] == [("A-01", ("5.8",))]
     hyperv = judged(damaged(PLAIN, 0x3E0, 1, 4)).findings
-    assert [finding.rule for finding in hyperv] == ["O-29"]
+    assert [finding.rule for finding in hyperv] == ["O-29", "K-07"]
     stack = judged(damaged(PLAIN, 0x5E8, 0x1000)).findings
     assert [finding.rule for finding in stack] == ["O-30"]
     hflags2 = machine.vcpus[0].registers["hflags2"].offset
