@@ -76,6 +76,12 @@ bench: $(STAMP)  ## start-up, decoding, RAM and guest memory, beside other tools
 	$(BIN)/python tools/bench_ram.py
 	$(BIN)/python tools/bench_memory.py
 
+.PHONY: cores
+cores: $(STAMP)  ## cores of a Linux in Linux, opened by every debugger (a quarter of an hour, 2 GiB)
+	@tools/need-packages crash:crash makedumpfile:makedumpfile gdb:gdb readelf:binutils
+	$(BIN)/pip install --quiet --disable-pip-version-check drgn capstone volatility3
+	$(BIN)/python tools/cores.py
+
 .PHONY: witness
 witness: $(STAMP)  ## every capture on every kernel: what the processor is given
 	@tools/need-packages "gcc:gcc libc6-dev"

@@ -39,6 +39,9 @@ _ALIVE_SECONDS = 400.0
 _PACK_SECONDS = 120.0
 _SAMPLE_SECONDS = 0.2
 _SAMPLES = 10
+_INNER_SECONDS = 1200.0
+_INNER_READY = "L2 counts"
+_INNER_TRIES = 32
 _KERNEL_HALF = 1 << 63
 _SVME = 1 << 12
 _NP_ENABLE = 1
@@ -47,9 +50,12 @@ _COMMAND_LINE = "console=ttyS0 panic=-1 loglevel=4 nokaslr mitigations=off"
 
 
 @contextmanager
-def started(box: BoxSession, settings: Settings, *, trace: str | None = None) -> Iterator[Vm]:
+def started(
+    box: BoxSession, settings: Settings, *, trace: str | None = None, inner: bool = False
+) -> Iterator[Vm]:
     """Start it in a box; :func:`capture` waits until L1 has booted.
 
+    :param inner: L2 is a Linux too; both levels have KASLR.
     :param trace: name of a file in the share for the log of ``kvm_vcpu_ioctl``.
     :raises LabError: L1's kernel or initrd cannot be made.
     :raises Refused: QEMU does not start.
@@ -57,13 +63,15 @@ def started(box: BoxSession, settings: Settings, *, trace: str | None = None) ->
     folder = box.share / "linux"
     try:
         with host_faults("prepare the initrd of L1"):
-            _collect(folder, box.share / "l1-kernel")
+            _collect(folder, box.share / "l1-kernel", inner=inner)
+        script = _ours("linux-in-linux.pack") * inner + _ours("linux.pack")
         pack = ["busybox", "sh", "-s", "/share/linux"]
-        done = box.run(pack, stdin=_ours("linux.pack"), timeout=_PACK_SECONDS)
+        done = box.run(pack, stdin=script, timeout=_PACK_SECONDS)
         if done.returncode:
             raise LabError(f"the initrd of L1 cannot be made: {done.stderr.decode()[-200:]}")
         arguments = ("-kernel", "/share/l1-kernel", "-initrd", "/share/linux.initrd")
-        console = ("-append", _COMMAND_LINE, "-serial", "file:/share/l1-console")
+        line = _COMMAND_LINE.replace(" nokaslr", "") if inner else _COMMAND_LINE
+        console = ("-append", line, "-serial", "file:/share/l1-console")
         wanted = replace(settings, devices=(*settings.devices, *arguments, *console))
         with running(box, wanted, waits=False, trace=trace) as vm:
             yield vm
@@ -74,17 +82,20 @@ def started(box: BoxSession, settings: Settings, *, trace: str | None = None) ->
                 (box.share / name).unlink()
 
 
-def _collect(folder: Path, kernel: Path) -> None:
+def _collect(folder: Path, kernel: Path, *, inner: bool) -> None:
     # L1's kernel, and the content of its initrd but for QEMU, which the box adds.
     (folder / "modules").mkdir(parents=True)
     with build.using(suites.of_kernel(KERNEL)) as built:
-        modules = in_order(built, ("kvm_amd",))
+        modules = in_order(built, ("kvm_amd", *("qemu_fw_cfg",) * inner))
         for name, content in modules:
             (folder / "modules" / name).write_bytes(content)
         (folder / "modules" / "order").write_text("".join(f"{name}\n" for name, _ in modules))
-        (folder / "l2.rom").write_bytes(assemble(LINUX).data)
+        if inner:
+            shutil.copyfile(built.vmlinuz, folder / "l2.kernel")
+        else:
+            (folder / "l2.rom").write_bytes(assemble(LINUX).data)
         init = folder / "init"
-        init.write_bytes(_ours("linux.init"))
+        init.write_bytes(_ours("linux-in-linux.init" if inner else "linux.init"))
         init.chmod(0o755)
         shutil.copyfile(boot.kernel(built), kernel)
 
@@ -144,6 +155,33 @@ def capture(vm: Vm) -> Capture:
         path.unlink()
         vm.qmp.execute("cont")
     raise LabError(f"none of {STEADY_TRIES} saves was made in L2: {'; '.join(wrong)}")
+
+
+def capture_inner(vm: Vm) -> Capture:
+    """Save a Linux in Linux while a program of L2 runs.
+
+    :raises LabError: L2 does not boot, or no save was made in it.
+    """
+    console = vm.box.share / "l1-console"
+    end = time.monotonic() + _INNER_SECONDS
+    text = ""
+    while _INNER_READY not in text:
+        if time.monotonic() > end or not vm.qmp.status().running:
+            lines = text.splitlines()
+            raise LabError(f"L2 does not boot: {lines[-1] if lines else 'L1 printed nothing'}")
+        time.sleep(_SAMPLE_SECONDS)
+        text = console.read_text(errors="replace") if console.exists() else ""
+    for number in range(1, _INNER_TRIES + 1):
+        path = vm.save()
+        with open_source(str(path)) as source:
+            machine = read_machine(read_stream(source))
+        vcpu = machine.vcpus[0] if machine.vcpus else None
+        if vcpu is not None and vcpu.guest_mode and vcpu.nested is not None and vcpu.cpl:
+            return Capture(path, number, (vcpu.nested.flags,))
+        path.unlink()
+        vm.qmp.execute("cont")
+        time.sleep(1)
+    raise LabError(f"none of {_INNER_TRIES} saves was made in a program of L2")
 
 
 def differences(machine: Machine) -> Iterator[str]:

@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from qemu_svm.lab import capture, linux, vm
 from qemu_svm.lab.box.session import BoxSession
 from qemu_svm.lab.capture import Capture
-from qemu_svm.lab.guests import LINUX, Guest, assemble
+from qemu_svm.lab.guests import LINUX, LINUX_IN_LINUX, Guest, assemble
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.vm import Settings, Vm
 from qemu_svm.qmp.output import Output, writing
@@ -114,6 +115,9 @@ def _ways(
     guest, settings = origin.guest, origin.settings
     if guest is LINUX:
         return lambda box: linux.started(box, settings, trace=log), linux.capture
+    if guest is LINUX_IN_LINUX:
+        inner = partial(linux.started, settings=settings, trace=log, inner=True)
+        return inner, linux.capture_inner
     image = assemble(guest)
     return (
         lambda box: vm.running(box, settings, image=image.data, trace=log),

@@ -129,7 +129,9 @@ def mode(cr0: int, cr3: int, cr4: int, efer: int, physical_bits: int = 0) -> Pag
         name, width = ("5-level", 57) if five else ("4-level", 48)
         return Paging(name, cr3 & ADDRESS, levels, width, 8, canonical=True, nx=nx, **protected)
     if cr4 & _PAE:
-        first = Level(3, 30, 2, high | 0xFFF << 52 | 0x1E6)
+        # A processor loads these with CR3 and checks bits 1, 2 and 5 to 8 then; in memory an
+        # emulated one (TCG) sets bit 5 (accessed) afterwards.
+        first = Level(3, 30, 2, high | 0xFFF << 52)
         levels = (first, *_levels((21, 12), high | 0x7FF << 52, no_nx))
         return Paging("PAE", cr3 & 0xFFFF_FFE0, levels, 32, 8, nx=nx, **protected)
     large = 1 << 21 if cr4 & _PSE else None

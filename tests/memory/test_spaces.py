@@ -131,7 +131,7 @@ def reference(pages: dict[int, bytes], cr0: int, cr3: int, cr4: int, efer: int, 
         if not entry & 1 or entry >> 51 & 1 or (entry & NX and not efer & NXE):
             return None
         large = bool(entry & 0x80)
-        if not long and (entry >> 52 & 0x7FF or (shift == 30 and entry & (NX | 0x1E6))):
+        if not long and (entry >> 52 & 0x7FF or (shift == 30 and entry & NX)):
             return None
         if shift >= 39 and large:
             return None

@@ -61,12 +61,12 @@ def command(
     The guest is saved repeatedly until the stream has the state and the values
     that the guest is made for; a stream that does not is never written.
     """
-    from qemu_svm.lab.guests import GUESTS, LINUX, find
+    from qemu_svm.lab.guests import GUESTS, LINUX, LINUX_IN_LINUX, find
 
     if list_guests:
         from qemu_svm.lab.results import GuestList
 
-        show(GuestList((*GUESTS.values(), LINUX)), as_json=as_json)
+        show(GuestList((*GUESTS.values(), LINUX, LINUX_IN_LINUX)), as_json=as_json)
         return 0
     if output is None:
         raise click.UsageError("Missing option '-o'.")

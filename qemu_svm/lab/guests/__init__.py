@@ -7,7 +7,17 @@ and each is in one state most of the time (:mod:`~qemu_svm.lab.guests.catalogue`
 """
 
 from qemu_svm.lab.guests.build import Image, assemble
-from qemu_svm.lab.guests.catalogue import GUESTS, LINUX, Guest, GuestState, find
+from qemu_svm.lab.guests.catalogue import GUESTS, LINUX, LINUX_IN_LINUX, Guest, GuestState, find
 from qemu_svm.lab.guests.expect import differences
 
-__all__ = ["GUESTS", "LINUX", "Guest", "GuestState", "Image", "assemble", "differences", "find"]
+__all__ = [
+    "GUESTS",
+    "LINUX",
+    "LINUX_IN_LINUX",
+    "Guest",
+    "GuestState",
+    "Image",
+    "assemble",
+    "differences",
+    "find",
+]

@@ -131,7 +131,7 @@ _ALL = (
 )
 
 GUESTS: Mapping[str, Guest] = MappingProxyType({guest.name: guest for guest in _ALL})
-"""All guests but :data:`LINUX`, by name."""
+"""All guests but :data:`LINUX` and :data:`LINUX_IN_LINUX`, by name."""
 
 LINUX = Guest(
     "linux",
@@ -142,12 +142,21 @@ LINUX = Guest(
 """Started by :mod:`qemu_svm.lab.linux`, unlike the others; its L2 counts in a register."""
 
 
+LINUX_IN_LINUX = Guest(
+    "linux-in-linux",
+    "Linux 6.1 as L1 and the same as L2, both with KASLR (takes ten minutes)",
+    source="linux.s",
+    memory=768,
+)
+"""Started by :mod:`qemu_svm.lab.linux`; its L2 counts in a shell."""
+
+
 def find(name: str) -> Guest:
     """Return a guest by name.
 
     :raises PathError: there is no guest of that name.
     """
-    known = {**GUESTS, LINUX.name: LINUX}
+    known = {**GUESTS, LINUX.name: LINUX, LINUX_IN_LINUX.name: LINUX_IN_LINUX}
     if name in known:
         return known[name]
     raise PathError(f"unknown guest '{name}'", near=difflib.get_close_matches(name, known))
