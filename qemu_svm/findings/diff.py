@@ -24,6 +24,7 @@ from qemu_svm.errors import StreamError
 from qemu_svm.findings.masks import DEFAULT, Mask, Masks, selects
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.paths import configuration_values, section_label, vcpu_tree
+from qemu_svm.machine.sections import section_values
 from qemu_svm.stream import Kind, Record, Value
 from qemu_svm.stream.vmstate.values import join
 
@@ -213,7 +214,7 @@ class _Comparer:
 
     def _decoded(self, side: str, machine: Machine, record: Record) -> Value | None:
         try:
-            return machine.stream.values(record)
+            return section_values(machine, record)
         except StreamError as error:
             if error not in machine.problems:
                 self._problems.append((side, error))

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 from qemu_svm.errors import PathError
 from qemu_svm.machine.model import Machine
+from qemu_svm.machine.sections import section_values
 from qemu_svm.machine.vcpu import Vcpu
 from qemu_svm.stream import Kind, Record, Value
 from qemu_svm.stream.commands import command_values
@@ -200,7 +201,7 @@ def section_label(machine: Machine, record: Record) -> str:
 
 
 def _section_values(machine: Machine, record: Record) -> Value:
-    value = machine.stream.values(record)
+    value = section_values(machine, record)
     if value is not None:
         return value
     # Nothing describes it: its bytes are what there is.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qemu_svm.machine import flags as hflags
+from qemu_svm.machine import pci
+from qemu_svm.machine.virtio.decode import FEATURES_HIGH_TYPE, FEATURES_TYPE, STATUS_TYPE
+from qemu_svm.machine.virtio.features import STATUS, feature_bits
 from qemu_svm.nested import bits, descriptions
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.groups import NOT_MIGRATED
@@ -29,6 +32,12 @@ _TABLES: dict[str, Bits] = {
 }
 
 
+_BY_TYPE: dict[str, Bits] = {
+    STATUS_TYPE: feature_bits(STATUS),
+    pci.COMMAND_TYPE: pci.COMMAND,
+    pci.STATUS_TYPE: pci.STATUS,
+}
+
 _MEANINGS: dict[str, Callable[[int], str]] = {
     "exit_code": exit_name,
     "tlb_ctl": lambda number: bits.TLB_CTL.get(number, "reserved"),
@@ -43,10 +52,19 @@ def bit_names(path: str, value: Value) -> list[str] | None:
     """Return the names of the bits that are set in a value; None if its bits have no names."""
     if value.name == "intercepts" and isinstance(value.value, tuple):
         return bits.INTERCEPTS.names(bits.intercept_words(list(value.value)))
-    table = _TABLES.get(".".join(path.split(".")[-2:])) or _TABLES.get(value.name)
-    if table is None or not isinstance(value.value, int):
+    if not isinstance(value.value, int):
         return None
-    return table.names(value.value)
+    if value.type.startswith(FEATURES_HIGH_TYPE):
+        device = value.type.removeprefix(FEATURES_HIGH_TYPE)
+        return feature_bits(device).names(value.value << 64)
+    if value.type.startswith(FEATURES_TYPE):
+        return feature_bits(value.type.removeprefix(FEATURES_TYPE)).names(value.value)
+    table = (
+        _BY_TYPE.get(value.type)
+        or _TABLES.get(".".join(path.split(".")[-2:]))
+        or _TABLES.get(value.name)
+    )
+    return None if table is None else table.names(value.value)
 
 
 def meaning(path: str, value: Value) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.findings.results import Shown
+from qemu_svm.machine.virtio.device import device_in
 from qemu_svm.render.json.base import SCHEMA_VERSION, leaf
+from qemu_svm.render.json.virtio import device
 from qemu_svm.render.words import bit_names, description, meaning
 from qemu_svm.stream import Value
 from qemu_svm.stream.vmstate.values import join
@@ -14,11 +16,13 @@ from qemu_svm.stream.vmstate.values import join
 def render(result: Shown) -> dict[str, Any]:
     """Return the document."""
     found = result.place
+    virtio = device_in(found.value)
     return {
         "schema_version": SCHEMA_VERSION,
         "path": found.path,
         **_node(found.path, found.value),
         "raw": result.raw.hex(),
+        **({} if virtio is None else {"virtio": device(virtio)}),
     }
 
 

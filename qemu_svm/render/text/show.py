@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from rich.text import Text
 
 from qemu_svm.findings.results import Shown
+from qemu_svm.machine.virtio.device import device_in
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import HEADING, entry
 from qemu_svm.render.text.values import ROW, fields, hexdump, words
+from qemu_svm.render.text.virtio import device_lines
 from qemu_svm.render.words import description
 
 
@@ -25,6 +27,9 @@ def render(result: Shown, *, verbose: bool) -> Iterable[Text]:
         yield entry("", about)
     yield entry("offset", f"{value.offset:#x} ({value.offset}), {value.size} bytes")
     yield entry("type", value.type)
+    virtio = device_in(value)
+    if virtio is not None:
+        yield from device_lines(virtio)
     if value.children:
         yield Text()
         yield from fields(place, verbose=verbose)

@@ -1,0 +1,1 @@
+"""Virtio devices from the inside: features, queues, configuration, PCI."""
