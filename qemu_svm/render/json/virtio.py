@@ -6,8 +6,7 @@ from typing import Any
 
 from qemu_svm.machine.virtio.device import Queue, VirtioDevice
 from qemu_svm.machine.virtio.features import STATUS, feature_bits
-from qemu_svm.render.json.base import leaf
-from qemu_svm.render.numbers import hex_text
+from qemu_svm.render.json.base import hex_text, leaf
 
 
 def device(found: VirtioDevice) -> dict[str, Any]:
