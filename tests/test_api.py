@@ -243,7 +243,7 @@ def calls(tmp_path: Path) -> dict[str, Callable[[], Any]]:
         "path": lambda: dump["vcpu0.nestde"],
         "no path": lambda: dump[""],
         "vcpu": lambda: dump.vcpu(7),
-        "kernel": lambda: dump.check("9.9"),
+        "kernel": lambda: dump.check("six"),
         "qemu": lambda: dump.check(qemu="new"),
         "plan": lambda: dump.simulate("cpuid,sregz"),
         "field": lambda: dump.simulate(race={"cr99": 1}),

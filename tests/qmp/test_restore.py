@@ -163,11 +163,14 @@ def test_in_the_foreground_until_a_signal(vm: Vm, dump: Path) -> None:
 
 
 def test_signals_while_it_loads(vm: Vm, dump: Path) -> None:
-    for delay in (0.2, 0.3, 0.4, 0.5):
+    for delay in (0.0, 0.1, 0.2, 0.3):
         process = subprocess.Popen(
             [PROGRAM, "restore", dump, "--check", *arguments(vm)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=UNMEASURED,
         )  # fmt: skip
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and not children.read_text():
+            time.sleep(0.01)  # until it has started a QEMU
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
