@@ -62,7 +62,7 @@ class Limits:
     spool_bytes: int = 256 * GIB
     ram_walk_bytes: int = 4 * MIB
     page_table_leaves: int = 1 << 24
-    core_loads: int = 1 << 18
+    core_loads: int = 1 << 17
     trace_line_bytes: int = 64 * KIB
     trace_ioctls: int = 100_000
     trace_puts: int = 10_000

@@ -44,17 +44,19 @@ class Load:
     """Physical addresses of the level that follow one another.
 
     :param start: in the level's physical memory; ``size`` in bytes.
-    :param places: ``(L1-physical address, size)`` of its parts, in order.
     """
 
     start: int
     size: int
-    places: tuple[tuple[int, int], ...]
 
     @property
     def end(self) -> int:
         """First address after it."""
         return self.start + self.size
+
+
+Part = tuple[int, int, int]
+"""Address in the level's physical memory, L1-physical address, size."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,14 @@ class Plan:
     registers: tuple[Registers, ...]
     vmcoreinfo: VmCoreInfo | None
     missing: tuple[str, ...]
-    physical: Physical
+    space: Physical | Space
     data: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def physical(self) -> Physical:
+        """L1-physical memory."""
+        return self.space if isinstance(self.space, Physical) else self.space.physical
 
     @property
     def size(self) -> int:
@@ -153,14 +160,13 @@ def plan(
     if form not in FORMS:
         raise PathError(f"unknown form '{form}'", near=FORMS)
     space, virtual, vcpus = level_spaces(memory, level)
-    physical = memory.physical
     most = memory.machine.stream.limits.core_loads
     if level == "l1":
         all_registers = [memory.l1_registers(index) for index in vcpus]
-        loads, missing = _l1_loads(physical), list[str]()
     else:
         all_registers = [memory.l2_registers(index) for index in vcpus]
-        loads, missing = _l2_loads(space, most)
+    loads = _loads(space, most)
+    missing = [] if isinstance(space, Physical) else _l2_missing(space, loads)
     if vmcoreinfo is None and search and virtual is not None:
         vmcoreinfo = _found(memory, space, virtual, all_registers)
         if vmcoreinfo is None:
@@ -173,12 +179,12 @@ def plan(
     unknown = sorted({name for one in all_registers for name in one.unknown})
     if unknown:
         missing.append(f"registers, written as 0: {' '.join(unknown)}")
-    counts = _counts(physical, loads)
+    counts = _counts(space)
     if counts["never"]:
         missing.append(f"{counts['never']} pages that were never sent, written as zeros")
     return Plan(
         level, form, tuple(loads), tuple(mapped), tuple(all_registers), vmcoreinfo,
-        tuple(missing), physical, counts["data"] * physical.page_size, counts,
+        tuple(missing), space, counts["data"] * memory.physical.page_size, counts,
     )  # fmt: skip
 
 
@@ -223,50 +229,50 @@ def _vcpus(memory: GuestMemory, level: str) -> list[int]:
     return found
 
 
-def _l1_loads(physical: Physical) -> list[Load]:
-    # As in QEMU's own dump: what is RAM to it, so no flash.
-    return [
-        Load(one.start, one.size, ((one.start, one.size),))
-        for one in physical.ranges
-        if one.use is not Use.FLASH
-    ]
-
-
-def _l2_loads(space: Physical | Space, most: int) -> tuple[list[Load], list[str]]:
-    # What L1 has mapped for L2, as far as it is RAM; and what is missing.
+def _parts(space: Physical | Space) -> Iterator[Part]:
+    # What a core of this memory holds, in order: RAM, and what of it L1 has mapped for L2.
     if isinstance(space, Physical):
-        return _l1_loads(space), []  # no nested paging: L2 has L1's memory
-    loads: list[tuple[int, int, list[tuple[int, int]]]] = []
-    without = 0
+        for one in space.ranges:
+            if one.use is not Use.FLASH:  # which is not RAM in QEMU's own dump either
+                yield one.start, one.start, one.size
+        return
+    for run in space.runs():
+        target = run.target or 0
+        for start, size in _backed(space.physical, target, run.size):
+            yield run.start + start - target, start, size
+
+
+def _loads(space: Physical | Space, most: int) -> list[Load]:
+    # L1's ranges as they are; L2's pages as far as they follow one another.
+    if isinstance(space, Physical):
+        return [Load(address, size) for address, _, size in _parts(space)]
+    found: list[Load] = []
     try:
-        for run in space.runs():
-            target = run.target or 0
-            without += run.size
-            for start, size in _backed(space.physical, target, run.size):
-                address = run.start + start - target
-                if loads and loads[-1][0] + loads[-1][1] == address:
-                    first, before, places = loads[-1]
-                    loads[-1] = (first, before + size, places)
-                    places.append((start, size))
-                else:
-                    loads.append((address, size, [(start, size)]))
-                without -= size
-                if len(loads) > most:
-                    raise _too_many(address)
+        start = end = -1
+        for address, _, size in _parts(space):
+            if address != end and end >= 0:
+                found.append(Load(start, end - start))
+                if len(found) >= most:
+                    raise AddressError("too many loads", address=address, status="limit")
+            if address != end:
+                start = address
+            end = address + size
+        if end >= 0:
+            found.append(Load(start, end - start))
     except AddressError as error:
         raise PathError(f"L2's memory cannot be listed: {error}") from error
-    found = [Load(start, size, tuple(places)) for start, size, places in loads]
+    return found
+
+
+def _l2_missing(space: Space, loads: Sequence[Load]) -> list[str]:
+    mapped = sum(run.size for run in space.runs())
+    without = (mapped - sum(load.size for load in loads)) // _PAGE
     missing = []
     if without:
-        pages = without // _PAGE
-        missing.append(f"{pages} pages that L1's tables map to where there is no RAM")
-    if holes := _holes(found):
+        missing.append(f"{without} pages that L1's tables map to where there is no RAM")
+    if holes := _holes(loads):
         missing.append(f"{holes} pages between the others, which L1 has not mapped")
-    return found, missing
-
-
-def _too_many(address: int) -> AddressError:
-    return AddressError("memory in too many parts for a core", address=address, status="limit")
+    return missing
 
 
 def _backed(physical: Physical, start: int, size: int) -> Iterator[tuple[int, int]]:
@@ -336,18 +342,18 @@ def _until_limit(runs: Iterable[Run]) -> Iterator[Run]:
         return
 
 
-def _counts(physical: Physical, loads: Sequence[Load]) -> dict[str, int]:
+def _counts(space: Physical | Space) -> dict[str, int]:
     counts = {"data": 0, "zero": 0, "never": 0}
-    for load in loads:
-        for start, size in load.places:
-            for extent in physical.extents(start, start + size):
-                pages = extent.size // physical.page_size
-                if extent.word >= FIRST_PLACE or extent.word == ENCODED:
-                    counts["data"] += pages
-                elif extent.word in (NEVER, NOTHING):
-                    counts["never"] += pages
-                else:
-                    counts["zero"] += pages
+    physical = space if isinstance(space, Physical) else space.physical
+    for _, start, size in _parts(space):
+        for extent in physical.extents(start, start + size):
+            pages = extent.size // physical.page_size
+            if extent.word >= FIRST_PLACE or extent.word == ENCODED:
+                counts["data"] += pages
+            elif extent.word in (NEVER, NOTHING):
+                counts["never"] += pages
+            else:
+                counts["zero"] += pages
     return counts
 
 
@@ -372,7 +378,6 @@ def write(core: Plan, fd: int, progress: Callable[[int], None] = lambda _done: N
 
 
 def _copies(core: Plan, place: int) -> Iterator[Copy]:
-    for load in core.loads:
-        for start, size in load.places:
-            yield start, size, place
-            place += size
+    for _, start, size in _parts(core.space):
+        yield start, size, place
+        place += size

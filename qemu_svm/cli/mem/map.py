@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qemu_svm.memory.memory import GuestMemory
     from qemu_svm.memory.results import Run
 
-_MOST_JSON = 1 << 20
+_MOST_JSON = 1 << 17
 
 
 @click.command(
