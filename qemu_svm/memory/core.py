@@ -170,12 +170,12 @@ def plan(
     if vmcoreinfo is None and search and virtual is not None:
         vmcoreinfo = _found(memory, space, virtual, all_registers)
         if vmcoreinfo is None:
-            missing.append("VMCOREINFO: no such note that the page tables prove")
+            missing.append("VMCOREINFO: no note that the page tables confirm")
     mapped: list[tuple[int, int, int]] = []
     if form == "gdb" and virtual is not None:
         mapped, aliases = _virtual(virtual, loads, most)
         if aliases:
-            missing.append(f"{aliases} aliases of pages that have others")
+            missing.append(f"{aliases} further virtual addresses of pages that are included")
     unknown = sorted({name for one in all_registers for name in one.unknown})
     if unknown:
         missing.append(f"registers, written as 0: {' '.join(unknown)}")
@@ -269,9 +269,9 @@ def _l2_missing(space: Space, loads: Sequence[Load]) -> list[str]:
     without = (mapped - sum(load.size for load in loads)) // _PAGE
     missing = []
     if without:
-        missing.append(f"{without} pages that L1's tables map to where there is no RAM")
+        missing.append(f"{without} pages that L1 maps to addresses without RAM")
     if holes := _holes(loads):
-        missing.append(f"{holes} pages between the others, which L1 has not mapped")
+        missing.append(f"{holes} pages inside L2's memory that L1 has not mapped")
     return missing
 
 

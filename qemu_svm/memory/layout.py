@@ -169,7 +169,7 @@ def layout(
     :param addresses: of each block, where the stream has it (x-ignore-shared).
     """
     if not machine.blocks:
-        return Layout((), assumptions=("the stream has no RAM blocks",))
+        return Layout((), assumptions=("the stream lists no RAM blocks",))
     return _Placing(machine, content, addresses).layout()
 
 
@@ -347,7 +347,7 @@ class _Placing:
                 named = self._with_firmware(single)
                 if not named:
                     self.assumptions.append(
-                        "several blocks have the size of main memory; the first is taken"
+                        "several blocks have the size of main memory; the first is used"
                     )
             return (named or single)[:1]
         chosen = self._several(candidates, total)
@@ -355,7 +355,7 @@ class _Placing:
             return sorted(chosen, key=lambda at: int(self.blocks[at].name[8:]))
         if chosen:
             first = self._with_firmware(chosen)[:1] or chosen[:1]
-            self.assumptions.append("no SRAT says in which order the memory backends are mapped")
+            self.assumptions.append("no SRAT gives the order of the memory backends")
             return [*first, *(at for at in chosen if at not in first)]
         return [_named(self.machine)]
 
@@ -396,7 +396,7 @@ class _Placing:
             elif len(equal) > 1 and len({sizes[other] for other in order[number:]}) < len(
                 order[number:]
             ):
-                self._say("nodes of equal size are taken in the order of their blocks")
+                self._say("nodes of equal size are assigned in the order of their blocks")
             left.remove(equal[0])
             chosen.append(equal[0])
         return chosen
@@ -523,7 +523,7 @@ class _Placing:
         used = [(one.start, one.end) for one in virtio]
         sizes = {_size(self.machine, at) for at in blocks}
         if blocks and len(self.ranges) and len(blocks) > 1 and len(sizes) > 1:
-            self._say("several dimms: in which order they were plugged in, the stream does not say")
+            self._say("the stream does not say in which order the dimms were plugged in")
         for at in blocks:
             size = _size(self.machine, at)
             while any(place < end and start < place + size for start, end in used):

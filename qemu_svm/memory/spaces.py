@@ -323,7 +323,7 @@ class Space:
     def leaves(self, most: int | None = None) -> Iterator[Leaf]:
         """Every mapped page, in order of addresses.
 
-        Ends in silence after ``most``; :meth:`runs` and :meth:`ranges` say so.
+        Stops after ``most`` leaves, where :meth:`runs` and :meth:`ranges` raise an error.
         """
         yield from _Listing(self, self._most if most is None else most).leaves()
 

@@ -96,5 +96,5 @@ def _paged(memory: GuestMemory, one: common.Place, runs: Iterator[Run], *, as_js
     for line in lines(all_of_them()):
         click.echo(line)
     for error in limit:
-        print_error(f"the page tables have more entries than are listed: {error}")
+        print_error(f"the list is incomplete: {error}")
     return bool(limit)

@@ -77,10 +77,10 @@ def command(
                     click.echo(_line(one.world, document))
             limited = next(hits, None) is not None
             if limited:
-                print_error(f"there are more than {most}; --most N shows more")
+                print_error(f"more than {most} hits; --most N shows more")
         except AddressError as error:
             limited = True
-            print_error(f"not everything was searched: {error}")
+            print_error(f"the search is incomplete: {error}")
         if as_json:
             from qemu_svm.render.json.mem import search_document
 
