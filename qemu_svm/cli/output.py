@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
     from qemu_svm.results import Result
@@ -34,10 +35,18 @@ def print_json(document: dict[str, Any], indent: int | None = 1) -> None:
     click.echo(json.dumps(document, indent=indent))
 
 
-def print_lines(lines: Iterable[Text]) -> None:
-    """Print a report; wrapped to a terminal's width, but never in a pipe."""
-    from qemu_svm.render.text.base import console
+def print_lines(lines: Iterable[Text | str]) -> None:
+    """Print a report; text is wrapped to a terminal's width, but never in a pipe.
 
-    out = console()
+    :param lines: plain strings are never wrapped, and have nothing to escape.
+    """
+    out: Console | None = None
     for line in lines:
+        if isinstance(line, str):
+            click.echo(line)
+            continue
+        if out is None:
+            from qemu_svm.render.text.base import console
+
+            out = console()
         out.print(line, soft_wrap=not out.is_terminal)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qemu_svm.errors import AddressError, StreamError
 from qemu_svm.memory.physical import NEVER, NOTHING, ZERO, Physical
 from qemu_svm.memory.results import Run
 from qemu_svm.memory.spaces import Space
+
+if TYPE_CHECKING:
+    from qemu_svm.memory.memory import GuestMemory
 
 _BLOCK = 1 << 20
 _MOST_RUNS = 1 << 18
@@ -153,3 +157,37 @@ class Reverse:
                 found.append(start + place - target)
             at -= 1
         return sorted(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A hit, and where an L2 sees the same byte.
+
+    :param l2_physical: root of the nested page tables and L2-physical address, for each L2
+        that a vCPU runs.
+    """
+
+    hit: Hit
+    l2_physical: tuple[tuple[int, int], ...]
+
+
+class Locator:
+    """Finds the L2-physical addresses of L1-physical ones, for every L2 that a vCPU runs."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._reverse: dict[int, Reverse] = {}
+        for vcpu in memory.machine.vcpus:
+            root = memory.l2_root(vcpu.index)
+            if root is not None and root not in self._reverse:
+                space = memory.world("l2p", vcpu.index)
+                assert isinstance(space, Space)
+                self._reverse[root] = Reverse(space)
+
+    def locate(self, hit: Hit) -> Found:
+        """Return a hit with its L2-physical addresses."""
+        l2 = (
+            (root, address)
+            for root, reverse in self._reverse.items()
+            for address in reverse.addresses(hit.l1_physical)
+        )
+        return Found(hit, tuple(l2))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +15,9 @@ from qemu_svm.cli import options as shared
 from qemu_svm.cli import streams
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.errors import EnvironmentFault, PathError
+from qemu_svm.memory.disassembly import disassemble
+from qemu_svm.memory.optional import optional
+from qemu_svm.memory.reports import Disassembly, Place
 
 if TYPE_CHECKING:
     from qemu_svm.memory.memory import AddressSpace, GuestMemory
@@ -68,20 +68,6 @@ world_argument = click.argument(
 def where_argument(*, required: bool = True) -> Callable[[Decorated], Decorated]:
     """``[WORLD:]ADDRESS``; the shell completes the worlds."""
     return click.argument("where", required=required, shell_complete=_complete_where)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An address and the space it is in.
-
-    :param query: what was asked, with the world and the number.
-    """
-
-    query: str
-    world: str
-    address: int
-    space: AddressSpace
-    vcpu: int
 
 
 def options(function: Decorated) -> Decorated:
@@ -142,7 +128,8 @@ def place(memory: GuestMemory, where: str | None, vcpu: int, *, smm: bool = Fals
     address = base + more
     if not 0 <= address < 1 << 64:
         raise click.UsageError(f"'{where}': an address has 64 bits")
-    return Place(f"{world}:{address:#x}", world, address, space, vcpu)
+    return Place(_heading(memory, world, space, vcpu), f"{world}:{address:#x}", world, address,
+                 space, vcpu)  # fmt: skip
 
 
 def _base(memory: GuestMemory, world: str, vcpu: int, text: str) -> int:
@@ -165,32 +152,29 @@ def registers(memory: GuestMemory, world: str, vcpu: int) -> Registers:
     return (memory.l2_registers if world.startswith("l2") else memory.l1_registers)(vcpu)
 
 
-def heading(memory: GuestMemory, one: Place) -> str:
-    """The first line of every report: which memory it is."""
-    paging = getattr(one.space, "paging", None)
-    words = [WORLDS[one.world] if one.world != "l1p" else "L1-physical memory"]
+def _heading(memory: GuestMemory, world: str, space: AddressSpace, vcpu: int) -> str:
+    # The first line of every report: which memory it is.
+    paging = getattr(space, "paging", None)
+    words = [WORLDS[world] if world != "l1p" else "L1-physical memory"]
     if memory.machine.vcpus:
-        vcpu = memory.vcpu(one.vcpu)
-        level = "L2" if memory.default_world(one.vcpu) == "l2v" else "L1"
-        words.append(f"vCPU {one.vcpu} was running {level}{' in SMM' if vcpu.smm else ''}")
+        level = "L2" if memory.default_world(vcpu) == "l2v" else "L1"
+        smm = " in SMM" if memory.vcpu(vcpu).smm else ""
+        words.append(f"vCPU {vcpu} was running {level}{smm}")
     if paging is not None:
         root = f", root {paging.root:#x}" if paging.levels else ""
-        nested = "nested " if getattr(one.space, "nested", False) else ""
+        nested = "nested " if getattr(space, "nested", False) else ""
         words.append(f"{nested}{paging.name}{root}")
-    return f"{one.world}: {'; '.join(words)}"
+    return f"{world}: {'; '.join(words)}"
 
 
-def extra(package: str, why: str) -> ModuleType:
-    """Import an optional package.
+def disassembly(memory: GuestMemory, where: Place, count: int) -> Disassembly:
+    """Return consecutive instructions.
 
-    :raises EnvironmentFault: it is not installed.
+    :raises EnvironmentFault: capstone is not installed.
     """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"{why} needs the Python package '{package}'", hint=f"pip install {package}"
-        ) from error
+    of = registers(memory, where.world, where.vcpu)
+    found = tuple(disassemble(where.space, where.address, of.bits, count))
+    return Disassembly(where, found, of.next_instruction if where.world.endswith("v") else None)
 
 
 def load_symbols(program: Any, files: Sequence[str]) -> None:
@@ -198,7 +182,7 @@ def load_symbols(program: Any, files: Sequence[str]) -> None:
 
     :raises EnvironmentFault: a file has none, or cannot be read.
     """
-    drgn: Any = extra("drgn", "this verb")
+    drgn: Any = optional("drgn", "this verb")
     try:
         if files:
             program.load_debug_info(list(files))

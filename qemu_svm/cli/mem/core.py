@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from qemu_svm.cli import options, progress, signals
-from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.output import show
 from qemu_svm.cli.status import report_damage
 from qemu_svm.errors import PathError
+from qemu_svm.memory.reports import CoreReport
 
 if TYPE_CHECKING:
     from qemu_svm.memory.core import Plan
@@ -75,16 +76,7 @@ def command(
             with writing(output):
                 write(core, target.descriptors[""], shown)
             target.commit(sync=False)
-        commands = list(_commands(core, output))
-        if as_json:
-            from qemu_svm.render.json.mem import core_document
-
-            printing.print_json(core_document(output, core, commands))
-        else:
-            from qemu_svm.render.text.mem_core import report
-
-            for line in report(output, core, commands):
-                click.echo(line)
+        show(CoreReport(output, core, tuple(_commands(core, output))), as_json=as_json)
         return report_damage(dump)
 
 

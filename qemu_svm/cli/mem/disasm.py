@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import click
 
 from qemu_svm.cli import options
-from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
-from qemu_svm.cli.mem.instructions import instructions, listing
-from qemu_svm.memory.results import Status
+from qemu_svm.cli.output import show
 
 
 @click.command(
@@ -41,14 +39,7 @@ def command(
     16, 32 or 64 bits as the code segment of that level says. Needs the package
     capstone.
     """
-    common.extra("capstone", "disassembly")
     with common.opened(file, channels, lender) as (dump, memory):
-        one = common.place(memory, where, vcpu, smm=smm)
-        if as_json:
-            from qemu_svm.render.json.mem import disassembly_document
-
-            found = list(instructions(memory, one, count))
-            printing.print_json(disassembly_document(one.query, one.world, found))
-            return common.status(dump, [Status(item["status"]) for item in found])
-        click.echo(common.heading(memory, one))
-        return common.status(dump, listing(memory, one, count))
+        result = common.disassembly(memory, common.place(memory, where, vcpu, smm=smm), count)
+        show(result, as_json=as_json)
+        return common.status(dump, [one.status for one in result.instructions])

@@ -11,6 +11,7 @@ import click
 
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.status import report_damage
+from qemu_svm.memory.optional import optional
 
 
 @click.command(
@@ -47,15 +48,15 @@ def command(
     levels must be Linux. Needs the package drgn.
     """
     del vcpu
-    common.extra("drgn", "this verb")
+    optional("drgn", "this verb")
     with common.opened(file, channels, lender) as (dump, memory):
         from qemu_svm.memory.drgn_program import program
 
         prog = program(memory, level)
         common.load_symbols(prog, symbols)
         status = report_damage(dump)
-        drgn: Any = common.extra("drgn", "this verb")
-        cli: Any = common.extra("drgn.cli", "this verb")
+        drgn: Any = optional("drgn", "this verb")
+        cli: Any = optional("drgn.cli", "this verb")
         drgn.set_default_prog(prog)
         if execute is not None:
             exec(compile(execute, "<-e>", "exec"), {"prog": prog, "drgn": drgn})

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from qemu_svm.cli import options
-from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, print_error, report_damage
 from qemu_svm.errors import AddressError
+from qemu_svm.memory.reports import MappedRanges, PhysicalMap, Place
 from qemu_svm.memory.spaces import Space
 
 if TYPE_CHECKING:
-    from qemu_svm.memory.memory import GuestMemory
     from qemu_svm.memory.results import Run
 
 _MOST_JSON = 1 << 17
@@ -50,51 +50,33 @@ def command(
     """
     with common.opened(file, channels, lender) as (dump, memory):
         name = world or memory.default_world(vcpu)
-        one = common.place(memory, f"{name}:0", vcpu, smm=smm)
-        if isinstance(one.space, Space):
-            runs = one.space.runs() if leaves else one.space.ranges()
-            limited = _paged(memory, one, runs, as_json=as_json)
+        place = common.place(memory, f"{name}:0", vcpu, smm=smm)
+        space = place.space
+        if isinstance(space, Space):
+            limited = _show_ranges(place, space.runs() if leaves else space.ranges(),
+                                   as_json=as_json)  # fmt: skip
         else:
             limited = False
-            _physical(memory, one, as_json=as_json)
+            show(PhysicalMap(place, memory.layout, memory.ram.blocks), as_json=as_json)
         return report_damage(dump) or (EXIT_FINDINGS if limited else 0)
 
 
-def _physical(memory: GuestMemory, one: common.Place, *, as_json: bool) -> None:
-    if as_json:
-        from qemu_svm.render.json.mem import layout_document
-
-        printing.print_json(layout_document(one.world, memory.layout, memory.ram.blocks))
-        return
-    from qemu_svm.render.text.mem_map import layout_lines
-
-    click.echo(common.heading(memory, one))
-    for line in layout_lines(memory.layout, memory.ram.blocks):
-        click.echo(line)
-
-
-def _paged(memory: GuestMemory, one: common.Place, runs: Iterator[Run], *, as_json: bool) -> bool:
+def _show_ranges(place: Place, runs: Iterator[Run], *, as_json: bool) -> bool:
     # Whether a limit was met.
-    limit: list[AddressError] = []
+    limits: list[AddressError] = []
 
-    def all_of_them() -> Iterator[Run]:
+    def until_limit() -> Iterator[Run]:
         try:
             yield from runs
         except AddressError as error:
-            limit.append(error)
+            limits.append(error)
 
     if as_json:
-        from qemu_svm.render.json.mem import map_document
-
-        found = list(islice(all_of_them(), _MOST_JSON))
-        more = bool(limit) or next(runs, None) is not None
-        printing.print_json(map_document(one.world, found, complete=not more))
+        found = tuple(islice(until_limit(), _MOST_JSON))
+        more = bool(limits) or next(runs, None) is not None
+        show(MappedRanges(place, found, complete=not more), as_json=True)
         return more
-    from qemu_svm.render.text.mem_map import lines
-
-    click.echo(common.heading(memory, one))
-    for line in lines(all_of_them()):
-        click.echo(line)
-    for error in limit:
+    show(MappedRanges(place, until_limit()), as_json=False)
+    for error in limits:
         print_error(f"the list is incomplete: {error}")
-    return bool(limit)
+    return bool(limits)

@@ -5,36 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import options
-from qemu_svm.cli import output as printing
+from qemu_svm.cli import options, sizes
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.output import show
 from qemu_svm.cli.status import print_error
+from qemu_svm.memory.reports import MemoryRead, Place
 from qemu_svm.memory.results import Status
-
-if TYPE_CHECKING:
-    from qemu_svm.memory.formats import Format
-    from qemu_svm.memory.memory import GuestMemory
 
 _DEFAULT = 256
 _MOST_JSON = 16 << 20
-_MOST_STRING = 4096
-
-
-def _size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
-    unit = {"K": 10, "M": 20, "G": 30}.get(text[-1:].upper(), 0)
-    try:
-        value = int(text[:-1] if unit else text, 0) << unit
-    except ValueError:
-        value = -1
-    if not 0 < value <= 1 << 52:
-        raise click.BadParameter(f"'{text}' is not a number of bytes such as 256 or 64K")
-    return value
 
 
 @click.command(
@@ -49,7 +31,7 @@ def _size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int
 @options.json_option
 @common.smm_option
 @click.option(
-    "-n", "--bytes", "size", callback=_size, metavar="BYTES",
+    "-n", "--bytes", "size", callback=sizes.size, metavar="BYTES",
     help="How much; K, M and G count. By default 256.",
 )  # fmt: skip
 @click.option(
@@ -82,51 +64,22 @@ def command(
     if chosen is not None and (size is not None or output is not None):
         raise click.UsageError("/FMT says how much itself: no -n and no -o with it")
     with common.opened(file, channels, lender) as (dump, memory):
-        one = common.place(memory, where, vcpu, smm=smm)
+        place = common.place(memory, where, vcpu, smm=smm)
         if output is not None:
-            found = _write(one, size or _DEFAULT, output, force=force)
-            return common.status(dump, found)
-        if as_json:
-            found = _json(one, chosen, size or _DEFAULT)
-        else:
-            click.echo(common.heading(memory, one))
-            found = _text(memory, one, chosen, size or _DEFAULT)
-        return common.status(dump, found)
+            return common.status(dump, _write(place, size or _DEFAULT, output, force=force))
+        if chosen is not None and chosen.letter == "i" and not as_json:
+            code = common.disassembly(memory, place, chosen.count)
+            show(code, as_json=False)
+            return common.status(dump, [one.status for one in code.instructions])
+        many = chosen.count * chosen.size if chosen is not None else size or _DEFAULT
+        if as_json and many > _MOST_JSON:
+            raise click.UsageError(f"--json shows at most {_MOST_JSON} bytes; -o writes any number")
+        result = MemoryRead(place, many, chosen)
+        show(result, as_json=as_json)
+        return common.status(dump, result.statuses)
 
 
-def _text(memory: GuestMemory, one: common.Place, form: Format | None, size: int) -> set[Status]:
-    from qemu_svm.render.text import mem_read
-
-    seen = mem_read.Seen()
-    if form is None:
-        lines = mem_read.hexdump(one.space.pieces(one.address, size), seen)
-    elif form.letter == "i":
-        from qemu_svm.cli.mem.instructions import listing
-
-        return listing(memory, one, form.count)
-    elif form.letter == "s":
-        lines = mem_read.strings(one.space, one.address, form.count, _MOST_STRING, seen)
-    else:
-        pieces = one.space.pieces(one.address, form.count * form.size)
-        lines = mem_read.values(pieces, form, seen)
-    for line in lines:
-        click.echo(line)
-    return seen.statuses
-
-
-def _json(one: common.Place, form: Format | None, size: int) -> set[Status]:
-    from qemu_svm.render.json.mem import read_document
-
-    if form is not None:
-        size = form.count * form.size
-    if size > _MOST_JSON:
-        raise click.UsageError(f"--json shows at most {_MOST_JSON} bytes; -o writes any number")
-    pieces = list(one.space.pieces(one.address, size))
-    printing.print_json(read_document(one.query, one.world, pieces))
-    return {piece.status for piece in pieces}
-
-
-def _write(one: common.Place, size: int, path: str, *, force: bool) -> set[Status]:
+def _write(place: Place, size: int, path: str, *, force: bool) -> set[Status]:
     from qemu_svm.qmp.output import Output, Standard, writing
 
     if path == "-" and sys.stdout.isatty():
@@ -136,10 +89,10 @@ def _write(one: common.Place, size: int, path: str, *, force: bool) -> set[Statu
     with Output(path, replace=force) if regular else Standard() as output:
         fd = output.descriptors[""]
         with writing(path):
-            for piece in one.space.pieces(one.address, size):
+            for piece in place.space.pieces(place.address, size):
                 seen[piece.status] = seen.get(piece.status, 0) + piece.size
                 if regular:
-                    data, offset = piece.data, piece.address - one.address
+                    data, offset = piece.data, piece.address - place.address
                     while data:
                         done = os.pwrite(fd, data, offset)
                         data, offset = data[done:], offset + done

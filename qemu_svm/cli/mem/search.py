@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from qemu_svm.cli import options
-from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, print_error, report_damage
 from qemu_svm.errors import AddressError
-from qemu_svm.memory.spaces import Space
+from qemu_svm.memory.reports import Place, SearchReport
+from qemu_svm.memory.search import Found, Locator, search
 
 if TYPE_CHECKING:
     from qemu_svm.memory.memory import GuestMemory
-    from qemu_svm.memory.search import Hit
 
 _MOST = 1000
 
@@ -60,32 +60,36 @@ def command(
     """
     pattern = _pattern(text, digits, number)
     with common.opened(file, channels, lender) as (dump, memory):
-        from qemu_svm.memory.search import search
-
-        one = common.place(memory, f"{world or 'l1p'}:0", vcpu, smm=smm)
-        hits = search(one.space, pattern)
-        found: list[dict[str, Any]] = []
-        limited = False
-        if not as_json:
-            click.echo(common.heading(memory, one))
-        try:
-            reverse = _Roots(memory)
-            for hit in islice(hits, most):
-                document = reverse.describe(one.world, hit)
-                found.append(document)
-                if not as_json:
-                    click.echo(_line(one.world, document))
-            limited = next(hits, None) is not None
-            if limited:
-                print_error(f"more than {most} hits; --most N shows more")
-        except AddressError as error:
-            limited = True
-            print_error(f"the search is incomplete: {error}")
+        place = common.place(memory, f"{world or 'l1p'}:0", vcpu, smm=smm)
+        hits = _Hits(memory, place, pattern, most)
         if as_json:
-            from qemu_svm.render.json.mem import search_document
+            found = tuple(hits)
+            show(SearchReport(place, pattern, found, complete=not hits.limited), as_json=True)
+        else:
+            show(SearchReport(place, pattern, hits), as_json=False)
+        return report_damage(dump) or (0 if hits.count else EXIT_FINDINGS)
 
-            printing.print_json(search_document(one.world, pattern, found, complete=not limited))
-        return report_damage(dump) or (0 if found else EXIT_FINDINGS)
+
+class _Hits:
+    # Hits as they are found, up to a number; prints why there are not all.
+    def __init__(self, memory: GuestMemory, place: Place, pattern: bytes, most: int) -> None:
+        self._locator = Locator(memory)
+        self._hits = search(place.space, pattern)
+        self._most = most
+        self.count = 0
+        self.limited = False
+
+    def __iter__(self) -> Iterator[Found]:
+        try:
+            for hit in islice(self._hits, self._most):
+                self.count += 1
+                yield self._locator.locate(hit)
+            self.limited = next(self._hits, None) is not None
+            if self.limited:
+                print_error(f"more than {self._most} hits; --most N shows more")
+        except AddressError as error:
+            self.limited = True
+            print_error(f"the search is incomplete: {error}")
 
 
 def _pattern(text: str | None, digits: str | None, number: str | None) -> bytes:
@@ -105,36 +109,3 @@ def _pattern(text: str | None, digits: str | None, number: str | None) -> bytes:
     if not pattern:
         raise click.UsageError("there is nothing to search for")
     return pattern
-
-
-class _Roots:
-    # L2-physical addresses of an L1-physical one, for every L2 that a vCPU runs.
-    def __init__(self, memory: GuestMemory) -> None:
-        from qemu_svm.memory.search import Reverse
-
-        self._of: dict[int, Reverse] = {}
-        for vcpu in memory.machine.vcpus:
-            root = memory.l2_root(vcpu.index)
-            if root is not None and root not in self._of:
-                space = memory.world("l2p", vcpu.index)
-                assert isinstance(space, Space)
-                self._of[root] = Reverse(space)
-
-    def describe(self, world: str, hit: Hit) -> dict[str, Any]:
-        l2 = [
-            {"root": f"{root:#x}", "address": f"{address:#x}"}
-            for root, reverse in self._of.items()
-            for address in reverse.addresses(hit.l1_physical)
-        ]
-        return {
-            "address": f"{hit.address:#x}", "world": world,
-            "l1_physical": f"{hit.l1_physical:#x}", "l2_physical": l2,
-        }  # fmt: skip
-
-
-def _line(world: str, hit: dict[str, Any]) -> str:
-    words = [f"  {world}:{hit['address']}"]
-    if world != "l1p":
-        words.append(f"l1p:{hit['l1_physical']}")
-    words += [f"l2p:{one['address']}" for one in hit["l2_physical"] if world != "l2p"]
-    return "  ".join(words)

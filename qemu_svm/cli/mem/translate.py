@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import click
 
 from qemu_svm.cli import options
-from qemu_svm.cli import output as printing
 from qemu_svm.cli.mem import common
+from qemu_svm.cli.output import show
+from qemu_svm.memory.reports import Translation
 
 
 def _access(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
@@ -47,16 +48,7 @@ def command(
     does not lead to memory that the stream has.
     """
     with common.opened(file, channels, lender) as (dump, memory):
-        one = common.place(memory, where, vcpu, smm=smm)
-        walk = one.space.walk(one.address, access)
-        if as_json:
-            from qemu_svm.render.json.mem import walk_document
-
-            printing.print_json(walk_document(one.query, one.world, one.address, walk))
-        else:
-            from qemu_svm.render.text.mem_walk import report
-
-            click.echo(common.heading(memory, one))
-            for line in report(one.query, walk):
-                click.echo(line)
-        return common.status(dump, [walk.status])
+        place = common.place(memory, where, vcpu, smm=smm)
+        result = Translation(place, place.space.walk(place.address, access))
+        show(result, as_json=as_json)
+        return common.status(dump, [result.walk.status])

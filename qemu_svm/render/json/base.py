@@ -25,6 +25,11 @@ def hex_text(value: int) -> str:
     return f"{value:#x}" if value >= 0 else f"-{-value:#x}"
 
 
+def optional_hex(value: int | None) -> str | None:
+    """Return ``0x…``, or None for None."""
+    return None if value is None else hex_text(value)
+
+
 def leaf(value: Value) -> Any:
     """Return a field's value: numbers and tuples of them as ``0x…``, bytes as hex digits."""
     found = value.value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.findings.results import RamReport
-from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, optional_hex
 
 
 def render(result: RamReport) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def _block(result: RamReport, number: int) -> dict[str, Any]:
         "name": entry.block.name,
         "size": entry.block.used_length,
         "page_size": entry.page_size,
-        "address": None if entry.address is None else hex_text(entry.address),
+        "address": optional_hex(entry.address),
         "mapped": entry.mapped is not None,
         "pages": {
             "all": pages.pages,

@@ -6,7 +6,7 @@ from typing import Any
 
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested.exit_codes import exit_name
-from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text, optional_hex
 from qemu_svm.render.json.model_state import snapshot
 from qemu_svm.render.json.observed import observed
 from qemu_svm.replay.compare import Comparison, Mismatch
@@ -49,7 +49,7 @@ def _run(run: RunResult) -> dict[str, Any]:
     return {
         "result": run.result,
         "detail": {name: hex_text(value) for name, value in run.found.detail.items()},
-        "exit_code": None if code is None else hex_text(code),
+        "exit_code": optional_hex(code),
         "exit_code_name": None if code is None else exit_name(code),
     }
 

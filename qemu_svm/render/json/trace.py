@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, optional_hex
 from qemu_svm.trace.guess import Guess, Version
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import Phase, Step
@@ -92,13 +92,13 @@ def _phase(phase: Phase) -> dict[str, Any]:
 def _step(step: Step) -> dict[str, Any]:
     return {
         "name": step.name,
-        "number": None if step.number is None else hex_text(step.number),
+        "number": optional_hex(step.number),
         "line": step.line,
         "last_line": step.last_line,
         "count": step.count,
         "value": step.value,
         "error": step.error,
-        "efer": None if step.efer is None else hex_text(step.efer),
+        "efer": optional_hex(step.efer),
         "exit_reason": step.exit_reason,
     }
 

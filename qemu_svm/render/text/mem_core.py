@@ -1,19 +1,20 @@
-"""What a core has and lacks, as text."""
+"""The report of ``mem core``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from qemu_svm.memory.core import Plan
+from qemu_svm.memory.reports import CoreReport
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import size_words
 
 
-def report(path: str, plan: Plan, commands: Sequence[str]) -> Iterator[str]:
-    """Lines about a core that was written."""
+def render(result: CoreReport) -> Iterator[str]:
+    """Return what a core has and lacks, and the commands that open it."""
+    plan = result.plan
     loads = len(plan.loads if plan.form == "crash" else plan.virtual)
     level = plan.level.replace("l", "L", 1)
-    yield f"{printable(path)}: core of {level} for {plan.form}, {size_words(plan.size)}"
+    yield f"{printable(result.path)}: core of {level} for {plan.form}, {size_words(plan.size)}"
     counts = plan.counts
     yield (f"  memory      {loads} loads; pages: {counts['data']} with data, {counts['zero']} zero")
     vcpus = ", ".join(str(one.vcpu) for one in plan.registers)
@@ -27,5 +28,5 @@ def report(path: str, plan: Plan, commands: Sequence[str]) -> Iterator[str]:
         yield f"  VMCOREINFO{where}: {printable(note.release)}{shift}"
     for words in plan.missing:
         yield f"  missing     {printable(words)}"
-    for command in commands:
+    for command in result.commands:
         yield f"  open with   {printable(command)}"

@@ -1,41 +1,43 @@
-"""Memory as text: hexdumps, values, strings.  What is unknown is ``??``."""
+"""The report of ``mem read``: a hexdump, values or strings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from qemu_svm.memory.formats import Format, shown
 from qemu_svm.memory.formats import values as values_of
+from qemu_svm.memory.reports import MemoryRead
 from qemu_svm.memory.results import WORDS, Piece, Status
 
-if TYPE_CHECKING:
-    from qemu_svm.memory.memory import AddressSpace
-
+_LONGEST = 4096  # characters of a string
 _ROW = 16
 _UNKNOWN = "??"
 
 
-@dataclass
-class Seen:
-    """Which statuses the lines showed."""
+def render(result: MemoryRead) -> Iterator[str]:
+    """Return a hexdump, values or strings; unknown bytes are ``??``."""
+    yield result.place.heading
+    form = result.form
+    if form is None:
+        yield from _hexdump(result.pieces())
+    elif form.letter == "s":
+        yield from _strings(result, form.count)
+    else:
+        yield from _values(result.pieces(), form)
 
-    statuses: set[Status] = field(default_factory=set)
 
-
-def hexdump(pieces: Iterable[Piece], seen: Seen) -> Iterator[str]:
-    """Rows of 16 bytes with their characters; what is missing is a line with the reason."""
+def _hexdump(pieces: Iterable[Piece]) -> Iterator[str]:
+    # Rows of 16 bytes with their characters; missing memory is one line with the reason.
     row = _Row(0)
     for piece in pieces:
-        seen.statuses.add(piece.status)
         at, end = piece.address, piece.address + piece.size
         mapped = piece.status is Status.MAPPED
         while at < end:
             if not row.data:
                 row = _Row(at)
                 if not mapped:
-                    yield missing(at, end - at, piece.status)
+                    yield _missing(at, end - at, piece.status)
                     break
             many = min(_ROW - len(row.data), end - at)
             part = piece.data[at - piece.address :][:many] if mapped else bytes(many)
@@ -68,18 +70,16 @@ class _Row:
         return f"{line}  {self.reason}" if self.reason else line
 
 
-def missing(address: int, size: int, status: Status) -> str:
-    """One line for memory that is not there."""
+def _missing(address: int, size: int, status: Status) -> str:
     return f"{address:#018x}  ?? {size} bytes: {status} ({WORDS[status]})"
 
 
-def values(pieces: Iterable[Piece], form: Format, seen: Seen) -> Iterator[str]:
-    """Values as ``x`` shows them: an address, a colon, what fits on a line."""
+def _values(pieces: Iterable[Piece], form: Format) -> Iterator[str]:
+    # As gdb's ``x`` prints them: an address, a colon, the values of a line.
     per_line = {1: 8, 2: 8, 4: 4, 8: 2}[form.size] if form.letter != "t" else 1
     line: list[str] = []
     start, bad = 0, Status.MAPPED
     for address, value, status in values_of(pieces, form.size):
-        seen.statuses.add(status)
         if not line:
             start, bad = address, Status.MAPPED
         bad = status if bad is Status.MAPPED else bad
@@ -96,12 +96,13 @@ def _line(address: int, cells: list[str], status: Status) -> str:
     return f"{address:#018x}: {' '.join(cells)}{note}"
 
 
-def strings(space: AddressSpace, address: int, count: int, most: int, seen: Seen) -> Iterator[str]:
-    """Strings that end with a zero byte, one after the other."""
+def _strings(result: MemoryRead, count: int) -> Iterator[str]:
+    # Strings that end with a zero byte, one after the other.
+    address = result.place.address
     for _ in range(count):
         text, status = bytearray(), Status.MAPPED
         ended = False
-        for piece in space.pieces(address, most):
+        for piece in result.place.space.pieces(address, _LONGEST):
             status = piece.status
             if status is not Status.MAPPED:
                 break
@@ -110,7 +111,7 @@ def strings(space: AddressSpace, address: int, count: int, most: int, seen: Seen
             if zero:
                 ended = True
                 break
-        seen.statuses.add(Status.MAPPED if ended else status)
+        result.statuses.add(Status.MAPPED if ended else status)
         shown_text = "".join(
             chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}"
             for byte in text

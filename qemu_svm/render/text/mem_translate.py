@@ -1,16 +1,19 @@
-"""A page table walk as text."""
+"""The report of ``mem translate``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qemu_svm.memory.reports import Translation
 from qemu_svm.memory.results import WORDS, Status, Walk
 
 _NAMES = {5: "PML5", 4: "PML4", 3: "PDPT", 2: "PD", 1: "PT"}
 
 
-def report(query: str, walk: Walk) -> Iterator[str]:
-    """One line a step, nested ones indented, and the result."""
+def render(result: Translation) -> Iterator[str]:
+    """Return a line for each step, nested ones indented, and the result."""
+    query, walk = result.place.query, result.walk
+    yield result.place.heading
     for step in walk.steps:
         indent = "    " if step.stage == "nested" and _two(walk) else "  "
         entry = "??" if step.entry is None else f"{step.entry:#018x}"
