@@ -408,7 +408,8 @@ class _Placing:
     def _main(self, blocks: list[int]) -> None:
         if self.split.assumed:
             self._say(
-                f"nothing in the stream says where RAM ends below 4 GiB; by {self.split.reason}"
+                "the stream does not say where RAM below 4 GiB ends; assumed by "
+                f"{self.split.reason}"
             )
         place, reason = 0, self.split.reason
         for block in blocks:
