@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qemu_svm.errors import StreamError
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.memory.layout import backing
 from qemu_svm.nested import NestedState, bits, layout
@@ -45,7 +46,17 @@ _ROWS: tuple[tuple[str, Severity, str, str, str, str], ...] = (
     ("X-10", Severity.ERROR, "the vCPU is in SMM and in guest mode",
      "KVM_SET_NESTED_STATE fails with EINVAL (SV-04)", BAD_VALUE,
      "nested.c svm_set_nested_state"),
+    ("X-11", Severity.ERROR, "the run state in globalstate is unknown to QEMU",
+     "QEMU refuses the stream (section globalstate)", BAD_VALUE,
+     "QEMU migration/global_state.c global_state_post_load"),
 )  # fmt: skip
+
+_RUN_STATES = frozenset(
+    ("debug", "inmigrate", "internal-error", "io-error", "paused", "postmigrate", "prelaunch")
+    + ("finish-migrate", "restore-vm", "running", "save-vm", "shutdown", "suspended", "watchdog")
+    + ("guest-panicked", "colo", "preconfig")
+)
+"""QEMU's names (``qapi/run-state.json``); ``preconfig`` up to 5.2 only."""
 
 CONSISTENCY: tuple[Rule, ...] = tuple(
     Rule(rule, severity, RuleKind.CONSISTENCY, when, means, do, source)
@@ -55,12 +66,35 @@ _RULES = {rule.id: rule for rule in CONSISTENCY}
 
 
 def consistency(machine: Machine) -> Iterator[Finding]:
-    """Find the contradictions in the vCPUs of a stream."""
+    """Find the contradictions in a stream, above all in its vCPUs."""
+    yield from _run_state(machine)
     for vcpu in machine.vcpus:
         if vcpu.nested is None:
             yield from _without_nested_state(vcpu)
         else:
             yield from _with_nested_state(machine, vcpu, vcpu.nested)
+
+
+def _run_state(machine: Machine) -> Iterator[Finding]:
+    for record in machine.stream.sections():
+        if record.name != "globalstate":
+            continue
+        try:
+            section = machine.stream.values(record)
+        except StreamError:
+            return  # damage is reported where it is found
+        state = None if section is None else section.child("runstate")
+        if state is None or not isinstance(state.value, bytes):
+            return
+        # QEMU ends a name that fills the field; the last byte does not count.
+        name = state.value[:-1].split(b"\0")[0].decode("utf-8", "backslashreplace")
+        if name not in _RUN_STATES:
+            yield _RULES["X-11"].finding(
+                f"the run state in globalstate is '{name}', which no QEMU knows: the stream is "
+                "refused",
+                state.offset,
+                path="section:globalstate.runstate",
+            )
 
 
 def _without_nested_state(vcpu: Vcpu) -> Iterator[Finding]:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from qemu_svm.errors import StreamError
 from qemu_svm.findings.consistency import consistency
 from qemu_svm.machine import Machine
 from qemu_svm.rules import Finding, Severity
-from qemu_svm.stream import LayoutOrigin
+from qemu_svm.source.details import LibvirtDetails
+from qemu_svm.source.libvirt import FORMATS
+from qemu_svm.stream import Kind, LayoutOrigin
+
+_ROUNDS = (Kind.PART, Kind.END)
+_END_ONLY = 8
+"""Bytes of a round of RAM in which nothing is sent."""
+
+_VERSION = re.compile(r"-(\d+)\.(\d+)$")
+_MULTIFD_SAYS_SO = (8, 1)
 
 
 def findings(machine: Machine) -> list[Finding]:
     """List the damage and the contradictions of a stream and its vCPUs."""
     found = [_from_error(error) for error in machine.stream.problems + machine.problems]
+    found.extend(_container(machine))
     found.extend(_description(machine))
+    found.extend(_ram_left_out(machine))
     found.extend(consistency(machine))
     return found
 
@@ -24,6 +36,59 @@ def _from_error(error: StreamError) -> Finding:
     if error.hint:
         text = f"{text} ({error.hint})"
     return Finding(Severity.ERROR, error.rule, text, error.offset, do=error.hint or "")
+
+
+def _container(machine: Machine) -> Iterator[Finding]:
+    # libvirt reads the payload through the program that its header names.
+    source = machine.stream.source
+    details = source.details
+    if not isinstance(details, LibvirtDetails):
+        return
+    inner = source.layers[source.layers.index("libvirt") + 1 :] if source.layers else ()
+    payload = inner[0] if inner else "raw"
+    if details.format not in FORMATS:
+        yield Finding(
+            Severity.WARNING,
+            "libvirt-format",
+            f"the libvirt header names the unknown format {details.format}; the payload is "
+            f"{payload}: libvirt refuses the image",
+            do="restore the stream with QEMU itself, or correct the format in the header",
+        )
+    elif payload != ("raw" if details.format == "sparse" else details.format):
+        yield Finding(
+            Severity.WARNING,
+            "libvirt-format",
+            f"the libvirt header says that the payload is {details.format}, but it is {payload}: "
+            "libvirt cannot restore the image",
+            do="restore the stream with QEMU itself, or correct the format in the header",
+        )
+
+
+def _ram_left_out(machine: Machine) -> Iterator[Finding]:
+    stream = machine.stream
+    configuration = stream.configuration
+    if not stream.complete or configuration is None or configuration.capabilities:
+        return  # x-ignore-shared and mapped-ram are among the capabilities
+    if not any(block.used_length for block in stream.blocks) or not _newer(machine.name or ""):
+        return
+    numbers = {r.section_id for r in stream.records if r.kind is Kind.START and r.name == "ram"}
+    rounds = [r for r in stream.records if r.kind in _ROUNDS and r.section_id in numbers]
+    if rounds and all(record.payload_size == _END_ONLY for record in rounds):
+        yield Finding(
+            Severity.INFO,
+            "ram-left-out",
+            "no page of RAM is in the stream, by design of cpr-transfer and cpr-exec: memory "
+            "stays in the host, and only a QEMU that gets it over the cpr channel can "
+            "continue",
+            rounds[0].offset,
+        )
+
+
+def _newer(machine: str) -> bool:
+    # With machine types of 8.1 and later a multifd stream says so in each round of RAM;
+    # without that, what was left out may be in other channels.
+    match = _VERSION.search(machine)
+    return match is not None and (int(match[1]), int(match[2])) >= _MULTIFD_SAYS_SO
 
 
 def _description(machine: Machine) -> Iterator[Finding]:
