@@ -1,4 +1,4 @@
-"""``svmstream mem``: guest memory, L1's and L2's.  One module a verb."""
+"""``svmstream mem``: guest memory, L1's and L2's.  One module for each verb."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from qemu_svm.cli.verbs import Verbs
 
 _VERBS = {
     "read": "Show memory: a hexdump, or values, strings, instructions.",
-    "translate": "Every step of a page table walk, and why it ends.",
-    "map": "What is mapped: RAM with the reason, or ranges with permissions.",
+    "translate": "Show every step of a page table walk, and why it ends.",
+    "map": "Show what is mapped: RAM with the reason, or ranges with permissions.",
     "search": "Find bytes, a string or a number in memory.",
     "disasm": "Disassemble, by default at the vCPU's next instruction.",
-    "core": "Write an ELF core of L1 or of L2 for crash, drgn, gdb and others.",
+    "core": "Write an ELF core of L1 or L2 for crash, drgn, gdb and others.",
     "drgn": "Debug L1 or L2 with drgn, without writing a core.",
 }
 
@@ -24,13 +24,13 @@ _VERBS = {
     epilog="Example: svmstream mem read dump.bin l2v:rip -n 64",
 )
 def command() -> None:
-    """Look into the memory of L1, and of L2 while a vCPU runs it.
+    """Read the memory of L1, and of L2 while a vCPU runs it.
 
-    An address is WORLD:ADDRESS. The worlds are l1p (L1-physical), l1v (L1's
-    virtual memory), l2p (what L2 takes for physical) and l2v (L2's virtual
-    memory); without one it is where the vCPU was. ADDRESS is a number or a
-    register such as rip or rsp, with +N or -N behind it.
+    An address is WORLD:ADDRESS. The worlds are l1p (L1-physical memory), l1v (L1's
+    virtual memory), l2p (L2-physical memory) and l2v (L2's virtual memory); the
+    default is the virtual memory of the level that the vCPU was running. ADDRESS is
+    a number or a register such as rip or rsp, optionally followed by +N or -N.
 
-    Exit status: 0 read, 1 read with holes, 2 usage, 3 the stream is damaged,
+    Exit status: 0 everything was read, 1 with holes, 2 usage, 3 the stream is damaged,
     4 an optional package is missing.
     """

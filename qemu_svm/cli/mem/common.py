@@ -1,4 +1,4 @@
-"""What the verbs on memory have in common: opening, addresses, status."""
+"""What the verbs on memory share: opening a stream, addresses, exit status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WORLDS = {
     "l1p": "L1-physical",
     "l1v": "L1's virtual memory",
-    "l2p": "what L2 takes for physical",
+    "l2p": "L2-physical memory",
     "l2v": "L2's virtual memory",
 }
 Decorated = Callable[..., Any]
@@ -66,12 +66,12 @@ world_argument = click.argument(
 
 
 def where_argument(*, required: bool = True) -> Callable[[Decorated], Decorated]:
-    """``[WORLD:]ADDRESS``; the shell completes the worlds."""
+    """Return the argument ``[WORLD:]ADDRESS``; the shell completes the worlds."""
     return click.argument("where", required=required, shell_complete=_complete_where)
 
 
 def options(function: Decorated) -> Decorated:
-    """Options of every verb on memory."""
+    """Add the options of every verb on memory."""
     for option in reversed((
         shared.file_argument,
         shared.limit_option,
@@ -79,7 +79,7 @@ def options(function: Decorated) -> Decorated:
         shared.channel_option,
         click.option(
             "--vcpu", default=0, show_default=True, metavar="N", type=click.IntRange(0),
-            help="The vCPU whose registers and tables count.",
+            help="The vCPU whose registers and page tables are used.",
         ),
     )):  # fmt: skip
         function = option(function)
@@ -87,7 +87,7 @@ def options(function: Decorated) -> Decorated:
 
 
 smm_option = click.option(
-    "--smm", is_flag=True, help="As system management mode sees memory, with SMRAM."
+    "--smm", is_flag=True, help="Memory as seen in system management mode, with SMRAM."
 )
 
 
@@ -104,7 +104,10 @@ def opened(
 
 
 def status(dump: Dump, found: Iterable[Status]) -> int:
-    """Exit status for what was read: 0, 1 with holes, 3 with damage."""
+    """Print the damage of a stream; return the exit status for what was read of it.
+
+    0 is everything, 1 with holes, 3 with damage.
+    """
     kinds = {str(one) for one in found}
     damaged = report_damage(dump)
     if damaged or "damaged" in kinds:
@@ -113,9 +116,9 @@ def status(dump: Dump, found: Iterable[Status]) -> int:
 
 
 def place(memory: GuestMemory, where: str | None, vcpu: int, *, smm: bool = False) -> Place:
-    """Understand ``[WORLD:]ADDRESS``; None is the next instruction.
+    """Return the place that ``[WORLD:]ADDRESS`` names; None is the next instruction.
 
-    :raises click.UsageError: it is not that.
+    :raises click.UsageError: it has another form.
     :raises PathError: no such world for this vCPU, or no such vCPU.
     """
     found = _WHERE.fullmatch(where or "rip")
@@ -127,7 +130,7 @@ def place(memory: GuestMemory, where: str | None, vcpu: int, *, smm: bool = Fals
     more = int(found["more"], 0) if found["more"] else 0
     address = base + more
     if not 0 <= address < 1 << 64:
-        raise click.UsageError(f"'{where}': an address has 64 bits")
+        raise click.UsageError(f"'{where}' is not an address of 64 bits")
     return Place(_heading(memory, world, space, vcpu), f"{world}:{address:#x}", world, address,
                  space, vcpu)  # fmt: skip
 
@@ -148,7 +151,7 @@ def _base(memory: GuestMemory, world: str, vcpu: int, text: str) -> int:
 
 
 def registers(memory: GuestMemory, world: str, vcpu: int) -> Registers:
-    """The registers of the level that a world belongs to."""
+    """Return the registers of the level that a world belongs to."""
     return (memory.l2_registers if world.startswith("l2") else memory.l1_registers)(vcpu)
 
 

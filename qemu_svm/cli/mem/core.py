@@ -30,7 +30,7 @@ _NOTE = 4096
 )
 @common.options
 @options.json_option
-@click.option("-o", "--output", required=True, metavar="OUT", help="The core.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="File of the core.")
 @click.option("-f", "--force", is_flag=True, help="Replace OUT.")
 @click.option(
     "--of", "level", default="l1", show_default=True, metavar="l1|l2|l2@ROOT",
@@ -38,11 +38,12 @@ _NOTE = 4096
 )  # fmt: skip
 @click.option(
     "--for", "form", default="crash", show_default=True, type=click.Choice(["crash", "gdb"]),
-    help="crash: drgn, makedumpfile, libkdumpfile and volatility3 too. gdb: by virtual addresses.",
+    help="crash: also for drgn, makedumpfile, libkdumpfile and volatility3; gdb: by virtual "
+    "addresses.",
 )  # fmt: skip
 @click.option(
     "--vmcoreinfo", "given", metavar="FILE|none",
-    help="The note to put in, or none; without it the note is searched for and proved.",
+    help="The note to include, or none.  [default: searched for in memory, and verified]",
 )  # fmt: skip
 def command(
     *,
@@ -57,11 +58,11 @@ def command(
     form: str,
     given: str | None,
 ) -> int:
-    """Write an ELF core of L1 or of L2 that debuggers open.
+    """Write an ELF core of L1 or L2 for debuggers.
 
     A core of L1 has L1's registers for every vCPU, also for those that were
-    running L2. Pages of zeros take no room. What is missing is printed at the
-    end, and the command that opens the core.
+    running L2. Zero pages take no space. At the end, what is missing is listed,
+    and the commands that open the core.
     """
     del vcpu
     signals.interrupt_on_termination()  # no core may be left half written

@@ -21,7 +21,7 @@ from qemu_svm.cli.output import show
 @common.smm_option
 @click.option(
     "-n", "count", default=8, show_default=True, metavar="N", type=click.IntRange(1, 1 << 16),
-    help="How many instructions.",
+    help="Number of instructions.",
 )  # fmt: skip
 def command(
     *,
@@ -36,8 +36,8 @@ def command(
 ) -> int:
     """Disassemble at WHERE, by default at the vCPU's next instruction.
 
-    16, 32 or 64 bits as the code segment of that level says. Needs the package
-    capstone.
+    As 16, 32 or 64-bit code, depending on the code segment of that level. Needs
+    the Python package capstone.
     """
     with common.opened(file, channels, lender) as (dump, memory):
         result = common.disassembly(memory, common.place(memory, where, vcpu, smm=smm), count)

@@ -29,7 +29,7 @@ from qemu_svm.memory.optional import optional
     "-s", "--symbols", multiple=True, metavar="VMLINUX",
     help="The kernel with debugging symbols, and modules; may be repeated.",
 )  # fmt: skip
-@click.option("-e", "--execute", metavar="CODE", help="Run CODE in place of a prompt.")
+@click.option("-e", "--execute", metavar="CODE", help="Run CODE instead of a prompt.")
 @click.argument("script", required=False)
 def command(
     *,
@@ -42,10 +42,10 @@ def command(
     execute: str | None,
     script: str | None,
 ) -> int:
-    """Debug L1 or L2 with drgn, straight out of the stream FILE.
+    """Debug L1 or L2 with drgn, directly from the stream FILE.
 
-    A prompt with the program as prog, or a script that uses drgn's prog. Both
-    levels must be Linux. Needs the package drgn.
+    Starts a prompt with the program as prog, or runs a script that uses prog. The
+    level must run Linux. Needs the Python package drgn.
     """
     del vcpu
     optional("drgn", "this verb")

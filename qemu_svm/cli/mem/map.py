@@ -30,7 +30,11 @@ _MOST_JSON = 1 << 17
 @common.world_argument
 @options.json_option
 @common.smm_option
-@click.option("--leaves", is_flag=True, help="With the targets: merged only where they follow too.")
+@click.option(
+    "--leaves",
+    is_flag=True,
+    help="Show targets; ranges are merged only if these are contiguous too.",
+)
 def command(
     *,
     file: str,
@@ -42,11 +46,11 @@ def command(
     smm: bool,
     leaves: bool,
 ) -> int:
-    """Show what a world has: ranges of addresses with their permissions.
+    """Show what is mapped in a world: ranges of addresses with their permissions.
 
-    For l1p these are the RAM blocks at their addresses, each with what says
-    that it is there. WORLD is l1p, l1v, l2p or l2v; by default that of the
-    vCPU.
+    For l1p these are the RAM blocks at their addresses, each with the evidence for
+    its address. WORLD is l1p, l1v, l2p or l2v; the default is the virtual memory of
+    the level that the vCPU was running.
     """
     with common.opened(file, channels, lender) as (dump, memory):
         name = world or memory.default_world(vcpu)

@@ -32,7 +32,7 @@ _MOST_JSON = 16 << 20
 @common.smm_option
 @click.option(
     "-n", "--bytes", "size", callback=sizes.size, metavar="BYTES",
-    help="How much; K, M and G count. By default 256.",
+    help="Number of bytes, such as 64K.  [default: 256]",
 )  # fmt: skip
 @click.option(
     "-o", "--output", metavar="FILE", help="Write the bytes to FILE; - is standard output."
@@ -52,17 +52,17 @@ def command(
     output: str | None,
     force: bool,
 ) -> int:
-    """Show memory at WHERE: a hexdump, or what /FMT asks for.
+    """Show memory at WHERE: a hexdump, or in the format /FMT.
 
-    /FMT is as for x in gdb and in QEMU's monitor: a count, a letter (x d u o t
-    c s a i) and a size (b h w g), such as /16xg. Bytes that are not known are
-    shown as ??, with the reason; in a file they are zeros.
+    /FMT is that of x in gdb and in QEMU's monitor: a count, a letter (x d u o t
+    c s a i) and a size (b h w g), such as /16xg. Unknown bytes are shown as ??,
+    with the reason; in a file they are zeros.
     """
     from qemu_svm.memory import formats
 
     chosen = formats.parse(form) if form is not None else None
     if chosen is not None and (size is not None or output is not None):
-        raise click.UsageError("/FMT says how much itself: no -n and no -o with it")
+        raise click.UsageError("/FMT has a count of its own: it cannot be used with -n or -o")
     with common.opened(file, channels, lender) as (dump, memory):
         place = common.place(memory, where, vcpu, smm=smm)
         if output is not None:
@@ -83,7 +83,7 @@ def _write(place: Place, size: int, path: str, *, force: bool) -> set[Status]:
     from qemu_svm.qmp.output import Output, Standard, writing
 
     if path == "-" and sys.stdout.isatty():
-        raise click.UsageError("-o - writes bytes; send them into a file or a pipe")
+        raise click.UsageError("-o - writes bytes: redirect them to a file or a pipe")
     seen: dict[Status, int] = {}
     regular = path != "-"
     with Output(path, replace=force) if regular else Standard() as output:

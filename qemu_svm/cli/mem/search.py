@@ -31,12 +31,12 @@ _MOST = 1000
 @common.world_argument
 @options.json_option
 @common.smm_option
-@click.option("--string", "text", metavar="TEXT", help="As UTF-8.")
+@click.option("--string", "text", metavar="TEXT", help="A text, in UTF-8.")
 @click.option("--hex", "digits", metavar="DIGITS", help="Bytes, such as 0f01d8.")
-@click.option("--u64", "number", metavar="VALUE", help="Eight bytes, little-endian.")
+@click.option("--u64", "number", metavar="VALUE", help="A number of eight bytes, little-endian.")
 @click.option(
     "--most", default=_MOST, show_default=True, metavar="N", type=click.IntRange(1, 1 << 20),
-    help="Stop after so many.",
+    help="Stop after N hits.",
 )  # fmt: skip
 def command(
     *,
@@ -54,9 +54,8 @@ def command(
 ) -> int:
     """Find bytes in a world, by default in L1-physical memory.
 
-    Each hit is shown with its L1-physical address, and with the L2-physical
-    ones of the same page if it is memory of an L2. The exit status is 1 if
-    there is none.
+    Each hit is shown with its L1-physical address, and with its L2-physical
+    addresses if an L2 maps the page. The exit status is 1 if nothing is found.
     """
     pattern = _pattern(text, digits, number)
     with common.opened(file, channels, lender) as (dump, memory):
@@ -95,7 +94,7 @@ class _Hits:
 def _pattern(text: str | None, digits: str | None, number: str | None) -> bytes:
     given = [one for one in (text, digits, number) if one is not None]
     if len(given) != 1:
-        raise click.UsageError("give one of --string, --hex and --u64")
+        raise click.UsageError("give exactly one of --string, --hex and --u64")
     pattern = b""
     try:
         if text is not None:
@@ -107,5 +106,5 @@ def _pattern(text: str | None, digits: str | None, number: str | None) -> bytes:
     except ValueError as error:
         raise click.UsageError(f"'{given[0]}': {error}") from error
     if not pattern:
-        raise click.UsageError("there is nothing to search for")
+        raise click.UsageError("the pattern is empty")
     return pattern

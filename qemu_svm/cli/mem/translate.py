@@ -14,7 +14,9 @@ from qemu_svm.memory.reports import Translation
 
 def _access(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
     if set(text) - set("rwxu"):
-        raise click.BadParameter("letters of r (read), w (write), x (execute), u (as a user)")
+        raise click.BadParameter(
+            "expected letters out of r (read), w (write), x (execute), u (user mode)"
+        )
     return text
 
 
@@ -28,7 +30,7 @@ def _access(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
 @common.smm_option
 @click.option(
     "--access", default="", callback=_access, metavar="LETTERS",
-    help="Ask for permission too: r, w, x, and u for user mode; several may be given.",
+    help="Check permissions too: r, w, x, and u for user mode, in any combination.",
 )  # fmt: skip
 def command(
     *,
@@ -43,9 +45,9 @@ def command(
 ) -> int:
     """Show every step of the translation of WHERE, and why it ends.
 
-    In l2v each access to one of L2's tables is itself translated by L1's
-    nested tables; these steps follow it. The exit status is 1 if the address
-    does not lead to memory that the stream has.
+    In l2v each access to one of L2's page tables is itself translated by L1's
+    nested page tables; these steps are shown after it. The exit status is 1 if
+    the address does not lead to memory that the stream contains.
     """
     with common.opened(file, channels, lender) as (dump, memory):
         place = common.place(memory, where, vcpu, smm=smm)
