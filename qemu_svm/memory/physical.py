@@ -73,7 +73,9 @@ class Physical:
         self._starts = [one.start for one in self.ranges]
         self._files = [source.backing_file() for source in ram.inputs]
         self._tables: dict[int, array[int]] = {}
-        self._nothing = array("Q", (NOTHING,)) * (1 << _TABLE_BITS)
+        pages = 1 << _TABLE_BITS
+        self._alike = [array("Q", (word,)) * pages for word in range(FIRST_PLACE)]
+        self._nothing = self._alike[NOTHING]
         self._decoded: dict[int, bytes] = {}
 
     # Tables.
@@ -227,6 +229,8 @@ class Physical:
                     while at < end and table[at] == expected:
                         expected += stride
                         at += 1
+            elif table[at:end] == self._alike[word][at:end]:
+                at = end  # the rest of a table, looked at all at once
             else:
                 while at < end and table[at] == word:
                     at += 1
