@@ -337,14 +337,14 @@ def _merged(merged: Merged, given: Area, last: Area, asked: Area) -> FieldCompar
     if merged.value is None:
         # KVM chooses the value, but it must not be 0.
         verdict = FieldVerdict.EXPLAINED if value else FieldVerdict.WRONG
-        return FieldComparison(name, value, stream, None, verdict, merged.whence)
+        return FieldComparison(name, value, stream, None, verdict, merged.origin)
     why = _explain_control(name, given, merged.value, last)
     if why is None:
         return FieldComparison(
-            name, value, stream, merged.value, FieldVerdict.WRONG, merged.whence, predicted=False
+            name, value, stream, merged.value, FieldVerdict.WRONG, merged.origin, predicted=False
         )
     verdict = FieldVerdict.RIGHT if value == stream and not why else FieldVerdict.EXPLAINED
-    said = why or (merged.whence if value != stream else "")
+    said = why or (merged.origin if value != stream else "")
     return FieldComparison(name, value, stream, merged.value, verdict, said, predicted=True)
 
 

@@ -1,1 +1,1 @@
-"""KVM's side of a restore as an executable model; opens no file."""
+"""An executable model of KVM's side of a restore; it opens no file."""

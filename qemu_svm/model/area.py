@@ -18,7 +18,7 @@ Content = int | Segment
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Who wrote a value: ``step`` of the plan (0 is the vCPU's reset) and function."""
+    """The step of the plan (0 for the vCPU's reset) and the function that wrote a value."""
 
     step: int
     function: str
@@ -59,7 +59,7 @@ class Area:
         return self._values[name]
 
     def writer(self, name: str) -> Writer:
-        """Who wrote the value last."""
+        """Return the last writer of a value."""
         return self._writers.get(name, RESET)
 
     def set(self, name: str, value: Content, writer: Writer) -> None:
@@ -74,7 +74,7 @@ class Area:
                 self.set(name, other.content(name), other.writer(name))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all values."""
         self._values.clear()
         self._writers.clear()
 

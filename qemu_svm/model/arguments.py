@@ -1,6 +1,6 @@
-"""What a step of a plan carries: the argument of its ioctl, as values.
+"""The argument of the ioctl of each step, as values.
 
-The model and a real KVM are given the same: both take it from here.
+The model and a real KVM get the same arguments: both take them from here.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _L1_REGS = ("rip", "rsp", "rax", "rflags")
 _ALIASES = {"gdt": "gdtr", "idt": "idtr", "ldt": "ldtr"}
 _NMI_PENDING, _SHADOW, _SMM = 1, 4, 8
 MSRS = (*SAVED_MSRS, "fs_base", "gs_base", "tsc", "tsc_aux", "tsc_ratio", "debugctl", "vm_cr")
-"""MSRs that a plan may name."""
+"""MSRs that a plan can set."""
 
 
 def cpuid(host: Cpuid, step: Step) -> Cpuid:
-    """CPUID of a ``cpuid`` step: the host's, changed.
+    """Return the CPUID that a ``cpuid`` step sets: the host's with its changes.
 
-    :raises PlanError: a feature that is not known.
+    :raises PlanError: an unknown feature.
     """
     found = host.without("svm") if "nosvm" in step.flags else host
     for key, value in step.settings:
         if isinstance(value, int):
             found = Cpuid(found.features, value)
         elif value not in FEATURES:
-            raise PlanError(f"'{value}' is no CPUID feature known here", near=sorted(FEATURES))
+            raise PlanError(f"unknown CPUID feature '{value}'", near=sorted(FEATURES))
         elif key == "no":
             found = found.without(value)
         else:
@@ -45,7 +45,7 @@ def cpuid(host: Cpuid, step: Step) -> Cpuid:
 
 
 def sregs(saved: Saved, step: Step) -> Area:
-    """Registers of ``sregs`` and ``sregs2``.
+    """Return the registers that ``sregs`` and ``sregs2`` set.
 
     :raises PlanError: a register or part of a segment that does not exist.
     """
@@ -74,7 +74,7 @@ def _changed(segment: Segment, part: str, value: int | str) -> Segment:
 
 
 def regs(saved: Saved, step: Step) -> dict[str, int]:
-    """Registers of ``regs``.
+    """Return the registers that ``regs`` sets.
 
     :raises PlanError: a register that does not exist.
     """
@@ -90,9 +90,9 @@ def regs(saved: Saved, step: Step) -> dict[str, int]:
 
 
 def msrs(saved: Saved, step: Step) -> dict[str, int]:
-    """MSRs of ``msrs`` by name, in the order in which they are written.
+    """Return the MSRs that ``msrs`` sets by name, in the order of the writes.
 
-    :raises PlanError: an MSR that is not known here.
+    :raises PlanError: an unknown MSR.
     """
     for name, _value in step.settings:
         if name not in MSRS:
@@ -101,30 +101,30 @@ def msrs(saved: Saved, step: Step) -> dict[str, int]:
 
 
 def events(saved: Saved, step: Step) -> dict[str, int]:
-    """Fields of ``events`` by the plan's names."""
+    """Return the fields of ``events`` by the names that plans use."""
     flags = {"flags": _NMI_PENDING | _SHADOW | _SMM}
     return flags | {"smm": saved.smm} | {key: int(value) for key, value in step.settings}
 
 
 def debugregs(saved: Saved, step: Step) -> dict[str, int]:
-    """Registers of ``debugregs``."""
+    """Return the registers that ``debugregs`` sets."""
     return dict(saved.debugregs) | {key: int(value) for key, value in step.settings}
 
 
 def mp_state(saved: Saved, step: Step) -> int:
-    """State of ``mpstate``."""
+    """Return the MP state that ``mpstate`` sets."""
     return int(dict(step.settings).get("state", saved.mp_state))
 
 
 def get_size(step: Step) -> int:
-    """Size of the buffer that ``get`` offers."""
+    """Return the size of the buffer that ``get`` passes."""
     return int(dict(step.settings).get("size", layout.NESTED_STATE_SIZE))
 
 
 def nested(saved: Saved, step: Step) -> NestedState:
-    """Argument of ``nested``: the saved nested state with its changes.
+    """Return the argument of ``nested``: the saved nested state with the step's changes.
 
-    :raises PlanError: a place outside of the VMCB.
+    :raises PlanError: an offset outside the VMCB.
     """
     if not step.settings:
         return saved.nested

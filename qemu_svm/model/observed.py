@@ -1,9 +1,9 @@
-"""The model's state under the names under which a real KVM shows its own.
+"""The model's state by the names used for what a real KVM returns.
 
-KVM tells five things about a vCPU (KVM_GET_NESTED_STATE, SREGS, REGS, DEBUGREGS,
-VCPU_EVENTS) and the MSRs one asks for.  A state here is flat: ``nested.flags``,
-``ctl.asid`` (the blob's control area), ``l1.cr3`` (what is L1's in its save area),
-``shared.star`` (what L1 and L2 share there, or nobody uses), ``sregs.cr3``,
+KVM returns five structures for a vCPU (KVM_GET_NESTED_STATE, SREGS, REGS, DEBUGREGS,
+VCPU_EVENTS) and the MSRs that are requested.  A state here is flat: ``nested.flags``,
+``ctl.asid`` (the blob's control area), ``l1.cr3`` (L1's fields of its save area),
+``shared.star`` (the fields that L1 and L2 share, or nobody uses), ``sregs.cr3``,
 ``regs.rip``, ``msr.star``, ``smm``, ``shadow``.  A segment is
 ``[selector, base, limit, attrib]``, a descriptor table ``[base, limit]``.
 """
@@ -32,7 +32,10 @@ _BLOB_ATTRIB = 0xFFF
 
 
 def flat(state: Snapshot, *, split: bool) -> Observed:
-    """The model's state; ``split`` as in the kernel's profile."""
+    """Return the model's state.
+
+    :param split: as in the kernel's profile.
+    """
     arch, vmcb01 = state.areas["arch"], state.areas["vmcb01"]
     current = state.areas["vmcb02"] if split and state.guest_mode else vmcb01
     header = state.nested
@@ -82,7 +85,7 @@ def _segment(segment: Segment, mask: int) -> list[int]:
 
 
 def comparable(name: str, value: Any) -> Any:
-    """A value that KVM showed without what KVM makes up on GET."""
+    """Return a value of KVM without the bits that KVM makes up on GET."""
     if isinstance(value, list) and len(value) == 4:
         in_blob = name.startswith(("l1.", "shared."))
         return [*value[:3], value[3] & (_BLOB_ATTRIB if in_blob else _ATTRIB)]
@@ -90,7 +93,7 @@ def comparable(name: str, value: Any) -> Any:
 
 
 def differences(model: Observed, kernel: Observed) -> list[str]:
-    """Names of what the kernel shows and the model does not have like that."""
+    """Return the names whose values differ between kernel and model."""
     wrong = []
     for name, value in kernel.items():
         # A control field that this kernel does not cache comes back as zero.

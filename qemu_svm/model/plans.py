@@ -9,15 +9,15 @@ separated by colons::
     cpuid,msrs:efer=0x1500,nested,sregs,regs,run
 
 ==============  ==============================================================
-``cpuid``       KVM_SET_CPUID2; ``nosvm`` or ``no=FEATURE`` takes features
-                away, ``maxphyaddr=N`` sets the address width
-``sregs``       KVM_SET_SREGS with L2's values; ``l1`` with L1's out of the
-                blob; ``cr3=…``, ``cs.base=…`` change single ones.  ``sregs2``
+``cpuid``       KVM_SET_CPUID2; ``nosvm`` or ``no=FEATURE`` removes
+                features, ``maxphyaddr=N`` sets the address width
+``sregs``       KVM_SET_SREGS with L2's values; ``l1`` with L1's from
+                the blob; ``cr3=…``, ``cs.base=…`` change single ones.  ``sregs2``
                 is the same with KVM_SET_SREGS2
 ``nested``      KVM_SET_NESTED_STATE with the blob; ``flags= format= size=
                 vmcb_pa= gpat=`` change the header, ``@0x550=VALUE`` writes 8
                 bytes into the VMCB, ``@0x5c/1=VALUE`` one byte
-``get``         KVM_GET_NESTED_STATE; ``size=`` is that of the buffer
+``get``         KVM_GET_NESTED_STATE; ``size=`` is the size of the buffer
 ``regs``        KVM_SET_REGS with L2's values, ``l1`` or single ones
 ``msrs``        KVM_SET_MSRS with all MSRs of the stream; with ``efer=…`` only
                 those that are named
@@ -30,7 +30,7 @@ separated by colons::
 ==============  ==============================================================
 
 A step may be repeated.  ``lapic``, ``xsave``, ``xcrs`` and ``tsc_khz`` are
-accepted where recorded orders have them; they do not touch nested state.
+accepted because real programs have them; they do not affect nested state.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STEPS = (
     *("get", "run", "vmrun", "smi", "rsm", "lapic", "xsave", "xcrs", "tsc_khz"),
 )
 WITHOUT_EFFECT = frozenset({"lapic", "xsave", "xcrs", "tsc_khz"})
-"""Steps that have nothing to do with nested state."""
+"""Steps that do not affect nested state."""
 
 _TAIL = "regs,xsave,xcrs,msrs,events:flags=0x9,mpstate,debugregs,run"
 NAMED = {
@@ -57,10 +57,10 @@ NAMED = {
     "qemu-5.0": f"cpuid,lapic,nested,tsc_khz,regs,xsave,xcrs,sregs,{_TAIL.partition('xcrs,')[2]}",
     "selftests": "cpuid,sregs,msrs,xcrs,xsave,events,mpstate,debugregs,regs,nested,run",
 }
-"""Orders that real programs use: QEMU by version, and Linux' KVM selftests
-(``vcpu_load_state`` in ``tools/testing/selftests/kvm/lib/x86``).  QEMU takes
-SREGS2 where the kernel has it; what matters here is the same.  Its events never
-carry the interrupt shadow (flags 9), so L2 keeps that of the blob."""
+"""Orders of real programs: QEMU by version, and Linux' KVM selftests
+(``vcpu_load_state`` in ``tools/testing/selftests/kvm/lib/x86``).  QEMU uses
+SREGS2 where the kernel has it, which makes no difference here.  Its events never
+include the interrupt shadow (flags 9), so L2 keeps that of the blob."""
 
 _FLAGS = {"cpuid": ("nosvm",), "sregs": ("l1",), "sregs2": ("l1",), "regs": ("l1",)}
 _CHOICES = {
@@ -88,9 +88,9 @@ class Step:
 
 
 def parse(text: str) -> tuple[Step, ...]:
-    """Read a plan, or the name of one.
+    """Parse a plan, or the name of one of :data:`NAMED`.
 
-    :raises PlanError: a step or a setting that does not exist.
+    :raises PlanError: an unknown step or setting.
     """
     parts = [part.strip() for part in NAMED.get(text.strip(), text).split(",")]
     if not any(parts):
@@ -102,7 +102,7 @@ def _step(text: str) -> Step:
     name, *rest = text.split(":")
     if name not in STEPS:
         near = difflib.get_close_matches(name, [*STEPS, *NAMED], cutoff=0.4)
-        raise PlanError(f"'{name}' is no step of a plan", near=tuple(near or STEPS))
+        raise PlanError(f"unknown step '{name}'", near=tuple(near or STEPS))
     flags: list[str] = []
     settings: list[tuple[str, int | str]] = []
     for item in rest:
@@ -134,5 +134,5 @@ def _number(value: str) -> int:
     except ValueError:
         raise PlanError(f"'{value}' is not a number such as 0x1500") from None
     if not 0 <= number < 1 << 64:
-        raise PlanError(f"'{value}' does not fit 64 bits")
+        raise PlanError(f"'{value}' does not fit in 64 bits")
     return number

@@ -1,7 +1,6 @@
-"""What a saved vCPU offers to a restore: L2's registers and L1's.
+"""The registers of a saved vCPU in the form of the ioctls' arguments.
 
-The vCPU's registers are L2's; L1's come out of the blob's save area.  Both are
-brought into the form in which the ioctls take them.
+The vCPU's registers are L2's; L1's are in the save area of the nested state.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _DEBUG = ("dr0", "dr1", "dr2", "dr3", "dr6", "dr7")
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Everything that the steps of a plan take their values from."""
+    """The values that the steps of a plan restore."""
 
     sregs: Area
     regs: Mapping[str, int]
@@ -48,26 +47,26 @@ class Saved:
         return self.nested.guest_mode
 
     def control(self) -> Area:
-        """What L1 asked for L2: the control area of the nested state."""
+        """Return what L1 asked for L2: the control area of the nested state."""
         return areas(self.nested.vmcb)[0]
 
     def l1(self) -> Area:
-        """L1's registers: the save area of the nested state."""
+        """Return L1's registers: the save area of the nested state."""
         return areas(self.nested.vmcb)[1]
 
 
 def guest_cpuid(saved: Saved, maxphyaddr: int = 40) -> Cpuid:
-    """CPUID that the saved vCPU must have had, as far as its registers tell."""
+    """Return the CPUID that the saved vCPU must have had, as far as its registers show."""
     l1 = saved.l1()
     # EFER of L1 is under test, so L2's alone counts.
     return infer(saved.sregs.get("cr4"), l1.get("cr4"), saved.sregs.get("efer"), maxphyaddr)
 
 
 def from_vcpu(vcpu: Vcpu) -> Saved:
-    """Take a vCPU out of a stream.
+    """Return the values of a vCPU of a stream.
 
-    Like QEMU, take GUEST_MODE and GIF_SET from hflags and hflags2, the other
-    flags from the stream (``kvm_put_nested_state``).
+    As in QEMU, GUEST_MODE and GIF_SET come from hflags and hflags2, the other
+    flags from the nested state (``kvm_put_nested_state``).
     """
     sregs = Area("sregs")
     for name in _SREGS:
@@ -94,10 +93,10 @@ def _nested(vcpu: Vcpu) -> NestedState:
 
 
 def areas(vmcb: bytes, writer: Writer = RESET) -> tuple[Area, Area]:
-    """Control and save area of a VMCB page.
+    """Return the control area and the save area of a VMCB page.
 
-    The six intercept words become one number; what is neither a number nor a segment is
-    left out.
+    The six intercept words become one number; fields that are neither a number nor a
+    segment are left out.
     """
     fields = vmcb_fields(vmcb)
     control, save = Area("vmcb12 control"), Area("vmcb12 save")

@@ -1,4 +1,4 @@
-"""A restore to be simulated: what is saved, in which order, into which host."""
+"""A restore to simulate: the saved vCPU, the plan and the host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _everywhere(_address: int, _size: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Everything that a simulation depends on, but the kernel.
+    """Everything that a simulation depends on, apart from the kernel.
 
     :param race: save fields that change in memory during ``vmrun``.
     """
@@ -39,7 +39,7 @@ class Scenario:
     def simulate(self, profile: Profile) -> Simulation:
         """Run the plan in the model of one kernel.
 
-        :raises PlanError: a step that makes no sense, such as an unknown register.
+        :raises PlanError: an invalid step, such as one with an unknown register.
         """
         return simulate(
             profile,
@@ -70,8 +70,8 @@ def scenario(
     :param maxphyaddr: the guest's physical address width in bits.
     :param race: fields of vmcb12's save area that L1 changes between check and use; adds a
         second VMRUN to the plan.
-    :param backed: ``backing(machine)``, where that is at hand.
-    :raises PlanError: no such step or field.
+    :param backed: ``backing(machine)``, if the caller has it already.
+    :raises PlanError: an unknown step, setting or field.
     """
     race = race or {}
     for name in race:

@@ -41,7 +41,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One step and what it did.
+    """One step and its result.
 
     :param number: of the step in the plan, from 1.
     :param failed: id of the check that failed; None if the ioctl succeeded.
@@ -60,7 +60,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """A finished run.  ``start`` is the state of the fresh vCPU."""
+    """A plan that was run to its end.  ``start`` is the state of the fresh vCPU."""
 
     kernel: Profile
     saved: Saved
@@ -79,9 +79,9 @@ def simulate(
 ) -> Simulation:
     """Run ``plan`` with the values of ``saved`` on a fresh vCPU.
 
-    :param backed: tells whether guest memory exists at (address, size).
+    :param backed: whether guest memory exists at (address, size).
     :param race: save fields that change in memory during ``vmrun``.
-    :raises PlanError: a step that makes no sense, such as an unknown register.
+    :raises PlanError: an invalid step, such as one with an unknown register.
     """
     vcpu = KvmVcpu(kernel, host or Host())
     if backed is not None:
@@ -142,7 +142,7 @@ def _perform(
 
 def _vmrun(vcpu: KvmVcpu, race: dict[str, int]) -> tuple[str | None, Outcome | None]:
     if vcpu.guest_mode or "rip" not in vcpu.vmcb12:
-        vcpu.note("L1 does not have control here: put 'run' before 'vmrun'")
+        vcpu.note("L1 does not have control here: add 'run' before 'vmrun'")
         return None, None
     why = nested.nested_svm_vmrun(vcpu, race)
     if why:
@@ -217,7 +217,7 @@ _IOCTLS: dict[str, Callable[[KvmVcpu, Saved, Step], str | None]] = {
 
 
 def content_text(value: Content) -> str:
-    """A register's content in one word or a few."""
+    """Return the content of a register as text."""
     if isinstance(value, Segment):
         return (
             f"{value.selector:#x} base {value.base:#x} limit {value.limit:#x} "

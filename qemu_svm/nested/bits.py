@@ -65,7 +65,7 @@ _EXTENDED = ("INVLPGB", "INVLPGB_ILLEGAL", "INVPCID", "MCOMMIT", "TLBSYNC", "BUS
 
 
 def exception_name(vector: int) -> str:
-    """Mnemonic of an exception vector, such as ``#PF``."""
+    """Return the mnemonic of an exception vector, such as ``#PF``."""
     name = _EXCEPTIONS.get(vector)
     return f"#{name}" if name else f"#{vector}"
 
@@ -179,7 +179,7 @@ def intercept_words(words: list[int]) -> int:
 
 
 def event_words(event: int, error_code: int) -> str:
-    """Say what an EVENTINJ or EXITINTINFO value stands for."""
+    """Describe an EVENTINJ or EXITINTINFO value in words."""
     if not event & EVENT_VALID:
         return "none"
     number, vector = event >> 8 & 7, event & 0xFF

@@ -1,6 +1,6 @@
-"""What each field of the nested state means, in a few words for people.
+"""A short description of each field of the nested state.
 
-The words keep the chimera apart: the control area holds what **L1 asked for
+The two areas are not of one VMCB: the control area holds what **L1 asked for
 L2**, the save area **L1's own state**, and neither holds L2's registers.
 
 Source: AMD64 APM volume 2, 15.5 and appendix B; Linux
@@ -19,19 +19,19 @@ HEADER = {
     "flags": "what the vCPU was doing",
     "format": "0 VMX, 1 SVM",
     "size": "bytes of header and data (128 without a VMCB, 4224 with one)",
-    "vmcb_pa": "where vmcb12 lies in L1's physical memory",
+    "vmcb_pa": "L1-physical address of vmcb12",
     "gpat": "L2's PAT, with nested paging and its own PAT (7.2)",
 }
 
 CONTROL = {
-    "intercepts": "what L1 wants to see",
+    "intercepts": "what L1 intercepts",
     "pause_filter_thresh": "PAUSE filter threshold",
     "pause_filter_count": "PAUSE filter count",
     "iopm_base_pa": "L1's I/O permission map",
     "msrpm_base_pa": "L1's MSR permission map",
-    "tsc_offset": "TSC offset that L1 gives to L2",
+    "tsc_offset": "L2's TSC offset, set by L1",
     "asid": "L2's ASID in L1's view, never 0",
-    "tlb_ctl": "TLB flush asked for at VMRUN",
+    "tlb_ctl": "TLB flush requested at VMRUN",
     "erap_ctl": "return address predictor control",
     "int_ctl": "virtual interrupt control",
     "int_vector": "vector of the virtual interrupt",
@@ -49,7 +49,7 @@ CONTROL = {
     "nested_cr3": "root of L1's nested page tables",
     "virt_ext": "LBR and VMLOAD virtualisation (misc_ctl2 since 7.2)",
     "clean": "not migrated: VMCB clean bits",
-    "next_rip": "RIP behind the intercepted instruction",
+    "next_rip": "RIP after the intercepted instruction",
     "insn_len": "not migrated: instruction bytes fetched",
     "insn_bytes": "not migrated: instruction bytes",
     "avic_backing_page": "not migrated: AVIC backing page",
@@ -88,7 +88,7 @@ SAVE = {
     "dr7": "not used: a #VMEXIT sets DR7 to 0x400",
     "dr6": "not used: KVM keeps DR6 elsewhere",
     "rflags": "L1's flags",
-    "rip": "where L1 goes on: behind its VMRUN",
+    "rip": "where L1 continues: after its VMRUN",
     "dr0": "SEV-ES only",
     "dr1": "SEV-ES only",
     "dr2": "SEV-ES only",
@@ -125,6 +125,6 @@ SAVE = {
 
 
 def words(area: str, name: str) -> str:
-    """Describe a field of ``header``, ``control`` or ``save``; empty if reserved."""
+    """Describe a field of ``header``, ``control`` or ``save``; empty if it is reserved."""
     tables = {"header": HEADER, "control": CONTROL, "save": SAVE}
     return tables[area].get(name, "")

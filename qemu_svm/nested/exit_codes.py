@@ -1,7 +1,7 @@
 """Names of #VMEXIT codes.
 
 Every intercept bit has the exit code of its own number (CPUID: word 3, bit 18,
-so 32 * 3 + 18 = 0x72); a few more codes stand beside them.
+so 32 * 3 + 18 = 0x72); a few codes have no intercept bit.
 
 Source: AMD64 APM volume 2, appendix C; Linux
 ``arch/x86/include/uapi/asm/svm.h``, whose names these are without ``SVM_EXIT_``.
@@ -16,7 +16,7 @@ INVALID_32 = 0xFFFF_FFFF
 """INVALID as kernels before 2026 wrote it: only the low half."""
 
 SW = 0xF000_0000
-"""Used by KVM when an SMI forces L2 out."""
+"""Used by KVM when an SMI forces an exit from L2."""
 
 _RENAMED = {
     "SELECTIVE_CR0": "CR0_SEL_WRITE",
@@ -33,7 +33,7 @@ _RENAMED = {
     "MSR_PROT": "MSR",
     "TRAP_EFER_WRITE": "EFER_WRITE_TRAP",
 }
-"""Exits that are not called like their intercepts."""
+"""Exits whose names differ from those of their intercepts."""
 
 _OTHER = {
     0x400: "NPF",
@@ -65,5 +65,5 @@ EXIT_CODES = _names()
 
 
 def exit_name(code: int) -> str:
-    """Name of an exit code, or ``unknown``."""
+    """Return the name of an exit code, or ``unknown``."""
     return EXIT_CODES.get(code, "unknown")

@@ -28,7 +28,7 @@ class Member:
 
     @property
     def reserved(self) -> bool:
-        """Whether it is a gap that the declaration does not name."""
+        """Whether it is a gap that the declaration has no name for."""
         return self.name.startswith("reserved_")
 
 
@@ -64,7 +64,7 @@ class Image:
 def image(size: int, *rows: Row) -> Image:
     """Declare a structure of ``size`` bytes.
 
-    :raises ValueError: rows overlap, are out of order or end behind ``size``.
+    :raises ValueError: rows overlap, are out of order or end beyond ``size``.
     """
     members = tuple(_members(size, rows))
     layout = Struct(*(member.name / member.layout for member in members))
@@ -75,20 +75,20 @@ def _members(size: int, rows: tuple[Row, ...]) -> Iterator[Member]:
     at = 0
     for offset, name, layout in rows:
         if offset < at:
-            raise ValueError(f"{name} at {offset:#x} overlaps what ends at {at:#x}")
+            raise ValueError(f"{name} at {offset:#x} overlaps the member that ends at {at:#x}")
         if offset > at:
             yield Member(f"reserved_{at:03x}", at, offset - at, Bytes(offset - at))
         member = Member(name, offset, layout.sizeof(), layout)
         yield member
         at = offset + member.size
     if at > size:
-        raise ValueError(f"the last member ends at {at:#x}, behind {size:#x}")
+        raise ValueError(f"the last member ends at {at:#x}, beyond {size:#x}")
     if at < size:
         yield Member(f"reserved_{at:03x}", at, size - at, Bytes(size - at))
 
 
 def type_name(layout: Construct[Any, Any]) -> str:
-    """Name a member's type as C would: ``u32``, ``u8[16]``, ``u32[6]``."""
+    """Return a member's type as in C: ``u32``, ``u8[16]``, ``u32[6]``."""
     if isinstance(layout, Array):
         return f"{type_name(layout.subcon)}[{layout.count}]"
     if isinstance(layout, FormatField | BytesInteger):

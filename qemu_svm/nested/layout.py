@@ -1,12 +1,12 @@
-"""Where everything stands in the nested state: the VMCB and KVM's header.
+"""The layout of the nested state: the VMCB and KVM's header.
 
-Only layout: names of bits are in :mod:`qemu_svm.nested.bits`, of exits in
+Names of bits are in :mod:`qemu_svm.nested.bits`, of exits in
 :mod:`qemu_svm.nested.exit_codes`, words in :mod:`qemu_svm.nested.descriptions`.
 The VMCB is little-endian as in memory; QEMU re-encodes the header in
-big-endian and sends the VMCB as it is.
+big-endian and sends the VMCB unchanged.
 
 Field names are Linux'; where 7.2 renamed one, the older name is kept.  Fields
-that only the processor manual has (PMU state) bear its names.
+that only the processor manual has (PMU state) have its names.
 
 Source: Linux ``arch/x86/include/asm/svm.h`` and
 ``arch/x86/include/uapi/asm/kvm.h`` (5.10, 6.1, 6.12, 7.2); AMD64 APM volume 2,
@@ -174,7 +174,7 @@ UAPI_HEADER = image(
     (0x08, "vmcb_pa", Int64ul),
     (0x10, "gpat", Int64ul),
 )
-"""``struct kvm_nested_state`` with ``hdr.svm``, as KVM_SET_NESTED_STATE takes it."""
+"""``struct kvm_nested_state`` with ``hdr.svm``, as passed to KVM_SET_NESTED_STATE."""
 
 NESTED_STATE_SIZE = UAPI_HEADER_SIZE + VMCB_SIZE
 """Bytes of the nested state in guest mode."""

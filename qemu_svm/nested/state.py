@@ -1,6 +1,6 @@
-"""The nested state of one vCPU, out of a stream or back into bytes.
+"""The nested state of one vCPU: parsed from a stream, and built again.
 
-On SVM the 4096 bytes are a chimera: the control area is vmcb12's (what L1
+On SVM the 4096 bytes are not one VMCB: the control area is vmcb12's (what L1
 asked for L2), the save area is L1's own.  L2's registers are not in it.
 
 Source: QEMU ``target/i386/machine.c`` (``vmstate_kvm_nested_state``,
@@ -96,7 +96,7 @@ class NestedState:
         return layout.UAPI_HEADER.layout.build(header) + self.vmcb
 
     def tree(self) -> Value:
-        """Everything as values with offsets: header, ``control``, ``save``."""
+        """Return everything as values with offsets: header, ``control``, ``l1_save``."""
         start = max(self.offset, 0)
         header = (
             Value("flags", "u16", start, 2, self.flags),
@@ -119,7 +119,7 @@ class NestedState:
 def vmcb_fields(page: bytes) -> tuple[Fields, Fields]:
     """Parse a VMCB page: control area and save area by field name.
 
-    Cached, since one VMCB is looked at by many rules and for many kernels.
+    Cached, since one VMCB is read by many rules and for many kernels.
 
     :raises BuildError: not 4096 bytes.
     """
@@ -139,7 +139,7 @@ def _parse(image: Image, data: bytes) -> Container[Any]:
 
 
 def image_tree(image: Image, name: str, data: bytes, offset: int) -> Value:
-    """Lay an image over ``data`` and return all its members with offsets."""
+    """Parse ``data`` as an image and return all its members with offsets."""
     parsed = _parse(image, data[: image.size])
     children = tuple(
         _tree(member.name, member.layout, parsed[member.name], offset + member.offset)

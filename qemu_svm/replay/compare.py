@@ -1,9 +1,9 @@
-"""A plan on the model and on a real KVM, side by side.
+"""Comparison of a plan on the model and on a real KVM.
 
-Every step must give the same errno and the same state.  A KVM_RUN hands over to
-the guest's code, which the model does not execute: what code can change is left
-out after it, and where the code alone decided how the run ended (it faulted, it
-halted, it never left), the rest of the plan is open, with the reason.
+Every step must have the same errno and the same state.  KVM_RUN executes guest code,
+which the model does not: state that code can change is not compared after it, and
+where the code decided how the run ended (it faulted, halted, never left), the rest of
+the plan is not compared; the reason is in ``open``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qemu_svm.replay.job import ReplayResult, ReplayStep
 KERNEL_DECIDES = frozenset(
     {RunEnd.INTERNAL_ERROR, RunEnd.EFAULT, RunEnd.EINVAL, RunEnd.EIO, RunEnd.HANG}
 )
-"""Ends of KVM_RUN that the model predicts only where KVM alone brings them about."""
+"""Ends of KVM_RUN that the model predicts only if guest code has no part in them."""
 _NEVER_CODE = frozenset({RunEnd.EFAULT})
 _BY_CODE = frozenset(
     {"sregs.cr2", "regs.rbx", "regs.rcx", "regs.rdx", "regs.rsi", "regs.rdi", "regs.rbp"}
@@ -40,22 +40,22 @@ _BY_CODE = frozenset(
     | {f"msr.{name}" for name in (*VMLOAD_MSRS, *ARCH_MSRS)}
     | {f"shared.{name}" for name in (*VMLOAD_SEGMENTS, *SHARED_REGISTERS)}
 )
-"""What L2's code may change for L1 as well: #VMEXIT does not load it."""
+"""State that L2's code can change for L1 as well: #VMEXIT does not load it."""
 _REWRITES = {"sregs": "sregs.", "sregs2": "sregs.", "regs": "regs.r", "debugregs": "regs.dr"}
-"""Steps after which registers are known again, by the start of their names."""
+"""Steps after which registers are known again: the start of their names."""
 _EVENTS = ("exc_", "int_", "nmi_", "triple_", "smm_pending")
 _LOW = 0xFFFF_FFFF
 _GIVEN_UP = "EIO"  # what KVM answers to everything once it has given a VM up
 _VALID = 1 << 31
 _32_BITS = frozenset({"msr.sysenter_cs", "shared.sysenter_cs"})
-"""Registers of which the processor keeps 32 bits, whatever KVM gave it."""
+"""Registers of which the processor keeps 32 bits, regardless of what KVM loaded."""
 _DECISIVE = ("cr0", "cr3", "cr4", "efer", "cs", "ss", "ds", "es")
-"""Registers with which an instruction runs or faults, besides RIP."""
+"""Registers that decide, besides RIP, whether an instruction faults."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One thing that differs: an ``errno``, how a ``run`` ended, or a part of the state."""
+    """One difference: ``errno``, the end of a ``run``, or a part of the state."""
 
     name: str
     model: Any
@@ -64,7 +64,10 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class StepComparison:
-    """One step; ``open`` says why nothing after it can be compared."""
+    """One step.
+
+    :param open: why nothing after it can be compared; None if it can.
+    """
 
     number: int
     mismatches: tuple[Mismatch, ...]
@@ -73,7 +76,10 @@ class StepComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All steps that could be compared, and how the replay as a whole ended."""
+    """All steps that could be compared.
+
+    :param ending: set if the replay ended in a way that the model does not predict.
+    """
 
     steps: tuple[StepComparison, ...]
     ending: Mismatch | None = None
@@ -84,7 +90,7 @@ class Comparison:
         return self.ending is None and not any(step.mismatches for step in self.steps)
 
     def first(self) -> tuple[int, Mismatch] | None:
-        """Number of the step and the first thing that differs."""
+        """Return the number of the step and its first difference, or None."""
         for step in self.steps:
             if step.mismatches:
                 return step.number, step.mismatches[0]
@@ -92,9 +98,9 @@ class Comparison:
 
 
 def compare(simulation: Simulation, replayed: ReplayResult, *, shortened: bool) -> Comparison:
-    """Hold a replay against the model.
+    """Compare a replay with the simulation of the same plan.
 
-    :param shortened: L2 left at its first instruction, so its code changed nothing.
+    :param shortened: L2 exited at its first instruction, so its code changed nothing.
     """
     steps: list[StepComparison] = []
     unknown: set[str] = set()
@@ -140,8 +146,8 @@ def _step(
     if theirs == "skipped":
         return StepComparison(number, (), "an emulated host does not survive this KVM_RUN")
     if result.outcome.halted and theirs == RunEnd.HANG:
-        return StepComparison(number, (), "the vCPU is halted, and no event came")
-    agrees = judged(ours, theirs)
+        return StepComparison(number, (), "the vCPU is halted and no event arrived")
+    agrees = run_agrees(ours, theirs)
     if ours is RunEnd.EXIT and theirs not in (RunEnd.EXIT, *_NEVER_CODE):
         # An instruction that cannot be fetched or emulated ends a run as well.
         suspicious = shortened or agrees is False
@@ -153,11 +159,11 @@ def _step(
     return StepComparison(number, tuple(_state(model, kernel)))
 
 
-def judged(outcome: RunEnd, found: str) -> bool | None:
-    """Whether the end of KVM_RUN agrees; None if the guest's code decided it.
+def run_agrees(outcome: RunEnd, found: str) -> bool | None:
+    """Whether the end of KVM_RUN agrees; None if guest code decided it.
 
     :param outcome: the model's.
-    :param found: the real one, by the names of :class:`qemu_svm.replay.job.RunResult`.
+    :param found: the real one, as in :class:`qemu_svm.replay.job.RunResult`.
     """
     if outcome is RunEnd.WAITS:
         return found == RunEnd.HANG
@@ -173,7 +179,7 @@ def judged(outcome: RunEnd, found: str) -> bool | None:
 
 
 def _undisturbed(simulation: Simulation, result: Result) -> bool:
-    # L2 and L1 go on with what they were saved with, so each runs its next instruction.
+    # L2 and L1 continue with the saved state, so each runs its next instruction.
     outcome = result.outcome
     return (
         outcome is not None

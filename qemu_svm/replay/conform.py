@@ -1,7 +1,7 @@
-"""Random sequences on the model and on a real kernel: they must agree.
+"""Random sequences on the model and on a real kernel, which must agree.
 
-Every sequence that does not is tried again with more time (a loaded machine is
-slow), and if it still disagrees it is shrunk and told as one command.
+A sequence that does not agree is repeated with more time (the machine may be loaded);
+if it still does not, it is reduced and reported as one command.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _IRQCHIP = 0.2  # of the sequences have KVM's own local APIC
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What sequences are tried on: a saved vCPU and its RAM.
+    """The guest of a sequence: a saved vCPU and its RAM.
 
-    :param place: how to name it on a command line.
+    :param place: its name on a command line.
     """
 
     name: str
@@ -61,7 +61,10 @@ def read_guest(machine: Machine, ram: Path) -> Guest:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A sequence on which model and kernel differ, as short as it gets."""
+    """A sequence on which model and kernel differ.
+
+    :param shrunk: the shortest plan that still shows it.
+    """
 
     guest: Guest
     number: int
@@ -74,11 +77,11 @@ class Disagreement:
 
 @dataclass
 class Report:
-    """What a run came to.
+    """The result of a run.
 
-    :param crashes: guest, plan and last words where the host kernel died or hung.
+    :param crashes: guest, plan and last message of sequences that crashed or hung the host.
     :param open: why sequences could not be compared to their end.
-    :param repeated: how many were tried a second time.
+    :param repeated: how many were repeated.
     """
 
     probe: Probe
@@ -95,7 +98,7 @@ class Report:
 
 
 def job_of(guest: Guest, seed: int, number: int, *, emulated: bool) -> ReplayJob:
-    """One sequence of a run."""
+    """Return one sequence of a run."""
     options = ReplayOptions(
         seconds=_QUICK,
         irqchip=Random(f"{seed}:{number}:irqchip").random() < _IRQCHIP,
@@ -117,10 +120,10 @@ def conform(
     record: IO[str] | None = None,
     progress: Callable[[Report], None] = lambda _report: None,
 ) -> Report:
-    """Try sequences ``first`` to ``first + sequences - 1`` of a seed, in turn on each guest.
+    """Run sequences ``first`` to ``first + sequences - 1`` of a seed, in turn on each guest.
 
     :param emulated: the host's processor is emulated.
-    :param record: sequences are written there as recordings, one a line.
+    :param record: sequences are written to it as recordings, one per line.
     """
     probe = target.probe()
     report = Report(probe, profile_of(probe).row, seed)
@@ -185,7 +188,7 @@ def _shrunk(target: Target, guest: Guest, job: ReplayJob, probe: Probe, wanted: 
 
 
 def recording(guest: Guest, job: ReplayJob, result: ReplayResult) -> dict[str, Any]:
-    """One sequence in the format of the recorded ones: only what changed is kept."""
+    """Return one sequence in the format of recordings, which have only what changed."""
     before: Observed = {}
     results = []
     for seen in result.steps:

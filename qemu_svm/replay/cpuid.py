@@ -1,4 +1,4 @@
-"""CPUID between KVM's entries and the features that the model knows.
+"""Conversion between KVM's CPUID entries and the model's features.
 
 Source: AMD64 APM volume 3, appendix E; Linux
 ``arch/x86/include/asm/cpufeatures.h``.
@@ -46,7 +46,7 @@ Entry = Mapping[str, Any]
 
 
 def features(entries: Sequence[Entry]) -> Cpuid:
-    """What the entries mean to the model."""
+    """Return the features and the address width of KVM's entries."""
     found = {name for name, (leaf, register, bit) in BITS.items()
              if _register(entries, leaf, register) >> bit & 1}  # fmt: skip
     width = _register(entries, _SIZES, "eax") & 0xFF
@@ -61,7 +61,7 @@ def _register(entries: Sequence[Entry], leaf: int, register: str) -> int:
 
 
 def changed(entries: Sequence[Entry], wanted: Cpuid) -> list[dict[str, Any]]:
-    """The entries with exactly the features and the address width of ``wanted``."""
+    """Return the entries with exactly the features and the address width of ``wanted``."""
     made = [dict(entry) for entry in entries]
     present = features(made)
     for name in wanted.features - present.features:

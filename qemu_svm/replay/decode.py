@@ -1,4 +1,4 @@
-"""What a real KVM shows of a vCPU, as the flat state of :mod:`qemu_svm.model.observed`."""
+"""What a real KVM returns for a vCPU, as the flat state of :mod:`qemu_svm.model.observed`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _NOT_STATE = frozenset({"flags"})
 
 
 def observed(raw: Mapping[str, str]) -> Observed:
-    """Decode what the agent read: hexadecimal bytes by the name of the ioctl."""
+    """Decode what the agent read.
+
+    :param raw: hexadecimal bytes by the ioctl's name after ``GET_``, or ``errno N``.
+    """
     found: Observed = {}
     for name, decode in (
         ("NESTED_STATE", _nested),
@@ -55,7 +58,7 @@ def _nested(data: bytes) -> Observed:
 
 
 def vmcb(page: bytes) -> Observed:
-    """A VMCB page: ``ctl.*``, ``l1.*`` and ``shared.*``."""
+    """Return ``ctl.*``, ``l1.*`` and ``shared.*`` of a VMCB page."""
     control, save = areas(page)
     found: dict[str, Any] = {f"ctl.{name}": control.get(name) for name in control}
     for whose, names in (("l1", L1_SEGMENTS), ("shared", VMLOAD_SEGMENTS)):

@@ -19,7 +19,7 @@ from qemu_svm.x86.cpuid import HOST_CPUID, Cpuid
 Operation = dict[str, Any]
 
 STOP_PORT = 0xEA
-"""Port of the OUT that stands at L1's RIP: no hardware of a PC listens there."""
+"""Port of the OUT that is placed at L1's RIP; no PC hardware uses it."""
 APIC_BASE = 0xFEE0_0800
 _BSP = 0x100
 _PDPTRS_VALID = 1
@@ -32,16 +32,17 @@ IMPOSSIBLE = {
     "smi": "SMM needs code of the guest's firmware",
     "rsm": "it is an instruction, not an ioctl",
 }
-"""Steps that only the model can do, and why."""
+"""Steps that only the model can perform, and why."""
 
 
 class Encoder:
-    """Makes the operations of steps.
+    """Encodes steps as operations of the agent.
 
     :param cpuid: entries of KVM_GET_SUPPORTED_CPUID.
-    :param host: what they mean; the ``cpuid`` step starts from it.
-    :param seconds: how long ``run`` may take.
-    :param extras: what ``xsave``, ``xcrs`` and ``lapic`` carry; without it they do nothing.
+    :param host: the same as features; the ``cpuid`` step starts from it.
+    :param seconds: time limit of ``run``.
+    :param extras: arguments of ``xsave``, ``xcrs`` and ``lapic``; without them these steps
+        do nothing.
     :param emulated: the host is emulated; see :func:`qemu_svm.kvm.agent.perform`.
     :raises PlanError: a step or setting that a real KVM cannot be given.
     """
@@ -82,7 +83,7 @@ class Encoder:
         }
 
     def operations(self, step: Step) -> list[Operation]:
-        """What the agent does for a step; empty for those without effect."""
+        """Return the operations of a step; none for a step without effect."""
         if step.name in IMPOSSIBLE:
             raise PlanError(f"'{step.name}' cannot be replayed: {IMPOSSIBLE[step.name]}")
         make = self._steps.get(step.name)
@@ -106,7 +107,7 @@ class Encoder:
         return [_ioctl("SET_NESTED_STATE", arguments.nested(self._saved, step).uapi())]
 
     def _get(self, step: Step) -> list[Operation]:
-        # The buffer has room for everything: SVM writes it whatever size says.
+        # The buffer has room for everything: SVM writes all of it regardless of size.
         size = arguments.get_size(step)
         header = layouts.NESTED_STATE.pack({"size": size & 0xFFFF_FFFF})
         room = bytes(layouts.VMCB_SIZE)
@@ -141,7 +142,7 @@ class Encoder:
 
 
 def check(saved: Saved, steps: Sequence[Step]) -> None:
-    """Encode a plan for nobody, before anything is started.
+    """Check that a plan can be encoded, before anything is started.
 
     :raises PlanError: a step or setting that a real KVM cannot be given.
     """
@@ -155,13 +156,13 @@ def _ioctl(name: str, data: bytes) -> Operation:
 
 
 def _fitting(layout: layouts.Layout, values: Mapping[str, int]) -> dict[str, int]:
-    # What a C program would store: the low bytes.
+    # As a C program would store them: the low bytes.
     sizes = {field.name: field.size for field in layout.fields}
     return {name: value & (1 << 8 * sizes[name]) - 1 for name, value in values.items()}
 
 
 def sregs_values(area: Area, apic_base: int) -> dict[str, int | list[int]]:
-    """``kvm_sregs`` by field names."""
+    """Return ``kvm_sregs`` by field names."""
     values: dict[str, int] = {"apic_base": apic_base}
     for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"):
         if name in area:

@@ -1,4 +1,4 @@
-"""What a real vCPU has and the model leaves out: x87, SSE, AVX, XCR0, the local APIC.
+"""State of a vCPU that the model leaves out: x87, SSE, AVX, XCR0, the local APIC.
 
 Source: QEMU ``target/i386/xsave_helper.c`` (``x86_cpu_xsave_all_areas``),
 ``target/i386/machine.c``, ``hw/i386/kvm/apic.c`` (``kvm_put_apic_state``), 7.2; AMD64 APM
@@ -40,7 +40,7 @@ class Extras:
 
 
 def extras(machine: Machine, vcpu: Vcpu) -> Extras:
-    """Take them out of a stream."""
+    """Return the extras of one vCPU of a stream."""
     section = vcpu.section
     xcr0 = vcpu.get("xcr0") or _ALL_X87
     return Extras(

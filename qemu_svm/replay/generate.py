@@ -1,10 +1,9 @@
-"""Random restore plans: order, repetition, omission, damage of single fields.
+"""Random restore plans: order, repetition, omission, changes of single fields.
 
-A sequence depends on the seed and its number only, so a run can be repeated in
-part, and continued.  Values come from what the checks look at (each bit of EFER,
-CR0, CR4, addresses around the limits, all flags and sizes) and, now and then,
-from anywhere.  Everything that a sequence does stands in its plan, so that the
-plan alone repeats it.
+A sequence depends only on the seed and its number, so a run can be repeated in
+part, and continued.  Most values are those that the checks are about (each bit of
+EFER, CR0, CR4, addresses near the limits, all flags and sizes); a few are arbitrary.
+The plan of a sequence is all that is needed to repeat it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ Setting = Callable[[Random, Saved], str]
 
 
 def sequence(seed: int, number: int, saved: Saved) -> str:
-    """The plan of one sequence for a guest."""
+    """Return the plan of one sequence for a guest."""
     random = Random(f"{seed}:{number}")
     steps = _order(random)
     budget = random.choice((0, 1, 1, 1, 1, 2, 2, 3, 5))
@@ -74,7 +73,7 @@ def _hex(value: int, size: int = 8) -> str:
 
 
 def _near(random: Random, value: int, bits: Sequence[int]) -> int:
-    # The value with one or two bits flipped, an edge, or anything.
+    # The value with one or two bits flipped, an edge value, or an arbitrary one.
     kind = random.random()
     if kind < 0.7:
         for _flip in range(random.choice((1, 1, 2))):

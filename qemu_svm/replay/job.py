@@ -1,4 +1,4 @@
-"""One plan for a real KVM: the job that the agent is given, and what it answered."""
+"""One plan for a real KVM: the job for the agent, and its result."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _MARGIN = 30.0  # seconds that a job may take beyond its runs
 class ReplayOptions:
     """How a plan is performed.
 
-    :param seconds: after which KVM_RUN is ended.
-    :param emulated: the host's processor is QEMU's TCG, which some entries would hang.
+    :param seconds: time limit of each KVM_RUN.
+    :param emulated: the host's processor is QEMU's TCG, which some VM entries would hang.
     :param irqchip: with KVM's own interrupt controllers.
-    :param maxphyaddr: the guest's address width; None for the host's.
-    :param shorten: let L2 leave at its next instruction.
+    :param maxphyaddr: the guest's address width in bits; None for the host's.
+    :param shorten: let L2 exit at its next instruction.
     """
 
     seconds: float = 10.0
@@ -53,10 +53,10 @@ class ReplayOptions:
 class RunResult:
     """How KVM_RUN ended.
 
-    :param result: ``exit`` if L1 has control again; ``hang`` if the time was over;
-        ``skipped`` if the emulated host would not have survived it;
+    :param result: ``exit`` if L1 has control again, ``hang`` after the time limit,
+        ``skipped`` if the emulated host would have crashed or hung;
         else the name of the errno or of KVM's exit reason.
-    :param vmcb12: the page in memory afterwards; empty if it is not memory.
+    :param vmcb12: the page in memory afterwards; empty if there is no memory.
     """
 
     result: str
@@ -66,7 +66,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplayStep:
-    """One step on the real KVM; ``errno`` as the model names it."""
+    """One step on the real KVM; ``errno`` is a name, as in the model."""
 
     number: int
     step: Step
@@ -77,11 +77,11 @@ class ReplayStep:
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What a KVM did with a plan.
+    """The result of a plan on a real KVM.
 
-    :param steps: those that were finished.
+    :param steps: those that finished.
     :param end: as in :class:`JobResult`.
-    :param host: the host kernel's last words, if it complained.
+    :param host: the host kernel's last message, if it crashed or hung.
     """
 
     steps: tuple[ReplayStep, ...]
@@ -102,7 +102,7 @@ class ReplayResult:
 class ReplayJob:
     """A plan with the guest it is for.
 
-    :param name: by which results are told apart.
+    :param name: identifies the result.
     :param extras: state that the model does not have.
     """
 
@@ -114,30 +114,30 @@ class ReplayJob:
 
     @property
     def plan(self) -> str:
-        """The plan as it is written on a command line."""
+        """The plan as on a command line."""
         return ",".join(step.text for step in self.steps)
 
 
 def kernel_of(probe: Probe) -> str:
-    """Version of the kernel with its stable update, if it can be told."""
+    """Return the version of the kernel, with its stable update if that is known."""
     found = parse_if_any(probe.release, probe.version)
     return probe.release if found is None else str(found)
 
 
 def profile_of(probe: Probe) -> Profile:
-    """The model's profile for a kernel.
+    """Return the model's profile of a kernel.
 
-    :raises EnvironmentFault: it is too old to have one.
+    :raises EnvironmentFault: the kernel is too old to have one.
     """
     found = parse_if_any(probe.release, probe.version)
     kernel = None if found is None else derive.profile_of(found)
     if kernel is None:
-        raise EnvironmentFault(f"there is no profile for Linux {probe.release}: 5.8 is the oldest")
+        raise EnvironmentFault(f"no profile of Linux {probe.release}: the oldest is that of 5.8")
     return kernel
 
 
 def host_of(probe: Probe, options: ReplayOptions) -> Host:
-    """The model's host for a KVM and options."""
+    """Return the model's host for a KVM and options."""
     cpuid = probe.features
     if options.maxphyaddr is not None:
         cpuid = type(cpuid)(cpuid.features, options.maxphyaddr)
@@ -151,7 +151,7 @@ def encode(job: ReplayJob, ram: RamFile, probe: Probe) -> Json:
     """
     saved, steps, options, extras = job.saved, job.steps, job.options, job.extras
     if not options.irqchip:
-        extras = replace(extras, lapic=None)  # as QEMU, whose own APIC it is then
+        extras = replace(extras, lapic=None)  # as in QEMU, which then emulates it
     encoder = Encoder(
         saved, probe.cpuid, host_of(probe, options).cpuid, seconds=options.seconds,
         vcpu=options.vcpu, emulated=options.emulated, extras=extras,

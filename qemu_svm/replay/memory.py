@@ -1,13 +1,13 @@
-"""The stream's RAM for a fresh VM, and the two places where it is changed.
+"""The stream's RAM for a fresh VM, and the two instructions that are replaced in it.
 
-KVM gives no exit when L2 leaves to L1, so the first instruction that L1 would
-execute is replaced by an OUT to a port of its own (:data:`STOP`): user space gets
-the vCPU back when L1 has control and has done nothing yet.  That needs no
-single-stepping and no breakpoint (which an emulated host does not honour), and
-works on every kernel.  The VM has a private copy; the file stays as it is.
+KVM does not return to user space when L2 exits to L1, so the first instruction that L1
+would execute is replaced with an OUT to an unused port (:data:`STOP`): KVM_RUN returns
+when L1 has control and has executed nothing yet.  That needs neither single-stepping nor
+a breakpoint (which an emulated host does not honour), and works on every kernel.  The VM
+has a private copy; the file is not changed.
 
 For conformance runs L2's next instruction is replaced as well, by one that L1
-intercepts, so that a sequence does not wait for L2's own code.
+intercepts, so that a sequence does not depend on L2's own code.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _MEMORY = (Use.RAM, Use.DIMM, Use.VIRTIO_MEM)
 _RESET_RIP, _RESET_BASE = 0xFFF0, 0xFFFF_0000
 _HLT = b"\xf4"
 _EXITS = (("CPUID", b"\x0f\xa2" + _HLT), ("VMMCALL", b"\x0f\x01\xd9" + _HLT), ("HLT", _HLT))
-"""Instructions by the intercept that makes them leave to L1.  The HLT behind them ends
-a run in which they did not, because L2's code runs in L1's context."""
+"""Instructions by the intercept that makes them exit to L1.  The HLT after them ends a
+run in which they do not, because L2's code runs in L1's context."""
 
 Patch = tuple[int, bytes]
 
@@ -53,7 +53,7 @@ class RamFile:
         os.close(self.fd)
 
     def read(self, address: int, size: int) -> bytes:
-        """Guest-physical memory; fewer bytes where there is none."""
+        """Read guest-physical memory; returns fewer bytes where there is none."""
         for start, length, offset in self.ranges:
             if start <= address < start + length:
                 return os.pread(self.fd, min(size, start + length - address),
@@ -65,7 +65,7 @@ class RamFile:
         return any(a <= address and address + size <= a + n for a, n, _ in self.ranges)
 
     def extents(self, offset: int, size: int) -> list[tuple[int, int]]:
-        """Where the file holds data in a part of it: ``(offset, size)``."""
+        """Return ``(offset, size)`` of the parts of a range of the file that are not holes."""
         found = []
         place, end = offset, offset + size
         while place < end:
@@ -83,8 +83,8 @@ class RamFile:
 def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) -> RamFile:
     """Write the stream's main RAM to a new file.
 
-    :param channels: where else the stream's pages are, as for ``read_ram``.
-    :raises StreamError: the RAM cannot be read whole, or there is none.
+    :param channels: other inputs with pages of the stream, as for ``read_ram``.
+    :raises StreamError: there is no RAM, or it cannot be read completely.
     :raises OSError: the file cannot be written.
     """
     from qemu_svm.memory.copying import copy_all
@@ -93,13 +93,13 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
 
     if not machine.blocks:
         raise Malformed(
-            "the stream has no RAM, so nothing of the guest can run",
+            "the stream has no RAM, so its guest cannot run",
             offset=0,
-            hint="a stream saved with shared memory left out cannot be replayed",
+            hint="a stream saved without shared memory (x-ignore-shared) cannot be replayed",
         )
     with read_ram(machine.stream, channels) as ram:
         if ram.problems:
-            raise ram.problems[0]  # a guest with holes in its memory would show nothing
+            raise ram.problems[0]  # a guest with holes in its memory proves nothing
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             physical = GuestMemory(machine, ram).physical
@@ -117,15 +117,15 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
 
 
 def paging(area: Area) -> Paging:
-    """How an area's control registers translate."""
+    """Return the paging that an area's control registers select."""
     return Paging(area.get("cr0"), area.get("cr3"), area.get("cr4"), area.get("efer"))
 
 
 def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -> list[Patch]:
-    """What to change in memory so that a replay of ``steps`` ends at L1.
+    """Return the changes of memory that make a replay of ``steps`` end at L1.
 
-    :param shorten: replace L2's next instruction as well, and put a HLT where a
-        vCPU ends up whose registers were not all loaded.
+    :param shorten: replace L2's next instruction as well, and place a HLT where a
+        vCPU continues whose registers were not all loaded.
     """
     changed: dict[int, bytes] = {}
     for step in steps:

@@ -1,4 +1,4 @@
-"""Plans on a real KVM, and the same plans on the model."""
+"""Plans on a real KVM, compared with the same plans on the model."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Replay(Result):
     :param path: of the stream, as given.
     :param plan: as given.
     :param probe: the KVM.
-    :param simulation: the plan on the model of this kernel; None if that was not asked for.
-    :param comparison: what differs between the two.
+    :param simulation: the plan on the model of this kernel; None if it was not compared.
+    :param comparison: the differences; None if it was not compared.
     """
 
     verb: ClassVar[str] = "replay"
@@ -52,14 +52,14 @@ class Replay(Result):
 
     @property
     def good(self) -> bool:
-        """Whether model and kernel agree; without a model, whether all went well."""
+        """Whether model and kernel agree; if not compared, whether every step succeeded."""
         return self.result.clean if self.comparison is None else self.comparison.equal
 
 
 def perform(
     target: Target, ram: RamFile, jobs: Sequence[ReplayJob], probe: Probe
 ) -> Iterator[ReplayResult]:
-    """Perform jobs on a KVM, in order; each has one result, whatever happens.
+    """Perform jobs on a KVM, in order; each has one result, even if the host crashes.
 
     :param probe: that of ``target``.
     :raises PlanError: a step that cannot be replayed.
@@ -74,7 +74,7 @@ def against_model(
 ) -> tuple[Simulation, Comparison]:
     """Simulate a job on the model of the kernel that performed it, and compare.
 
-    :raises EnvironmentFault: there is no profile for this kernel.
+    :raises EnvironmentFault: there is no profile of this kernel.
     """
     restore = Scenario(job.saved, job.steps, host_of(probe, job.options), ram.backed)
     simulation = restore.simulate(profile_of(probe))
@@ -86,7 +86,7 @@ def prepare(machine: Machine, vcpu: Vcpu, plan: str, options: ReplayOptions) -> 
     """Make the job of a plan for one vCPU of a stream.
 
     :param plan: see :mod:`qemu_svm.model.plans`.
-    :raises PlanError: a step or setting that does not exist or cannot be replayed.
+    :raises PlanError: an unknown step or setting, or one that cannot be replayed.
     """
     saved, steps = from_vcpu(vcpu), plans.parse(plan)
     check(saved, steps)
@@ -103,11 +103,11 @@ def replay(
 ) -> Replay:
     """Perform one job with the RAM of its stream.
 
-    :param channels: where else the stream's pages are, as for ``read_ram``.
-    :param compared: simulate it as well, and compare.
-    :raises StreamError: the RAM cannot be read whole, or there is none.
-    :raises EnvironmentFault: the KVM cannot be used, or there is no profile for its kernel.
-    :raises LabError: likewise, of a KVM in a box.
+    :param channels: other inputs with pages of the stream, as for ``read_ram``.
+    :param compared: simulate the plan as well, and compare.
+    :raises StreamError: there is no RAM, or it cannot be read completely.
+    :raises EnvironmentFault: the KVM cannot be used, or there is no profile of its kernel.
+    :raises LabError: a KVM in a box cannot be used.
     """
     path = target.folder / f"ram-{secrets.token_hex(4)}"
     try:

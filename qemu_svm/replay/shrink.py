@@ -1,6 +1,6 @@
-"""The shortest plan that still shows what a plan showed (delta debugging).
+"""Reduction of a plan to the shortest one with the same effect (delta debugging).
 
-Steps are taken away first, then single settings.
+Steps are removed first, then single settings.
 
 Source: A. Zeller, R. Hildebrandt, "Simplifying and Isolating Failure-Inducing
 Input", 2002 (ddmin).
@@ -14,10 +14,10 @@ ShowAll = Callable[[Sequence[str]], Sequence[bool]]
 
 
 def shrink(plan: str, show_all: ShowAll) -> str:
-    """Make a plan as short as it gets.
+    """Return the shortest plan found that still has the effect.
 
-    :param show_all: which of several plans still show it; all of a round are asked
-        at once.  ``plan`` itself does.
+    :param show_all: which of several plans have the effect; called once for all plans of a
+        round.  ``plan`` itself has it.
     """
     steps = _ddmin(plan.split(","), show_all)
     while True:

@@ -1,8 +1,8 @@
 """Where jobs are performed: the KVM of this machine; one in a box is :mod:`qemu_svm.lab.kvm`.
 
-Both run the same agent (:mod:`qemu_svm.kvm.agent`) as a process beside the KVM
-and read its results from a file, so that what was done before a hang or a crash
-is known.
+Both run the same agent (:mod:`qemu_svm.kvm.agent`) as a process next to the KVM
+and read its results from a file, so that the steps before a hang or a crash are
+known.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from qemu_svm.x86.cpuid import Cpuid
 Json = dict[str, Any]
 
 SVM_STATE = layouts.NESTED_STATE_SIZE
-"""What KVM_CAP_NESTED_STATE gives on an AMD host with nesting."""
+"""KVM_CAP_NESTED_STATE of an AMD host with nested virtualisation."""
 POLL_SECONDS = 0.05
-"""Between two looks at the file of results."""
+"""Interval at which the file of results is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A KVM: its kernel, and the CPUID that it can give a guest."""
+    """A KVM: its kernel, and the CPUID that it supports."""
 
     release: str
     version: str
@@ -52,12 +52,12 @@ class Probe:
 
 @dataclass
 class JobResult:
-    """What came out of a job.
+    """The result of a job.
 
-    :param steps: the agent's lines, one a step that was finished.
+    :param steps: the agent's lines, one for each finished step.
     :param end: ``done``, ``timeout``, ``signal N``, ``failed``, or ``host`` if the
-        host kernel itself hung or died.
-    :param host: the host kernel's last words, if it complained.
+        host kernel hung or crashed.
+    :param host: the host kernel's last message, if it crashed or hung.
     """
 
     id: str
@@ -72,18 +72,18 @@ class Target(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Folder for the files that the agent is given."""
+        """Directory for the agent's files."""
         ...
 
     def probe(self) -> Probe:
-        """Return what KVM this is; asked for once.
+        """Return the kernel and CPUID of the KVM; they are read once.
 
-        :raises EnvironmentFault: there is none.
+        :raises EnvironmentFault: there is no KVM.
         """
         ...
 
     def perform(self, ram: RamFile, jobs: Sequence[Json]) -> Iterator[JobResult]:
-        """Perform jobs, in order; each gives one result, whatever happens."""
+        """Perform jobs, in order; each has one result, even if the host crashes."""
         ...
 
 
@@ -116,14 +116,14 @@ def memory_description(ram: RamFile, place: str, *, copied: bool) -> Json:
 
 
 def write_jobs(path: Path, description: Json, jobs: Sequence[Json]) -> None:
-    """Write the agent's input: the memory, then one job a line."""
+    """Write the agent's input: the memory, then one job per line."""
     with path.open("w", encoding="ascii") as out:
         for line in (description, *jobs):
             out.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
 class Results:
-    """Reads the agent's lines as they come, and sorts them by job.
+    """Reads the agent's lines as they arrive, by job.
 
     :param path: the file of results; it need not exist yet.
     """
@@ -135,7 +135,7 @@ class Results:
         self._current: dict[str, JobResult] = {}
 
     def more(self) -> tuple[bool, list[JobResult]]:
-        """Whether anything came, and the jobs that ended."""
+        """Return whether there were new lines, and the jobs that ended."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -158,7 +158,7 @@ class Results:
         return bool(data), ended
 
     def unfinished(self, identity: str) -> JobResult:
-        """What is known of a job that did not end."""
+        """Return what is known of a job that did not end."""
         return self._current.pop(identity, JobResult(identity))
 
 
@@ -222,4 +222,4 @@ class Local:
         if agent.returncode not in (0, CRASHED, STUCK):
             assert agent.stderr is not None
             words = agent.stderr.read().decode(errors="replace").strip().splitlines()
-            raise EnvironmentFault(f"the agent failed: {words[-1] if words else 'it said nothing'}")
+            raise EnvironmentFault(f"the agent failed: {words[-1] if words else 'no message'}")

@@ -1,1 +1,1 @@
-"""x86 registers: bits, segments.  Knows nothing of streams."""
+"""x86 registers, segments, MSRs and CPUID; independent of streams."""

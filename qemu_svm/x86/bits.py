@@ -1,7 +1,7 @@
 """Numbers whose bits have names.
 
-A table lists ``(bit, name)``; a field of several bits is left to whoever knows
-it.  Bits without a name are shown, never dropped.
+A table lists ``(bit, name)``; fields of several bits are not named.  Bits without a
+name are shown by their number, never dropped.
 """
 
 from __future__ import annotations

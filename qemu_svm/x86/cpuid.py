@@ -1,6 +1,6 @@
-"""What a guest's CPUID lets it have, as far as the checks ask for it.
+"""The part of a guest's CPUID that KVM's checks depend on.
 
-A stream does not carry CPUID: the destination sets it from its command line.
+A stream does not contain CPUID: the destination sets it from its command line.
 The default is that of a guest on an EPYC-like host with ``+svm``.
 
 Source: Linux ``arch/x86/kvm/cpuid.c``, ``arch/x86/kvm/x86.h``
@@ -36,7 +36,7 @@ _DEFAULT = frozenset(
     {"fsgsbase", "xsave", "smep", "smap", "svm", "npt", "lm", "nx", "rdtscp", "vgif", "x2apic"}
 )
 UNSET_MAXPHYADDR = 36
-"""What KVM assumes while no CPUID has been set (``cpuid_query_maxphyaddr``)."""
+"""What KVM assumes until CPUID is set (``cpuid_query_maxphyaddr``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Cpuid:
         return name in self.features
 
     def without(self, *names: str) -> Cpuid:
-        """The same without some features."""
+        """Return the same CPUID without some features."""
         return Cpuid(self.features - set(names), self.maxphyaddr)
 
 
@@ -64,11 +64,11 @@ _COMMON = frozenset({"umip", "fsgsbase", "xsave", "smep", "smap", "pku"})
 
 
 def infer(l2_cr4: int, l1_cr4: int, l2_efer: int, maxphyaddr: int = 40) -> Cpuid:
-    """CPUID that a saved vCPU must have had, since its kernel let it run.
+    """Return the CPUID that a saved vCPU must have had, since its kernel ran it.
 
-    Whatever L2's registers use was allowed.  L1's are what a check of the blob
-    is about, so only common features are taken from them.  40 bits are what
-    QEMU gives a guest unless it is told otherwise.
+    The features that L2's registers use were allowed.  L1's registers are what the checks
+    of the blob are about, so only common features are derived from them.  40 bits are
+    QEMU's default.
     """
     features = set(_DEFAULT)
     for feature, bit in _CR4_FEATURES.items():
@@ -92,7 +92,7 @@ def page_address_valid(cpuid: Cpuid, address: int) -> bool:
 
 
 def cr4_reserved(cpuid: Cpuid) -> int:
-    """Bits of CR4 that the guest must not set (``__cr4_reserved_bits``)."""
+    """Return the bits of CR4 that the guest must not set (``__cr4_reserved_bits``)."""
     allowed = _ALWAYS_CR4
     for feature, bit in _CR4_FEATURES.items():
         if cpuid.has(feature):
@@ -104,7 +104,7 @@ HOST_EFER = EFER.mask("SCE", "LME", "LMA", "NX", "SVME", "LMSLE")
 """Bits of EFER that kvm-amd with nested SVM enables on every host."""
 
 HOST_CPUID = Cpuid()
-"""Features of the host: what no guest can exceed."""
+"""Features of the host, which a guest cannot exceed."""
 
 
 def efer_reserved(host: Cpuid) -> int:

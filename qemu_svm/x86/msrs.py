@@ -1,4 +1,4 @@
-"""Numbers of MSRs by the names that they have everywhere in this package.
+"""Numbers of MSRs by their names in this package.
 
 Source: AMD64 APM volume 2, appendix A; Linux ``arch/x86/include/asm/msr-index.h``.
 """

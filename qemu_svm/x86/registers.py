@@ -100,7 +100,7 @@ DR6 = Bits(
     {0: "B0", 1: "B1", 2: "B2", 3: "B3", 13: "BD", 14: "BS", 15: "BT"},
     ignore=0xFFFF0FF0,
 )
-"""Without the bits that read as one when nothing happened (BLD and RTM are among them)."""
+"""Without the bits that are normally set (among them BLD and RTM)."""
 
 DR7 = Bits(
     {
@@ -128,10 +128,10 @@ NAMED: dict[str, Bits] = {
     "dr6": DR6,
     "dr7": DR7,
 }
-"""Tables by the name that a register has everywhere in this package."""
+"""Tables by the registers' names in this package."""
 
 
 def canonical(address: int) -> int:
-    """The address with bit 47 in all bits above it (4-level paging)."""
+    """Return the address with bit 47 copied to all bits above it (4-level paging)."""
     low = address & (1 << 48) - 1
     return low | 0xFFFF << 48 if low >> 47 else low

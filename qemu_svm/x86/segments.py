@@ -73,7 +73,7 @@ class Segment:
         return bool(self.attrib & 0x200)
 
     def with_part(self, part: str, value: int) -> Segment:
-        """The same with one part of the attributes changed; excess bits are cut off.
+        """Return the segment with one part of the attributes changed; excess bits are cut off.
 
         :raises KeyError: no such part.
         """
@@ -86,7 +86,7 @@ class Segment:
         return [self.selector, self.base, self.limit, self.attrib]
 
     def kvm(self) -> dict[str, int]:
-        """``struct kvm_segment`` by field names.
+        """Return ``struct kvm_segment`` by field names.
 
         A segment that is not present is unusable, as in QEMU (``set_seg``).
         """
@@ -106,19 +106,19 @@ def from_kvm(values: Mapping[str, int]) -> Segment:
 
 
 def attrib_from_flags(flags: int) -> int:
-    """QEMU's flags in VMCB form."""
+    """Convert QEMU's flags to the VMCB's attributes."""
     return flags >> 8 & 0xFF | flags >> 12 & 0xF00
 
 
 def flags_from_attrib(attrib: int) -> int:
-    """VMCB attributes as QEMU's flags."""
+    """Convert the VMCB's attributes to QEMU's flags."""
     return (attrib & 0xFF) << 8 | (attrib & 0xF00) << 12
 
 
 def attrib_words(attrib: int, *, system: bool = False) -> str:
-    """Say in a few words what the attributes mean, such as ``code64 DPL 0 G``.
+    """Describe the attributes in a few words, such as ``code64 DPL 0 G``.
 
-    :param system: the register is LDTR or TR, whatever its S bit says.
+    :param system: the register is LDTR or TR, regardless of its S bit.
     """
     if not attrib & 0x80:
         return "not present"

@@ -135,7 +135,7 @@ def test_there_is_no_kvm(svmstream: Run) -> None:
     ("arguments", "message"),
     [
         (["--plan", "cpuid,vmrun"], b"'vmrun' cannot be replayed: it is an instruction of L1"),
-        (["--plan", "cpuid,egg"], b"'egg' is no step of a plan"),
+        (["--plan", "cpuid,egg"], b"unknown step 'egg'"),
         (["--plan", "sregs:egg=1"], b"'sregs' has no register 'egg'"),
         (["--plan", "msrs:egg=1"], b"'msrs' has no MSR 'egg'"),
         (["--vcpu", "7"], b"the stream has no readable vCPU 7"),

@@ -81,7 +81,7 @@ def test_a_failing_call_pollutes_the_live_caches_of_v3_only(run: Run) -> None:
         assert polluted is (kernel == "v3")
         if kernel == "v3":
             assert cache(simulation, len(simulation.results)) == 0x111000
-            assert any("caches that L2 is running with" in n for n in simulation.results[-1].notes)
+            assert any("caches in use for L2" in n for n in simulation.results[-1].notes)
         else:
             for name in ("ctl_cache", "save_cache"):
                 one, two = before.areas[name], after.areas[name]
@@ -146,7 +146,7 @@ def test_vmrun_needs_what_it_needs(run: Run) -> None:
     assert any("VM_HSAVE_PA" in note for note in no_hsave.results[-1].notes)
     assert not no_hsave.results[-1].state.guest_mode
     too_early = run("6.1", f"{RESTORE},vmrun")
-    assert any("put 'run' before" in note for note in too_early.results[-1].notes)
+    assert any("add 'run' before" in note for note in too_early.results[-1].notes)
     in_smm = run("6.1", f"{RESTORE},smi,vmrun")
     assert any("#UD" in note for note in in_smm.results[-1].notes)
     assert any("#UD" in n for n in run("6.1", f"{RESTORE},rsm").results[-1].notes)

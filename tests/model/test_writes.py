@@ -20,7 +20,7 @@ LOST = (
     "EFER.SVME was cleared in guest mode: the vCPU left guest mode, and what this call had "
     "written to L2's VMCB is lost"
 )
-IGNORED = "this kernel ignores RUN_PENDING: an injection asked for by VMRUN may be lost"
+IGNORED = "this kernel ignores RUN_PENDING: an event that VMRUN injects may be lost"
 
 
 def last(simulation: Simulation) -> Result:
@@ -138,7 +138,7 @@ def test_a_vmcb12_that_is_no_memory_ends_in_a_shutdown(
         run(kernel, "cpuid,sregs,nested:vmcb_pa=0x7ff000000,regs,run",
             backed=lambda address, _size: address < 1 << 30)
     )  # fmt: skip
-    assert "vmcb12's page does not exist, so L2's state cannot be written to it" in result.notes
+    assert "vmcb12 is not in guest memory, so L2's state cannot be written to it" in result.notes
     assert result.outcome is not None
     assert result.outcome.result == "SHUTDOWN"
     assert result.state.guest_mode is guest_mode
@@ -150,7 +150,7 @@ def test_an_l1_whose_cr3_is_no_address(run: Run, kernel: str, ends: str) -> None
     """Outside of long mode nothing checks L1's CR3 before the #VMEXIT loads it."""
     plan = "cpuid,sregs,nested:@0x4d0=0x1000:@0x550=0x10000000000,regs,run"
     result = last(run(kernel, plan))
-    told = "L1's CR3 is not a legal address: L1 goes on with L2's page tables"
+    told = "L1's CR3 is not a legal address: L1 continues with L2's page tables"
     assert result.outcome is not None
     assert result.outcome.result == ends
     assert (told in result.notes) is (kernel == "5.10")

@@ -163,7 +163,7 @@ def test_captured_blob_as_independent_bytes(entry: dict[str, Any]) -> None:
 def test_wrong_declarations_are_refused() -> None:
     with pytest.raises(ValueError, match="overlaps"):
         image(16, (0, "a", Int64ul), (4, "b", Int8ul))
-    with pytest.raises(ValueError, match="behind"):
+    with pytest.raises(ValueError, match="beyond"):
         image(4, (0, "a", Int64ul))
 
 

@@ -131,7 +131,7 @@ def test_json_of_show_names_bits(machine: Machine) -> None:
     made = Shown(find(machine, "vcpu0.nested.control.intercepts"), b"").to_json()
     assert made["names"] == ["CPUID", "VMRUN"]
     assert made["value"] == ["0x0", "0x0", "0x0", "0x40000", "0x1", "0x0"]
-    assert made["description"] == "what L1 wants to see"
+    assert made["description"] == "what L1 intercepts"
     kinds = [
         (Value("x", "int32", 0, 4, -1), "-0x1"),
         (Value("x", "bool", 0, 1, True), True),

@@ -91,7 +91,7 @@ def test_a_guest_that_never_leaves_is_got_back(in_box: InBox, plain: Guest) -> N
     assert comparison.steps[-1].open == "the guest's code decided how KVM_RUN ended (hang)"
 
 
-WAITS = "the vCPU is halted, and no event came"
+WAITS = "the vCPU is halted and no event arrived"
 BY_CODE = "the guest's code decided how KVM_RUN ended"
 
 

@@ -1,6 +1,6 @@
-"""What KVM checks before it restores anything: one predicate a check.
+"""KVM's checks before it restores anything: one predicate for each check.
 
-Each predicate answers whether the check *fails*.  Which kernel runs which, and
+Each predicate returns whether the check *fails*.  Which kernel runs which, and
 in which order, is in :mod:`qemu_svm.model.profiles`; the words are in
 :mod:`qemu_svm.model.rules`.
 
@@ -91,11 +91,11 @@ class Check:
 
 
 ERRNOS: Mapping[str, str] = {"GET-01": "E2BIG", "GET-02": "E2BIG"}
-"""What an ioctl answers when a check fails, if not EINVAL."""
+"""The errno of an ioctl whose check fails, if it is not EINVAL."""
 
 
 def errno_of(check: str) -> str:
-    """Name of the errno with which a failed check ends its ioctl."""
+    """Return the name of the errno with which an ioctl fails if this check does."""
     return ERRNOS.get(check, "EINVAL")
 
 
@@ -216,13 +216,13 @@ def _bad_mode(_vcpu: KvmVcpu, area: Area) -> bool:
 
 
 def _cr4_of_guest(vcpu: KvmVcpu) -> int:
-    # Before a CPUID is set nothing is reserved, unless the kernel takes that for one.
+    # Until CPUID is set nothing is reserved, unless the kernel treats that as a CPUID.
     known = vcpu.cpuid.features or vcpu.kernel.blank_cpuid_counts
     return cr4_reserved(vcpu.cpuid) if known else 0
 
 
 def _bad_apic_base(vcpu: KvmVcpu, area: Area) -> bool:
-    # Bits 10 and 11: x2APIC mode, enabled.  x2APIC without enabled is no mode.
+    # Bits 10 and 11: x2APIC mode, enabled.  x2APIC without enabled is invalid.
     if "apic_base" not in area:
         return False
     base = area.get("apic_base")

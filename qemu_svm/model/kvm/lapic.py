@@ -1,4 +1,4 @@
-"""INIT, SIPI, SMI and MP states: what KVM_RUN looks at before it enters anything.
+"""INIT, SIPI, SMI and MP states: what KVM_RUN handles before it enters the guest.
 
 INIT and MP states need the local APIC in the kernel; without it every vCPU is runnable.
 
@@ -19,15 +19,15 @@ _INIT, _SMI = (bits.INTERCEPTS.mask(name) for name in ("INIT", "SMI"))
 
 
 def init_blocked(vcpu: KvmVcpu) -> bool:
-    """Whether INIT stays pending: SMM, GIF clear, on old kernels also L1's intercept."""
+    """Whether INIT stays pending: in SMM, with GIF clear, on old kernels if L1 intercepts it."""
     return vcpu.smm or not vcpu.gif or (vcpu.kernel.init_intercept_blocks and _intercepted(vcpu))
 
 
 def kvm_apic_accept_events(vcpu: KvmVcpu) -> RunEnd | None:
-    """Take a pending INIT or SIPI; what ends KVM_RUN at once, or None.
+    """Handle a pending INIT or SIPI; return how KVM_RUN ends at once, or None.
 
-    ``reset`` if there was an INIT, ``EINVAL`` (``kvm_x86_vcpu_pre_run``, 7.2) if SIPI is
-    waited for and blocked.  SIPI starts the vCPU at vector 0.
+    ``RESET`` after an INIT, ``EINVAL`` (``kvm_x86_vcpu_pre_run``, 7.2) if the vCPU waits for
+    a SIPI that is blocked.  SIPI starts the vCPU at vector 0.
     """
     blocked = init_blocked(vcpu)
     if blocked and vcpu.mp_state == INIT_RECEIVED and not vcpu.kernel.gif_blocks_init:
@@ -35,7 +35,7 @@ def kvm_apic_accept_events(vcpu: KvmVcpu) -> RunEnd | None:
     if vcpu.init_pending and not blocked:
         if not _intercepted(vcpu):
             return RunEnd.RESET
-        vcpu.note("L1 intercepts INIT: L2 leaves to it at once")
+        vcpu.note("L1 intercepts INIT: L2 exits to L1 at once")
         return None
     sipi, vcpu.sipi_pending = vcpu.sipi_pending, False
     if sipi and not blocked and vcpu.mp_state == INIT_RECEIVED:
@@ -48,7 +48,7 @@ def kvm_apic_accept_events(vcpu: KvmVcpu) -> RunEnd | None:
 
 
 def enters_smm(vcpu: KvmVcpu) -> bool:
-    """Whether a pending SMI is taken before anything is entered (``svm_smi_allowed``)."""
+    """Whether a pending SMI is handled before the guest is entered (``svm_smi_allowed``)."""
     intercepted = vcpu.guest_mode and bool(vcpu.nested.ctl.get("intercepts") & _SMI)
     return vcpu.smi_pending and vcpu.gif and not vcpu.smm and not intercepted
 

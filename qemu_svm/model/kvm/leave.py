@@ -1,6 +1,6 @@
 """Leaving guest mode by force (``arch/x86/kvm/svm/nested.c``, 5.10 to 7.2).
 
-Apart from the rest of nested.c, because ``svm_set_efer`` needs it too.
+A module of its own because ``svm_set_efer`` needs it too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Entering and leaving L2 as ``arch/x86/kvm/svm/nested.c`` does it.
+"""Entering and leaving L2, as in ``arch/x86/kvm/svm/nested.c``.
 
-The functions bear the kernel's names.  Read in 5.10.262, 6.1.192, 6.12.117 and
-7.2.12; where the generations differ, the profile decides.
+The functions have the kernel's names.  Read in 5.10.262, 6.1.192, 6.12.117 and
+7.2.12; where kernels differ, the profile decides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SAVE_CACHE = ("efer", "cr0", "cr3", "cr4", "dr6", "dr7")
 
 
 def nested_copy_vmcb_control_to_cache(vcpu: KvmVcpu, control: Area) -> Area:
-    """Copy the control fields that this kernel caches, masked as it masks them."""
+    """Copy the control fields that this kernel caches, masked as it does."""
     kernel = vcpu.kernel
     cache = Area("ctl cache")
     cache.copy_from(control, (name for name in control if name in kernel.control_fields))
@@ -56,7 +56,7 @@ def nested_npt_enabled(vcpu: KvmVcpu) -> bool:
 
 
 def first_failure(vcpu: KvmVcpu, argument: Argument, *, late: bool = False) -> str | None:
-    """Id of the first check that fails, in the kernel's order.
+    """Return the id of the first check that fails, in the kernel's order, or None.
 
     :param late: run the checks that come after the switch to L2 instead.
     """
@@ -87,7 +87,7 @@ def svm_set_nested_state(vcpu: KvmVcpu, argument: Argument) -> str | None:
         nested.ctl = cached.copy("ctl cache")
         _fill_save_cache(vcpu, argument.save)
         if failed and vcpu.guest_mode:
-            vcpu.note("the call failed, and the caches that L2 is running with hold its values")
+            vcpu.note("the call failed, but the caches in use for L2 now hold its values")
     if failed is not None:
         return failed
     if not argument.guest_mode:
@@ -100,7 +100,7 @@ def svm_set_nested_state(vcpu: KvmVcpu, argument: Argument) -> str | None:
         _enter_single(vcpu, argument, writer)
     late = first_failure(vcpu, argument, late=True)
     if late is not None:
-        vcpu.note("the call failed after the vCPU had entered guest mode, and it stays there")
+        vcpu.note("the call failed after the vCPU had entered guest mode; it stays in guest mode")
         return late
     _prepare_mmu(vcpu)
     vcpu.requests.add(PAGES)
@@ -121,8 +121,8 @@ def _l2_cr3_into_cache(vcpu: KvmVcpu) -> None:
     # code as sketched would have cached what stood in vmcb01 before.
     if vcpu.vmcb02.get("cr3") != vcpu.arch.get("cr3"):
         vcpu.note(
-            f"the review means L2's CR3 {vcpu.arch.get('cr3'):#x}; taken literally it would cache "
-            f"{vcpu.vmcb02.get('cr3'):#x}, since SREGS does not write CR3 to the VMCB"
+            f"the review means L2's CR3 {vcpu.arch.get('cr3'):#x}; taken literally, it would cache "
+            f"{vcpu.vmcb02.get('cr3'):#x}, since KVM_SET_SREGS does not write CR3 to the VMCB"
         )
     vcpu.nested.save.copy_from(vcpu.arch, ("cr3",))
 
@@ -180,7 +180,7 @@ def _set_run_pending(vcpu: KvmVcpu, argument: Argument) -> None:
     pending = bool(argument.nested.flags & bits.RUN_PENDING)
     vcpu.nested.run_pending = _RUN_PENDING[vcpu.kernel.run_pending] if pending else 0
     if pending and not vcpu.nested.run_pending:
-        vcpu.note("this kernel ignores RUN_PENDING: an injection asked for by VMRUN may be lost")
+        vcpu.note("this kernel ignores RUN_PENDING: an event that VMRUN injects may be lost")
 
 
 def svm_copy_vmrun_state(target: Area, source: Area, writer: Writer) -> None:
@@ -208,14 +208,14 @@ def _prepare_mmu(vcpu: KvmVcpu) -> None:
     if not vcpu.kernel.mmu_ready:
         vcpu.mmu_broken = MmuFault.UNINITIALISED
         vcpu.note(
-            "this kernel leaves the MMU for nested paging unset after KVM_SET_NESTED_STATE: the "
-            "first access of L2 that KVM must emulate crashes the host kernel, unless a "
-            "KVM_SET_SREGS with another CR0, CR3, CR4 or EFER follows"
+            "KVM_SET_NESTED_STATE of this kernel does not set up the MMU for nested paging: the "
+            "first access of L2 that KVM must emulate crashes the host kernel, unless "
+            "KVM_SET_SREGS changes CR0, CR3, CR4 or EFER before"
         )
 
 
 def nested_svm_load_cr3(vcpu: KvmVcpu, cr3: int, writer: Writer) -> bool:
-    """Load CR3 for the level that is entered; False if it is not a legal address."""
+    """Load CR3 of the level that is entered; return False if it is not a legal address."""
     if not is_legal_gpa(vcpu.cpuid, cr3):
         return False
     vcpu.arch.set("cr3", cr3, writer)
@@ -231,7 +231,7 @@ def nested_svm_vmrun_msrpm(vcpu: KvmVcpu) -> bool:
 
 
 def svm_get_nested_state_pages(vcpu: KvmVcpu) -> bool:
-    """What KVM_SET_NESTED_STATE left for the first run; False ends KVM_RUN."""
+    """Do what KVM_SET_NESTED_STATE left to the first run; False ends KVM_RUN."""
     pae = vcpu.arch.get("cr0") & CR0.mask("PG") and vcpu.arch.get("cr4") & CR4.mask("PAE")
     if pae and not vcpu.arch.get("efer") & 1 << 10 and not vcpu.pdptrs_from_userspace:
         vcpu.note("L2 uses PAE paging: its PDPTEs are read from memory at the first run")
@@ -239,7 +239,7 @@ def svm_get_nested_state_pages(vcpu: KvmVcpu) -> bool:
 
 
 def nested_svm_vmexit(vcpu: KvmVcpu) -> bool:
-    """#VMEXIT from L2 to L1; False if it ends in a triple fault.
+    """#VMEXIT from L2 to L1; return False if it ends in a triple fault.
 
     Writes L2's state to vmcb12 in memory and loads L1's from where it was kept.
     Neither reads nor writes the save cache.
@@ -248,7 +248,7 @@ def nested_svm_vmexit(vcpu: KvmVcpu) -> bool:
     writer = vcpu.writer("nested_svm_vmexit")
     mapped = vcpu.backed(nested.vmcb12_gpa, 4096)
     if not mapped:
-        vcpu.note("vmcb12's page does not exist, so L2's state cannot be written to it")
+        vcpu.note("vmcb12 is not in guest memory, so L2's state cannot be written to it")
         if not kernel.exit_without_vmcb12:
             return False
     else:
@@ -279,7 +279,7 @@ def nested_svm_vmexit(vcpu: KvmVcpu) -> bool:
     loaded = nested_svm_load_cr3(vcpu, source.get("cr3"), source.writer("cr3"))
     nested.save_valid = False
     if not kernel.split and not loaded:
-        vcpu.note("L1's CR3 is not a legal address: L1 goes on with L2's page tables")
+        vcpu.note("L1's CR3 is not a legal address: L1 continues with L2's page tables")
         return mapped
     vcpu.vmcb01.copy_from(source, ("cr3",))
     return loaded and mapped
@@ -292,7 +292,7 @@ def _load_l1_cr4(vcpu: KvmVcpu, source: Area) -> None:
     if value != source.get("cr4"):
         vcpu.note(
             f"without nested paging on the host, leaving an L2 without paging replaces L1's CR4 "
-            f"{source.get('cr4'):#x} by {value:#x}, L2's with PAE and MCE"
+            f"{source.get('cr4'):#x} with {value:#x}: L2's, with PAE and MCE set"
         )
     svm.svm_set_cr4(vcpu, value, kept.writer("cr4"))
 
@@ -367,7 +367,7 @@ def _save_l1(vcpu: KvmVcpu) -> None:
 def enter_svm_guest_mode(
     vcpu: KvmVcpu, save: Area, writer: Writer, *, merged: bool = True
 ) -> str | None:
-    """Load L2 from vmcb12; why it failed, or None.
+    """Load L2 from vmcb12; return why that failed, or None.
 
     :param merged: the MSR bitmap is merged at once; RSM leaves that to the next KVM_RUN.
     """
@@ -389,7 +389,7 @@ def enter_svm_guest_mode(
 
 
 def nested_vmcb02_prepare_save(vcpu: KvmVcpu, save: Area, writer: Writer) -> bool:
-    """Load L2's save area; False if that threw the vCPU out of guest mode."""
+    """Load L2's save area; return False if the vCPU left guest mode in the process."""
     target = vcpu.current
     if vcpu.kernel.split:
         target.copy_from(vcpu.vmcb01, VMLOAD_GROUP)
@@ -412,7 +412,7 @@ def nested_vmcb02_prepare_save(vcpu: KvmVcpu, save: Area, writer: Writer) -> boo
 
 
 def svm_get_nested_state(vcpu: KvmVcpu) -> NestedState:
-    """The header that KVM_GET_NESTED_STATE returns in a buffer of the full size."""
+    """Return the header that KVM_GET_NESTED_STATE writes to a buffer of the full size."""
     flags = bits.GIF_SET if vcpu.gif else 0
     if vcpu.guest_mode:
         flags |= bits.GUEST_MODE
@@ -424,15 +424,14 @@ def svm_get_nested_state(vcpu: KvmVcpu) -> NestedState:
 
 
 def kvm_get_nested_state(vcpu: KvmVcpu, size: int) -> str | None:
-    """KVM_GET_NESTED_STATE with a buffer that says it has ``size`` bytes (x86.c).
+    """KVM_GET_NESTED_STATE with a buffer whose ``size`` field has this value (x86.c).
 
-    :returns: the id of the reason for E2BIG, or None.
+    :returns: the id of the check that failed, or None.
     """
     if size < layout.UAPI_HEADER_SIZE:
         vcpu.note(
-            "only the header's size is written back, and it says "
-            f"{layout.UAPI_HEADER_SIZE} even in guest mode: "
-            "ask KVM_CAP_NESTED_STATE for the real one"
+            f"only ``size`` is written back, as {layout.UAPI_HEADER_SIZE} even in guest mode: "
+            "KVM_CAP_NESTED_STATE has the full size"
         )
         return "GET-01"
     if size < svm_get_nested_state(vcpu).size:

@@ -1,7 +1,6 @@
-"""KVM_RUN: what is left to do, the first entry, the first #VMEXIT to L1.
+"""KVM_RUN: pending work, the first entry, the first #VMEXIT to L1.
 
-What the guest's code does is not modelled: L2 is taken to run until something
-that L1 intercepts.
+Guest code is not modelled: L2 is assumed to run until something that L1 intercepts.
 
 Source: Linux ``arch/x86/kvm/x86.c`` (``vcpu_enter_guest``),
 ``arch/x86/kvm/svm/svm.c`` (``svm_vcpu_run``), 5.10 to 7.2.
@@ -29,10 +28,10 @@ _EFER = EFER.mask(*(name for _, name in EFER.items()))
 class Outcome:
     """How KVM_RUN ended.
 
-    :param level: what was entered: ``L1``, ``L2``, or empty if nothing was.
-    :param entry: save area that the processor was given.
+    :param level: the level that was entered: ``L1``, ``L2``, or empty if none was.
+    :param entry: save area that the processor loaded.
     :param l1: L1's save area after the #VMEXIT, if there was one.
-    :param halted: all this comes once an event has woken the vCPU.
+    :param halted: all this happens only after an event has woken the vCPU.
     """
 
     result: RunEnd
@@ -69,7 +68,7 @@ def _woken(vcpu: KvmVcpu) -> Outcome:
             vcpu.requests.discard(PAGES)
         if not svm_get_nested_state_pages(vcpu):
             if not vcpu.kernel.pages_rearmed:
-                vcpu.note("the next KVM_RUN goes on with L1's MSR intercepts lost")
+                vcpu.note("the next KVM_RUN continues without L1's MSR intercepts")
             return Outcome(RunEnd.INTERNAL_ERROR)
         vcpu.requests.discard(PAGES)
     if enters_smm(vcpu):
@@ -112,7 +111,7 @@ def enter(vcpu: KvmVcpu) -> Area:
 
 def _as_processor_has_it(vcpu: KvmVcpu) -> None:
     # VMRUN and VMLOAD sign-extend bases from bit 47 (APM volume 2, 15.5.1); RFLAGS
-    # has 32 bits and bit 1 set, and CR0 has ET set, whatever was loaded.
+    # has 32 bits and bit 1 set, and CR0 has ET set, regardless of what was loaded.
     current, arch = vcpu.current, vcpu.arch
     flags = current.get("rflags") & _RFLAGS | 2
     current.set("rflags", flags, current.writer("rflags"))

@@ -1,7 +1,7 @@
-"""SMM while L2 runs: entry leaves guest mode, RSM comes back to it.
+"""SMM while L2 runs: entry leaves guest mode, RSM returns to it.
 
-RSM is the one other place that fills the save cache, from vmcb12 in memory,
-and there it is right: that is where SMM entry had put L2's state.
+RSM is the only other place that fills the save cache.  It does so from vmcb12 in
+memory, which is right: SMM entry has written L2's state there.
 
 Source: Linux ``arch/x86/kvm/svm/svm.c`` (``svm_enter_smm``, ``svm_leave_smm``),
 5.15, 6.1, 7.2.
@@ -18,7 +18,7 @@ from qemu_svm.model.kvm.vcpu import PAGES, VMRUN_FIELDS, KvmVcpu
 
 
 def svm_enter_smm(vcpu: KvmVcpu) -> str | None:
-    """An SMI; why it fails, or None."""
+    """Enter SMM; return why that fails, or None."""
     vcpu.smram = None
     if vcpu.guest_mode:
         address = vcpu.nested.vmcb12_gpa
@@ -33,7 +33,7 @@ def svm_enter_smm(vcpu: KvmVcpu) -> str | None:
 
 
 def svm_leave_smm(vcpu: KvmVcpu) -> str | None:
-    """RSM; why it fails, or None."""
+    """Leave SMM by RSM; return why that fails, or None."""
     if not vcpu.smm:
         return "#UD: RSM outside SMM"
     vcpu.smm = False

@@ -1,7 +1,7 @@
-"""Register writes as ``arch/x86/kvm/svm/svm.c`` does them.
+"""Register writes, as in ``arch/x86/kvm/svm/svm.c``.
 
-Which VMCB a write lands in depends on whether the vCPU is in guest mode; the
-VMLOAD group lands in vmcb01 always.  Read in 5.10, 6.1 and 7.2.
+Whether a write goes to vmcb01 or vmcb02 depends on guest mode; the VMLOAD group always
+goes to vmcb01.  Read in 5.10, 6.1 and 7.2.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def svm_set_cr4(vcpu: KvmVcpu, cr4: int, writer: Writer) -> None:
 
 
 def svm_set_segment(vcpu: KvmVcpu, name: str, segment: Segment, writer: Writer) -> None:
-    """Set a segment; SS brings CPL with it, and an unusable one is not present."""
+    """Set a segment; SS also sets CPL."""
     area = vcpu.vmcb01 if name in VMLOAD_GROUP else vcpu.current
     area.set(name, segment, writer)
     if name == "ss":
@@ -101,7 +101,7 @@ def svm_set_dr7(vcpu: KvmVcpu, dr7: int, writer: Writer) -> None:
 
 
 def svm_set_vm_cr(vcpu: KvmVcpu, value: int, writer: Writer) -> str | None:
-    """Set VM_CR (5.10 to 7.2); a check that fails late leaves the value there."""
+    """Set VM_CR (5.10 to 7.2); the value is kept even if a late check fails."""
     if value & ~_VM_CR_VALID:
         return "U-02"
     old = vcpu.arch.get("vm_cr")

@@ -1,9 +1,9 @@
-"""The state of one vCPU inside KVM, as far as a nested restore concerns it.
+"""The state of one vCPU inside KVM, as far as it matters for a nested restore.
 
-``arch`` is what belongs to the vCPU whatever it runs.  Since 5.13 there are two
+``arch`` is the state that does not depend on guest mode.  Since 5.13 there are two
 VMCBs: ``vmcb01`` to run L1 and ``vmcb02`` to run L2.  Before, there was one
 VMCB, and ``hsave`` kept L1's state while L2 ran; here the one VMCB is ``vmcb01``
-and ``hsave`` an area of its own.
+and ``hsave`` is an area of its own.
 
 Source: Linux ``arch/x86/kvm/svm/svm.h`` (``struct svm_nested_state``),
 ``arch/x86/include/asm/kvm_host.h`` (``struct kvm_vcpu_arch``).
@@ -26,7 +26,7 @@ RESET_HOLD = 9
 """MP states by number (Linux ``include/uapi/linux/kvm.h``)."""
 INVALID_GPA = (1 << 64) - 1
 PAGES = "NESTED_STATE_PAGES"
-"""KVM_REQ_GET_NESTED_STATE_PAGES: what the ioctl leaves for the first run."""
+"""KVM_REQ_GET_NESTED_STATE_PAGES: work that the ioctl leaves to the first run."""
 
 VMRUN_FIELDS = (
     *("es", "cs", "ss", "ds", "gdtr", "idtr", "rflags", "efer", "cr0", "cr3", "cr4"),
@@ -90,11 +90,11 @@ class Mmu(StrEnum):
 
     ROOT = "root"
     GUEST = "guest"
-    """That for nested paging of L2."""
+    """The one for nested paging of L2."""
 
 
 class MmuFault(StrEnum):
-    """Why the MMU in use cannot translate, and what KVM_RUN does then."""
+    """Why the MMU in use cannot translate, or how KVM_RUN ends because of that."""
 
     UNINITIALISED = "uninitialised"
     """KVM_SET_NESTED_STATE left it unset: emulation crashes the host kernel."""
@@ -127,14 +127,14 @@ class RunEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the host and the VM provide, besides the kernel.
+    """Properties of the host and the VM, apart from the kernel.
 
     :param npt: kvm-amd uses nested paging (module parameter ``npt``).
     :param irqchip: the local APIC is in the kernel.
     :param bsp: it is the bootstrap processor; with an APIC in the kernel any other one
         waits for INIT and SIPI until KVM_SET_MP_STATE says otherwise.
     :param separate_pat: the quirk KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT is disabled.
-    :param cpuid: what the host supports at most.
+    :param cpuid: the features that the host supports.
     """
 
     npt: bool = True
@@ -148,8 +148,8 @@ class Host:
 class Nested:
     """``svm->nested``: the two caches and what belongs to them.
 
-    ``save_valid`` tells whether ``save`` holds vmcb12's save area of the current
-    or coming VMRUN; reading it otherwise is a bug of the kernel.
+    ``save_valid`` is set while ``save`` holds vmcb12's save area for the current or
+    next VMRUN; reading it otherwise is a kernel bug.
     """
 
     initialized: bool = False
@@ -163,12 +163,12 @@ class Nested:
 
 @dataclass
 class KvmVcpu:
-    """Everything that the model changes.  ``step`` is the plan's current one.
+    """Everything that the model changes.  ``step`` is the current step of the plan.
 
     :param backed: whether a page of guest memory exists.
     :param init_pending: INIT has arrived and was not processed (``latched_init``);
         ``sipi_pending`` and ``smi_pending`` likewise.
-    :param smram: what SMM entry saved: vmcb12's address, or None.
+    :param smram: the address of vmcb12 that SMM entry saved, or None.
     :param vmcb12: vmcb12's save area in memory, as last written.
     :param mmu_broken: why the MMU in use cannot translate; None if it can.
     """
@@ -229,11 +229,11 @@ class KvmVcpu:
         return self.vmcb01 if self.kernel.split else self.hsave
 
     def writer(self, function: str) -> Writer:
-        """The current step, as the writer of a value."""
+        """Return the writer of a value that is written in the current step."""
         return Writer(self.step, function)
 
     def save_cache(self, names: Iterable[str], reader: str) -> Area:
-        """Read the save cache; notes it if it was not filled for this use."""
+        """Read the save cache; adds a note if it was not filled for this use."""
         if not self.nested.save_valid:
             self.note(f"{reader} reads the save cache although nothing refilled it")
         found = Area("save cache")
@@ -241,12 +241,12 @@ class KvmVcpu:
         return found
 
     def note(self, text: str) -> None:
-        """Say something about the current step."""
+        """Add a note to the current step."""
         if text not in self.notes:
             self.notes.append(text)
 
     def areas(self) -> dict[str, Area]:
-        """Every area by name, as far as this kernel has it."""
+        """Return the areas that this kernel has, by name."""
         found = {"arch": self.arch, "vmcb01": self.vmcb01}
         if self.kernel.split:
             found["vmcb02"] = self.vmcb02

@@ -1,12 +1,12 @@
-"""What vmcb02's control area must hold: L0's own wishes merged with L1's.
+"""The control area of vmcb02: L0's controls merged with L1's.
 
-Nobody sees this from user space: KVM_GET_NESTED_STATE gives vmcb12's controls back.
-It is for whoever can look at the VMCB itself.
+User space never sees it: KVM_GET_NESTED_STATE returns vmcb12's controls.  It is for
+comparison with a VMCB that was recorded on the processor.
 
 Source: Linux ``arch/x86/kvm/svm/nested.c`` (``recalc_intercepts``, in 7.x
 ``nested_vmcb02_recalc_intercepts``; ``nested_vmcb02_prepare_control``, before 5.13
 ``nested_prepare_vmcb_control``), 5.10 to 7.2.  That 6.12.117 and 7.2.12 keep VMMCALL
-intercepted was seen on the processor.
+intercepted was recorded on the processor.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _FROM_L0 = ("iopm_base_pa", "nested_ctl", "virt_ext")
 class Merged:
     """One control field.
 
-    :param value: what it must be; None if KVM is free to choose.
-    :param whence: out of what it is made, in a few words.
+    :param value: None if KVM is free to choose.
+    :param origin: where the value comes from, in a few words.
     """
 
     name: str
     value: int | None
-    whence: str
+    origin: str
 
 
 def vmcb02_control(kernel: Profile, l0: Area, l1: Area) -> tuple[Merged, ...]:
-    """The merged fields.
+    """Return the merged fields.
 
     :param l0: vmcb01's control area, as KVM fills it for L1.
     :param l1: what L1 asked for: the control area of vmcb12, which the blob has.

@@ -1,6 +1,6 @@
-"""The other ioctls of a restore, as ``arch/x86/kvm/x86.c`` does them.
+"""The other ioctls of a restore, as in ``arch/x86/kvm/x86.c``.
 
-Each function returns the id of the check that failed (the ioctl then answers
+Each function returns the id of the check that failed (the ioctl then fails with
 EINVAL), or None.  Read in 5.10.262, 6.1.192, 6.12.117, 7.2.12.
 """
 
@@ -32,7 +32,7 @@ _LATE_CPUID = {
     LateCpuid.EFAULT: (MmuFault.EFAULT, MmuFault.EIO),
     LateCpuid.HANG: (MmuFault.HANG, None),
 }
-"""What is wrong with the MMU afterwards if L1 is in long mode, and if it is not."""
+"""The state of the MMU afterwards, if L1 is in long mode and if it is not."""
 _RESET_RIP, _RESET_CS, _RESET_BASE = 0xFFF0, 0xF000, 0xFFFF_0000
 _HIGH = 0xFFFF_FFFF_0000_0000
 _EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
@@ -65,7 +65,7 @@ def kvm_set_cpuid(vcpu: KvmVcpu, cpuid: Cpuid) -> str | None:
 def set_sregs(vcpu: KvmVcpu, sregs: Area, *, second: bool = False) -> str | None:
     """KVM_SET_SREGS and SREGS2 (``__set_sregs_common``; ``regs.c`` since 7.2).
 
-    :param second: it is KVM_SET_SREGS2, which kernels before 5.14 lack.
+    :param second: the ioctl is KVM_SET_SREGS2, which kernels before 5.14 do not have.
     """
     if second and not vcpu.kernel.has_sregs2:
         return "R-06"
@@ -104,7 +104,7 @@ def _at_reset(sregs: Area) -> bool:
 
 
 def set_regs(vcpu: KvmVcpu, regs: Mapping[str, int]) -> None:
-    """KVM_SET_REGS (``__set_regs``): one set of registers, whoever runs."""
+    """KVM_SET_REGS (``__set_regs``): the same registers in guest mode and outside."""
     writer = vcpu.writer("__set_regs")
     for name in (*GPRS, "rip"):
         if name in regs:
@@ -116,7 +116,7 @@ def set_regs(vcpu: KvmVcpu, regs: Mapping[str, int]) -> None:
 def set_msr(vcpu: KvmVcpu, name: str, value: int) -> str | None:
     """One MSR of KVM_SET_MSRS, written by userspace (``svm_set_msr``, ``__kvm_set_msr``).
 
-    DEBUGCTL does nothing: that is so on hosts without LBR virtualisation.
+    DEBUGCTL has no effect, as on hosts without LBR virtualisation.
     """
     writer = vcpu.writer("kvm_set_msr")
     if _impossible(vcpu, name, value):
