@@ -1,17 +1,17 @@
-"""``svmstream``, also ``python -m qemu_svm``: what comes before everything is imported."""
+"""Entry point of ``svmstream`` and ``python -m qemu_svm``, before anything is imported."""
 
 from __future__ import annotations
 
 import gc
 import sys
 
-_OBJECTS = 50_000  # between two looks for garbage
-_INTERRUPTED = 130  # as of all verbs; where it is defined has not been imported then
+_OBJECTS = 50_000  # allocated between two collections
+_INTERRUPTED = 130  # as in cli.status, which may not be imported yet
 
 
 def main() -> None:
     """Run the command line; does not return."""
-    # Most verbs end before there is garbage in circles worth a look at all that is imported.
+    # Most verbs end before there are reference cycles worth a collection of all modules.
     gc.set_threshold(_OBJECTS)
     try:
         from qemu_svm.cli import main as run
@@ -20,7 +20,7 @@ def main() -> None:
     try:
         run()
     finally:
-        gc.freeze()  # what is left goes with the process
+        gc.freeze()  # no collection at exit
 
 
 if __name__ == "__main__":

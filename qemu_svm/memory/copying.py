@@ -9,12 +9,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, Extent, Physical
 from qemu_svm.stream.ram.runs import unpack
 
+if TYPE_CHECKING:
+    from qemu_svm.memory.memory import AddressSpace
+    from qemu_svm.memory.results import Status
+
 _WINDOW = 1 << 17  # what a processor's cache holds: four times as fast as a mebibyte
 _MOST_PARTS = 512  # of a pwritev
+_PART = 1 << 16  # zeros that are written at once
 _SHARED = 64 << 20  # from so many bytes on, a second thread copies too
 
 Copy = tuple[int, int, int]
@@ -129,3 +135,34 @@ def _write(fd: int, parts: Sequence[memoryview | bytes], place: int) -> None:
         while rest:
             done = os.pwrite(fd, rest, place)
             rest, place = rest[done:], place + done
+
+
+def write_memory(
+    space: AddressSpace, address: int, size: int, fd: int, *, sparse: bool
+) -> dict[Status, int]:
+    """Write part of an address space to a file descriptor; what is missing is zeros.
+
+    :param sparse: of an empty file, in which zeros may be holes; else of a pipe, which is
+        written from front to back.
+    :returns: bytes by status.
+    :raises OSError: it cannot be written.
+    """
+    found: dict[Status, int] = {}
+    for piece in space.pieces(address, size):
+        found[piece.status] = found.get(piece.status, 0) + piece.size
+        if not sparse:
+            _append(fd, piece.data, piece.size)
+        elif piece.data:
+            _write(fd, [piece.data], piece.address - address)
+    if sparse:
+        os.ftruncate(fd, size)
+    return found
+
+
+def _append(fd: int, data: bytes, size: int) -> None:
+    # Zeros, where there is no data.
+    left = size
+    while left > 0:
+        part = data or bytes(min(left, _PART))
+        done = os.write(fd, part)
+        data, left = data[done:], left - done

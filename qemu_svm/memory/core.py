@@ -16,6 +16,7 @@ that L1 has not mapped for L2 are in no load at all: what is missing is counted.
 from __future__ import annotations
 
 import os
+import shlex
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -381,3 +382,21 @@ def _copies(core: Plan, place: int) -> Iterator[Copy]:
     for _, start, size in _parts(core.space):
         yield start, size, place
         place += size
+
+
+def open_commands(core: Plan, path: str) -> Iterator[str]:
+    """Return the commands that open a core, with the name of the image that fits it.
+
+    :param path: of the core.
+    """
+    quoted = shlex.quote(path)
+    note = core.vmcoreinfo
+    image = f"vmlinux-{note.release}" if note is not None and note.release else "vmlinux"
+    image = shlex.quote(image)
+    if core.form == "crash":
+        yield f"crash -s {image} {quoted}"
+        yield f"drgn -c {quoted} -s {image}"
+        return
+    shift = note.kaslr_offset if note is not None else None
+    symbols = f"add-symbol-file {image} -o {shift:#x}" if shift else f"file {image}"
+    yield f"gdb -ex {shlex.quote(symbols)} -c {quoted}"

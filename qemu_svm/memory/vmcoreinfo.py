@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from qemu_svm.errors import AddressError, StreamError
+from qemu_svm.errors import AddressError, PathError, StreamError
 from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, Extent, Physical
 from qemu_svm.memory.spaces import Space
 from qemu_svm.stream.ram.runs import unpack
@@ -24,6 +24,7 @@ _NAME_AT = 12
 _HEADER = 24
 _WINDOW = 1 << 17
 _MOST = 4096 - _HEADER
+_MOST_FILE = 4096
 _MOST_FOUND = 64
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _SYMBOLS = ("init_uts_ns", "_stext", "swapper_pg_dir", "node_online_map")
@@ -167,3 +168,19 @@ def find(space: Physical | Space, virtual: Space, kernel: Space | None = None) -
         if proved(note, virtual) or (kernel is not None and proved(note, kernel)):
             return note
     return None
+
+
+def read_note(path: str) -> VmCoreInfo:
+    """Read a note from a file: its text, as makedumpfile -g writes it, or with its header.
+
+    :raises PathError: the file cannot be read, or is not a note.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MOST_FILE + 1)
+    except OSError as error:
+        raise PathError(f"cannot read '{path}': {error.strerror}") from error
+    at = data.find(b"OSRELEASE=")
+    if at < 0 or len(data) > _MOST_FILE:
+        raise PathError(f"'{path}' is not VMCOREINFO: it has no OSRELEASE=, or is too long")
+    return VmCoreInfo(0, data[at:].rstrip(b"\0"))

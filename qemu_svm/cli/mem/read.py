@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -80,36 +79,17 @@ def command(
 
 
 def _write(place: Place, size: int, path: str, *, force: bool) -> set[Status]:
+    from qemu_svm.memory.copying import write_memory
     from qemu_svm.qmp.output import Output, Standard, writing
 
     if path == "-" and sys.stdout.isatty():
         raise click.UsageError("-o - writes bytes: redirect them to a file or a pipe")
-    seen: dict[Status, int] = {}
     regular = path != "-"
-    with Output(path, replace=force) if regular else Standard() as output:
+    with Output(path, replace=force) if regular else Standard() as output, writing(path):
         fd = output.descriptors[""]
-        with writing(path):
-            for piece in place.space.pieces(place.address, size):
-                seen[piece.status] = seen.get(piece.status, 0) + piece.size
-                if regular:
-                    data, offset = piece.data, piece.address - place.address
-                    while data:
-                        done = os.pwrite(fd, data, offset)
-                        data, offset = data[done:], offset + done
-                else:
-                    _all(fd, piece.data, piece.size)
-            if regular:
-                os.ftruncate(fd, size)
+        sizes_of = write_memory(place.space, place.address, size, fd, sparse=regular)
         output.commit()
-    for status, many in seen.items():
+    for status, many in sizes_of.items():
         if status is not Status.MAPPED:
             print_error(f"{many} bytes are zeros in '{path}' because they are {status}")
-    return set(seen)
-
-
-def _all(fd: int, data: bytes, size: int) -> None:
-    left = size
-    while left > 0:
-        part = data or bytes(min(left, 1 << 16))
-        done = os.write(fd, part)
-        data, left = data[done:], left - done
+    return set(sizes_of)
