@@ -84,12 +84,12 @@ def test_what_a_cut_stream_lacks(args: Sequence[str], sample: bytes, svmstream: 
 
 
 @pytest.mark.parametrize("args", [("check",), ("simulate",), ("show", "vcpu0.rip")])
-def test_damage_elsewhere_is_told(
+def test_damage_elsewhere_is_reported(
     args: Sequence[str], sample: bytes, tmp_path: Path, svmstream: Run
 ) -> None:
     cut, flipped = tmp_path / "cut", tmp_path / "flipped"
     cut.write_bytes(sample[:0xA0000])
-    at = sample.index(b"pc.bios") + 4  # in the block list; records go on behind it
+    at = sample.index(b"pc.bios") + 4  # in the block list; more records follow
     flipped.write_bytes(sample[:at] + b"\xff" * 32 + sample[at + 32 :])
     for path in (cut, flipped):
         done = svmstream(args[0], path, *args[1:])
@@ -97,7 +97,7 @@ def test_damage_elsewhere_is_told(
         assert done.stderr.count(b"offset 0x") >= 1
 
 
-def test_the_hint_of_a_source_is_told(tmp_path: Path, svmstream: Run) -> None:
+def test_the_hint_of_a_source_is_printed(tmp_path: Path, svmstream: Run) -> None:
     path = tmp_path / "no.bin"
     path.write_bytes(b"something else\n" * 9)
     done = svmstream("inspect", f"{path}#daily")
@@ -108,7 +108,7 @@ def test_the_hint_of_a_source_is_told(tmp_path: Path, svmstream: Run) -> None:
 def test_a_borrowed_description(sample: bytes, sample_file: Path, svmstream: Run) -> None:
     args = ["show", "-", "section:apic.lvt", "--description", sample_file]
     done = svmstream(*args, input=sample[:0x9C8AA])
-    assert done.returncode == 3  # it is cut, and that is told
+    assert done.returncode == 3  # it is truncated, which is reported
     assert b"uint32[6]" in done.stdout
     refused = svmstream("inspect", sample_file, "--description", "/etc/passwd")
     assert refused.returncode == 3
@@ -152,7 +152,7 @@ def test_show(svmstream: Run) -> None:
 
 
 @pytest.mark.parametrize("path", ["@-1", "@", "@x"])
-def test_show_of_what_is_no_offset(path: str, svmstream: Run) -> None:
+def test_show_of_an_invalid_offset(path: str, svmstream: Run) -> None:
     done = svmstream("show", FILE, path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"is not an offset such as @0x98d7c" in done.stderr

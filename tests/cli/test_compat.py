@@ -25,7 +25,7 @@ def script(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("file", [OLD, SAME])
-def test_the_installed_qemu_takes_it(file: Path, svmstream: Run) -> None:
+def test_the_installed_qemu_accepts_it(file: Path, svmstream: Run) -> None:
     done = svmstream("compat", file, "--qemu", QEMU)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"no reason found for" in done.stdout
@@ -100,7 +100,7 @@ def test_a_stranger_s_machine_name_reaches_no_command_line(tmp_path: Path, svmst
     assert "-M none -dump-vmstate" in log.read_text()
 
 
-def test_nothing_is_left_behind(tmp_path: Path, svmstream: Run) -> None:
+def test_no_files_are_left(tmp_path: Path, svmstream: Run) -> None:
     env = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
     assert svmstream("compat", SAME, "--qemu", QEMU, env=env).returncode == 0
     assert list(tmp_path.iterdir()) == []

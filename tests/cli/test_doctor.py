@@ -82,10 +82,10 @@ def test_a_report_fits_the_terminal() -> None:
     from qemu_svm.doctor.judge_host import judge_host
     from qemu_svm.doctor.model import Diagnosis
 
-    told = list(judge_host(facts.read(facts.load(str(HOSTS / "linux5.10.json")))))
-    lines = [line.plain for line in render(Diagnosis(told, {}), width=80)]
+    checks = list(judge_host(facts.read(facts.load(str(HOSTS / "linux5.10.json")))))
+    lines = [line.plain for line in render(Diagnosis(checks, {}), width=80)]
     assert max(map(len, lines)) <= 80
     words = " ".join(" ".join(lines).split())
-    for one in told:
+    for one in checks:
         assert one.found in words
         assert one.do in words

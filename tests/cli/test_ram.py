@@ -185,7 +185,7 @@ def test_a_name_taken_meanwhile(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "mine"
 
 
-def test_damage_is_told_once(dump: Path, svmstream: Run) -> None:
+def test_damage_is_reported_once(dump: Path, svmstream: Run) -> None:
     dump.write_bytes(dump.read_bytes()[:30000])
     done = svmstream("ram", "--json", dump)
     assert done.returncode == 3

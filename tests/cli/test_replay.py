@@ -41,7 +41,7 @@ def in_box(box: Box, monkeypatch: pytest.MonkeyPatch) -> Command:
     return run
 
 
-def test_a_replay_is_told_step_by_step(in_box: Command) -> None:
+def test_a_replay_is_shown_step_by_step(in_box: Command) -> None:
     done = in_box(verb.command, FILE, "--lab", "6.1", "--compare")
     assert done.return_value == 0
     assert "Linux 6.1." in done.stdout

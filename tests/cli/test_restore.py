@@ -25,7 +25,7 @@ def test_check_passes_every_capture(entry: dict[str, Any], svmstream: Run) -> No
     assert vcpu["kernels"][kernel]["verdict"] == "right"
 
 
-def test_check_tells_what_is_broken(sample: bytes, tmp_path: Path, svmstream: Run) -> None:
+def test_check_reports_what_is_broken(sample: bytes, tmp_path: Path, svmstream: Run) -> None:
     where = json.loads(
         svmstream("show", "--json", "-", "vcpu0.nested.control.asid", input=sample).stdout
     )["offset"]

@@ -79,7 +79,7 @@ def test_from_begin_to_end(vm: Vm, svmstream: Run) -> None:
     assert first["capabilities"]["events"] is False
     assert [one["parameters"]["max-bandwidth"] for one in others] == [1 << 30]
     assert lines[-1]["query_migrate"]["ram"]["transferred"] == lines[-1]["ram"]["transferred"]
-    # One that is over is told as it ended.
+    # One that has ended is shown with its result.
     done = svmstream("watch", "--qmp", vm.address)
     assert done.returncode == 0
     (line,) = done.stdout.splitlines()

@@ -223,7 +223,7 @@ def test_a_missing_package_is_status_4(
         assert b"pip install" in done.stderr
 
 
-def test_drgn_wants_a_linux(svmstream: Run) -> None:
+def test_drgn_needs_a_linux(svmstream: Run) -> None:
     pytest.importorskip("drgn")
     done = svmstream("mem", "drgn", NPT, "-e", "pass")
     assert done.returncode == 2
