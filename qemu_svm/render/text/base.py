@@ -1,7 +1,7 @@
 """What the text reports of all verbs have in common: lines of styled text.
 
 Everything is made of :class:`rich.text.Text`, never of markup, so no string
-out of a stream is ever interpreted.  Colour repeats what the words say.
+from a stream is ever interpreted.  Colour repeats what the words say.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEY = "cyan"
 HEADING = "bold"
 FAINT = "dim"
 STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
-"""By :class:`~qemu_svm.findings.Severity`."""
+"""By :class:`~qemu_svm.rules.Severity`."""
 
 KEY_WIDTH = 14
 

@@ -1,4 +1,4 @@
-"""Values out of a stream in words: for ``show``, ``diff`` and ``vmruns``."""
+"""Values from a stream in words: for ``show``, ``diff`` and ``vmruns``."""
 
 from __future__ import annotations
 
