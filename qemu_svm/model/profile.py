@@ -18,10 +18,10 @@ from enum import StrEnum
 from types import MappingProxyType
 
 LEAVE = "leave"
-"""Stands in ``set_nested_state`` where a call without GUEST_MODE is done."""
+"""Marks the place in ``set_nested_state`` where a call without GUEST_MODE returns."""
 
 SREGS2_CHECK = "R-08"
-"""What KVM_SET_SREGS2 checks before all that KVM_SET_SREGS does."""
+"""The check that KVM_SET_SREGS2 makes before those of KVM_SET_SREGS."""
 
 _ORDER = (
     *("SET-03", "SET-04", "SET-05", "SV-01", "SV-02", "SV-03", "SV-03b", "SV-04", LEAVE),
@@ -32,7 +32,7 @@ _ORDER = (
 
 
 def in_order(*groups: str | Iterable[str]) -> tuple[str, ...]:
-    """Checks in the order in which every kernel runs those that it has."""
+    """Return checks in the order in which every kernel makes those that it has."""
     wanted = {one for group in groups for one in ([group] if isinstance(group, str) else group)}
     return tuple(check for check in _ORDER if check in wanted)
 
@@ -48,7 +48,7 @@ class SaveCacheFill(StrEnum):
 
 
 class RunPending(StrEnum):
-    """What becomes of RUN_PENDING in KVM_SET_NESTED_STATE."""
+    """What KVM_SET_NESTED_STATE does with RUN_PENDING."""
 
     IGNORED = "ignored"
     KEPT = "kept"
@@ -102,7 +102,7 @@ _SIX = frozenset({"efer", "cr0", "cr3", "cr4", "dr6", "dr7"})
 class Profile:
     """One kernel, or all kernels of a span that behave alike.
 
-    :param measured: releases on which this behaviour was held against real ioctls.
+    :param measured: releases whose answers to real ioctls were compared with this behaviour.
     :param read: sources and changelogs in which it was read.
     :param numbers: the release; zeros for a proposal.
     :param row: name of the span of releases that it is in.
@@ -114,24 +114,24 @@ class Profile:
     :param save_cache: what KVM_SET_NESTED_STATE copies into ``nested.save``.
     :param has_save_cache: ``nested.save`` exists.
     :param ignores_gif: KVM_SET_NESTED_STATE with GUEST_MODE leaves GIF as it is.
-    :param run_pending: what it makes of RUN_PENDING.
+    :param run_pending: what it does with RUN_PENDING.
     :param late_cr3_check: L2's CR3 is checked after the switch to L2, so a call that
         fails there leaves the vCPU in guest mode; otherwise before it, if at all.
     :param mmu_ready: nested paging works for L2 right after the call.
     :param leave_sets_gif: leaving guest mode by force sets GIF.
     :param svme_clear_sets_gif: clearing EFER.SVME sets GIF.
     :param smm_leaves: toggling SMM by KVM_SET_VCPU_EVENTS leaves guest mode.
-    :param blank_cpuid_counts: KVM_SET_SREGS holds CR4 against the guest's CPUID even
-        before one is set.
+    :param blank_cpuid_counts: KVM_SET_SREGS checks CR4 against the guest's CPUID even
+        before it is set.
     :param late_cpuid: what KVM_SET_CPUID2 does in guest mode.
-    :param pages_rearmed: a failed merge of the MSR bitmap is tried again.
+    :param pages_rearmed: a failed merge of the MSR bitmap is repeated by the next KVM_RUN.
     :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
     :param l1_dr7: DR7 after a #VMEXIT.
     :param l2_vmmcall: KVM intercepts VMMCALL while L2 runs even if L1 does not.
     :param has_sregs2: KVM_SET_SREGS2 exists.
-    :param base_msrs: KVM_SET_MSRS knows FS_BASE and GS_BASE.
-    :param tsc_ratio_msr: it knows TSC_RATIO.
-    :param same_apic_base: an APIC base that stays as it is is not checked.
+    :param base_msrs: KVM_SET_MSRS accepts FS_BASE and GS_BASE.
+    :param tsc_ratio_msr: it accepts TSC_RATIO.
+    :param same_apic_base: an APIC base that does not change is not checked.
     :param pat_needs_npt: PAT does not reach the VMCB without NPT.
     :param paging_writes_cr4: without NPT, a CR0 that changes paging writes CR4 as well, and
         on a #VMEXIT L1 gets that of an L2 without paging.
@@ -140,13 +140,13 @@ class Profile:
         in SMM or with an SMI pending, and KVM_SET_VCPU_EVENTS refuses SMM while INIT or
         SIPI is pending; otherwise KVM_RUN refuses.
     :param init_intercept_blocks: it refuses them as well while L2 runs and L1 intercepts INIT.
-    :param mp_states: what KVM_SET_MP_STATE takes besides 0; None for anything.
-    :param triple_fault: the flag of KVM_SET_VCPU_EVENTS that carries a triple fault is
-        known: without its capability the call fails when all else is done.
+    :param mp_states: states that KVM_SET_MP_STATE accepts besides 0; None for any.
+    :param triple_fault: KVM_SET_VCPU_EVENTS has a flag for a triple fault; as its
+        capability is not enabled, the call fails after everything else is set.
     :param sysenter: when the SYSENTER addresses are cut to 32 bits.
-    :param control_fields: control fields that are cached and given back.
-    :param control_masks: what is kept of some of them.
-    :param sanitises: intercepts that L1's CPUID must allow.
+    :param control_fields: control fields that are cached and returned.
+    :param control_masks: the bits of some of them that are kept.
+    :param sanitises: intercepts that are cleared unless L1's CPUID has the feature.
     """
 
     name: str

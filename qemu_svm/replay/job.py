@@ -39,6 +39,7 @@ class ReplayOptions:
     :param irqchip: with KVM's own interrupt controllers.
     :param maxphyaddr: the guest's address width in bits; None for the host's.
     :param shorten: let L2 exit at its next instruction.
+    :param vcpu: index of the vCPU; 0 is the bootstrap processor.
     """
 
     seconds: float = 10.0
@@ -66,7 +67,11 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplayStep:
-    """One step on the real KVM; ``errno`` is a name, as in the model."""
+    """One step on the real KVM.
+
+    :param errno: its name; None if the step succeeded.
+    :param state: after the step, see :mod:`qemu_svm.model.observed`.
+    """
 
     number: int
     step: Step
@@ -140,7 +145,7 @@ def host_of(probe: Probe, options: ReplayOptions) -> Host:
     """Return the model's host for a KVM and options."""
     cpuid = probe.features
     if options.maxphyaddr is not None:
-        cpuid = type(cpuid)(cpuid.features, options.maxphyaddr)
+        cpuid = replace(cpuid, maxphyaddr=options.maxphyaddr)
     return Host(npt=cpuid.has("npt"), irqchip=options.irqchip, bsp=options.vcpu == 0, cpuid=cpuid)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qemu_svm.machine import Machine, Vcpu
@@ -89,6 +89,7 @@ def prepare(machine: Machine, vcpu: Vcpu, plan: str, options: ReplayOptions) -> 
     :raises PlanError: an unknown step or setting, or one that cannot be replayed.
     """
     saved, steps = from_vcpu(vcpu), plans.parse(plan)
+    options = replace(options, vcpu=vcpu.index)
     check(saved, steps)
     return ReplayJob(plan, saved, steps, options, extras(machine, vcpu))
 

@@ -118,7 +118,7 @@ def _fill_save_cache(vcpu: KvmVcpu, source: Area) -> None:
 def _l2_cr3_into_cache(vcpu: KvmVcpu) -> None:
     # The review means L2's values.  With NPT KVM_SET_SREGS leaves CR3 in
     # vcpu->arch, and a VMCB gets it at KVM_RUN only (svm_load_mmu_pgd), so the
-    # code as sketched would have cached what stood in vmcb01 before.
+    # code as sketched would have cached what was in vmcb01 before.
     if vcpu.vmcb02.get("cr3") != vcpu.arch.get("cr3"):
         vcpu.note(
             f"the review means L2's CR3 {vcpu.arch.get('cr3'):#x}; taken literally, it would cache "
@@ -133,7 +133,7 @@ def _enter_split(vcpu: KvmVcpu, argument: Argument, writer: Writer) -> None:
     if vcpu.guest_mode:
         svm_leave_nested(vcpu)
     else:
-        # L2's registers, as far as userspace has put them already.
+        # L2's registers, as far as user space has set them already.
         vcpu.vmcb02.copy_from(vcpu.vmcb01)
         if kernel.save_cache is SaveCacheFill.VMCB02:
             _fill_save_cache(vcpu, vcpu.vmcb02)
@@ -210,7 +210,7 @@ def _prepare_mmu(vcpu: KvmVcpu) -> None:
         vcpu.note(
             "KVM_SET_NESTED_STATE of this kernel does not set up the MMU for nested paging: the "
             "first access of L2 that KVM must emulate crashes the host kernel, unless "
-            "KVM_SET_SREGS changes CR0, CR3, CR4 or EFER before"
+            "KVM_SET_SREGS changes CR0, CR3, CR4 or EFER first"
         )
 
 
@@ -324,7 +324,7 @@ def nested_svm_vmrun(vcpu: KvmVcpu, race: dict[str, int] | None = None) -> str |
     memory = vcpu.vmcb12
     vcpu.nested.ctl = nested_copy_vmcb_control_to_cache(vcpu, vcpu.vmcb12_control)
     if kernel.has_save_cache:
-        vcpu.nested.save.copy_from(memory, rules.cached)
+        vcpu.nested.save.copy_from(memory, (name for name in memory if name in rules.cached))
         vcpu.nested.save_valid = True
     checked = memory.copy("vmcb12 as checked")
     argument = Argument(_IN_GUEST_MODE, vcpu.nested.ctl, checked)
@@ -340,11 +340,11 @@ def nested_svm_vmrun(vcpu: KvmVcpu, race: dict[str, int] | None = None) -> str |
     used = memory.copy("vmcb12 as used")
     used.copy_from(vcpu.save_cache(rules.cached, "nested_svm_vmrun") if rules.cached else Area(""))
     for name in race or {}:
-        _tell_race(vcpu, name, checked.get(name), used.get(name))
+        _note_race(vcpu, name, checked.get(name), used.get(name))
     return enter_svm_guest_mode(vcpu, used, writer)
 
 
-def _tell_race(vcpu: KvmVcpu, name: str, checked: int, used: int) -> None:
+def _note_race(vcpu: KvmVcpu, name: str, checked: int, used: int) -> None:
     rules = vcpu.kernel.vmrun
     if name == "efer" and rules.svme_forced:
         used |= 1 << 12

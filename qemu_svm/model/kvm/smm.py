@@ -46,9 +46,10 @@ def svm_leave_smm(vcpu: KvmVcpu) -> str | None:
     nested.ctl = nested_copy_vmcb_control_to_cache(vcpu, vcpu.vmcb12_control)
     used = vcpu.vmcb12.copy("vmcb12 as used")
     if vcpu.kernel.has_save_cache:
-        nested.save.copy_from(vcpu.vmcb12, vcpu.kernel.vmrun.cached)
+        cached = vcpu.kernel.vmrun.cached
+        nested.save.copy_from(vcpu.vmcb12, (name for name in vcpu.vmcb12 if name in cached))
         nested.save_valid = True
-        used.copy_from(vcpu.save_cache(vcpu.kernel.vmrun.cached, "svm_leave_smm"))
+        used.copy_from(vcpu.save_cache(cached, "svm_leave_smm"))
     vcpu.smram = None
     failed = enter_svm_guest_mode(vcpu, used, writer, merged=False)
     vcpu.requests.add(PAGES)
