@@ -114,11 +114,3 @@ class RamPages:
     zero: int = 0
     xbzrle: int = 0
     compressed: int = 0
-
-    def __add__(self, other: RamPages) -> RamPages:
-        return RamPages(
-            self.normal + other.normal,
-            self.zero + other.zero,
-            self.xbzrle + other.xbzrle,
-            self.compressed + other.compressed,
-        )

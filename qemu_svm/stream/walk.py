@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar, NoReturn
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Unsupported
 from qemu_svm.limits import Limits
@@ -133,10 +133,14 @@ class Walker:
         return head[0] if head else None
 
     def step(self) -> None:
-        """Read one record.
+        """Read one record, and PARTs without content that repeat after it.
 
         :raises StreamError: and leaves the reader at the record's first byte.
         """
+        self._step(_MANY)
+
+    def _step(self, least: int) -> None:
+        # ``least``: repetitions that are folded into one record.
         start = self.reader.offset
         try:
             kind = self.reader.u8("the next record")
@@ -153,7 +157,7 @@ class Walker:
             self.reader.offset = start
             raise
         if kind == RecordType.PART:
-            self._fold()
+            self._fold(least)
 
     def steps(self) -> Iterator[Record]:
         """Read records up to the end and yield them; only the last few are kept.
@@ -161,7 +165,7 @@ class Walker:
         :raises StreamError: as :meth:`step`.
         """
         while not self.ended and self.next_type() is not None:
-            self.step()
+            self._step(1)
             yield self.records[-1]
             del self.records[:-_TURN]
 
@@ -177,7 +181,7 @@ class Walker:
         self.reader.offset = end
         self._close(Record(Kind.LOST, start, 0))
 
-    def _fold(self) -> None:
+    def _fold(self, least: int) -> None:
         # A sender that waits for something writes PARTs with nothing in them by
         # the hundred thousand, of one section or of several in turn.
         last = self.records[-1]
@@ -204,7 +208,7 @@ class Walker:
                 pos += period
             count += (pos - start) // period
             self.reader.offset += pos - start
-        if count < _MANY:
+        if count < least:
             self.reader.offset = at
             return
         for _ in range(count * marks):
@@ -285,7 +289,11 @@ class Walker:
                 expected="the id of a section that was started",
                 found=f"{section_id}",
             )
-        self._payload(replace(header, kind=kind, offset=start, payload=self.reader.offset))
+        payload = self.reader.offset
+        record = Record(
+            kind, start, 0, header.name, section_id, header.instance_id, header.version_id, payload
+        )
+        self._payload(record)
 
     def _command(self, start: int) -> None:
         head = self.reader.take(4, "a command")  # hot: no construct
@@ -332,12 +340,26 @@ class Walker:
         self.footers.skip(self.reader, record)
         if device is not None:
             self.described[record.offset] = device
-        self._close(record, payload_size=size, opaque=opaque, described=origin)
+        record = Record(  # hot: no replace
+            record.kind,
+            record.offset,
+            self.reader.offset - record.offset,
+            record.name,
+            record.section_id,
+            record.instance_id,
+            record.version_id,
+            record.payload,
+            size,
+            opaque,
+            origin,
+        )
+        self._add(record)
 
-    def _close(self, record: Record, **changes: Any) -> None:
+    def _close(self, record: Record) -> None:
         # The record ends at the reader's place.
-        size = self.reader.offset - record.offset
-        last = self.records[-1] if self.records else None
+        self._add(replace(record, size=self.reader.offset - record.offset))
+
+    def _add(self, record: Record) -> None:
         self._numbered += record.kind in _NUMBERED
         if self._numbered > self.limits.records:
             raise LimitExceeded(
@@ -348,12 +370,15 @@ class Walker:
             )
         if len(self.records) >= self.limits.records and record.kind in _FOLDED:
             # Too many to list one by one.
+            last = self.records[-1] if self.records else None
             if last is not None and last.count:
-                self.records[-1] = replace(last, size=last.size + size, count=last.count + 1)
+                size = last.size + record.size
+                self.records[-1] = replace(last, size=size, count=last.count + 1)
                 return
-            record = Record(Kind.SKIPPED, record.offset, 0, record.name, record.section_id, count=1)
-            changes = {}
-        self.records.append(replace(record, size=size, **changes))
+            record = Record(
+                Kind.SKIPPED, record.offset, record.size, record.name, record.section_id, count=1
+            )
+        self.records.append(record)
 
     # The state table: what to do for each type of record.
     _steps: ClassVar[dict[int, Callable[[Walker, int], None]]] = {

@@ -21,7 +21,7 @@ from qemu_svm.stream.model import Stream
 from qemu_svm.stream.ram.blocks import BlockEntry
 from qemu_svm.stream.ram.problems import channel_problems, extra_problems, is_postcopy
 from qemu_svm.stream.ram.records import RamState
-from qemu_svm.stream.ram.runs import NOWHERE, PageKind, Place, RamRuns
+from qemu_svm.stream.ram.runs import NOWHERE, PageKind, Place, RamRuns, page_counts
 from qemu_svm.stream.ram.scan import Scanner, scan
 from qemu_svm.stream.ram.xbzrle import apply_delta
 from qemu_svm.stream.records import Kind, RamBlock, RamPages
@@ -106,13 +106,7 @@ class Ram:
 
     def counts(self) -> RamPages:
         """Pages sent by kind; each copy counts."""
-        sums = self.runs.sums
-        return RamPages(
-            sums[PageKind.PAGE] + sums[PageKind.PLACED],
-            sums[PageKind.ZERO] + sums[PageKind.ABSENT] + sums[PageKind.FILLED],
-            sums[PageKind.XBZRLE],
-            sums[PageKind.COMPRESSED],
-        )
+        return page_counts(self.runs.sums)
 
     def was_sent(self, block: int, page: int) -> bool:
         """Whether the stream has any copy of a page."""

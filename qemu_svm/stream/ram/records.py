@@ -32,7 +32,7 @@ from qemu_svm.errors import Malformed, Unsupported
 from qemu_svm.limits import MIB
 from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
 from qemu_svm.stream.ram.blocks import BlockEntry, read_blocks
-from qemu_svm.stream.ram.runs import NOWHERE, PageKind, Place, RamRuns, Rows
+from qemu_svm.stream.ram.runs import KINDS, NOWHERE, PageKind, Place, RamRuns, Rows, page_counts
 from qemu_svm.stream.ram.scan import (
     FILE_ROWS,
     LARGEST,
@@ -47,14 +47,15 @@ from qemu_svm.stream.records import Configuration, RamBlock, RamPages
 
 _WINDOW = MIB
 _MOST_TOP = (1 << 64) - 1
-_PAGE_KINDS = {
-    RamFlag.ZERO: PageKind.ZERO,
-    RamFlag.PAGE: PageKind.PAGE,
-    RamFlag.XBZRLE: PageKind.XBZRLE,
-    RamFlag.COMPRESS_PAGE: PageKind.COMPRESSED,
+# Operations of IntFlag take as long as the rest of a record.
+_EOS, _HOOK, _FLUSH = int(RamFlag.EOS), int(RamFlag.HOOK), int(RamFlag.MULTIFD_FLUSH)
+_MEM_SIZE, _CONTINUE = int(RamFlag.MEM_SIZE), int(RamFlag.CONTINUE)
+_PAGE_KINDS: dict[int, PageKind] = {
+    int(RamFlag.ZERO): PageKind.ZERO,
+    int(RamFlag.PAGE): PageKind.PAGE,
+    int(RamFlag.XBZRLE): PageKind.XBZRLE,
+    int(RamFlag.COMPRESS_PAGE): PageKind.COMPRESSED,
 }
-
-_SCANNED = (PageKind.PAGE, PageKind.ZERO, PageKind.XBZRLE)
 
 
 def _nothing(_flag: RamFlag) -> None:
@@ -65,6 +66,7 @@ def _nothing(_flag: RamFlag) -> None:
 class RamState:
     """What ``ram`` records carry over from one section to the next.
 
+    :param sums: number of pages by :class:`~qemu_svm.stream.ram.runs.PageKind`.
     :param runs: filled with each page; None to count only.
     :param input: number of the input that is read, for ``runs``.
     :param open_ended: the records end with the input, not only with EOS.
@@ -76,7 +78,7 @@ class RamState:
     """
 
     blocks: tuple[RamBlock, ...] = ()
-    pages: RamPages = field(default_factory=RamPages)
+    sums: list[int] = field(default_factory=lambda: [0] * KINDS)
     page_size: int = TARGET_PAGE_SIZE
     names: frozenset[str] = frozenset()
     mapped: bool = False
@@ -92,6 +94,11 @@ class RamState:
     current: int = -1
     tops: tuple[int, ...] = ()
     index: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pages(self) -> RamPages:
+        """Number of page records so far."""
+        return page_counts(self.sums)
 
     def configure(self, configuration: Configuration) -> None:
         """Take page size and layout from the stream's configuration."""
@@ -138,7 +145,7 @@ def step_over(reader: Reader, state: RamState) -> None:
                     _go_on(reader, state, pages)
                     least = _WINDOW  # behind this window; the next is a large one
                 continue
-        if _uncommon(reader, state) == RamFlag.EOS:
+        if _uncommon(reader, state) == _EOS:
             state.mark(RamFlag.EOS)
             return
 
@@ -160,7 +167,8 @@ def _go_on(reader: Reader, state: RamState, pages: tuple[int, int]) -> None:
 
 
 def _note(state: RamState, rows: Rows, found: int, sums: Sequence[int]) -> None:
-    state.pages += RamPages(*(sums[kind] for kind in _SCANNED))
+    for kind, pages in enumerate(sums):
+        state.sums[kind] += pages
     if state.runs is not None:
         state.runs.extend(state.current, rows, found, sums, state.input)
 
@@ -174,7 +182,7 @@ def _window(reader: Reader, state: RamState, least: int) -> tuple[bytes, int]:
     error = reader.truncated("the RAM records", 8, have, section="ram")
     if error.offset < reader.offset:
         # Only whole pages are stepped over without a look at their end.
-        state.pages += RamPages(normal=-1)
+        state.sums[PageKind.PAGE] -= 1
         if state.runs is not None:
             state.runs.drop_last()
     raise error
@@ -205,15 +213,15 @@ def _uncommon(reader: Reader, state: RamState) -> int:
     start, mask = reader.offset, state.page_size - 1
     word = reader.u64("a RAM record")
     flags, rest = word & mask, word & ~mask
-    if flags == RamFlag.EOS:
+    if flags == _EOS:
         return flags
-    if flags in (RamFlag.MULTIFD_FLUSH, RamFlag.HOOK):
+    if flags in (_FLUSH, _HOOK):
         state.mark(RamFlag(flags))
         return flags
-    if flags == RamFlag.MEM_SIZE:
+    if flags == _MEM_SIZE:
         _block_list(reader, state, rest)
         return flags
-    kind = _PAGE_KINDS.get(RamFlag(flags & ~RamFlag.CONTINUE & 0x3FF))
+    kind = _PAGE_KINDS.get(flags & ~_CONTINUE & 0x3FF)
     if kind is None or flags & ~0x3FF:
         raise Malformed(
             "a RAM record with impossible flags",
@@ -222,7 +230,7 @@ def _uncommon(reader: Reader, state: RamState) -> int:
             expected="one of ZERO, MEM_SIZE, PAGE, EOS, XBZRLE, HOOK, COMPRESS_PAGE, MULTIFD_FLUSH",
             found=f"{flags:#x}",
         )
-    if not flags & RamFlag.CONTINUE:
+    if not flags & _CONTINUE:
         name = name_text(reader.take(reader.u8("a RAM block name"), "a RAM block name"))
         if name not in state.index:
             raise Malformed(
@@ -238,12 +246,7 @@ def _uncommon(reader: Reader, state: RamState) -> int:
     if kind is PageKind.ZERO and reader.peek(1) > b"\0":
         kind = PageKind.FILLED
     _content(reader, kind, mask + 1)
-    state.pages += RamPages(
-        normal=int(kind is PageKind.PAGE),
-        zero=int(kind in (PageKind.ZERO, PageKind.FILLED)),
-        xbzrle=int(kind is PageKind.XBZRLE),
-        compressed=int(kind is PageKind.COMPRESSED),
-    )
+    state.sums[kind] += 1
     if state.runs is not None:
         place = Place(state.input, data)
         state.runs.add(state.current, rest // (mask + 1), 1, kind, place)
@@ -304,17 +307,14 @@ def _block_list(reader: Reader, state: RamState, total: int) -> None:
     from qemu_svm.stream.ram.mapped import page_runs
 
     end = reader.offset
-    normal = zero = 0
     for number, entry in enumerate(state.entries):
         if entry.mapped is None:
             continue
         for stored, page, count in page_runs(reader, entry.mapped):
-            normal += count * stored
-            zero += count * (not stored)
+            kind = PageKind.PLACED if stored else PageKind.ABSENT
+            state.sums[kind] += count
             if state.runs is not None:
                 at = entry.mapped.pages + page * entry.mapped.page_size
-                kind = PageKind.PLACED if stored else PageKind.ABSENT
                 place = Place(state.input, at) if stored else NOWHERE
                 state.runs.add(number, page, count, kind, place)
     reader.offset = end
-    state.pages += RamPages(normal, zero)

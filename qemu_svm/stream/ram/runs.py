@@ -16,17 +16,20 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
+
+from qemu_svm.stream.records import RamPages
 
 INPUT_SHIFT = 56
 """Position of the input's number in ``data``; offsets are below ``1 << INPUT_SHIFT``."""
 
 KIND_BITS = 3
 """Bits of a run's ``where`` below the page: the :class:`PageKind`."""
-KIND = (1 << KIND_BITS) - 1
+KINDS = 1 << KIND_BITS
+KIND = KINDS - 1
 """Mask for the kind in ``where``."""
 
 _OFFSET = (1 << INPUT_SHIFT) - 1
@@ -76,6 +79,16 @@ NOWHERE = Place(0, 0)
 def unpack(data: int) -> Place:
     """Return the place that ``data`` stands for."""
     return Place(data >> INPUT_SHIFT, data & _OFFSET)
+
+
+def page_counts(sums: Sequence[int]) -> RamPages:
+    """Return numbers of pages by :class:`PageKind` as the kinds of records on the wire."""
+    return RamPages(
+        sums[PageKind.PAGE] + sums[PageKind.PLACED],
+        sums[PageKind.ZERO] + sums[PageKind.ABSENT] + sums[PageKind.FILLED],
+        sums[PageKind.XBZRLE],
+        sums[PageKind.COMPRESSED],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +145,7 @@ class RamRuns:
             PageKind.ABSENT: 0,
             PageKind.FILLED: 9,
         }
-        self.sums = [0] * (1 << KIND_BITS)
+        self.sums = [0] * KINDS
         self._data = array("Q")
         self._where = array("Q")  # page << 3 | kind: rises within a sweep
         self._count = array("I")
