@@ -10,6 +10,19 @@ from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
 
 
+def _version(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    # A wrong option is reported before a wrong file.
+    if value is not None:
+        from qemu_svm.errors import PlanError
+        from qemu_svm.findings.qemus import qemu_plan
+
+        try:
+            qemu_plan(value)
+        except PlanError as error:
+            raise click.BadParameter(error.what) from error
+    return value
+
+
 @click.command(
     "check",
     epilog="Examples: svmstream check dump.bin; svmstream check dump.bin --kernel 5.10 --kernel "
@@ -23,7 +36,8 @@ from qemu_svm.cli.streams import opened
               "6.1), or auto for this host's; may be repeated.  [default: all]")  # fmt: skip
 @click.option("--to", "destination", metavar="RELEASE", help="The same, for one destination.")
 @click.option("--from", "source", metavar="RELEASE", help="The source's kernel.")
-@click.option("--qemu", "qemu_version", metavar="VERSION", help="The destination's QEMU.")
+@click.option("--qemu", "qemu_version", metavar="VERSION", callback=_version,
+              help="The destination's QEMU.")  # fmt: skip
 @click.option("--no-npt", is_flag=True, help="The destination's host has npt=0.")
 @options.maxphyaddr_option
 @click.option("--fail-on", type=click.Choice(["warning", "error"]), default="error",
