@@ -15,7 +15,7 @@ _VERBS = {
     "run": "Run a command in a box.",
     "shell": "Run a shell in a box.",
     "capture": "Capture a guest in a known state, on a given kernel and QEMU.",
-    "restore": "Restore a stream into a real KVM, and check whether L2 continues to run.",
+    "restore": "Restore a stream into a real KVM and check that L2 continues.",
     "matrix": "Save on each kernel and QEMU, restore on each other one.",
     "witness": "Restore a stream, and check which VMCBs the processor is given.",
     "conform": "Compare the model with a real kernel, by random restore sequences.",
