@@ -1,75 +1,79 @@
 """Explains why a QEMU refused a stream: what the stream has where QEMU's message points.
 
-QEMU's messages name a section, a field or a RAM block; each kind of message is one row
-of data here, with what to do about it.  The wording changed over the years, so the
-patterns match the parts that did not.
-
-Source: messages of QEMU 5.2, 7.2, 10.0 and 11.1 (``migration/savevm.c``,
-``migration/vmstate.c``, ``migration/ram.c``, ``hw/core/machine.c``,
-``target/i386/machine.c``), as real processes printed them.
+:mod:`~qemu_svm.findings.refusal_messages` says what each message means; here is found
+what it is about in this stream: a section, a field, a RAM block, a byte of a PCI
+configuration space, feature bits, a queue.  Messages of which only the function is
+known (:mod:`~qemu_svm.findings.qemu_functions`) are named.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from qemu_svm.errors import StreamError, StreamRefused
+from qemu_svm.findings.qemu_functions import function_of
 from qemu_svm.findings.qemus import newer_subsections
+from qemu_svm.findings.refusal_messages import Meaning, meanings_of
+from qemu_svm.findings.refusal_properties import optional_parts
 from qemu_svm.findings.results import RestoreRefusal
-from qemu_svm.machine import Machine
+from qemu_svm.machine import Machine, pci
 from qemu_svm.machine.paths import section_label
+from qemu_svm.machine.sections import section_values
+from qemu_svm.machine.virtio.device import VirtioDevice, device_in
+from qemu_svm.machine.virtio.features import feature_bits
 from qemu_svm.rules import Finding, Severity
-from qemu_svm.stream import Kind, Record
+from qemu_svm.stream import Kind, Record, Value
 
 _NAMED = (Kind.START, Kind.FULL)
+_WEAK = frozenset({"end"})
+"""Rules that say nothing if another message has the reason."""
+
+_ONCE = frozenset({"pci-config"})
+"""Rules of which a later message only repeats the first, with less detail."""
+
+_BLOCKS = ("block", "large", "lost", "not", "multifd", "map", "range")
+_SHOWN = 60
+_MSRS = {
+    0xC0000080: "efer", 0xC0000081: "star", 0xC0000082: "lstar", 0xC0000083: "cstar",
+    0xC0000084: "sfmask", 0xC0000102: "kernel_gs_base", 0xC0000103: "tsc_aux",
+    0x174: "sysenter_cs", 0x175: "sysenter_esp", 0x176: "sysenter_eip", 0x277: "pat",
+    0x10: "tsc", 0xC0010117: "vm_hsave_pa",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class _Message:
-    # ``pattern`` may have groups ``name``, ``instance``, ``field``, ``block``.
-    rule: str
-    pattern: re.Pattern[str]
-    do: str
+class _Place:
+    # What a message is about.  ``about`` follows what the message means.
+    about: str
+    offset: int | None = None
+    path: str = ""
 
 
-def _message(rule: str, pattern: str, do: str) -> _Message:
-    return _Message(rule, re.compile(pattern), do)
+@dataclass(slots=True)
+class _Case:
+    # What is known of one refusal: the stream, the parts of the message at hand, and the
+    # section in which QEMU stopped, which another message names.
+    machine: Machine
+    parts: Mapping[str, str | None]
+    failed: Record | None
+    trees: dict[int, Value | None] = field(default_factory=dict)
 
+    def tree(self, record: Record) -> Value | None:
+        if record.offset not in self.trees:
+            try:
+                self.trees[record.offset] = section_values(self.machine, record)
+            except StreamError:
+                self.trees[record.offset] = None
+        return self.trees[record.offset]
 
-_MESSAGES = (
-    _message("no-stream", r"Not a migration stream|Unsupported migration stream version",
-             "QEMU received other data: the file may be compressed or wrapped in an unknown way"),
-    _message("machine", r"Machine type received is '(?P<name>[^']*)' and local is '[^']*'",
-             "start QEMU with -M and the stream's machine type"),
-    _message("capability", r"(?:[Cc]apability|postcopy is disabled)",
-             "pass --capability with its name, or save again without it"),
-    _message("compressed", r"unexpected compressed page",
-             "the stream has compressed pages: pass --capability compress"),
-    _message("section-unknown",
-             r"Unknown (?:savevm )?section or instance '(?P<name>[^']*)' (?P<instance>\d+)",
-             "this QEMU does not have the device: add it, at the same address"),
-    _message("version", r"unsupported version \d+ for '(?P<name>[^']*)'",
-             "svmstream compat lists what is too new; use a newer QEMU"),
-    _message("footer", r"[Mm]issing section footer for (?P<name>\S+)",
-             "QEMU read more or less than the section has: the device has another version, or the "
-             "stream is damaged"),
-    _message("field", r"Failed to load (?P<name>[^\s:]+):(?P<field>[\w.\[\]-]+)",
-             "svmstream show prints the refused value"),
-    _message("ram-size", r"Size mismatch: (?P<block>[^\s:]+): 0x[0-9a-f]+ != 0x[0-9a-f]+",
-             "start QEMU with the memory, firmware and devices of the source"),
-    _message("ram-unknown", r"Unknown ramblock \"(?P<block>[^\"]*)\"",
-             "this QEMU does not have the block: its machine, firmware or devices differ"),
-    _message("nested", r"nested state",
-             "svmstream check lists the kernels that accept the nested state"),
-    _message("section",
-             r"error while loading state for instance (?P<instance>0x[0-9a-f]+|\d+) "
-             r"of device '(?P<name>[^']*)'",
-             "svmstream show prints the section"),
-    _message("section", r"error while loading state section id \d+\((?P<name>[^)]*)\)",
-             "svmstream inspect shows whether the stream is damaged there"),
-)  # fmt: skip
+    def path(self, record: Record) -> str:
+        return f"section:{section_label(self.machine, record)}"
+
+    def device(self) -> VirtioDevice | None:
+        tree = self.tree(self.failed) if self.failed is not None else None
+        return None if tree is None else device_in(tree)
 
 
 def refusal(machine: Machine, path: str, error: StreamRefused) -> RestoreRefusal:
@@ -86,18 +90,24 @@ def explain_refusal(machine: Machine, words: Iterable[str]) -> list[Finding]:
 
     :param words: lines that QEMU printed, or its ``error-desc``.
     """
+    lines = list(words)
+    failed = _failed(machine, lines)
     found: list[Finding] = []
-    for line in words:
-        for message in _MESSAGES:
-            match = message.pattern.search(line)
-            if match is None:
-                continue
-            parts = match.groupdict()
-            for text, offset in _places(machine, message, parts):
-                rule = f"refused-{message.rule}"
-                finding = Finding(Severity.ERROR, rule, text, offset, do=message.do)
-                if finding not in found:
+    unknown: list[Finding] = []
+    for line in lines:
+        meanings = meanings_of(line)
+        for meaning, match in meanings:
+            case = _Case(machine, match.groupdict(), failed)
+            for place in _places(case, meaning):
+                finding = _finding(meaning, place)
+                again = meaning.rule in _ONCE and finding.rule in {one.rule for one in found}
+                if finding not in found and not again:
                     found.append(finding)
+        if not meanings and (function := function_of(line)) is not None:
+            text = f"QEMU's {function}() printed this; what it means is not known here"
+            unknown.append(Finding(Severity.ERROR, "refused-unknown", text))
+    strong = [one for one in found if one.rule.removeprefix("refused-") not in _WEAK]
+    found = (strong or found) + unknown
     found += (
         Finding(
             Severity.ERROR,
@@ -110,67 +120,352 @@ def explain_refusal(machine: Machine, words: Iterable[str]) -> list[Finding]:
     return found
 
 
-def _places(
-    machine: Machine, message: _Message, parts: dict[str, str | None]
-) -> Iterator[tuple[str, int | None]]:
-    if parts.get("block"):
-        yield _block(machine, parts["block"] or "", message), None
+def _finding(meaning: Meaning, place: _Place) -> Finding:
+    text = "; ".join(part for part in (place.about or meaning.means, meaning.do) if part)
+    rule = f"refused-{meaning.rule}"
+    return Finding(Severity.ERROR, rule, text, place.offset, place.path, meaning.do)
+
+
+_OF_DEVICE = re.compile(r"of device '([^']*)'")
+
+
+def _failed(machine: Machine, lines: list[str]) -> Record | None:
+    # The section in which QEMU stopped.
+    for line in lines:
+        for name in _OF_DEVICE.findall(line):
+            for record in _records(machine, name, None):
+                return record
+    return None
+
+
+def _records(machine: Machine, name: str, instance: int | None) -> Iterator[Record]:
+    for record in machine.stream.records:
+        if record.kind in _NAMED and instance in (None, record.instance_id):
+            # QEMU prints the section's name, or its description's (the part after the path).
+            device = machine.stream.device(record)
+            if name in (record.name, device.layout.name if device is not None else None):
+                yield record
+
+
+def _places(case: _Case, meaning: Meaning) -> Iterator[_Place]:
+    find = _FINDERS.get(meaning.rule)
+    if find is not None:
+        yield from find(case)
         return
-    if message.rule == "machine":
-        yield f"the stream was saved by machine type '{machine.name}'; {message.do}", None
+    block = next((case.parts[name] for name in _BLOCKS if case.parts.get(name)), None)
+    if block is not None:
+        yield _block(case, block)
         return
-    name = parts.get("name")
-    if name is None:
-        yield message.do, None
-        return
-    number = parts.get("instance")
-    instance = int(number, 0) if number else None
-    records = [
-        record
-        for record in machine.stream.records
-        if record.kind in _NAMED
-        and _called(machine, record, name)
-        and instance in (None, record.instance_id)
-    ]
-    if not records:
-        yield f"the stream has no section '{name}'; {message.do}", None
-    for record in records[:1]:
-        yield f"{_section(machine, record, parts.get('field'))}; {message.do}", record.offset
+    name = case.parts.get("name")
+    if name is None and case.parts.get("field") and case.failed is not None:
+        yield _section(case, case.failed, case.parts["field"])
+    elif name is None:
+        yield _Place("")
+    else:
+        yield from _named(case, name)
 
 
-def _called(machine: Machine, record: Record, name: str) -> bool:
-    # QEMU prints the section's name, or its description's (the part after the path).
-    device = machine.stream.device(record)
-    return name in (record.name, device.layout.name if device is not None else None)
+def _named(case: _Case, name: str) -> Iterator[_Place]:
+    number = case.parts.get("instance")
+    found = list(_records(case.machine, name, int(number, 0) if number else None))
+    wanted = case.parts.get("field")
+    if not found and wanted and case.failed is not None:
+        # The name is that of a structure inside the section that failed.
+        yield _section(case, case.failed, wanted)
+    elif not found:
+        yield _Place(f"the stream has no section '{name}'")
+    else:
+        yield _section(case, found[0], wanted)
 
 
-def _section(machine: Machine, record: Record, field: str | None) -> str:
+def _section(case: _Case, record: Record, wanted: str | None = None) -> _Place:
+    path = case.path(record)
     text = (
-        f"section:{section_label(machine, record)}, version {record.version_id}, is "
-        f"{record.payload_size} bytes at {record.payload:#x}"
+        f"{path}, version {record.version_id}, is {record.payload_size} bytes at "
+        f"{record.payload:#x}"
     )
     cpu = record.name == "cpu"
-    if field is None and not cpu:
-        return text
+    if wanted is None and not cpu:
+        return _Place(text, record.offset, path)
     try:
-        tree = machine.stream.values(record)
+        tree = section_values(case.machine, record)
     except StreamError as error:
-        return f"{text}, and does not match its description ({error.detail()})"
-    if field is None:
+        text += f", and does not match its description ({error.detail()})"
+        return _Place(text, record.offset, path)
+    if wanted is None:
         newer = [] if tree is None else list(newer_subsections(tree))
-        return ", ".join(
-            [text, *(f"has {one.name}, which is known to QEMU {since} and not to {without}"
-                     for one, without, since in newer)]
-        )  # fmt: skip
-    for path, value in tree.walk() if tree is not None else ():
-        if path.split(".")[-1] == field or path.endswith(f".{field}"):
-            shown = value.value.hex(" ")[:60] if isinstance(value.value, bytes) else value.value
-            return f"{text}; {path} at {value.offset:#x} is {shown}"
-    return text
+        parts = [text, *(f"has {one.name}, which is known to QEMU {since} and not to {without}"
+                         for one, without, since in newer)]  # fmt: skip
+        return _Place(", ".join(parts), record.offset, path)
+    for inner, value in tree.walk() if tree is not None else ():
+        if inner.split(".")[-1] == wanted or inner.endswith(f".{wanted}"):
+            about = f"{text}; {inner} at {value.offset:#x} is {_shown(value)}"
+            return _Place(about, record.offset, f"{path}.{inner}")
+    return _Place(text, record.offset, path)
 
 
-def _block(machine: Machine, name: str, message: _Message) -> str:
-    for block in machine.stream.blocks:
-        if block.name == name:
-            return f"block '{name}' has {block.used_length:#x} bytes in the stream; {message.do}"
-    return f"the stream has no block '{name}'; {message.do}"
+def _shown(value: Value) -> str:
+    if isinstance(value.value, bytes):
+        return value.value.hex(" ")[:_SHOWN]
+    return f"{value.size} bytes" if value.value is None else f"{value.value}"
+
+
+def _block(case: _Case, name: str) -> _Place:
+    blocks = {block.name: block for block in case.machine.stream.blocks}
+    known = blocks.get(name)
+    if known is None:
+        return _Place(f"the stream has no block '{name}'")
+    about = f"block '{name}' has {known.used_length:#x} bytes in the stream"
+    local = case.parts.get("local")
+    if local is not None:
+        others = {int(local, 0)} - {known.used_length}
+        about += "".join(f", {other:#x} in this QEMU" for other in others)
+    if name.endswith(".rom"):
+        about += " (the device's option ROM: give it the same file, romfile=, or romsize=)"
+    return _Place(about)
+
+
+def _machine(case: _Case) -> Iterator[_Place]:
+    yield _Place(f"the stream was saved by machine type '{case.machine.name}'")
+
+
+def _capability(case: _Case) -> Iterator[_Place]:
+    name = case.parts.get("capability") or case.parts.get("unknown")
+    configuration = case.machine.stream.configuration
+    if name is None or configuration is None:
+        yield _Place("")
+        return
+    state = "has" if name in configuration.capabilities else "does not have"
+    yield _Place(f"the stream {state} the capability {name}", 8, "configuration")
+
+
+def _configuration(case: _Case) -> Iterator[_Place]:
+    first = next((record for record in case.machine.stream.records), None)
+    if case.machine.stream.configuration is not None:
+        yield _Place("the stream has a configuration record: QEMU did not read it from its start")
+    else:
+        what = "" if first is None else f"; after the header comes '{first.kind.value}'"
+        yield _Place(f"the stream has no configuration record{what}", 8)
+
+
+def _run_state(case: _Case) -> Iterator[_Place]:
+    for record in _records(case.machine, "globalstate", None):
+        tree = case.tree(record)
+        state = None if tree is None else tree.child("runstate")
+        if state is not None and isinstance(state.value, bytes):
+            name = state.value.split(b"\0")[0].decode("utf-8", "backslashreplace")
+            path = f"{case.path(record)}.runstate"
+            yield _Place(f"the run state in {path} is '{name}'", state.offset, path)
+            return
+    yield _Place("")
+
+
+def _footer(case: _Case) -> Iterator[_Place]:
+    name = case.parts.get("name")
+    record = case.failed
+    if name is not None:
+        record = next(_records(case.machine, name, None), None)
+        if record is None:
+            yield _Place(f"the stream has no section '{name}'")
+            return
+    if record is None:
+        there = "has" if case.machine.stream.footers else "has no"
+        yield _Place(f"the stream {there} footers")
+        return
+    place = _section(case, record)
+    tree = case.tree(record)
+    parts = [] if tree is None else optional_parts(tree)
+    if parts:
+        place = _Place(
+            f"{place.about}; parts that depend on a property of the device: {', '.join(parts)}",
+            place.offset,
+            place.path,
+        )
+    yield place
+
+
+def _subsection(case: _Case) -> Iterator[_Place]:
+    wanted = case.parts.get("subsection") or ""
+    for record in case.machine.stream.sections():
+        tree = case.tree(record) if case.failed in (None, record) else None
+        for inner, value in tree.walk() if tree is not None else ():
+            if value.type == "subsection" and value.name == wanted:
+                path = f"{case.path(record)}.{inner}"
+                yield _Place(f"{path} is {value.size} bytes at {value.offset:#x}",
+                             value.offset, path)  # fmt: skip
+                return
+    yield _Place(f"the stream has no subsection '{wanted}'")
+
+
+def _pci_config(case: _Case) -> Iterator[_Place]:
+    record = case.failed
+    tree = case.tree(record) if record is not None else None
+    space = _config_space(tree) if tree is not None else None
+    index = case.parts.get("index")
+    if record is None or space is None:
+        number = "" if index is None else f" (byte {index})"
+        yield _Place(f"the PCI configuration space differs{number}")
+        return
+    path, start, data = space
+    where = f"{case.path(record)}.{path}"
+    if index is None:
+        yield _Place(f"{where} is {len(data)} bytes at {start:#x}", start, where)
+        return
+    at = int(index, 0)
+    name = pci.register_at(data, at)
+    if at >= len(data):
+        yield _Place(f"{where} has only {len(data)} bytes", start, where)
+        return
+    about = (
+        f"byte {index} of {where} ({name}) is {data[at]:#04x} in the stream, "
+        f"{int(case.parts['device'] or '0', 16):#04x} in this QEMU's device"
+    )
+    yield _Place(f"{about}{_hint(name)}", start + at, where)
+
+
+def _hint(register: str) -> str:
+    # What decides a register of a PCI device.
+    for start, words in _PCI_HINTS.items():
+        if register.startswith(start):
+            return f": {words}"
+    return ""
+
+
+_PCI_HINTS = {
+    "vendor_id": "another device",
+    "device_id": "another device, or another disable-modern and disable-legacy",
+    "subsystem": "another device, or another machine type",
+    "revision": "another disable-modern and disable-legacy, or another machine type",
+    "class": "another class= or machine type",
+    "capabilities": "one side has a capability that the other lacks (vectors= for MSI-X, "
+    "disable-modern, a PCI or PCI Express bus)",
+    "msix": "another number of vectors (vectors=)",
+    "msi": "msi= differs",
+    "interrupt_pin": "an interrupt on one side only (vectors=, a root port)",
+    "bar": "another kind or size of region (disable-modern, modern-pio-notify, a ROM)",
+    "rom_address": "an option ROM of another size (romfile=, rombar=)",
+    "virtio_": "the regions of the modern interface are elsewhere: another disable-legacy, "
+    "modern-pio-notify, page-per-vq or machine type",
+    "express": "another speed or width (x-speed=, x-width=), or another machine type",
+    "aer": "aer= differs",
+    "header_type": "multifunction= differs",
+}
+
+
+def _config_space(tree: Value) -> tuple[str, int, bytes] | None:
+    # Path, offset and bytes: inside a virtio device, or the field of another PCI device.
+    device = device_in(tree)
+    if device is not None and device.pci is not None:
+        whole, space = device.tree.value, device.pci
+        assert isinstance(whole, bytes)
+        at = space.offset - device.tree.offset
+        return f"{device.tree.name}.pci.config", space.offset, whole[at : at + space.size]
+    for path, value in tree.walk():
+        if value.type == "pci config" and isinstance(value.value, bytes):
+            return path, value.offset, value.value
+    return None
+
+
+def _features(case: _Case) -> Iterator[_Place]:
+    given, allowed = (case.parts.get(name) for name in ("features", "allowed"))
+    sent = int(given, 16) if given else None
+    for record in [case.failed] if case.failed else case.machine.stream.sections():
+        tree = case.tree(record) if (record.name or "").rpartition("/")[2][:1] == "v" else None
+        device = None if tree is None else device_in(tree)
+        if device is None or (case.failed is None and device.features != sent):
+            continue
+        features = device.features if sent is None else sent
+        path = f"{case.path(record)}.{device.tree.name}"
+        about = f"the driver of {path} has accepted features {features:#x}"
+        if allowed:
+            lacking = feature_bits(device.type).names(features & ~int(allowed, 16))
+            about += f", of which this QEMU's device does not offer {', '.join(lacking)}"
+        yield _Place(about, device.tree.offset, path)
+        return
+    yield _Place("")
+
+
+def _queue(case: _Case) -> Iterator[_Place]:
+    device, number = case.device(), case.parts.get("queue")
+    if device is None or case.failed is None:
+        yield _Place("")
+        return
+    path = f"{case.path(case.failed)}.{device.tree.name}.queues"
+    queues = [queue for queue in device.queues if number is None or queue.index == int(number)]
+    if not queues:
+        yield _Place(f"{path} has {len(device.queues)} queues", device.tree.offset, path)
+    elif number is None:
+        sizes = ", ".join(f"{queue.size}" for queue in queues)
+        yield _Place(f"{path}: {len(queues)} queues of {sizes} entries", device.tree.offset, path)
+    else:
+        queue = queues[0]
+        value = device.tree.resolve(f"queues[{queue.index}]")
+        yield _Place(
+            f"{path}[{queue.index}] has {queue.size} entries, descriptors at {queue.desc:#x}, "
+            f"available ring at {queue.avail:#x}, used ring at {queue.used:#x}, next index "
+            f"{queue.last_avail_idx}",
+            device.tree.offset if value is None else value.offset,
+            f"{path}[{queue.index}]",
+        )
+
+
+def _msr(case: _Case) -> Iterator[_Place]:
+    number, value = (int(case.parts[name] or "0", 0) for name in ("msr", "value"))
+    name = _MSRS.get(number)
+    for vcpu in case.machine.vcpus:
+        register = vcpu.registers.get(name) if name is not None else None
+        if register is not None and register.value == value:
+            path = f"vcpu{vcpu.index}.{name}"
+            yield _Place(f"{path} is {value:#x} (MSR {number:#x})", register.offset, path)
+            return
+    yield _Place(f"MSR {number:#x} is {value:#x} in the stream")
+
+
+def _tsc(case: _Case) -> Iterator[_Place]:
+    for record in _records(case.machine, "cpu", None):
+        tree = case.tree(record)
+        for inner, value in tree.walk() if tree is not None else ():
+            if inner.endswith("tsc_khz") and isinstance(value.value, int):
+                path = f"{case.path(record)}.{inner}"
+                yield _Place(f"{path} is {value.value} kHz", value.offset, path)
+                return
+    yield _Place("the stream does not have the frequency of the TSC")
+
+
+def _put(case: _Case) -> Iterator[_Place]:
+    what = case.parts.get("put")
+    first = next(iter(case.machine.vcpus), None)
+    if what is None or first is None:
+        yield _Place("")
+    else:
+        yield _Place(f"KVM refuses {what} of a vCPU (vcpu{first.index} is the first)",
+                     first.section.offset, f"vcpu{first.index}")  # fmt: skip
+
+
+def _in_section(case: _Case) -> Iterator[_Place]:
+    # A message about a value that it does not name.
+    if case.failed is None:
+        yield _Place("")
+    else:
+        yield _section(case, case.failed)
+
+
+_FINDERS: Mapping[str, Callable[[_Case], Iterator[_Place]]] = {
+    "machine": _machine,
+    "capability": _capability,
+    "configuration": _configuration,
+    "footer": _footer,
+    "subsection": _subsection,
+    "pci-config": _pci_config,
+    "virtio-features": _features,
+    "virtio-queue": _queue,
+    "virtio-rings": _queue,
+    "virtio-net": _in_section,
+    "msr": _msr,
+    "tsc": _tsc,
+    "put-registers": _put,
+    "equal": _in_section,
+    "list": _in_section,
+    "irq": _in_section,
+    "run-state": _run_state,
+}
