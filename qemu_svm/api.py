@@ -31,12 +31,12 @@ from qemu_svm.source import Source, open_source
 from qemu_svm.stream import Value, Walk, read_stream
 
 if TYPE_CHECKING:
+    from qemu_svm.findings.inspection import Inspection
     from qemu_svm.findings.masks import Mask
     from qemu_svm.findings.results import (
         CheckReport,
         CompatReport,
         DiffReport,
-        Inspection,
         RamReport,
         Shown,
         SimulationReport,
@@ -235,8 +235,7 @@ class Dump:
 
         :param ram: read all RAM records and count the pages.
         """
-        from qemu_svm.findings import findings
-        from qemu_svm.findings.results import Inspection
+        from qemu_svm.findings.inspection import Inspection, findings
 
         if not ram:
             return Inspection(self.machine, self.problems)

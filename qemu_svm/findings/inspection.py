@@ -1,13 +1,16 @@
-"""Damage of a stream, and parts of it that contradict each other."""
+"""The inspection of a stream: its damage, and parts of it that contradict each other."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 from qemu_svm.errors import StreamError
 from qemu_svm.findings.consistency import consistency
 from qemu_svm.machine import Machine
+from qemu_svm.results import Result
 from qemu_svm.rules import Finding, Severity
 from qemu_svm.source.details import LibvirtDetails
 from qemu_svm.source.libvirt import FORMATS
@@ -19,6 +22,19 @@ _END_ONLY = 8
 
 _VERSION = re.compile(r"-(\d+)\.(\d+)$")
 _MULTIFD_SAYS_SO = (8, 1)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Result):
+    """What is in a stream, and what looks wrong.
+
+    :param ram: the stream was read with all its RAM records, so pages are counted.
+    """
+
+    verb: ClassVar[str] = "inspect"
+    machine: Machine
+    problems: tuple[Finding, ...]
+    ram: bool = False
 
 
 def findings(machine: Machine) -> list[Finding]:

@@ -33,19 +33,6 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection(Result):
-    """What is in a stream, and what looks wrong.
-
-    :param ram: the stream was read with all its RAM records, so pages are counted.
-    """
-
-    verb: ClassVar[str] = "inspect"
-    machine: Machine
-    problems: tuple[Finding, ...]
-    ram: bool = False
-
-
-@dataclass(frozen=True, slots=True, repr=False)
 class CheckReport(Result):
     """Which kernels accept a stream's nested state, and what they would meet."""
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_svm.findings import findings
-from qemu_svm.findings.results import Inspection, Shown
+from qemu_svm.findings.inspection import Inspection
+from qemu_svm.findings.results import Shown
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import Place, find
 from qemu_svm.render.escape import printable

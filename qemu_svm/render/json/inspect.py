@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.fields import Fields
-from qemu_svm.findings.results import Inspection
+from qemu_svm.findings.inspection import Inspection
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits, groups, layout
 from qemu_svm.nested.exit_codes import exit_name

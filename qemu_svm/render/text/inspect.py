@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.text import Text
 
-from qemu_svm.findings.results import Inspection
+from qemu_svm.findings.inspection import Inspection
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits
 from qemu_svm.nested.exit_codes import exit_name
