@@ -57,7 +57,11 @@ echo DONE
 while true; do /bin/busybox sleep 1000; done
 """
 
-MEMORY = ("-m", "256", "-object", "memory-backend-memfd,id=ram,size=256M,share=on")
+# A named file: since 10.0 x-ignore-shared leaves out no other.
+MEMORY = (
+    "-m", "256",
+    "-object", "memory-backend-file,id=ram,size=256M,share=on,mem-path={folder}/ram",
+)  # fmt: skip
 DISK = ("-drive", "if=none,id=DISK,file={folder}/disk,format=raw,snapshot=on")
 
 
@@ -121,8 +125,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "memory": (
         "-M", "q35,memory-backend=ram", "-m", "256,maxmem=1G,slots=2", "-vga", "none",
-        "-object", "memory-backend-memfd,id=plug,size=256M,share=on",
-        "-object", "memory-backend-memfd,id=pmem,size=16M,share=on",
+        "-object", "memory-backend-file,id=plug,size=256M,share=on,mem-path={folder}/plug",
+        "-object", "memory-backend-file,id=pmem,size=16M,share=on,mem-path={folder}/pmem",
         *devices(
             "virtio-iommu-pci,addr=3", "virtio-mem-pci,id=vm,memdev=plug,requested-size=128M",
             "virtio-pmem-pci,memdev=pmem",
@@ -209,10 +213,10 @@ def running(qemu: list[str], kind: str, folder: Path) -> Iterator[Qmp]:
     for path in (console, control):
         path.unlink(missing_ok=True)
     accel = ("-accel", "tcg", "-cpu", "max", "-display", "none", "-monitor", "none", "-S")
-    arguments = [part.format(folder=folder) for part in KINDS[kind]]
+    arguments = [part.format(folder=folder) for part in (*MEMORY, *KINDS[kind])]
     boot = ("-kernel", folder / "kernel", "-initrd", folder / "initrd")
     append = ("-append", "console=ttyS0 panic=-1 quiet nokaslr", "-serial", f"file:{console}")
-    command = [*qemu, *MEMORY, *arguments, *accel, *boot, *append]
+    command = [*qemu, *arguments, *accel, *boot, *append]
     command += ["-qmp", f"unix:{control},server=on,wait=off"]
     with subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL) as process:
         try:

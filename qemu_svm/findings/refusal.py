@@ -100,7 +100,8 @@ def explain_refusal(machine: Machine, words: Iterable[str]) -> list[Finding]:
             case = _Case(machine, match.groupdict(), failed)
             for place in _places(case, meaning):
                 finding = _finding(meaning, place)
-                again = meaning.rule in _ONCE and finding.rule in {one.rule for one in found}
+                vague = meaning.rule in _ONCE or not place.about
+                again = vague and finding.rule in {one.rule for one in found}
                 if finding not in found and not again:
                     found.append(finding)
         if not meanings and (function := function_of(line)) is not None:
@@ -205,9 +206,11 @@ def _section(case: _Case, record: Record, wanted: str | None = None) -> _Place:
 
 
 def _shown(value: Value) -> str:
+    if value.children or value.value is None:
+        return f"{value.size} bytes"
     if isinstance(value.value, bytes):
         return value.value.hex(" ")[:_SHOWN]
-    return f"{value.size} bytes" if value.value is None else f"{value.value}"
+    return f"{value.value}"
 
 
 def _block(case: _Case, name: str) -> _Place:
@@ -385,6 +388,9 @@ def _features(case: _Case) -> Iterator[_Place]:
     yield _Place("")
 
 
+_NO_QUEUE = "; this QEMU's device has no such queue"
+
+
 def _queue(case: _Case) -> Iterator[_Place]:
     device, number = case.device(), case.parts.get("queue")
     if device is None or case.failed is None:
@@ -400,10 +406,12 @@ def _queue(case: _Case) -> Iterator[_Place]:
     else:
         queue = queues[0]
         value = device.tree.resolve(f"queues[{queue.index}]")
+        most = case.parts.get("most")
+        limit = "" if most is None else f"; this QEMU's device has at most {most}"
         yield _Place(
             f"{path}[{queue.index}] has {queue.size} entries, descriptors at {queue.desc:#x}, "
             f"available ring at {queue.avail:#x}, used ring at {queue.used:#x}, next index "
-            f"{queue.last_avail_idx}",
+            f"{queue.last_avail_idx}{limit if most != '0' else _NO_QUEUE}",
             device.tree.offset if value is None else value.offset,
             f"{path}[{queue.index}]",
         )

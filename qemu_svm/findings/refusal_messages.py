@@ -96,7 +96,7 @@ MEANINGS = (
     Meaning("subsection", r"VM subsection '(?P<subsection>[^']*)' in '[^']*'",
      "this QEMU does not know the subsection, or cannot read it",
      "use a machine type at the source that does not send it, or a newer QEMU"),
-    Meaning("element", r"Failed to load element of type (?P<type>.+?) for (?P<field>[^\s:]+): ",
+    Meaning("element", r"Failed to load element of type (?P<type>.+?) for (?P<field>[^\s:]+)",
      "a field has a value that this QEMU does not accept, or the section ended",
      "svmstream show prints the refused value"),
     Meaning("pci-config", r"[Bb]ad config data: i=(?P<index>0x[0-9a-f]+) read: (?P<read>[0-9a-f]+) "
@@ -159,6 +159,11 @@ MEANINGS = (
      "the guest's driver has accepted features that this device does not offer",
      "give the target's device the properties that offer them (or a back end that can), or use "
      "the source's machine type"),
+    Meaning("virtio-queue",
+     r"VQ (?P<queue>\d+) vring\.num \d+ exceeds allocated max (?P<most>\d+)",
+     "the stream has more or larger queues than this QEMU's device",
+     "give the target's device as many queues (num-queues=, mq=on, max_ports=) of the same size "
+     "(queue-size=) as the source's"),
     Meaning("virtio-queue", r"VQ (?P<queue>\d+) (?:vring\.num|address 0x0|size 0x|desc|queue)"
      r"|Invalid number of virtqueues|Invalid virtqueue index",
      "a queue of the device cannot be as the stream says",

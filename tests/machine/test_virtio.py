@@ -53,6 +53,8 @@ def test_devices_are_as_qemu_says(recorded: tuple[Machine, dict[str, Any]]) -> N
 
 def test_features_and_pci_are_as_linux_says(recorded: tuple[Machine, dict[str, Any]]) -> None:
     machine, truth = recorded
+    if not truth["guest"]:
+        pytest.skip("driven by firmware, which does not say")
     devices = said.devices_in(machine)
     # In streams PCI devices may be in another order than in sysfs.
     theirs = [one for one in truth["guest"] if not one["config"].startswith(PMEM)]

@@ -210,7 +210,7 @@ def _ccw(cursor: Cursor) -> _Head:
     values += [] if summary is None else [summary]
     values += cursor.rows(layouts.CCW_END)
     number = values[0].number("cu_model")
-    return _Head(values, number, align=True, vector=True)
+    return _Head(values, number, align=False, vector=True)
 
 
 _BUSES = (

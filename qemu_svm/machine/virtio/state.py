@@ -18,8 +18,12 @@ from qemu_svm.machine.virtio import layouts
 from qemu_svm.machine.virtio.wire import simple, subsection
 from qemu_svm.stream.vmstate.values import Value
 
-_MOST = 1 << 16
-"""Most elements of a list of which each takes bytes of its own."""
+_MOST = 1 << 12
+"""Most elements of a list; with more, a device is not decoded."""
+
+_MAPPINGS = 1 << 12
+_MAPPING_SIZE = 29
+"""Mappings of a domain that are shown one by one, and bytes of one on the wire."""
 
 _PORT_WORD = 32
 _RSS_MAX = 1 << 13
@@ -142,10 +146,13 @@ def _iommu(cursor: Cursor, _features: int, _config: bytes, *, bypass: bool) -> l
 def _mappings(cursor: Cursor) -> Iterator[Value]:
     start = cursor.offset
     members = [cursor.number("count", "u32")]
-    for index in range(min(int(members[0]), _MOST)):
+    count = int(members[0])
+    for index in range(min(count, _MAPPINGS)):
         at = cursor.offset
         parts = [*_marker(cursor, 1), *cursor.rows("low:u64 high:u64 phys_addr:u64 flags:u32")]
         members.append(group(f"[{index}]", "struct", at, parts))
+    if count > _MAPPINGS:
+        members.append(cursor.bytes("rest", _MAPPING_SIZE * (count - _MAPPINGS)))
     members += _marker(cursor, 0)
     yield group("mappings", "struct", start, members)
 
