@@ -45,7 +45,7 @@ def read_machine(stream: Stream) -> Machine:
                     "more vCPUs than the limit allows",
                     offset=record.offset,
                     expected=f"at most {stream.limits.vcpus}",
-                    hint="--limit vcpus=NUMBER raises it",
+                    hint="raise it with --limit vcpus=NUMBER",
                 )
             )
             break

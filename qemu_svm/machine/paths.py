@@ -62,7 +62,7 @@ def find(machine: Machine, path: str) -> Place:
     else:
         place = _in_machine(machine, path)
     if place is None:
-        raise PathError(f"nothing is called '{path}'", near=_near(machine, path))
+        raise PathError(f"unknown path '{path}'", near=_near(machine, path))
     return place
 
 

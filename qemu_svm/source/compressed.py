@@ -65,13 +65,13 @@ def reader(raw: Raw, compression: str, path: str, window: int = DEFAULT.window_b
         try:
             return read(size)
         except EOFError as error:
-            raise SourceError(f"the {compression} data of '{path}' is cut short") from error
+            raise SourceError(f"the {compression} data of '{path}' is truncated") from error
         except failures as error:
             if _too_far(error):
                 raise SourceError(
                     f"the {compression} data of '{path}' needs a window of more than "
                     f"{window >> 20} MiB",
-                    hint="raise the limit window_bytes, or decompress to a file first",
+                    hint="raise it with --limit window_bytes=SIZE, or decompress to a file first",
                 ) from error
             raise SourceError(f"the {compression} data of '{path}' is damaged: {error}") from error
 

@@ -39,8 +39,8 @@ class Feed:
         self._limit -= len(data)
         if self._limit < 0:
             raise SourceError(
-                f"too many bytes come out of '{self.path}'",
-                hint="raise the limit spool_bytes, or decompress to a file first",
+                f"too much data decompressed from '{self.path}'",
+                hint="raise it with --limit spool_bytes=SIZE, or decompress to a file first",
             )
         return data
 

@@ -42,8 +42,8 @@ def read_header(feed: Feed, limits: Limits) -> LibvirtDetails:
     notes = []
     if header.data_length > limits.description_bytes:
         raise SourceError(
-            f"'{path}': the libvirt header (offset 20) asks for {header.data_length} bytes of XML, "
-            f"more than the limit of {limits.description_bytes}"
+            f"'{path}': the libvirt header (offset 20) announces {header.data_length} bytes "
+            f"of XML, more than the limit of {limits.description_bytes}"
         )
     text = feed.take(header.data_length)
     if len(text) < header.data_length:
@@ -60,7 +60,7 @@ def read_header(feed: Feed, limits: Limits) -> LibvirtDetails:
     elif header.cookie_offset:
         xml, cookie = text[: header.cookie_offset], _text(text[header.cookie_offset :])
     if header.magic == UNFINISHED:
-        notes.append("the save was not finished")
+        notes.append("the save did not finish")
     form = FORMATS[header.format] if header.format < len(FORMATS) else f"{header.format}"
     if header.version < VERSION:
         form = "raw"  # version 1 had no such field

@@ -53,7 +53,9 @@ class Lzop:
             if readable:
                 data = os.read(self._stdout.fileno(), min(size, _STEP))
                 if not data and self._process.wait() != 0:
-                    raise SourceError(f"the lzop data of '{self._feed.path}' is damaged or cut")
+                    raise SourceError(
+                        f"the lzop data of '{self._feed.path}' is damaged or truncated"
+                    )
                 return data
             if writable:
                 self._write()

@@ -118,7 +118,7 @@ class _Peeler:
         if wanted is not None:
             raise SourceError(
                 f"'#{wanted}' names a snapshot, but '{self._feed.path}' is not a qcow2 image",
-                hint="FILE#@OFFSET says where a stream starts",
+                hint="FILE#@OFFSET opens a stream at an offset",
             )
         if head.startswith(_LIBVIRT):
             return self._libvirt()
@@ -201,8 +201,8 @@ class _Peeler:
         if kind == "none" and head and not STREAM_MAGIC.startswith(head[:4]):
             raise SourceError(
                 f"'{self._feed.path}': the libvirt header puts a stream ({details.format}) at "
-                f"{self._offset:#x}, but there stands {head[:8].hex(' ')}",
-                hint="FILE#@OFFSET opens a stream where it really is",
+                f"{self._offset:#x}, but found {head[:8].hex(' ')}",
+                hint="FILE#@OFFSET opens a stream at its real offset",
             )
         self._decompress()
         source = self._plain()
@@ -229,5 +229,5 @@ def _number(wanted: str, path: str) -> int:
     except ValueError:
         offset = -1
     if not 0 <= offset < 1 << 62:
-        raise SourceError(f"'{wanted}' behind '{path}' is not an offset such as @0x10000")
+        raise SourceError(f"'{wanted}' after '{path}' is not an offset such as @0x10000")
     return offset

@@ -198,7 +198,7 @@ def choose(path: str, entries: Sequence[Entry], wanted: str | None) -> Entry:
     if not entries:
         raise SourceError(
             f"'{path}' is a qcow2 image without internal snapshots",
-            hint="savevm makes them",
+            hint="savevm creates them",
         )
     image = path if wanted is None else path.removesuffix(f"#{wanted}")
     saved = [entry for entry in entries if entry.details.vm_state_size]
@@ -215,9 +215,9 @@ def choose(path: str, entries: Sequence[Entry], wanted: str | None) -> Entry:
         what = f"snapshot '{wanted}' of '{image}' holds disks only, no VM state"
     raise SourceError(
         f"{what}: {_listing(entries)}",
-        hint=f"name one as '{image}#NAME' or '{image}#ID'"
+        hint=f"choose one with '{image}#NAME' or '{image}#ID'"
         if saved
-        else "the VM state is in another of the guest's images",
+        else "the VM state is in another image of the guest",
     )
 
 
@@ -301,7 +301,9 @@ class SnapshotSource(Source):
             return bytes(length)
         if table % image.cluster_size:
             raise _wrong(
-                self.path, self._l1 + 8 * l1_index, f"an L2 table at {table:#x}, not at a cluster"
+                self.path,
+                self._l1 + 8 * l1_index,
+                f"L2 table at {table:#x} is not aligned to a cluster",
             )
         where = table + image.entry_size * l2_index
         entry = self._word(where)
@@ -309,14 +311,14 @@ class SnapshotSource(Source):
             return self._cluster(where, entry)[inside : inside + length]
         host = entry & _OFFSET
         if host % image.cluster_size:
-            raise _wrong(self.path, where, f"a cluster at {host:#x}, not at a multiple of its size")
+            raise _wrong(self.path, where, f"cluster at {host:#x} is not aligned to its size")
         if image.extended:
             bitmap = self._word(where + 8)
             sub = inside * 32 // image.cluster_size
             if bitmap >> (32 + sub) & 1 or not bitmap >> sub & 1:
                 return bytes(length)
             if not host:
-                raise _wrong(self.path, where, "a subcluster is allocated but has no place")
+                raise _wrong(self.path, where, "a subcluster is allocated but has no host offset")
         elif not host or (entry & 1 and image.version == 3):
             return bytes(length)
         data = self._parent.read_at(host + inside, length)
@@ -367,10 +369,12 @@ class SnapshotSource(Source):
         sectors = (entry & _COMPRESSED - 1) >> bits
         packed = self._parent.read_at(host, (sectors + 1) * 512 - host % 512)
         if not packed:
-            raise _wrong(self.path, where, f"a compressed cluster at {host:#x}, behind the end")
+            raise _wrong(
+                self.path, where, f"compressed cluster at {host:#x} is past the end of the image"
+            )
         data = _unzstd(packed, size) if self._image.zstd else _inflate(packed, size)
         if data is None or len(data) != size:
-            raise _wrong(self.path, host, f"a compressed cluster that is not {size} bytes")
+            raise _wrong(self.path, host, f"compressed cluster does not decompress to {size} bytes")
         return data
 
 

@@ -70,8 +70,8 @@ class SpoolSource(Source):
                 return
             if self._filled + len(chunk) > self._limit:
                 self.damage = SourceError(
-                    f"more than {self._limit} bytes come out of '{self.path}'",
-                    hint="raise the limit spool_bytes, or decompress to a file first",
+                    f"'{self.path}' holds more than {self._limit} bytes of data",
+                    hint="raise it with --limit spool_bytes=SIZE, or decompress to a file first",
                 )
                 self._ended = True
                 return
@@ -81,8 +81,9 @@ class SpoolSource(Source):
                 self._file.flush()
             except OSError as error:
                 raise SourceError(
-                    f"no room to keep '{self.path}' while reading it: {error.strerror}",
-                    hint="set TMPDIR to a disk with room, or decompress to a file first",
+                    f"no space for a temporary copy of '{self.path}': {error.strerror}",
+                    hint="set TMPDIR to a directory with more free space, "
+                    "or decompress to a file first",
                 ) from error
             self._filled += len(chunk)
 

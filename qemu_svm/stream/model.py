@@ -129,7 +129,7 @@ class Stream:
                 section=record.name,
                 expected=f"at most {self.limits.section_bytes} bytes",
                 found=f"{record.payload_size}",
-                hint="--limit section_bytes=NUMBER raises it",
+                hint="raise it with --limit section_bytes=NUMBER",
             )
         form = format_of(record)
         if form is not None:
@@ -267,7 +267,7 @@ def _recovered(walker: Walker) -> bool:
         return False
     walker.lose(start, end)
     last = walker.problems[-1]
-    last.hint = f"{end - start} bytes are lost; records go on at {end:#x}"
+    last.hint = f"{end - start} bytes lost; records continue at {end:#x}"
     return True
 
 
@@ -280,7 +280,7 @@ def _check_trailing_data(walker: Walker) -> None:
         block = reader.peek(1 << 16)
         if block.strip(b"\0"):
             raise Malformed(
-                "data behind the end of the stream",
+                "trailing data after the end of the stream",
                 offset=reader.offset,
                 expected="nothing, or zero padding",
                 found=block[:16].hex(" "),

@@ -93,7 +93,7 @@ class _Items:
 
     def wrong(self, expected: str, found: int) -> Malformed:
         return Malformed(
-            "a record of unknown kind",
+            "unknown kind of record",
             offset=self._start,
             section=self.section,
             expected=expected,
@@ -152,7 +152,7 @@ def _dirty_bitmap(items: _Items, _kind: Kind) -> Iterator[Value]:
                 items.data("bits", items.number("size", 8))
                 yield items.done("bits")
         else:
-            raise items.wrong("0x1, 0x10, 0x20 or 0x40 besides names", flags)
+            raise items.wrong("0x1, 0x10, 0x20 or 0x40, apart from names", flags)
 
 
 def _htab(items: _Items, kind: Kind) -> Iterator[Value]:
@@ -257,7 +257,7 @@ class Format:
             for item in self.read(_Items(reader, self.name, _KEEP), record.kind):
                 if len(found) >= limits.section_values:
                     raise LimitExceeded(
-                        "a section has more values than the limit allows",
+                        "the section has more values than the limit allows",
                         offset=item.offset,
                         section=self.name,
                         expected=f"at most {limits.section_values}",

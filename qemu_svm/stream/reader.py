@@ -127,7 +127,7 @@ class Reader:
                 raise cut from error
             except ConstructError as error:
                 raise Malformed(
-                    f"{what} is not what the format says",
+                    f"{what} is invalid",
                     offset=self.offset,
                     field=_field(error),
                     found=data[:16].hex(" "),
@@ -135,7 +135,7 @@ class Reader:
             self.offset += stream.tell()
             return value
         raise LimitExceeded(
-            f"{what} is larger than any real one",
+            f"{what} is implausibly large",
             offset=self.offset,
             expected=f"at most {_STRUCTURE[-1]} bytes",
         )

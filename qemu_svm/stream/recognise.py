@@ -30,17 +30,17 @@ def seen_elsewhere(head: bytes) -> str | None:
         return None
     kind, length = int.from_bytes(head[:2], "big"), int.from_bytes(head[2:4], "big")
     if _RETURN_PATH.get(kind) == length or (kind in _NAMED and 0 < length < 300):
-        return "the return path of a migration: what the destination answered"
+        return "the return path of a migration (the destination's replies)"
     if head.startswith(RESUMED):
         return (
-            "the second connection of a postcopy migration that was resumed; it goes on where "
-            "the first one broke: 'ram FIRST --channel SECOND' reads both"
+            "the second connection of a resumed postcopy migration, which continues where the "
+            "first one broke: read both with 'ram FIRST --channel SECOND'"
         )
     word, name = int.from_bytes(head[:8], "big"), head[9 : 9 + head[8]] if len(head) > 8 else b""
     named = word & 0xFFF in (RamFlag.PAGE, RamFlag.ZERO) and name.isascii() and name[:1].isalnum()
     if word == RamFlag.EOS or (word < 1 << 48 and named):
         return (
-            "RAM records with no stream around them, as the second connection of "
-            "postcopy-preempt has: 'ram MAIN --channel THIS' reads both"
+            "RAM records without a stream, such as the second connection of "
+            "postcopy-preempt: read both with 'ram MAIN --channel THIS'"
         )
     return None

@@ -106,7 +106,7 @@ class Footers:
             raise reader.truncated("a section footer", FOOTER_SIZE, len(head), section=record.name)
         if head != wanted:
             raise Malformed(
-                "a section does not end with its footer",
+                "section is not followed by its footer",
                 offset=reader.offset,
                 section=record.name,
                 expected=wanted.hex(" "),
@@ -199,7 +199,7 @@ class SectionMeasurer:
             if not self._footers.present or _footer_of(record).startswith(head):
                 return True
             problem = Malformed(
-                "a section that goes on behind its end",
+                "section data continues past its end marker",
                 offset=reader.offset,
                 expected="its footer",
                 found=head.hex(" "),
@@ -235,7 +235,7 @@ class SectionMeasurer:
             if self._footers.absent or self._at_footer(record):
                 return True
             problem = Malformed(
-                "a section is not as long as its description says",
+                "section length differs from its description",
                 offset=record.payload,
                 section=device.name,
                 expected=f"a footer at {record.payload + device.payload_size:#x}",
@@ -259,7 +259,7 @@ class SectionMeasurer:
             if found is not None:
                 fitting = [entry for entry in fitting if entry[1] <= found]
             if not fitting:
-                self._reader.offset = self._found(record, found, "the next section, or the EOF")
+                self._reader.offset = self._found(record, found, "the next section or EOF")
                 return Measured(opaque=True)
             # What follows the layout is damaged; the next step reports it.
         device, self._reader.offset = (proved or fitting)[0]
@@ -333,7 +333,7 @@ class SectionMeasurer:
     def _search_footer(self, record: Record) -> None:
         if self._footers.absent:
             raise Unsupported(
-                "a section whose length nothing tells",
+                "section of unknown length",
                 offset=record.offset,
                 section=record.name,
                 hint="the stream has neither a description of it nor footers",
@@ -348,7 +348,7 @@ class SectionMeasurer:
                 offset=self._source.size(),
                 section=record.name,
                 expected=what,
-                found="none up to the end",
+                found="none before the end of the input",
             )
         return offset
 
@@ -362,7 +362,7 @@ def _not_cut(error: StreamError, offset: int) -> StreamError:
     if not isinstance(error, Truncated):
         return error
     return Malformed(
-        "a length that leads behind the end of the input",
+        "length field points past the end of the input",
         offset=offset,
         section=error.section,
         expected=error.expected,

@@ -98,12 +98,12 @@ class Walker:
         """
         if len(self.problems) >= self.limits.recoveries:
             raise LimitExceeded(
-                "too much is damaged to read on",
+                "too much damage to continue",
                 offset=problem.offset,
                 section=problem.section,
                 expected=f"at most {self.limits.recoveries} such places",
                 found=problem.what,
-                hint="--limit recoveries=NUMBER raises it",
+                hint="raise it with --limit recoveries=NUMBER",
             )
         self.problems.append(problem)
 
@@ -113,7 +113,7 @@ class Walker:
         if len(head) >= len(MAGIC) and not head.startswith(MAGIC):
             kind = seen_elsewhere(head)
             raise Malformed(
-                "not a QEMU migration stream" + (f" but {kind}" if kind else ""),
+                "not a QEMU migration stream" + (f", but {kind}" if kind else ""),
                 offset=0,
                 expected="'QEVM'",
                 found=head[:8].hex(" "),
@@ -121,7 +121,7 @@ class Walker:
         self.version = self.reader.structure(FileHeader, "the stream header").version
         if self.version != VERSION:
             raise Unsupported(
-                "a stream version that no current QEMU writes",
+                "unsupported stream version",
                 offset=4,
                 expected=f"{VERSION}",
                 found=f"{self.version}",
@@ -147,7 +147,7 @@ class Walker:
             step = self._steps.get(kind)
             if step is None:
                 raise Malformed(
-                    "a record of unknown type",
+                    "unknown record type",
                     offset=start,
                     expected="a record type (0 to 4, 6 to 8)",
                     found=f"{kind:#04x}",
@@ -232,7 +232,7 @@ class Walker:
             name = name_text(part.name)
             if part.value is None:
                 raise Unsupported(
-                    "an unknown subsection of the configuration", offset=at, found=f"'{name}'"
+                    "unknown subsection of the configuration", offset=at, found=f"'{name}'"
                 )
             if name.endswith("/capabilities"):
                 capabilities = tuple(name_text(item) for item in part.value)
@@ -248,7 +248,7 @@ class Walker:
     def _page_bits(bits: int, at: int) -> int:
         if not 10 <= bits <= 24:
             raise Malformed(
-                "an impossible page size", offset=at, expected="10 to 24 bits", found=f"{bits}"
+                "invalid page size", offset=at, expected="10 to 24 bits", found=f"{bits}"
             )
         return bits
 
@@ -284,9 +284,9 @@ class Walker:
         header = self._headers.get(section_id)
         if header is None:
             raise Malformed(
-                "a section goes on that never started",
+                "continuation of a section that was never started",
                 offset=start,
-                expected="the id of a section that was started",
+                expected="the id of a started section",
                 found=f"{section_id}",
             )
         payload = self.reader.offset
@@ -303,7 +303,7 @@ class Walker:
             # Its length is the payload; its content is records without a
             # header of their own, and they are read like all others.
             raise Malformed(
-                "a package without a length",
+                "PACKAGED command without a length",
                 offset=start,
                 expected="4 bytes",
                 found=f"{length}",
@@ -323,7 +323,7 @@ class Walker:
                 offset=start,
                 expected=f"at most {self.limits.description_bytes} bytes",
                 found=f"{length}",
-                hint="--limit description_bytes=NUMBER raises it",
+                hint="raise it with --limit description_bytes=NUMBER",
             )
         payload = self.reader.offset
         text = self.reader.take(length, "the description")
@@ -332,7 +332,7 @@ class Walker:
 
     def _footer(self, start: int) -> NoReturn:
         found = self.reader.structure(SectionReference, "a section footer").section_id
-        raise Malformed("a section footer without a section", offset=start, found=f"id {found}")
+        raise Malformed("footer without a preceding section", offset=start, found=f"id {found}")
 
     def _payload(self, record: Record) -> None:
         opaque, device, origin = self._measurer.measure(record)
@@ -366,7 +366,7 @@ class Walker:
                 "more sections than the limit allows",
                 offset=record.offset,
                 expected=f"at most {self.limits.records}",
-                hint="--limit records=NUMBER raises it",
+                hint="raise it with --limit records=NUMBER",
             )
         if len(self.records) >= self.limits.records and record.kind in _FOLDED:
             # Too many to list one by one.

@@ -102,7 +102,7 @@ def test_the_hint_of_a_source_is_printed(tmp_path: Path, svmstream: Run) -> None
     path.write_bytes(b"something else\n" * 9)
     done = svmstream("inspect", f"{path}#daily")
     assert done.returncode == 3
-    assert b"FILE#@OFFSET says where a stream starts" in done.stderr
+    assert b"FILE#@OFFSET opens a stream at an offset" in done.stderr
 
 
 def test_a_borrowed_description(sample: bytes, sample_file: Path, svmstream: Run) -> None:

@@ -74,7 +74,7 @@ def test_a_guest_that_is_too_large(svmstream: Run, tmp_path: Path) -> None:
     path.write_bytes(builders.stream([], [page(0, b"x", "m")], {"m": 1 << 62}))
     done = svmstream("ram", "--extract", tmp_path / "out", path)
     assert (done.returncode, done.stdout) == (3, b"")
-    assert b"too large" in done.stderr
+    assert b"too many pages" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -74,7 +74,7 @@ def test_ram_that_went_over_other_channels(tmp_path: Path) -> None:
             for name in ("mig", "channel1", "channel0")
         )
         machine = read_machine(read_stream(source))
-        with pytest.raises(Truncated, match="went over multifd channels"):
+        with pytest.raises(Truncated, match="sent over multifd channels"):
             extract_ram(machine, str(tmp_path / "none"))
         assert not (tmp_path / "none").exists()
         ram = extract_ram(machine, str(tmp_path / "ram"), channels)

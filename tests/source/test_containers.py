@@ -133,7 +133,7 @@ def test_sparse_knows_its_place_in_the_file(sample: bytes, tmp_path: Path) -> No
         (save_image(b"")[:50], "ends inside the libvirt header"),
         (save_image(b"")[:200], "ends inside the XML"),
         (save_image(b"", data_length=1 << 31), "XML"),
-        (save_image(bytes(100), 1), "but there stands 00 00"),
+        (save_image(bytes(100), 1), "but found 00 00"),
     ],
 )
 def test_wrong_libvirt_headers(image: bytes, message: str, tmp_path: Path) -> None:
@@ -186,14 +186,14 @@ def test_snapshots_of_real_images(name: str, tmp_path: Path) -> None:
             assert source.read_at(0, 1 << 20) == other.read_at(0, 1 << 20)
     with pytest.raises(SourceError, match=r"a\.qcow2' holds 0 snapshots called 'third'") as info:
         open_source(f"{path}#third")
-    assert info.value.hint == f"name one as '{path}#NAME' or '{path}#ID'"
+    assert info.value.hint == f"choose one with '{path}#NAME' or '{path}#ID'"
 
 
 def test_an_image_without_vm_state_names_no_snapshot_to_take() -> None:
     image = made_image(b"QEVM", state=0)
     with pytest.raises(SourceError, match="0 snapshots with VM state: id 0 's0'") as info:
         open_snapshot(BytesSource(image), None)
-    assert info.value.hint == "the VM state is in another of the guest's images"
+    assert info.value.hint == "the VM state is in another image of the guest"
 
 
 def made_image(

@@ -55,7 +55,7 @@ def test_cut_input_gives_what_came_before(name: str) -> None:
         size = source.size()
         assert source.read_at(0, size) == data[:size]
         assert source.damage is not None
-        assert "cut short" in str(source.damage)
+        assert "truncated" in str(source.damage)
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)

@@ -96,7 +96,7 @@ def test_a_cut_frame_is_told_from_a_whole_one() -> None:
     assert _read(blob) == RANDOM
     assert _read(blob + blob) == RANDOM + RANDOM
     for cut in (len(blob) - 1, len(blob) - 5, 20, 7, 5):
-        with pytest.raises(SourceError, match="cut short"):
+        with pytest.raises(SourceError, match="truncated"):
             _read(blob[:cut])
     with pytest.raises(SourceError, match="damaged"):
         _read(blob[:100] + b"\xff\xff\xff" + blob[103:])

@@ -221,7 +221,7 @@ def test_a_length_behind_the_end_is_no_truncation() -> None:
     stream = read_stream(BytesSource(data))
     (problem,) = stream.problems
     assert type(problem) is Malformed
-    assert "behind the end" in problem.what
+    assert "past the end" in problem.what
     assert stream.complete
 
 

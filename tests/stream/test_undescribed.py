@@ -68,7 +68,7 @@ def test_nested_state_of_every_capture(capture: dict[str, Any], footers: bool) -
         }
     (warning,) = findings(found)
     assert warning.rule == "no-description"
-    assert ("is a guess" in warning.message) is not footers
+    assert ("are a guess" in warning.message) is not footers
 
 
 def many(whole: bytes, count: int) -> bytes:

@@ -64,7 +64,7 @@ def read_blocks(
         listed += entry.used_length
         if not entry.name or listed > total or len(entries) >= _MOST_BLOCKS:
             raise Malformed(
-                "the RAM blocks do not add up to the total",
+                "lengths of the RAM blocks do not add up to the total",
                 offset=start,
                 section="ram",
                 expected=f"{total:#x} bytes",

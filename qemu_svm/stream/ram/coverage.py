@@ -95,7 +95,7 @@ def check_number(ram: Ram, pages: int, most: int = MOST_PAGES) -> None:
     """
     if pages > most:
         raise LimitExceeded(
-            "the guest is too large to look at every page",
+            "the guest has too many pages to examine each",
             offset=ram.entries[0].block.offset,
             section="ram",
             expected=f"at most {most} pages",

@@ -24,7 +24,7 @@ class FinalRam:
     """The content of RAM at the end of a stream.
 
     :param ram: as read.
-    :raises LimitExceeded: the guest is too large to look at every page.
+    :raises LimitExceeded: the guest has too many pages to examine each.
     """
 
     def __init__(self, ram: Ram) -> None:

@@ -56,7 +56,7 @@ def read_header(
     version = reader.u32("a mapped-ram header")
     if version != _VERSION:
         raise Unsupported(
-            "a mapped-ram header of another version",
+            "unknown version of a mapped-ram header",
             offset=start,
             section="ram",
             expected=f"{_VERSION}",
@@ -70,7 +70,7 @@ def read_header(
         base = max(0, bitmap - reader.offset)
     if page_size < 1 << 10 or page_size > 1 << 30 or page_size & (page_size - 1):
         raise Malformed(
-            "an impossible page size in a mapped-ram header",
+            "invalid page size in a mapped-ram header",
             offset=start + 4,
             section="ram",
             found=f"{page_size:#x}",
@@ -79,15 +79,15 @@ def read_header(
     block = MappedBlock(bitmap - base, pages - base, count, page_size)
     if block.bitmap < reader.offset or block.pages < block.bitmap + block.bitmap_size:
         raise Malformed(
-            "a mapped-ram block whose parts overlap",
+            "overlapping parts of a mapped-ram block",
             offset=start + 12,
             section="ram",
-            expected=f"the bitmap behind {reader.offset + base:#x}, and behind it the pages",
+            expected=f"the bitmap at {reader.offset + base:#x} or later, then the pages",
             found=f"{bitmap:#x} and {pages:#x}",
         )
     if block.pages + used_length >> INPUT_SHIFT:
         raise Malformed(
-            "a mapped-ram block that ends where no file does",
+            "mapped-ram block ends past the largest file offset",
             offset=start + 20,
             section="ram",
             expected=f"less than {1 << INPUT_SHIFT:#x}",

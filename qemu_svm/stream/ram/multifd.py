@@ -146,7 +146,7 @@ def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
         )
     if version != _VERSION:
         raise Unsupported(
-            "a multifd channel of another version",
+            "unknown version of a multifd channel",
             offset=4,
             expected=f"{_VERSION}",
             found=f"{version}",
@@ -210,7 +210,7 @@ class _State:
         for offset in offsets[: normal + zero]:
             if offset % self.page_size:
                 raise Malformed(
-                    "a multifd packet with an offset inside a page",
+                    "offset in a multifd packet is not a multiple of the page size",
                     offset=start + _HEADER.size,
                     found=f"{offset:#x}",
                 )
@@ -243,7 +243,7 @@ class _State:
             data = self.reader.offset
             if size != wanted or self.spool is not None:
                 raise Malformed(
-                    "a multifd packet of a wrong length",
+                    "wrong length in a multifd packet",
                     offset=start + 20,
                     expected=f"{wanted}",
                     found=f"{size}",
@@ -252,9 +252,9 @@ class _State:
             return data
         if name not in ("zlib", "zstd") or (self._inflate is None and len(self.methods) > 1):
             raise Unsupported(
-                "multifd pages compressed in a way that is not read",
+                "compression of multifd pages is not supported",
                 offset=start + 8,
-                expected="none, zlib or zstd, one for a channel",
+                expected="none, zlib or zstd; one per channel",
                 found=" and ".join(self.methods),
             )
         if self._inflate is None:
@@ -279,7 +279,7 @@ class _State:
                 break
         if out != wanted:
             raise Malformed(
-                "compressed multifd pages of a wrong length",
+                "compressed multifd pages have the wrong length",
                 offset=start,
                 expected=f"{wanted} bytes",
                 found=f"{out}",
@@ -328,14 +328,14 @@ class _Unpacked(Source):
 
     def append(self, data: bytes) -> None:
         if self._size + len(data) > self._limit:
-            raise SourceError(f"more than {self._limit} bytes come out of a multifd channel")
+            raise SourceError(f"more than {self._limit} bytes decompressed from a multifd channel")
         try:
             self._file.seek(self._size)
             self._file.write(data)
         except OSError as error:
             raise SourceError(
-                f"no room to keep a multifd channel: {error.strerror}",
-                hint="set TMPDIR to a disk with room",
+                f"no space for the pages of a multifd channel: {error.strerror}",
+                hint="set TMPDIR to a directory with more free space",
             ) from error
         self._size += len(data)
 

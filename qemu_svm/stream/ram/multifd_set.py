@@ -1,6 +1,6 @@
 """Whether the multifd channels at hand are those of a stream, and all of them.
 
-Packets are numbered from 0 over all channels together.  Before 9.0 a number may be
+Packets are numbered from 0 in all channels together together.  Before 9.0 a number may be
 there twice, and another one not at all, but the sender counts on: if there are fewer
 than the highest number says, a channel is missing.  Each SYNC is sent over every
 channel, for one mark of the main stream.
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from qemu_svm.errors import Malformed, StreamError, Truncated
 from qemu_svm.stream.ram.multifd import Channel
 
-_HINT = "name the file of each channel with --channel (diff: --channel-a, --channel-b)"
+_HINT = "pass the file of each channel with --channel (diff: --channel-a, --channel-b)"
 
 
 def channels_wanted(end: int) -> StreamError:
@@ -25,7 +25,7 @@ def channels_wanted(end: int) -> StreamError:
     :param end: of the main stream.
     """
     return Truncated(
-        "the pages of this stream went over multifd channels",
+        "the pages of this stream were sent over multifd channels",
         offset=end,
         section="ram",
         hint=_HINT,
@@ -42,12 +42,12 @@ def disagreements(channels: Sequence[Channel], marks: int, end: int) -> Iterator
     numbers = [channel.number for channel in channels]
     twice = next((number for number in numbers if numbers.count(number) > 1), None)
     if twice is not None:
-        yield _wrong(f"multifd channel {twice} is there twice", twice, "each channel once")
+        yield _wrong(f"multifd channel {twice} is given twice", twice, "each channel once")
         return
     for channel in channels:
         if channel.uuid != channels[0].uuid:
             yield _wrong(
-                "the multifd channels are of different guests",
+                "the multifd channels belong to different guests",
                 channel.number,
                 channels[0].uuid.hex(),
                 channel.uuid.hex(),
@@ -57,7 +57,7 @@ def disagreements(channels: Sequence[Channel], marks: int, end: int) -> Iterator
             yield _wrong(
                 "a multifd channel does not belong to this stream",
                 channel.number,
-                f"{marks} SYNC packets, as the stream has marks",
+                f"{marks} SYNC packets, one for each mark in the stream",
                 f"{channel.epochs}",
             )
             return
@@ -68,7 +68,7 @@ def disagreements(channels: Sequence[Channel], marks: int, end: int) -> Iterator
             "packets of multifd channels are missing",
             offset=end,
             section="ram",
-            expected=f"{numbered} over all channels",
+            expected=f"{numbered} in all channels together",
             found=f"{sent} in {len(channels)}",
             hint=_HINT,
         )

@@ -77,7 +77,7 @@ class Discards:
             f"{left} pages that postcopy discarded were not sent again",
             offset=end,
             section="ram",
-            hint="they may have come over a further connection: name its file with --channel",
+            hint="they may have been sent over a further connection: pass its file with --channel",
         )
 
 
@@ -109,9 +109,9 @@ def kind_of(source: Source) -> str:
     known = len(head) < 8 or flags in (RamFlag.EOS, RamFlag.PAGE, RamFlag.ZERO)
     if known and not any(head[:2]):
         return "preempt"
-    what = "a stream of its own" if head.startswith(MAGIC) else seen_elsewhere(head)
+    what = "a separate stream" if head.startswith(MAGIC) else seen_elsewhere(head)
     raise Malformed(
-        f"'{source.path}' is no channel" + (f" but {what}" if what else ""),
+        f"'{source.path}' is not a channel" + (f", but {what}" if what else ""),
         offset=0,
         expected="a multifd channel, or a further connection of postcopy",
         found=head[:8].hex(" ") or "nothing",
@@ -142,7 +142,9 @@ def read_extra(main: Walker, source: Source, number: int) -> Extra:
                 pass
             ended = walker.ended
             if not ended:
-                raise Truncated("the resumed stream has no end", offset=source.size())
+                raise Truncated(
+                    "the resumed stream ends without an EOF record", offset=source.size()
+                )
     except StreamError as error:
         error.section = f"connection {number} ({kind})"
         problem = error

@@ -185,12 +185,12 @@ class Ram:
         inflate = zlib.decompressobj()
         try:
             page = inflate.decompress(data, self.page_size + 1)
-            problem = "" if inflate.eof else "it does not end"
+            problem = "" if inflate.eof else "no end of the zlib stream"
         except zlib.error as error:
             page, problem = b"", str(error)
         if problem or len(page) != self.page_size:
             raise Malformed(
-                "a compressed page is damaged",
+                "damaged compressed page",
                 offset=offset,
                 section="ram",
                 expected=f"{self.page_size} bytes",
@@ -323,7 +323,7 @@ class _Merge:
             end = (pages.page + pages.count) * self._state.page_size
             if block is None or end > self._state.tops[block]:
                 raise Malformed(
-                    "a multifd page that no RAM block has",
+                    "multifd page outside the RAM blocks",
                     offset=pages.data or 0,
                     section=f"multifd channel {source - 1}",
                     expected="a page of the block list",

@@ -192,15 +192,15 @@ def _outside(state: RamState, offset: int, word: int) -> Malformed:
     # The error for a page that its block does not have.
     if state.current < 0:
         return Malformed(
-            "a page that continues no RAM block",
+            "page continues a RAM block, but none was named",
             offset=offset,
             section="ram",
-            expected="the name of a block before",
+            expected="a page with the name of its block first",
             found=f"{word:#x}",
         )
     block = state.blocks[state.current]
     return Malformed(
-        "a page outside its RAM block",
+        "page outside its RAM block",
         offset=offset,
         section="ram",
         expected=f"an offset below {block.used_length:#x} in '{block.name}'",
@@ -224,7 +224,7 @@ def _uncommon(reader: Reader, state: RamState) -> int:
     kind = _PAGE_KINDS.get(flags & ~_CONTINUE & 0x3FF)
     if kind is None or flags & ~0x3FF:
         raise Malformed(
-            "a RAM record with impossible flags",
+            "invalid flags in a RAM record",
             offset=start,
             section="ram",
             expected="one of ZERO, MEM_SIZE, PAGE, EOS, XBZRLE, HOOK, COMPRESS_PAGE, MULTIFD_FLUSH",
@@ -234,7 +234,7 @@ def _uncommon(reader: Reader, state: RamState) -> int:
         name = name_text(reader.take(reader.u8("a RAM block name"), "a RAM block name"))
         if name not in state.index:
             raise Malformed(
-                "a page of a RAM block that the block list lacks",
+                "page of a RAM block that is not in the block list",
                 offset=start + 8,
                 section="ram",
                 found=repr(name),
@@ -268,7 +268,7 @@ def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
         most = page_size
         if encoding != XBZRLE_HEADER:
             raise Unsupported(
-                "an XBZRLE page in an unknown encoding",
+                "unknown encoding of an XBZRLE page",
                 offset=start,
                 section="ram",
                 expected=f"{XBZRLE_HEADER}",
@@ -279,7 +279,7 @@ def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
         most = page_size + page_size // 1000 + 64  # zlib's bound is a little less
     if size > most:
         raise Malformed(
-            "an encoded page that is larger than a page",
+            "encoded page is larger than a page",
             offset=start,
             section="ram",
             expected=f"at most {most} bytes",
@@ -295,7 +295,7 @@ def _block_list(reader: Reader, state: RamState, total: int) -> None:
     if state.entries and listed != [(block.name, block.used_length) for block in state.blocks]:
         # Runs refer to blocks by their index in the first list.
         raise Malformed(
-            "a second list of RAM blocks that differs from the first",
+            "second list of RAM blocks differs from the first",
             offset=start,
             section="ram",
             expected=f"the same {len(state.blocks)} blocks",

@@ -30,7 +30,7 @@ def apply_delta(page: bytearray, delta: bytes, offset: int) -> None:
         bad = place + count > size or at + count > end or not count or (start and not same)
         if bad:
             raise Malformed(
-                "an XBZRLE page that leads nowhere",
+                "XBZRLE delta outside the page",
                 offset=offset + start,
                 section="ram",
                 expected=f"new bytes within {size} bytes of page and {end} of data",
@@ -49,7 +49,7 @@ def _number(delta: bytes, at: int, offset: int) -> tuple[int, int]:
     if len(head) == 2 and head[1] < 0x80:
         return head[0] & 0x7F | head[1] << 7, at + 2
     raise Malformed(
-        "a number in an XBZRLE page that does not end",
+        "unterminated number in an XBZRLE page",
         offset=offset + at,
         section="ram",
         expected="at most two bytes, the last below 0x80",

@@ -56,7 +56,7 @@ class _Decoder:
         self._budget -= 1
         if self._budget < 0:
             raise LimitExceeded(
-                "a section has more values than the limit allows",
+                "the section has more values than the limit allows",
                 offset=start,
                 section=self._section,
                 field=name,
@@ -72,7 +72,7 @@ class _Decoder:
             return None
         if not there and len(head) == 2 + len(wanted):
             raise Malformed(
-                "a subsection is not where the description says",
+                "subsection is missing where the description has it",
                 offset=start,
                 section=self._section,
                 field=join(path, layout.name),
@@ -170,7 +170,7 @@ class _Decoder:
         found = self._reader.u8(path)
         if found != wanted:
             raise Malformed(
-                "a list has no marker where one is due",
+                "missing marker in a list",
                 offset=self._reader.offset - 1,
                 section=self._section,
                 field=path,

@@ -109,7 +109,7 @@ def parse(text: bytes, offset: int, limits: Limits = DEFAULT) -> Description:
             offset=offset,
             expected=f"at most {limits.description_items}",
             found=f"{items}",
-            hint="--limit description_items=NUMBER raises it",
+            hint="raise it with --limit description_items=NUMBER",
         )
     try:
         document = json.loads(
@@ -119,7 +119,7 @@ def parse(text: bytes, offset: int, limits: Limits = DEFAULT) -> Description:
         raise LimitExceeded("the description is nested too deeply", offset=offset) from error
     except UnicodeDecodeError as error:
         raise Malformed(
-            "the description is not text", offset=offset + error.start, found=error.reason
+            "the description is not UTF-8", offset=offset + error.start, found=error.reason
         ) from error
     except ValueError as error:
         where = error.pos if isinstance(error, json.JSONDecodeError) else 0

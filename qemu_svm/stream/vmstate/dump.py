@@ -131,7 +131,7 @@ def _dump(document: Any, depth: int) -> Dump:
     classes = _object(document, "top level")
     if MACHINE not in classes:
         raise Malformed(
-            "the JSON is no vmstate dump",
+            "the JSON is not a vmstate dump",
             offset=0,
             expected=f"a key '{MACHINE}'",
             hint="make it with: qemu-system-x86_64 -M TYPE -dump-vmstate FILE",

@@ -33,12 +33,12 @@ def description_of(source: Source, limits: Limits = DEFAULT) -> Description | Du
         if described.description is None:
             raise SourceError(
                 f"'{source.path}' has no description to lend",
-                hint="take a complete stream of the same machine and QEMU",
+                hint="use a complete stream of the same machine and QEMU",
             )
         found = described.description
     if not found.devices:
         raise SourceError(
-            f"'{source.path}' describes no device",
-            hint="take a complete stream of the same machine and QEMU",
+            f"the description in '{source.path}' has no devices",
+            hint="use a complete stream of the same machine and QEMU",
         )
     return found

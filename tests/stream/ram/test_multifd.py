@@ -230,9 +230,9 @@ def test_all_channels_of_a_real_stream_are_needed(name: str) -> None:
         assert "are missing" in problem.what
         assert "--channel" in str(problem)
         (problem,) = opened(main, [one, one, channels[0]]).problems
-        assert "is there twice" in problem.what
+        assert "is given twice" in problem.what
     (problem,) = opened(main, []).problems
-    assert "went over multifd channels" in problem.what
+    assert "sent over multifd channels" in problem.what
 
 
 def test_channels_of_another_stream() -> None:

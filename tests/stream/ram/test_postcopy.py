@@ -166,7 +166,7 @@ def test_the_return_path_is_refused(name: str, svmstream: Run) -> None:
         ram_with(main_stream(STALE, b"", zero(3 * PAGE)), data)
     done = svmstream("inspect", "-", input=data)
     assert done.returncode == 3
-    assert b"what the destination answered" in done.stderr
+    assert b"the destination's replies" in done.stderr
     assert b"Traceback" not in done.stderr
 
 
@@ -189,7 +189,7 @@ def test_what_may_be_at_hand_instead(data: bytes, words: str | None) -> None:
 
 def test_a_main_stream_is_no_channel() -> None:
     stream = main_stream(STALE, b"", zero(3 * PAGE))
-    with pytest.raises(Malformed, match="a stream of its own"):
+    with pytest.raises(Malformed, match="a separate stream"):
         ram_with(stream, builders.stream())
 
 

@@ -68,7 +68,7 @@ def test_every_kind_is_read() -> None:
         assert (pages.normal, pages.zero, pages.xbzrle, pages.compressed) == (2, 1, 2, 1)
     ram = ram_of(data)
     (problem,) = ram.problems  # of the flush
-    assert "went over multifd channels" in str(problem)
+    assert "sent over multifd channels" in str(problem)
     assert ram.flushes == 1
     assert ram.counts() == pages
     assert ram.read_page(0, 0) == b"fiXYt".ljust(PAGE, b"\0")

@@ -100,7 +100,7 @@ def test_what_is_no_description(document: Any) -> None:
 
 
 def test_not_even_text() -> None:
-    with pytest.raises(Malformed, match="not text"):
+    with pytest.raises(Malformed, match="not UTF-8"):
         vmdesc.parse(b"\xff\xfe", 0)
 
 

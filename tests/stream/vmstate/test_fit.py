@@ -70,7 +70,7 @@ def test_a_stream_without_description_and_a_dump(text: bytes) -> None:
     assert found.number("current_tm.tm_year") == wanted.number("current_tm.tm_year")
     assert leaves(found) == leaves(wanted)
     (told,) = findings(read_machine(stream))
-    assert "where the dump fits in one way only" in told.message
+    assert "where only one layout fits" in told.message
 
 
 def test_a_dump_is_of_no_use_to_a_stream_that_describes_itself(text: bytes) -> None:
