@@ -1,18 +1,23 @@
 """Guest memory written into a file at another offset; what is zero or missing is a hole.
 
-Pages go from the input's file into the other with two calls for a few of them: one
-that reads them with the headers between, one that writes them without.
+Whole pages are copied by the compiled part that extraction has too.  Without it they go
+from the input's file into the other with two calls for a few of them: one that reads
+them with the headers between, one that writes them without.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from qemu_svm.memory.physical import ENCODED, FIRST_PLACE, Extent, Physical
-from qemu_svm.stream.ram.runs import unpack
+from qemu_svm.stream.ram import compiled
+from qemu_svm.stream.ram.extract import input_files
+from qemu_svm.stream.ram.runs import KIND_BITS, PageKind, unpack
 
 if TYPE_CHECKING:
     from qemu_svm.memory.memory import AddressSpace
@@ -37,20 +42,20 @@ def copy_all(
     :raises StreamError: a page is damaged.
     :raises OSError: the file cannot be written.
     """
-    done = 0
+    done, files = 0, input_files(physical.ram)
     batch: list[tuple[Extent, int]] = []
     pending = 0
     for extent, place in _extents(physical, copies):
         done += extent.size
         if extent.word < FIRST_PLACE and extent.word != ENCODED:
             continue
+        if pending >= _SHARED:
+            _batch(physical, batch, files, fd)
+            batch, pending = [], 0
+            progress(done - extent.size)
         batch.append((extent, place))
         pending += extent.size
-        if pending >= _SHARED:
-            _both(physical, batch, fd)
-            batch, pending = [], 0
-            progress(done)
-    _both(physical, batch, fd)
+    _batch(physical, batch, files, fd)
     progress(done)
 
 
@@ -69,18 +74,57 @@ def _extents(physical: Physical, copies: Iterable[Copy]) -> Iterator[tuple[Exten
                 yield Extent(one.address + skip, many, word, one.stride), at + skip
 
 
+def _batch(
+    physical: Physical, batch: Sequence[tuple[Extent, int]], files: array[int] | None, fd: int
+) -> None:
+    # Extents with content, and their places in the file.
+    rest = batch if files is None else _compiled(physical, batch, files, fd)
+    _both(physical, [one for one in rest if one[0].word != ENCODED], fd)
+    for extent, place in rest:
+        if extent.word == ENCODED:
+            for address, data in physical.content(extent):
+                _write(fd, [data], place + address - extent.address)
+
+
+def _compiled(
+    physical: Physical, batch: Sequence[tuple[Extent, int]], files: array[int], fd: int
+) -> list[tuple[Extent, int]]:
+    # Copies what the compiled part can; returns the rest, which may be where an error is.
+    size, strides = physical.page_size, physical.ram.runs.strides
+    kinds = {strides[kind]: kind for kind in (PageKind.PAGE, PageKind.PLACED)}
+    rest: list[tuple[Extent, int]] = []
+    simple: list[tuple[Extent, int]] = []
+    for one in batch:
+        extent, place = one
+        fits = extent.word != ENCODED and extent.stride in kinds and not place % size
+        (simple if fits else rest).append(one)
+    if not simple:
+        return rest
+    # A byte for each page of the file, of which only those of this batch take room.
+    written = mmap.mmap(-1, max(place + extent.size for extent, place in simple) // size)
+    where = array("Q", [place // size << KIND_BITS | kinds[one.stride] for one, place in simple])
+    counts = array("I", [extent.size // size for extent, _ in simple])
+    data = array("Q", [extent.word for extent, _ in simple])
+    row = 0
+    while row < len(simple):
+        row = compiled.ram.copy(files, fd, 0, written, size, where, counts, data, row)
+        rest += simple[row : row + 1]
+        row += 1
+    written.close()
+    return rest
+
+
 def _both(physical: Physical, batch: Sequence[tuple[Extent, int]], fd: int) -> None:
-    # Half of it in a second thread; encoded pages are this thread's.
-    whole = [one for one in batch if one[0].word != ENCODED]
-    total, half, at = sum(extent.size for extent, _ in whole), 0, 0
-    while at < len(whole) and half < total // 2:
-        half += whole[at][0].size
+    # Half of it in a second thread.
+    total, half, at = sum(extent.size for extent, _ in batch), 0, 0
+    while at < len(batch) and half < total // 2:
+        half += batch[at][0].size
         at += 1
     failed: list[BaseException] = []
 
     def second() -> None:
         try:
-            _copies(physical, whole[at:], fd)
+            _copies(physical, batch[at:], fd)
         except BaseException as error:  # noqa: BLE001 - raised again in the first thread
             failed.append(error)
 
@@ -88,11 +132,7 @@ def _both(physical: Physical, batch: Sequence[tuple[Extent, int]], fd: int) -> N
     if thread is not None:
         thread.start()
     try:
-        _copies(physical, whole if thread is None else whole[:at], fd)
-        for extent, place in batch:
-            if extent.word == ENCODED:
-                for address, data in physical.content(extent):
-                    _write(fd, [data], place + address - extent.address)
+        _copies(physical, batch if thread is None else batch[:at], fd)
     finally:
         if thread is not None:
             thread.join()

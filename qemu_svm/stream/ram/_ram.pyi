@@ -1,4 +1,5 @@
 from array import array
+from mmap import mmap
 
 INTERFACE: int
 
@@ -27,7 +28,7 @@ def copy(
     inputs: array[int],
     target: int,
     first: int,
-    written: bytearray,
+    written: bytearray | mmap,
     page_size: int,
     where: array[int],
     count: array[int],

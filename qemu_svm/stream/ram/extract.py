@@ -81,8 +81,11 @@ def _portions(
     yield rows
 
 
-def _files(ram: Ram) -> array[int] | None:
-    # For the compiled part: of each input the file and its place there, or -1.
+def input_files(ram: Ram) -> array[int] | None:
+    """Return the inputs as the compiled part needs them; None without it.
+
+    For each input its descriptor, -1 if it is not a file, and where it starts there.
+    """
     if compiled.ram is None or ram.page_size > LARGEST:
         return None
     files = [source.backing_file() or (-1, 0) for source in ram.inputs]
@@ -96,7 +99,7 @@ class _Ahead:
         self._ram = ram
         self._blocks = [(0, memoryview(b""))] * len(ram.inputs)
         self._look = 0
-        self.files = _files(ram)
+        self.files = input_files(ram)
 
     def view(self, place: Place, least: int, most: int) -> memoryview:
         # From ``least`` to ``most`` bytes.
