@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 
 from qemu_svm.errors import LabError
+from qemu_svm.findings.diff import compare
 from qemu_svm.machine import Machine, pci, read_machine
 from qemu_svm.machine.paths import find
 from qemu_svm.machine.sections import section_values, virtio_device
 from qemu_svm.machine.virtio import features
 from qemu_svm.machine.virtio.decode import decode_field
 from qemu_svm.machine.virtio.device import Driver, VirtioDevice
+from qemu_svm.render.words import bit_names
 from qemu_svm.source import open_source
 from qemu_svm.source.plain import BytesSource
 from qemu_svm.stream import Value, read_stream
-from tests.conftest import STREAMS
+from tests.conftest import STREAMS, Run
 from tests.support import builders
 from tests.support import virtio as said
 from tests.support.real import Monitor, command
@@ -268,3 +270,36 @@ def test_a_chain_of_capabilities_that_leads_back() -> None:
     space[0x34], space[0x41], space[0x51] = 0x40, 0x50, 0x40
     found = pci.config_space(bytes(space), 0)
     assert sum(value.size for value in found) == 256
+
+
+def test_diff_names_what_differs() -> None:
+    source = open_source(str(STREAMS / "virtio/qemu7.2-packed.mig.zst"))
+    data = bytearray(source.read_at(0, source.size()))
+    before = read_machine(read_stream(BytesSource(bytes(data))))
+    device = next(one for one in said.devices_in(before) if one.type == "blk")
+    bits = device.tree.resolve("virtio/64bit_features.guest_features")
+    assert bits is not None
+    data[bits.offset : bits.end] = (int(bits) ^ 1 << 13).to_bytes(8, "big")
+    after = read_machine(read_stream(BytesSource(bytes(data))))
+    (found,) = compare(before, after).counting
+    path = "section:0000:00:01.0:00.0/virtio-blk.virtio.virtio/64bit_features.guest_features"
+    assert found.path == path
+    assert found.b is not None
+    assert bit_names(path, bits) != bit_names(path, found.b)
+    assert "DISCARD" in (bit_names(path, bits) or ())
+    assert "DISCARD" not in (bit_names(path, found.b) or ())
+
+
+def test_show(svmstream: Run) -> None:
+    path = STREAMS / "virtio/qemu7.2-packed.mig.zst"
+    name = "section:0000:00:02.0:00.0/virtio-net"
+    text = svmstream("show", path, name).stdout.decode()
+    assert "virtio-net (PCI), a driver of virtio 1" in text
+    assert "RING_PACKED" in text
+    document = json.loads(svmstream("show", path, name, "--json").stdout)
+    assert document["virtio"]["type"] == "net"
+    names = {one["name"]: one["since"] for one in document["virtio"]["features"]["names"]}
+    assert names["RING_PACKED"] == "1.1"
+    (field,) = document["children"]
+    assert len(field["value"]) == 2 * field["size"]
+    assert field["children"][0]["name"] == "pci"
