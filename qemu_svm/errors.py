@@ -1,28 +1,28 @@
-"""One exception tree; nothing else leaves the library.
+"""The exceptions of the library, all in one tree.
 
 ::
 
     SvmStreamError
     ├── SourceError            the file or pipe cannot be opened or decompressed
     ├── StreamError            the bytes; carries offset, section, field, expected, found
-    │   ├── Truncated          the input ends inside something
+    │   ├── Truncated          the input ends inside a structure
     │   ├── Malformed          the bytes contradict the format
-    │   ├── Unsupported        a known kind of data that is not read (yet)
-    │   └── LimitExceeded      a limit of :mod:`qemu_svm.limits` was met
-    ├── PathError              a path such as ``vcpu0.nested`` names nothing
+    │   ├── Unsupported        a known kind of data that is not supported
+    │   └── LimitExceeded      a limit of :mod:`qemu_svm.limits` was exceeded
+    ├── PathError              a path such as ``vcpu0.nested`` does not exist
     │   └── PlanError          a restore plan has a step or setting that does not exist
-    ├── AddressError           guest memory that an address names is not there
-    ├── BuildError             values that cannot be written back as bytes
-    ├── EnvironmentFault       what the work needs is missing here: no QEMU, no KVM, no disk
-    │   ├── OutputExists       a file of that name exists, and is not to be replaced
-    │   ├── OutputClosed       nobody reads standard output (any more)
-    │   ├── QmpError           a QMP socket that cannot be used (any more)
+    ├── AddressError           the guest has no memory at an address, or the stream lacks it
+    ├── BuildError             values that do not fit the structure to be written
+    ├── EnvironmentFault       something is missing on this host: QEMU, KVM, disk space
+    │   ├── OutputExists       the output file exists and must not be replaced
+    │   ├── OutputClosed       the reader of standard output is gone
+    │   ├── QmpError           a QMP socket that cannot be reached, or was lost
     │   └── LabError           the AMD host in a box cannot be built or does not run
-    └── Refused                the target (QEMU, KVM) said no
+    └── Refused                the target (QEMU, KVM) refused
         ├── CommandRefused     QEMU answered a QMP command with an error
-        └── StreamRefused      QEMU did not take a stream
+        └── StreamRefused      QEMU did not accept a stream
 
-Any other exception out of the library (except :class:`OSError` from the
+Any other exception raised by the library (except :class:`OSError` from the
 caller's own file) is a bug in the library.
 """
 
@@ -34,8 +34,8 @@ from collections.abc import Sequence
 class SvmStreamError(Exception):
     """Base of every error of this package.
 
-    :param what: one sentence that says what went wrong.
-    :param hint: what the reader can do about it, if there is anything.
+    :param what: what went wrong, as one sentence.
+    :param hint: what the user can do about it, if anything.
     """
 
     rule = "error"
@@ -53,13 +53,13 @@ class SourceError(SvmStreamError):
 
 
 class StreamError(SvmStreamError):
-    """Something is wrong with the bytes of a stream.
+    """The bytes of a stream are cut, invalid or not supported.
 
-    :param offset: byte offset in the (decompressed) stream where it shows.
+    :param offset: byte offset of the error in the (decompressed) stream.
     :param section: name of the section being read, if any.
     :param field: path of the field inside the section, if any.
-    :param expected: what the format asks for at this place.
-    :param found: what stands there instead.
+    :param expected: what the format requires at this offset.
+    :param found: what is there instead.
     """
 
     rule = "stream"
@@ -83,7 +83,7 @@ class StreamError(SvmStreamError):
         self.found = found
 
     def detail(self) -> str:
-        """Everything but the offset and the hint, as one line of text."""
+        """Return everything but the offset and the hint, as one line of text."""
         parts = [self.what]
         if self.section is not None:
             parts.append(f"in section '{self.section}'")
@@ -102,7 +102,7 @@ class StreamError(SvmStreamError):
 
 
 class Truncated(StreamError):
-    """The input ends inside something; ``offset`` is where it ends."""
+    """The input ends inside a structure; ``offset`` is where it ends."""
 
     rule = "truncated"
 
@@ -114,21 +114,21 @@ class Malformed(StreamError):
 
 
 class Unsupported(StreamError):
-    """A known kind of data that this version does not read."""
+    """A known kind of data that this version does not support."""
 
     rule = "unsupported"
 
 
 class LimitExceeded(StreamError):
-    """The input asks for more than a limit allows."""
+    """The input exceeds a limit."""
 
     rule = "limit"
 
 
 class PathError(SvmStreamError):
-    """A path names nothing in this stream.
+    """A path does not exist in this stream.
 
-    :param near: existing paths that resemble the one asked for.
+    :param near: existing paths that resemble it.
     """
 
     rule = "path"
@@ -139,13 +139,13 @@ class PathError(SvmStreamError):
 
 
 class PlanError(PathError):
-    """A restore plan that cannot be understood."""
+    """A restore plan with an unknown step or setting, or an invalid value."""
 
     rule = "plan"
 
 
 class AddressError(SvmStreamError):
-    """Guest memory that is not RAM, or that the stream does not have.
+    """No RAM at an address, or RAM that the stream does not contain.
 
     :param address: the first such address, in the address space that was read.
     :param status: the reason in one word: ``no-ram``, ``not-sent``, ``not-present`` and so on.
@@ -166,13 +166,13 @@ class AddressError(SvmStreamError):
 
 
 class BuildError(SvmStreamError):
-    """Values that do not fit the structure they should be written to."""
+    """Values that do not fit the structure to be written."""
 
     rule = "build"
 
 
 class EnvironmentFault(SvmStreamError):
-    """What the work needs is missing here: a program, a device, disk, network."""
+    """A program, a device, disk space or the network is missing on this host."""
 
     rule = "environment"
 
@@ -181,7 +181,7 @@ class EnvironmentFault(SvmStreamError):
 
 
 class OutputExists(EnvironmentFault):
-    """A file of that name exists already, and was not to be replaced.
+    """The output file exists already and must not be replaced.
 
     :param path: the file that exists.
     """
@@ -194,25 +194,25 @@ class OutputExists(EnvironmentFault):
 
 
 class OutputClosed(EnvironmentFault):
-    """The reader of a pipe that was written to is gone."""
+    """The reader of the output pipe is gone."""
 
     rule = "output-closed"
 
 
 class QmpError(EnvironmentFault):
-    """A QMP socket that cannot be reached, or was lost; the cause is kept."""
+    """A QMP socket cannot be reached, or was lost; ``__cause__`` has the reason."""
 
     rule = "qmp"
 
 
 class LabError(EnvironmentFault):
-    """The AMD host in a box cannot be built, does not start or has died."""
+    """The emulated AMD host cannot be built, does not start or has died."""
 
     rule = "lab"
 
 
 class Refused(SvmStreamError):
-    """The target said no: QEMU refused a command or a stream, KVM an ioctl."""
+    """The target refused: QEMU a command or a stream, KVM an ioctl."""
 
     rule = "refused"
 
@@ -224,8 +224,8 @@ class CommandRefused(Refused):
     """QEMU answered a QMP command with an error.
 
     :param command: the command's name.
-    :param error_class: QMP's class of the error, such as ``GenericError``.
-    :param reason: QEMU's own words.
+    :param error_class: QMP's error class, such as ``GenericError``.
+    :param reason: QEMU's message.
     """
 
     rule = "command"
@@ -240,9 +240,9 @@ class CommandRefused(Refused):
 
 
 class StreamRefused(Refused):
-    """QEMU did not take a stream.
+    """QEMU did not accept a stream.
 
-    :param reason: QEMU's own words, as far as they are known; several lines.
+    :param reason: QEMU's messages, as far as known; may have several lines.
     """
 
     rule = "stream-refused"

@@ -1,6 +1,6 @@
 """Resource limits for untrusted input.
 
-Every limit is an argument, and its default is far above what real input needs: the
+Every limit is an argument, and its default is far above the needs of real input: the
 description of a small guest has about 100 KiB, that of a guest with 500 vCPUs some
 5 MiB; the largest real section has a few thousand values.
 """
@@ -21,22 +21,22 @@ class Limits:
     """Limits for one input: a migration stream, a log of ioctls, or a log of svmtrace.
 
     :param description_bytes: size of the JSON description (bytes).
-    :param description_items: objects, lists and commas in it; a small guest's has
-        10000, and what is read takes some 100 bytes for each.
+    :param description_items: objects, lists and commas in the description; that of a
+        small guest has 10000.  Each takes some 100 bytes of memory.
     :param description_depth: nesting of structures in the description.
     :param section_values: values decoded from one section.
-    :param section_bytes: of a section that is decoded or compared.
-    :param records: records that are kept one by one: PARTs and commands above it
-        are folded.  As many sections may start, and no more.
-    :param vcpus: that are decoded, or told apart in a log of ioctls; QEMU 11.1 makes
-        4096 at most.
+    :param section_bytes: size of a section that is decoded or compared (bytes).
+    :param records: records kept one by one; further PARTs and commands are folded.
+        Also the number of sections that a stream may start.
+    :param vcpus: vCPUs that are decoded, or distinguished in a log of ioctls; QEMU
+        11.1 supports at most 4096.
     :param recoveries: damaged places after which reading resumes.
-    :param window_bytes: what the decompressors of the input may keep of their output
-        to refer back to.  Of the usual commands only ``zstd --long`` and
-        ``zstd --ultra -20`` (to 22) ask for more.
+    :param window_bytes: window of the input's compression (bytes of output that
+        compressed data may refer back to).  Of the usual commands only ``zstd
+        --long`` and ``zstd --ultra -20`` (to 22) need more.
     :param spool_bytes: decompressed or piped input kept in a temporary file.
-    :param ram_walk_bytes: RAM data walked record by record although nobody
-        asked for it; above this, it is stepped over as one record.
+    :param ram_walk_bytes: RAM data that is walked record by record without being
+        requested; more is skipped as one record.
     :param page_table_leaves: pages of an address space that are listed or searched.
     :param core_loads: program headers of a core.
     :param trace_line_bytes: of a line in a log of ioctls; the middle of a longer line

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qemu_svm.findings.ram_diff import RamDiff
     from qemu_svm.findings.verdict import Judgement, Verdict
     from qemu_svm.machine import Machine
-    from qemu_svm.machine.paths import Place
+    from qemu_svm.machine.paths import Node
     from qemu_svm.model.kernels.changes import Change
     from qemu_svm.model.simulate import Simulation
     from qemu_svm.rules import Finding, Rule
@@ -82,7 +82,7 @@ class Shown(Result):
     """
 
     verb: ClassVar[str] = "show"
-    place: Place
+    place: Node
     raw: bytes
 
 

@@ -13,11 +13,11 @@ _CPU = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was saved.
+    """The machine that was saved.
 
     :param name: machine type, None if the stream has no configuration record.
     :param vcpus: the vCPUs that could be read, by index.
-    :param problems: what is wrong with the vCPUs that could not.
+    :param problems: errors of the vCPUs that could not be read.
     """
 
     stream: Stream = field(repr=False)

@@ -1,16 +1,16 @@
-"""Names for everything in a stream, and the way back from a byte to its name.
+"""Paths: names for everything in a stream, also for the value at an offset.
 
 ==========================  =================================================
 ``header``                  magic and version
 ``configuration``           machine type and capabilities
 ``vcpu0``                   a vCPU: ``registers``, ``segments``, ``nested``
 ``vcpu0.cr3``               short for ``vcpu0.registers.cr3``
-``vcpu0.nested.control``    what L1 asked for L2
+``vcpu0.nested.control``    control area of L1's VMCB for L2
 ``vcpu0.nested.l1_save``    L1's own state
 ``section:apic``            a device section, as its description names it
 ``section:dma[1].dma``      instance 1 of ``dma``, field ``dma``
-``section:dirty-bitmap``    all parts of a section that is written piece by piece
-``@0x98d7c``                whatever holds that byte of the stream
+``section:dirty-bitmap``    all parts of a section that is written in parts
+``@0x98d7c``                the value at that offset of the stream
 ==========================  =================================================
 """
 
@@ -29,7 +29,7 @@ from qemu_svm.stream.commands import command_values
 from qemu_svm.stream.vmstate.values import join
 
 IN_PARTS = "section in parts"
-"""Type of a node for a section that is written piece by piece."""
+"""Type of the value for a section that is written in parts."""
 
 _SECTION = "section:"
 _NEAR = 6
@@ -37,23 +37,23 @@ _PIECES = (Kind.START, Kind.PART, Kind.END)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A named node: ``path`` is its full, canonical name."""
+class Node:
+    """A value with the path that leads to it, in its full, canonical form."""
 
     path: str
     value: Value
 
     @property
     def scattered(self) -> bool:
-        """Whether its bytes do not stand together in the stream."""
+        """Whether its bytes are in several places of the stream."""
         return self.value.type == IN_PARTS
 
 
-def find(machine: Machine, path: str) -> Place:
-    """Look a path up.
+def find(machine: Machine, path: str) -> Node:
+    """Return the value at a path.
 
-    :raises PathError: nothing has that name; ``near`` lists similar ones.
-    :raises StreamError: the section it leads into cannot be decoded.
+    :raises PathError: there is none; ``near`` lists similar paths.
+    :raises StreamError: the section that holds it cannot be decoded.
     """
     if path.startswith("@"):
         return _at(machine, path)
@@ -67,9 +67,9 @@ def find(machine: Machine, path: str) -> Place:
 
 
 def needs_all_records(machine: Machine, path: str) -> bool:
-    """Whether ``path`` leads into what a quick walk stepped over.
+    """Whether ``path`` may lead into records that a quick walk skipped.
 
-    That is a section in parts, which stand between those of RAM, or an offset.
+    These are sections in parts, whose parts are between those of RAM; and offsets.
     """
     gaps = [record for record in machine.stream.records if record.kind is Kind.SKIPPED]
     if all(record.count for record in gaps):
@@ -144,7 +144,7 @@ def _configuration_record(machine: Machine) -> Record | None:
     return next((record for record in records if record.kind is Kind.CONFIGURATION), None)
 
 
-def _in_machine(machine: Machine, path: str) -> Place | None:
+def _in_machine(machine: Machine, path: str) -> Node | None:
     for root in _roots(machine):
         rest = path.removeprefix(root.name)
         if not path.startswith(root.name) or (rest and rest[0] != "."):
@@ -153,11 +153,11 @@ def _in_machine(machine: Machine, path: str) -> Place | None:
         for shortcut in ("", "registers.", "segments."):
             found = root.resolve(shortcut + rest) if rest else root
             if found is not None:
-                return Place(join(root.name, shortcut + rest).rstrip("."), found)
+                return Node(join(root.name, shortcut + rest).rstrip("."), found)
     return None
 
 
-def _in_section(machine: Machine, path: str) -> Place | None:
+def _in_section(machine: Machine, path: str) -> Node | None:
     # Names hold colons, slashes and dots, so the longest one that fits wins.
     named = [
         (section_label(machine, record), record)
@@ -175,7 +175,7 @@ def _in_section(machine: Machine, path: str) -> Place | None:
             root = _pieces(machine, record)
         found = root.resolve(rest.removeprefix("."))
         if found is not None:
-            return Place(_SECTION + path, found)
+            return Node(_SECTION + path, found)
     return None
 
 
@@ -209,7 +209,7 @@ def _section_values(machine: Machine, record: Record) -> Value:
     return Value(record.name or "", "opaque", record.payload, record.payload_size, data)
 
 
-def _at(machine: Machine, path: str) -> Place:
+def _at(machine: Machine, path: str) -> Node:
     try:
         offset = int(path[1:], 0)
     except ValueError:
@@ -221,12 +221,12 @@ def _at(machine: Machine, path: str) -> Place:
             return _inside(machine, record, offset)
     if offset < 8:
         return _deepest(
-            Place("header", next(r for r in _roots(machine) if r.name == "header")), offset
+            Node("header", next(r for r in _roots(machine) if r.name == "header")), offset
         )
     raise PathError(f"offset {offset:#x} is outside the stream")
 
 
-def _inside(machine: Machine, record: Record, offset: int) -> Place:
+def _inside(machine: Machine, record: Record, offset: int) -> Node:
     inside = record.payload <= offset < record.payload + record.payload_size
     if (record.kind is Kind.FULL or (record.kind in _PIECES and record.name != "ram")) and inside:
         if record.name == "cpu":
@@ -235,29 +235,29 @@ def _inside(machine: Machine, record: Record, offset: int) -> Place:
                 if vcpu.index == record.instance_id and nested is not None:
                     tree = nested.tree()
                     if tree.offset <= offset < tree.end and _covers(tree, offset):
-                        return _deepest(Place(f"vcpu{vcpu.index}.nested", tree), offset)
+                        return _deepest(Node(f"vcpu{vcpu.index}.nested", tree), offset)
         root, label = _section_values(machine, record), _SECTION + section_label(machine, record)
         if record.kind is not Kind.FULL:
             root = _pieces(machine, record)
-        return _deepest(Place(label, root), offset)
+        return _deepest(Node(label, root), offset)
     if record.kind is Kind.COMMAND and inside:
         payload = machine.stream.source.read_at(record.payload, record.payload_size)
         value = command_values(record.name or "", payload, record.payload)
-        return _deepest(Place(f"command {record.name}", value), offset)
+        return _deepest(Node(f"command {record.name}", value), offset)
     name = record.name or record.kind.value
     part = "payload" if inside else "framing"
     value = Value(name, f"{record.kind.value} record, {part}", record.offset, record.size)
-    return Place(f"{record.kind.value} {name}", value)
+    return Node(f"{record.kind.value} {name}", value)
 
 
 def _covers(value: Value, offset: int) -> bool:
     return any(child.offset <= offset < child.end for child in value.children)
 
 
-def _deepest(place: Place, offset: int) -> Place:
+def _deepest(place: Node, offset: int) -> Node:
     for child in place.value.children:
         if child.offset <= offset < child.end:
-            return _deepest(Place(join(place.path, child.name), child), offset)
+            return _deepest(Node(join(place.path, child.name), child), offset)
     return place
 
 

@@ -104,9 +104,9 @@ class Vcpu:
     :param registers: by name, as numbers or with their offsets in the stream.
     :param segments: by name, ``ldt``, ``tr``, ``gdt`` and ``idt`` included.
     :param segment_values: the same as values with offsets.
-    :param nested: None if the stream carries none for this vCPU.
+    :param nested: nested state; None if the stream has none for this vCPU.
     :param section: the whole decoded section.
-    :param described: where the section's layout comes from; ``builtin`` is a guess.
+    :param described: origin of the section's layout; ``builtin`` is a guess.
     """
 
     index: int
@@ -140,13 +140,13 @@ class Vcpu:
 
     @property
     def cpl(self) -> int:
-        """Privilege level: SS.DPL, as QEMU takes it on load."""
+        """Privilege level: SS.DPL, as QEMU determines it on load."""
         stack: Segment | None = self.segments.get("ss")
         return stack.dpl if stack is not None else 0
 
 
 def read_vcpu(index: int, section: Value, described: LayoutOrigin = LayoutOrigin.EMBEDDED) -> Vcpu:
-    """Make a vCPU of a decoded ``cpu`` section."""
+    """Return the vCPU that a decoded ``cpu`` section describes."""
     problems: list[StreamError] = []
     nested = None
     subsection = section.child("cpu/nested_state")

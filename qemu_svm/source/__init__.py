@@ -1,9 +1,9 @@
-"""Any input made into random-access bytes.
+"""Any input as random-access bytes.
 
-:func:`open_source` takes a path or ``-`` and looks at the first bytes: a plain
-file is read in place, a pipe or a compressed file through a temporary one, and
-a container (libvirt, qcow2, a file with something before the stream) by what it
-says about where its stream is.
+:func:`open_source` opens a path or ``-`` (standard input) and examines the first
+bytes: a plain file is read in place, a pipe or a compressed file through a
+temporary copy; in a container (libvirt, qcow2, a file with other data before the
+stream), the stream is located first.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Decompressors with bounded memory, all as ``read(n)`` functions.
 
-gzip, xz and bzip2 come from the standard library, which returns at most what
-it is asked for.  zstandard's reader does not tell a cut frame from a finished one,
-so zstd goes through its decompressor object, block by block
-(:mod:`qemu_svm.source.zstd`).  Memory is what a *window* takes, the output that
-the input may refer back to: xz and zstd say how large it is, and larger ones than
-a limit are refused.
+gzip, xz and bzip2 come from the standard library, which returns at most the
+requested number of bytes.  The reader of zstandard does not distinguish a cut frame
+from a complete one, so its decompressor object is used, block by block
+(:mod:`qemu_svm.source.zstd`).  Memory is bounded by the *window*, the output that
+the input may refer back to: xz and zstd declare its size, and windows above a limit
+are refused.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"\x89LZO\x00\r\n\x1a\n", "lzop"),
 )
-"""lzop data is known here, and read by :mod:`qemu_svm.source.lzop`."""
+"""Magic numbers and names; lzop data is read by :mod:`qemu_svm.source.lzop`."""
 
 WINDOWED = frozenset({"xz", "zstd"})
-"""Those whose input says how large a window it needs."""
+"""Compressions whose input declares the size of its window."""
 
 _STEP = 64 * KIB
-_XZ_MORE = 4 * MIB  # what xz needs besides its window
+_XZ_MORE = 4 * MIB  # memory of xz in addition to its window
 
 Read = Callable[[int], bytes]
 
 
 class Raw(Protocol):
-    """What is decompressed: a file or a feed."""
+    """Compressed input: a file or a feed."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return at most ``size`` bytes, none at the end."""
+        """Return at most ``size`` bytes; none at the end."""
         ...
 
 
 def sniff(head: bytes) -> str:
-    """Name the compression that ``head`` starts with, or ``none``."""
+    """Return the name of the compression that ``head`` starts with, or ``none``."""
     for magic, name in MAGICS:
         if head.startswith(magic):
             return name
@@ -54,9 +54,9 @@ def sniff(head: bytes) -> str:
 def reader(raw: Raw, compression: str, path: str, window: int = DEFAULT.window_bytes) -> Read:
     """Return a ``read(n)`` that decompresses ``raw``.
 
-    :param window: most bytes that the input may refer back to.
+    :param window: largest window that is accepted (bytes).
 
-    The function raises :class:`SourceError` where the input is cut or broken.
+    The function raises :class:`SourceError` where the input is truncated or damaged.
     """
     read = _open(raw, compression, window)
     failures = _failures(compression)
@@ -79,7 +79,7 @@ def reader(raw: Raw, compression: str, path: str, window: int = DEFAULT.window_b
 
 
 def _too_far(error: Exception) -> bool:
-    # Neither library has an exception of its own for a window that is too large.
+    # Neither library has a separate exception for a window that is too large.
     return any(words in str(error) for words in ("too much memory", "Memory usage limit"))
 
 
@@ -104,7 +104,7 @@ def _gzip(raw: Raw) -> Read:
 
 
 class _Member(Protocol):
-    # What bz2 and lzma decompressors have in common.
+    # The common interface of bz2 and lzma decompressors.
     @property
     def eof(self) -> bool: ...
     @property
@@ -115,8 +115,8 @@ class _Member(Protocol):
 
 
 def _members(raw: Raw, new: Callable[[], _Member]) -> Read:
-    # The library's file objects would do, but LZMAFile takes no memory limit
-    # and an xz header may ask for a dictionary of 4 GiB.
+    # Not the library's file objects: LZMAFile has no memory limit, and an xz
+    # header may demand a dictionary of 4 GiB.
     member = new()
     started = False
 

@@ -1,4 +1,4 @@
-"""What a container tells about the stream inside it."""
+"""Metadata that a container has about the stream inside it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class LibvirtDetails:
 
     :param version: of the header, 1 or 2.
     :param byte_order: ``little`` or ``big``: of the host that saved.
-    :param finished: the save ended (``LibvirtQemudSave``, not ``…Part``).
-    :param was_running: the guest is to run after a restore.
-    :param format: what the header says that the stream was written with.
+    :param finished: the save completed (``LibvirtQemudSave``, not ``…Part``).
+    :param was_running: the guest resumes after a restore.
+    :param format: compression of the stream according to the header.
     :param xml: the domain's XML, as text; never parsed.
     :param cookie: libvirt's second XML, as text; None if there is none.
-    :param notes: what is odd about the header, in words.
+    :param notes: oddities of the header, as text.
     """
 
     version: int
@@ -37,7 +37,7 @@ class SnapshotDetails:
     :param vm_clock_ns: how long the guest had run (nanoseconds).
     :param vm_state_size: bytes of the stream; 0 for a snapshot of disks only.
     :param disk_size: virtual size of the disk at that time (bytes).
-    :param vm_state_offset: where the stream stands behind the virtual disk.
+    :param vm_state_offset: where the stream is, past the end of the virtual disk.
     """
 
     id: str

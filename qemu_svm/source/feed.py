@@ -1,4 +1,4 @@
-"""Bytes in order, with a look ahead: what layers are peeled off from."""
+"""Sequential bytes with look-ahead, from which compressions and containers are unwrapped."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Read = Callable[[int], bytes]
 
 
 class Feed:
-    """A ``read(n)`` that can be peeked into.
+    """Sequential reads with look-ahead.
 
-    :param read: returns at most about n bytes, ``b""`` at the end; its
-        :class:`SourceError` is passed on after what came before it.
-    :param source: the same bytes with random access, if there are such.
-    :param limit: most bytes that may come out.
+    :param read: returns at most about n bytes, ``b""`` at the end; if it raises
+        :class:`SourceError`, the bytes before the error are returned first.
+    :param source: the same bytes with random access, if available.
+    :param limit: most bytes that ``read`` may return in total.
     """
 
     def __init__(self, read: Read, path: str, *, limit: int, source: Source | None = None) -> None:
@@ -45,7 +45,7 @@ class Feed:
         return data
 
     def peek(self, size: int) -> bytes:
-        """Up to ``size`` bytes; fewer at the end or where damage begins."""
+        """Return up to ``size`` bytes without moving; fewer at the end or before damage."""
         while len(self._buffer) - self._at < size:
             try:
                 data = self._more(max(size, _STEP))
@@ -59,14 +59,14 @@ class Feed:
         return self._buffer[self._at : self._at + size]
 
     def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes, ``b""`` at the end.
+        """Return at most ``size`` bytes; ``b""`` at the end.
 
-        :raises SourceError: damage, once everything before it has been read.
+        :raises SourceError: damage, after everything before it has been returned.
         """
         if size < 0:
             size = _STEP
         if self._at >= len(self._buffer):
-            self._buffer, self._at = b"", 0  # not two of them at a time
+            self._buffer, self._at = b"", 0  # free the old one first
             self._buffer = self._more(size)
         data = self._buffer[self._at : self._at + size]
         self._at += len(data)
@@ -74,7 +74,7 @@ class Feed:
         return data
 
     def take(self, size: int) -> bytes:
-        """Exactly ``size`` bytes, fewer at the end or where damage begins."""
+        """Return exactly ``size`` bytes; fewer at the end or before damage."""
         data = self.peek(size)
         self._at += len(data)
         self.position += len(data)
@@ -82,7 +82,7 @@ class Feed:
 
 
 def feed_of(source: Source, limit: int, start: int = 0) -> Feed:
-    """Read a source from ``start`` on."""
+    """Return a feed of the bytes of a source from ``start`` on."""
     at = start
 
     def read(size: int) -> bytes:

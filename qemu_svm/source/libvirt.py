@@ -1,11 +1,11 @@
 """The header of libvirt's save images (``virsh save``, managed save).
 
 92 bytes in the byte order of the saving host, then the domain's XML and
-libvirt's cookie, then the stream, piped through a program or not.  XML is
-shown and never parsed.
+libvirt's cookie, then the stream, compressed or not.  The XML is shown and never
+parsed.
 
 Source: libvirt ``src/qemu/qemu_saveimage.c``, ``.h`` (11.3.0): two magics,
-version 2 at most, formats; a version above 2 means the other byte order.
+version at most 2, formats; a version above 2 means the other byte order.
 Checked on images that libvirt 9.0.0 wrote.
 """
 
@@ -29,7 +29,7 @@ FORMATS = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
 def read_header(feed: Feed, limits: Limits) -> LibvirtDetails:
     """Read the header and move ``feed`` to the stream.
 
-    :raises SourceError: not a header that libvirt writes.
+    :raises SourceError: the header is truncated or invalid.
     """
     path = feed.path
     data = feed.take(HEADER_SIZE)

@@ -1,7 +1,7 @@
-"""lzop data through the external program, if it is there.
+"""lzop data through the external program, if it is installed.
 
-No library for it comes with Python.  The program is started without a shell,
-fed and read in one loop, and killed when the source is closed.
+Python has no library for it.  The program is started without a shell, fed and read
+in one loop, and killed when the source is closed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STEP = 64 * KIB
 
 
 class Lzop:
-    """``read(n)`` of what ``lzop -dc`` makes of a feed.
+    """A feed decompressed by ``lzop -dc``.
 
     :raises SourceError: the program is not installed.
     """
@@ -46,7 +46,10 @@ class Lzop:
         os.set_blocking(self._stdin.fileno(), False)
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes, ``b""`` at the end."""
+        """Return at most ``size`` bytes; ``b""`` at the end.
+
+        :raises SourceError: the data is damaged or truncated.
+        """
         while True:
             writing = [] if self._stdin.closed else [self._stdin]
             readable, writable, _ = select.select([self._stdout], writing, [])
@@ -70,12 +73,12 @@ class Lzop:
         except BlockingIOError:
             return
         except BrokenPipeError:
-            pass  # it has seen enough; its status tells
+            pass  # it ended early; its exit status says why
         with suppress(BrokenPipeError):
             self._stdin.close()
 
     def close(self) -> None:
-        """End the program."""
+        """Kill the program if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()

@@ -1,7 +1,7 @@
 """A stream that starts somewhere inside a file.
 
-``migrate file:NAME,offset=N`` leaves what stands before N and writes the
-stream from there.  Source: QEMU ``migration/file.c`` (8.2 to 10.2).
+``migrate file:NAME,offset=N`` keeps the first N bytes of the file and writes the
+stream after them.  Source: QEMU ``migration/file.c`` (8.2 to 10.2).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class OffsetSource(Source):
 
 
 def find_stream(source: Source) -> int | None:
-    """Offset of the first page that starts like a stream, within 64 MiB."""
+    """Return the offset of the first page that starts like a stream, within 64 MiB."""
     for at in range(0, SCANNED, _STEP):
         data = source.read_at(at, _STEP)
         hit = data.find(STREAM_MAGIC)

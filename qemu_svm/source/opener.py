@@ -1,7 +1,7 @@
-"""Peel an input down to its stream: compressions, and at most one container.
+"""Unwrap an input down to its stream: compressions, and at most one container.
 
-Names: ``FILE#SNAPSHOT`` picks an internal snapshot, ``FILE#@OFFSET`` says where
-the stream starts.  A file whose whole name exists is opened as it is called.
+``FILE#SNAPSHOT`` selects an internal snapshot, ``FILE#@OFFSET`` a stream that starts
+at an offset.  If a file of the whole name exists, that file is opened.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qemu_svm.source.plain import FileSource
 from qemu_svm.source.spool import SpoolSource
 
 LAYERS = 4
-"""Most compressions around each other."""
+"""Most nested compressions."""
 
 _HEAD = 16
 _QCOW2 = b"QFI\xfb"
@@ -32,15 +32,15 @@ _LIBVIRT = (b"LibvirtQemudSave", b"LibvirtQemudPart")
 def open_source(path: str, limits: Limits = DEFAULT) -> Source:
     """Open a stream for reading.
 
-    :param path: a file name, or ``-`` for standard input; a snapshot's name or
-        id, or ``@`` and an offset, may follow behind ``#``.
-    :raises SourceError: no such file, a directory, no permission, a container
-        that is damaged or holds no such stream.
+    :param path: a file name, or ``-`` for standard input; the name or id of a
+        snapshot, or ``@`` and an offset, may follow after ``#``.
+    :raises SourceError: no such file, a directory, no permission, or a container
+        that is damaged or does not contain the stream.
     """
     name, wanted = _split(path)
     fd = _descriptor(name)
     with ExitStack() as owned:
-        # What is opened is closed again if anything goes wrong from here on.
+        # Everything opened is closed again if anything fails from here on.
         try:
             feed = _feed(fd, path, limits, owned)
             source = _Peeler(feed, wanted, limits, owned).source()
@@ -51,7 +51,7 @@ def open_source(path: str, limits: Limits = DEFAULT) -> Source:
 
 
 def _split(path: str) -> tuple[str, str | None]:
-    # The shortest beginning in front of a # that exists.
+    # The shortest existing file name before a #.
     if "#" not in path or os.path.lexists(path):
         return path, None
     at = path.find("#")
@@ -94,7 +94,7 @@ def _feed(fd: int, path: str, limits: Limits, owned: ExitStack) -> Feed:
 
 
 class _Peeler:
-    # Takes one layer after the other off a feed.
+    # Unwraps one layer after the other from a feed.
 
     def __init__(self, feed: Feed, wanted: str | None, limits: Limits, owned: ExitStack) -> None:
         self._feed = feed
@@ -127,7 +127,7 @@ class _Peeler:
         return self._search()
 
     def _decompress(self) -> None:
-        # Stops at what is not compressed.
+        # Unwraps compressions until there are none.
         while (name := compressed.sniff(self._feed.peek(_HEAD))) != "none":
             if sum(layer not in ("libvirt", "qcow2") for layer in self._layers) >= LAYERS:
                 raise SourceError(
@@ -146,11 +146,11 @@ class _Peeler:
             else:
                 read = compressed.reader(inner, name, path, self._window)
                 if name in compressed.WINDOWED:
-                    self._window //= 2  # what is inside gets less
+                    self._window //= 2  # nested compressions share the limit
             self._feed = Feed(read, path, limit=self._most)
 
     def _plain(self) -> Source:
-        # What is left of the feed, with random access.  Owns everything so far.
+        # The rest of the feed, with random access.  Owns everything opened so far.
         feed = self._feed
         close = self._owned.pop_all().close
         if feed.source is not None:
@@ -219,7 +219,7 @@ class _Peeler:
 
 
 def _most(limits: Limits) -> int:
-    # The spool has the limit for what is kept; this one is for what passes by.
+    # spool_bytes limits the bytes that are kept; this limits the bytes that pass through.
     return 2 * limits.spool_bytes
 
 

@@ -1,7 +1,7 @@
-"""Bytes that lie somewhere already: a regular file, or memory.
+"""A regular file or block device, or bytes in memory.
 
-A file is read with ``pread``: nothing is mapped (a file that shrinks under us
-gives a short read, not SIGBUS) and nothing is copied but what is asked for.
+A file is read with ``pread``: it is not mapped (a file that shrinks meanwhile causes
+a short read, not SIGBUS), and only the requested bytes are copied.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from qemu_svm.errors import SourceError
 from qemu_svm.source.base import BackingFile, Source
 
 MOST_OFFSET = (1 << 62) - 1
-"""Further on there are no files, and the system takes no such number."""
+"""Largest offset of a file; the system rejects larger ones."""
 
 
 class FileSource(Source):
@@ -29,7 +29,7 @@ class FileSource(Source):
             return b""
         chunks = []
         while size > 0:
-            # One pread returns at most about 2 GiB; callers ask for far less.
+            # One pread returns at most about 2 GiB; callers request far less.
             try:
                 chunk = os.pread(self._fd, size, offset)
             except OSError as error:
@@ -58,7 +58,7 @@ class FileSource(Source):
 
 
 class BytesSource(Source):
-    """A stream that is in memory already."""
+    """A stream in memory."""
 
     def __init__(self, data: bytes, path: str = "<memory>") -> None:
         self.path = path

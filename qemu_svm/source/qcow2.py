@@ -1,10 +1,9 @@
 """The VM state of an internal snapshot, read out of a qcow2 image.
 
-``savevm`` writes the stream behind the end of the virtual disk and then keeps
-it in the snapshot's own L1 table.  Only that is read here: header, snapshot
-table, the snapshot's L1 and L2, and clusters; nothing is copied or written.
-Tables are read in blocks of 4 KiB through a small cache, so memory stays
-bounded whatever the image says.
+``savevm`` writes the stream past the end of the virtual disk; afterwards it is in
+the snapshot's own L1 table.  Only the header, the snapshot table, the snapshot's L1
+and L2 tables and the clusters are read; nothing is copied or written.  Tables are
+read in blocks of 4 KiB through a small cache, so memory stays bounded for any image.
 
 Source: QEMU ``docs/interop/qcow2.rst``, ``block/qcow2.h`` (bounds of the
 snapshot table), ``block/qcow2-snapshot.c`` (10.2.2).  Checked on images of
@@ -41,12 +40,12 @@ _DEFLATE, _ZSTD = 0, 1
 _DATA_FILE, _COMPRESSION_TYPE, _EXTENDED_L2 = 1 << 2, 1 << 3, 1 << 4
 _KNOWN_FEATURES = 0b11111
 _WINDOW = 8 * MIB
-_LARGER = (64, 64 * MIB)  # a VM state is at most so many times its image, and that more
+_LARGER = (64, 64 * MIB)  # factor and summand: the largest VM state, from the size of the image
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What the header says.  ``size`` is the virtual disk's, in bytes."""
+    """Fields of the header.  ``size`` is that of the virtual disk (bytes)."""
 
     version: int
     cluster_bits: int
@@ -191,7 +190,7 @@ def _entry(image: Image, fixed: Any, data: bytes) -> Entry:
 
 
 def choose(path: str, entries: Sequence[Entry], wanted: str | None) -> Entry:
-    """Pick a snapshot: by name, else by id; the only one if none is asked for.
+    """Choose a snapshot by name, else by id; the only one if ``wanted`` is None.
 
     :raises SourceError: which lists the snapshots there are.
     """
@@ -283,7 +282,7 @@ class SnapshotSource(Source):
             try:
                 out.append(self._piece(self._start + offset, length))
             except SourceError as error:
-                # The stream ends here; nothing behind it is offered any more.
+                # The stream ends here; later reads return nothing.
                 self.damage, self._size = error, offset
                 break
             offset += length
@@ -394,14 +393,14 @@ def _unzstd(packed: bytes, size: int) -> bytes | None:
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
     try:
-        # Never takes more than is asked for; sectors behind the frame are not its own.
+        # Reads one frame only; the rest of the last sector does not belong to it.
         return decompressor.stream_reader(io.BytesIO(packed)).read(size)
     except zstandard.ZstdError:
         return None
 
 
 def open_snapshot(source: Source, wanted: str | None) -> SnapshotSource:
-    """Open the VM state of a snapshot.  Takes ``source`` over.
+    """Open the VM state of a snapshot.  The result owns ``source``.
 
     :param wanted: name or id; None for the only one that has VM state.
     :raises SourceError: no such snapshot, or not a usable image.

@@ -1,9 +1,8 @@
 """Random access to bytes that can be read only once, in order.
 
-A pipe or a decompressor is copied, as far as somebody asks for it, into an
-unnamed temporary file on disk: memory stays bounded, nothing is left behind
-whatever ends the process.  ``TMPDIR`` decides where; the default is
-``/var/tmp``, because ``/tmp`` may itself be memory.
+A pipe or a decompressor is copied, as far as it is read, into an unnamed temporary
+file: memory stays bounded, and the file disappears however the process ends.  It is
+in ``TMPDIR``, by default in ``/var/tmp``, because ``/tmp`` may itself be in memory.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ _STEP = MIB
 
 
 def spool_directory() -> str | None:
-    """Where temporary copies of input go, for :mod:`tempfile`."""
+    """Return the directory for temporary copies of input, for :mod:`tempfile`."""
     if os.environ.get("TMPDIR"):
         return None  # tempfile looks there first
     return "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
 
 
 class SpoolSource(Source):
-    """Bytes of ``read(n)`` made addressable.
+    """Bytes of a ``read(n)`` function with random access.
 
-    :param read: returns at most n bytes, ``b""`` at the end; may raise
-        :class:`SourceError` for damaged input: what came before it stays
-        readable, and the error is kept as :attr:`damage`.
+    :param read: returns at most n bytes, ``b""`` at the end.  If it raises
+        :class:`SourceError`, the bytes before stay readable and the error is kept
+        as :attr:`damage`.
     :param close: called once when the source is closed.
-    :param limit: most bytes to keep.
+    :param limit: most bytes of the copy.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class SpoolSource(Source):
         self._limit = limit
         self._filled = 0
         self._ended = False
-        import tempfile  # it pulls in much that a plain file never needs
+        import tempfile  # imports much that plain files do not need
 
         self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by close()
             max_size=_IN_MEMORY, dir=spool_directory()

@@ -50,7 +50,7 @@ QcowHeader = Struct(
     "nb_snapshots" / Int32ub,
     "snapshots_offset" / Int64ub,
 )
-"""The 72 bytes that versions 2 and 3 share."""
+"""The first 72 bytes, common to versions 2 and 3."""
 
 QcowHeader3 = Struct(
     "incompatible_features" / Int64ub,
@@ -59,7 +59,7 @@ QcowHeader3 = Struct(
     "refcount_order" / Int32ub,
     "header_length" / Int32ub,
 )
-"""What version 3 adds at byte 72."""
+"""Fields that version 3 adds at byte 72."""
 
 Snapshot = Struct(
     "l1_table_offset" / Int64ub,
@@ -72,8 +72,8 @@ Snapshot = Struct(
     "vm_state_size" / Int32ub,
     "extra_size" / Int32ub,
 )
-"""The fixed 40 bytes of a snapshot table's entry; extra data, id and name follow,
-padded to 8 bytes."""
+"""The first 40 bytes of an entry of the snapshot table; extra data, id and name
+follow, padded to 8 bytes."""
 
 SnapshotExtra = Struct("vm_state_size" / Int64ub, "disk_size" / Int64ub)
-"""Start of the extra data, if there are 16 bytes of it."""
+"""Start of the extra data, if it has 16 bytes or more."""

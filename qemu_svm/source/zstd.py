@@ -1,11 +1,11 @@
-"""zstd in pieces that cannot grow beyond all bounds.
+"""zstd input split at its blocks, so that the output of each piece is bounded.
 
-The decompressor returns at once all that comes out of what it is given, and 4
-bytes may say 128 KiB.  But a block says how long it is, and never holds more
-than 128 KiB; so the input is cut behind each block.
+The decompressor returns all output of its input at once, and 4 bytes of input may
+expand to 128 KiB.  A block never has more output than 128 KiB and gives its length,
+so the input is split after each block.
 
-A frame is a magic number, a descriptor, what that announces, blocks, and perhaps
-a checksum; a skippable frame is a magic number, a length, and that many bytes.
+A frame is a magic number, a descriptor, the fields that it announces, blocks, and
+perhaps a checksum; a skippable frame is a magic number, a length, and that many bytes.
 
 Source: RFC 8878, section 3.1.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import zstandard
 
 _MAGIC = 0xFD2FB528
-_SKIPPABLE = 0x184D2A50  # and the 15 numbers behind it
+_SKIPPABLE = 0x184D2A50  # and the next 15 numbers
 _RLE = 1
 _NO_END = 1 << 62
 
@@ -32,7 +32,7 @@ def decompressor(window: int) -> zstandard.ZstdDecompressor:
 
 
 class Pieces:
-    """Cuts compressed bytes behind every block."""
+    """Splits compressed bytes after every block."""
 
     def __init__(self) -> None:
         self._parts = _parts()
@@ -40,7 +40,7 @@ class Pieces:
         self._head = bytearray()
 
     def cut(self, data: bytes) -> Iterator[bytes]:
-        """Yield ``data``, the bytes that come next, in pieces with one whole block at most."""
+        """Yield ``data``, the next bytes of the input, in pieces with at most one whole block."""
         start = at = 0
         while at < len(data):
             look, size = self._step
@@ -61,14 +61,15 @@ class Pieces:
 
 
 def _parts() -> Generator[tuple[bool, int], bytes, None]:
-    # The parts of all frames: whether to look at it (it is sent back then), and its length.
+    # Yields the parts of all frames: whether its bytes are needed (they are sent
+    # back then), and its length.
     while True:
         magic = int.from_bytes((yield True, 4), "little")
         if magic & ~0xF == _SKIPPABLE:
             yield False, int.from_bytes((yield True, 4), "little")
             continue
         if magic != _MAGIC:
-            yield False, _NO_END  # the decompressor says so
+            yield False, _NO_END  # the decompressor reports it
         flags = (yield True, 1)[0]
         single = flags >> 5 & 1
         rest = (not single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]

@@ -13,7 +13,7 @@ from qemu_svm.findings import findings
 from qemu_svm.findings.inspection import Inspection
 from qemu_svm.findings.results import Shown
 from qemu_svm.machine import Machine, read_machine
-from qemu_svm.machine.paths import Place, find
+from qemu_svm.machine.paths import Node, find
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import inspect as inspect_text
 from qemu_svm.render.text import show as show_text
@@ -140,7 +140,7 @@ def test_json_of_show_names_bits(machine: Machine) -> None:
         (Value("x", "capability", 0, 1, "a"), "a"),
     ]
     for value, shown in kinds:
-        node = Shown(Place("x", value), b"")
+        node = Shown(Node("x", value), b"")
         assert node.to_json()["value"] == shown
         assert plain(show_text.render(node, verbose=True))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from qemu_svm.machine.paths import Place
+from qemu_svm.machine.paths import Node
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, columns, named_bits
 from qemu_svm.render.words import bit_names, description, meaning, not_migrated
@@ -19,7 +19,7 @@ _BRIEF = 8
 """Bytes or elements that are shown of a long value."""
 
 
-def fields(place: Place, *, verbose: bool) -> Iterable[Text]:
+def fields(place: Node, *, verbose: bool) -> Iterable[Text]:
     """Return every field inside a node, one on a line.
 
     :param verbose: also fields that are reserved and zero.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from qemu_svm.machine.paths import Place
+from qemu_svm.machine.paths import Node
 from qemu_svm.nested import layout
 from qemu_svm.nested.state import image_tree
 from qemu_svm.render.text.base import HEADING, entry
@@ -32,7 +32,7 @@ def render(result: VmcbPage, *, verbose: bool) -> Iterator[Text]:
     yield entry("instruction", f"RIP {event.rip:#x}, RAX {event.rax:#x}")
     yield entry("time", f"{event.time / 1e9:.6f} s")
     yield Text()
-    yield from fields(Place("vmcb", _tree(page)), verbose=verbose)
+    yield from fields(Node("vmcb", _tree(page)), verbose=verbose)
 
 
 def _tree(page: bytes) -> Value:
