@@ -25,7 +25,7 @@ _HOST_BRIDGES = {"I440FX": (0x59, 0x72), "mch": (0x90, 0x9D)}
 _SRAT = b"SRAT"
 _SRAT_HEADER = 48
 _MEMORY_AFFINITY = 1
-_ENABLED, _HOTPLUGGABLE = 1, 2
+_ENABLED, _HOTPLUGGABLE, _NON_VOLATILE = 1, 2, 4
 _MOST_TABLE = 2 * MIB
 
 
@@ -78,12 +78,22 @@ class PciDevice:
 
 @dataclass(frozen=True, slots=True)
 class Affinity:
-    """A memory entry of the SRAT."""
+    """A memory entry of the SRAT.
+
+    :param hotplug: the region for dimms, of which nothing need be plugged in.
+    :param persistent: an NVDIMM.
+    """
 
     node: int
     base: int
     size: int
     hotplug: bool
+    persistent: bool = False
+
+    @property
+    def main(self) -> bool:
+        """Whether it is part of main memory."""
+        return not (self.hotplug or self.persistent)
 
 
 def section_values(machine: Machine, record: Record) -> Value | None:
@@ -181,7 +191,8 @@ def _affinities(table: bytes) -> list[Affinity]:
                 return []
             node, base, many, flags = struct.unpack_from("<I2xQQ4xI", table, at + 2)
             if flags & _ENABLED and many:
-                found.append(Affinity(node, base, many, bool(flags & _HOTPLUGGABLE)))
+                hotplug, persistent = bool(flags & _HOTPLUGGABLE), bool(flags & _NON_VOLATILE)
+                found.append(Affinity(node, base, many, hotplug, persistent))
         at += length
     return found
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from qemu_svm.errors import StreamError
 from qemu_svm.limits import GIB, KIB, MIB
@@ -35,6 +35,7 @@ _PAM = (*range(0xC0000, 0xF0000, 0x4000), 0xF0000, 0x100000)
 _GAP = 0x60000  # of node 0 in the SRAT: 0xa0000 to 0xfffff
 _ROUNDING = 64 * KIB  # of the CMOS
 _DIMM_ALIGN = 2 * MIB
+_LABELS = 16 * MIB  # of an NVDIMM, at most
 _MAIN_NAMES = ("pc.ram", "microvm.ram", "xen.ram")
 _FIRMWARE = ("pc.bios", "pc.rom", "isa-bios", "system.flash0", "system.flash1", "tpm-ppi")
 _BARS = {"vga.vram": 0, "bochs-display-vram": 0, "qxl.vram": 1, "qxl.vrom": 2, "vmsvga.fifo": 2}
@@ -188,7 +189,7 @@ def _size(machine: Machine, block: int) -> int:
 
 def _split(machine: Machine, nodes: list[Affinity]) -> Split:
     sizes = [_size(machine, at) for at in _candidates(machine)]
-    plugged = [one for one in nodes if not one.hotplug]
+    plugged = [one for one in nodes if one.main]
     low = sum(one.size for one in plugged if one.base < _4G)
     if plugged and low + _GAP >= _ISA:
         above = [one for one in plugged if one.base >= _4G]
@@ -380,7 +381,7 @@ class _Placing:
         sizes: dict[int, int] = {}
         bases: dict[int, int] = {}
         for one in self.nodes:
-            if not one.hotplug:
+            if one.main:
                 sizes[one.node] = sizes.get(one.node, 0) + one.size
                 bases[one.node] = min(bases.get(one.node, one.base), one.base)
         order = sorted(sizes, key=lambda node: bases[node])
@@ -519,21 +520,62 @@ class _Placing:
     def _pluggable(self, blocks: list[int]) -> None:
         hotplug = [one for one in self.nodes if one.hotplug]
         after = max((one.end for one in self.ranges if one.use is Use.RAM), default=0)
-        place = hotplug[0].base if hotplug else _up(max(_4G, after), GIB)
+        base = hotplug[0].base if hotplug else _up(max(_4G, after), GIB)
         virtio = self._virtio_mem()
-        used = [(one.start, one.end) for one in virtio]
-        sizes = {_size(self.machine, at) for at in blocks}
-        if blocks and len(self.ranges) and len(blocks) > 1 and len(sizes) > 1:
-            self._say("the stream does not say in which order the dimms were plugged in")
-        for at in blocks:
+        found = [*virtio, *self._nvdimms(blocks)]
+        left = [at for at in blocks if all(one.block != at for one in found)]
+        offsets = self._offsets(left)
+        if offsets:
+            reason = "its offset among the dimms, on the wire"
+            found += [
+                Range(base + offset, _size(self.machine, at), at, 0, Use.DIMM, reason)
+                for at, offset in zip(left, offsets, strict=True)
+            ]
+            left = []
+        reason = "where QEMU plugs in a dimm by default" + (" (SRAT)" if hotplug else "")
+        for at in self._plug_order(left):
             size = _size(self.machine, at)
-            while any(place < end and start < place + size for start, end in used):
-                place = _up(max(e for s, e in used if place < e and s < place + size), _DIMM_ALIGN)
-            reason = "where QEMU plugs in a dimm by default" + (" (SRAT)" if hotplug else "")
-            self._add(Range(place, size, at, 0, Use.DIMM, reason))
-            place = _up(place + size, _DIMM_ALIGN)
-        for one in virtio:
+            found.append(Range(_gap(found, base, size), size, at, 0, Use.DIMM, reason))
+        for one in found:
             self._add(one)
+
+    def _nvdimms(self, blocks: Sequence[int]) -> list[Range]:
+        # The SRAT has those; a label area at a block's end is not mapped.
+        found: list[Range] = []
+        for one in self.nodes:
+            used = {other.block for other in found}
+            fits = [
+                (rest, at) for at in blocks
+                if at not in used and 0 <= (rest := _size(self.machine, at) - one.size) <= _LABELS
+            ]  # fmt: skip
+            if one.persistent and fits:
+                _, at = min(fits)
+                found.append(Range(one.base, one.size, at, 0, Use.DIMM, "SRAT: an NVDIMM"))
+        return found
+
+    def _offsets(self, blocks: Sequence[int]) -> list[int]:
+        # With x-ignore-shared the stream has a dimm's offset in the region for dimms.  Offsets
+        # that overlap are not of dimms; then none is returned.
+        found = [self.addresses[at] if at < len(self.addresses) else None for at in blocks]
+        known = [one for one in found if one is not None]
+        spans = sorted(
+            (one, one + _size(self.machine, at)) for one, at in zip(known, blocks, strict=False)
+        )
+        apart = all(one[1] <= other[0] for one, other in pairwise(spans))
+        return known if len(known) == len(blocks) and apart else []
+
+    def _plug_order(self, blocks: list[int]) -> list[int]:
+        # Blocks of equal size are in the order of creation, others in that of their size.
+        if len({_size(self.machine, at) for at in blocks}) < 2:
+            return blocks
+        names = [re.fullmatch(r"(.*?)(\d+)", self.blocks[at].name) for at in blocks]
+        numbered = [one for one in names if one is not None]
+        if len(numbered) == len(blocks) and len({one[1] for one in numbered}) == 1:
+            self._say("the dimms are taken in the order of the numbers in their names")
+            numbers = [int(one[2]) for one in numbered]
+            return [at for _, at in sorted(zip(numbers, blocks, strict=True))]
+        self._say("the stream does not say in which order the dimms were plugged in")
+        return blocks
 
     def _virtio_mem(self) -> list[Range]:
         # What is plugged in; the rest of the region has no memory.
@@ -562,6 +604,15 @@ class _Placing:
         for other in self.ranges:
             free = _without(free, other.start, other.end)
         self.ranges += free
+
+
+def _gap(ranges: Iterable[Range], base: int, size: int) -> int:
+    # The first address from ``base`` on where so much fits between the others.
+    place = base
+    for one in sorted(ranges, key=lambda each: each.start):
+        if one.start < place + size and place < one.end:
+            place = _up(one.end, _DIMM_ALIGN)
+    return place
 
 
 def _clip(ranges: Iterable[Range], start: int, end: int) -> list[Range]:
