@@ -134,7 +134,7 @@ _LEFT_OVER = [
     "reserved_*",
 ]
 
-_CLOCK = "QEMU: the field is a time of the virtual or the host's clock"
+_CLOCK = "QEMU: the field holds a time of the virtual or the host's clock"
 
 DEFAULT: tuple[Mask, ...] = (
     *_rows("control-not-kept", (f"{_NESTED}control.{name}" for name in _NOT_CACHED),
