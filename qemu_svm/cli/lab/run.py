@@ -23,7 +23,7 @@ _CHUNK = 1 << 16
 @box_options
 @click.option("-i", "--stdin", "interactive", is_flag=True, help="Pass on standard input.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
-              help="End the command after that.")  # fmt: skip
+              help="Kill the command after that.")  # fmt: skip
 @click.argument("argv", metavar="[--] COMMAND...", nargs=-1, required=True)
 def command(
     *, name: str | None, interactive: bool, timeout: float | None, argv: tuple[str, ...], **box: Any
