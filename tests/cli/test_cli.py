@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -257,7 +260,8 @@ def test_interrupt() -> None:
     ) as process:
         os.close(read)
         os.write(write, b"QEVM")
-        time.sleep(1)
+        while struct.unpack("i", fcntl.ioctl(write, termios.FIONREAD, bytes(4)))[0]:
+            time.sleep(0.01)  # until it reads
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
         os.close(write)
