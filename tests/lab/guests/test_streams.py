@@ -95,7 +95,7 @@ def test_every_kernel_of_the_model_takes_it(machine: Machine) -> None:
         ("inject", {"O-21"}),
         ("l2-gif-clear", {"O-19"}),
         ("msrs", {"A-01"}),
-        ("smm", {"O-18", "A-03"}),
+        ("smm", {"O-18", "A-03", "K-08"}),
     ],
 )
 def test_what_check_finds(name: str, rules: set[str]) -> None:
