@@ -156,12 +156,12 @@ def read_snapshots(source: Source, image: Image) -> tuple[Entry, ...]:
                 f"{fixed.extra_size} bytes of extra data; expected at most {_MOST_EXTRA}",
             )
         length = fixed.extra_size + fixed.id_size + fixed.name_size
-        behind = at + Snapshot.sizeof()
-        data = source.read_at(behind, length)
+        tail = at + Snapshot.sizeof()
+        data = source.read_at(tail, length)
         if len(data) < length:
-            raise _wrong(source.path, behind, f"the image ends inside {what}")
+            raise _wrong(source.path, tail, f"the image ends inside {what}")
         entries.append(_entry(image, fixed, data))
-        at = start + (behind + length - start + 7) // 8 * 8
+        at = start + (tail + length - start + 7) // 8 * 8
         if at - start > _MOST_TABLE:
             raise _wrong(source.path, at, f"the snapshot table is larger than {_MOST_TABLE} bytes")
     return tuple(entries)

@@ -31,9 +31,9 @@ def command_name(number: int) -> str:
 
 
 def command_values(name: str, payload: bytes, offset: int) -> Value:
-    """The payload of a command as a tree; what is not understood stays bytes.
+    """Return the payload of a command as a tree; of unknown commands, as bytes.
 
-    :param name: of the command, as :func:`command_name` returns it.
+    :param name: the command's name, as :func:`command_name` returns it.
     :param offset: of the payload in the stream.
     """
     children = tuple(_fields(name, payload, offset))
@@ -42,7 +42,7 @@ def command_values(name: str, payload: bytes, offset: int) -> Value:
 
 
 def discarded(payload: bytes) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The block of a POSTCOPY_RAM_DISCARD, and ``(start, length)`` of its ranges in bytes."""
+    """Return block and ranges ``(start, length)`` (bytes) of a POSTCOPY_RAM_DISCARD."""
     tree = command_values(Command.POSTCOPY_RAM_DISCARD.name, payload, 0)
     name = tree.child("block")
     ranges = (child for child in tree.children if child.name.startswith("["))

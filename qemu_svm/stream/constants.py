@@ -60,10 +60,10 @@ class RamFlag(IntFlag):
 
 
 TARGET_PAGE_SIZE = 4096
-"""Bytes of a target page where the stream does not say (x86)."""
+"""Bytes of a target page if the stream does not specify them (x86)."""
 
 NULL_POINTER = 0x30
-"""Wire byte that stands for a NULL pointer in an array of pointers."""
+"""Byte for a NULL pointer in an array of pointers."""
 
 VALID_POINTER = 0x31
-"""Wire byte before each present element of an auto-allocated pointer array."""
+"""Byte before each element of an auto-allocated array of pointers that is not NULL."""

@@ -114,13 +114,13 @@ class Stream:
         return (record for record in self.records if record.kind is Kind.FULL)
 
     def device(self, record: Record) -> Device | None:
-        """Description of a device section."""
+        """Return the layout of a device section; None if it is unknown."""
         return self.described.get(record.offset)
 
     def values(self, record: Record) -> Value | None:
-        """Decode a section; None if nothing describes it.
+        """Decode a section; None if its layout is unknown.
 
-        :raises StreamError: the section does not hold what is described.
+        :raises StreamError: the content contradicts the layout.
         """
         if record.payload_size > self.limits.section_bytes:
             raise LimitExceeded(
@@ -153,8 +153,8 @@ def read_stream(
 ) -> Stream:
     """Read a stream.
 
-    :param borrowed: a description of another stream, or a dump, used if this one has none.
-    :raises StreamError: ``source`` does not even start like a stream.
+    :param borrowed: description of another stream, or a dump; used if this one has none.
+    :raises StreamError: ``source`` does not start like a stream.
     """
     Walker(source, limits).header()
     unparsed: list[StreamError] = []

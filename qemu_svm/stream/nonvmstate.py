@@ -1,8 +1,8 @@
-"""Sections that QEMU writes by hand: no description ever covers them.
+"""Sections that QEMU writes without vmstate, so no description covers them.
 
-Each has a format of its own, read here item by item.  One generator for each
-serves both ends: the walk drains it to find where the section ends, ``show``
-keeps the items.  All numbers are big-endian.
+Each has its own format, read here item by item.  One generator for each format has
+two uses: the walk drains it to find the end of the section, ``show`` keeps the items.
+All numbers are big-endian.
 
 =========================== ================================================
 ``block``                   disks (block migration, up to 9.0): chunks of 1 MiB
@@ -32,18 +32,18 @@ from qemu_svm.stream.reader import Reader, name_text
 from qemu_svm.stream.records import Kind, Record
 from qemu_svm.stream.vmstate.values import Value
 
-_KEEP = MIB  # bytes of data that a tree of values holds
+_KEEP = MIB  # bytes of data kept in a tree of values
 _NO_TABLE = 0xFFFFFFFF
 _VFIO = 0xFFFFFFFF_EF100000
 
 
 class _Unknowable(Exception):
-    # From here on only the section's footer tells where it ends.
+    # The end of the section can only be found by its footer.
     pass
 
 
 class _Items:
-    # Takes fields from a reader; ``done`` makes one item of those since the last.
+    # Reads fields; ``done`` makes one item of the fields since the last item.
     def __init__(self, reader: Reader, section: str, keep: int = 0) -> None:
         self.reader = reader
         self.section = section
@@ -66,7 +66,7 @@ class _Items:
         return low, word >> bits
 
     def high(self, name: str, value: int) -> None:
-        # What stands above the flags of the word just read.
+        # The bits above the flags of the word just read.
         at = self.reader.offset - 8
         self._fields.append(Value(name, "uint64, high bits", at, 8, value))
 
@@ -156,7 +156,7 @@ def _dirty_bitmap(items: _Items, _kind: Kind) -> Iterator[Value]:
 
 
 def _htab(items: _Items, kind: Kind) -> Iterator[Value]:
-    # START has the table's size (or that there is none), all others a 0.
+    # START has the size of the table (or a mark that there is none), other parts 0.
     shift = items.number("shift", 4)
     yield items.done("no_table" if shift == _NO_TABLE else "table" if shift else "header")
     if kind is Kind.START or shift:
@@ -201,7 +201,7 @@ def _todclock(items: _Items, _kind: Kind) -> Iterator[Value]:
 def _vfio(items: _Items, _kind: Kind) -> Iterator[Value]:
     while True:
         tag = items.number("tag", 8) ^ _VFIO
-        if tag == 2:  # the configuration: PCI state, which nothing describes here
+        if tag == 2:  # the configuration: PCI state, whose layout is unknown here
             raise _Unknowable
         if tag == 4:
             items.data("data", items.number("size", 8))
@@ -233,10 +233,10 @@ class Format:
     read: _Read
 
     def step_over(self, reader: Reader, kind: Kind) -> bool:
-        """Move ``reader`` behind the payload.
+        """Move ``reader`` past the payload.
 
-        :returns: False, where the rest of it has no length of its own.
-        :raises StreamError: it is cut, or not what the format says.
+        :returns: False if the length of the rest is unknown.
+        :raises StreamError: the payload is cut, or contradicts the format.
         """
         try:
             for _ in self.read(_Items(reader, self.name), kind):
@@ -249,7 +249,7 @@ class Format:
         """Read the payload of ``record`` as a tree, item by item.
 
         :raises LimitExceeded: more items than ``limits.section_values``.
-        :raises StreamError: it is not what the format says.
+        :raises StreamError: the payload contradicts the format.
         """
         found: list[Value] = []
         end = record.payload + record.payload_size
@@ -278,7 +278,7 @@ def _numbered(number: int, item: Value) -> Value:
 
 
 def format_of(record: Record) -> Format | None:
-    """The format of a section, by its name; None if it has none of its own."""
+    """Return the format of a section, by its name; None if vmstate wrote it."""
     name = record.name or ""
     read = _READERS.get(name)
     if read is None and (name == "vfio" or name.endswith("/vfio")) and record.kind is not Kind.FULL:

@@ -1,7 +1,7 @@
-"""A cursor over a source that always knows where it is.
+"""A cursor over a source.
 
-Every short read becomes :class:`~qemu_svm.errors.Truncated`, with the offset
-at which the input ends and the name of what was being read.
+Every short read raises :class:`~qemu_svm.errors.Truncated`, with the offset at which
+the input ends and the name of the structure that was being read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qemu_svm.limits import KIB
 from qemu_svm.source.base import BackingFile, Source
 
 _BLOCK = 256 * KIB
-_STRUCTURE = (KIB, 64 * KIB)  # bytes that a fixed structure takes: usually, at most
+_STRUCTURE = (KIB, 64 * KIB)  # bytes of a fixed structure: usually, at most
 
 
 def name_text(raw: bytes) -> str:
@@ -42,7 +42,7 @@ class Reader:
         """Return a block of input and the position of :attr:`offset` in it.
 
         At least ``least`` bytes follow that position, fewer only at the end.
-        For loops that are too hot for a call per value.
+        For loops in which a call for each value is too slow.
         """
         start = self.offset - self._block_at
         if not 0 <= start <= len(self._block) - least:
@@ -61,7 +61,11 @@ class Reader:
         return block[start : start + size]
 
     def take(self, size: int, what: str) -> bytes:
-        """Return exactly ``size`` bytes and move past them."""
+        """Return exactly ``size`` bytes and move past them.
+
+        :param what: name of the structure, for errors.
+        :raises Truncated: there are fewer.
+        """
         data = self.peek(size)
         if len(data) < size:
             raise self.truncated(what, size, len(data))
@@ -69,7 +73,10 @@ class Reader:
         return data
 
     def skip(self, size: int, what: str) -> None:
-        """Move past ``size`` bytes without reading them; the last must be there."""
+        """Move past ``size`` bytes without reading them.
+
+        :raises Truncated: the last of them does not exist.
+        """
         start = self.offset
         if size:
             self.offset += size - 1
@@ -82,8 +89,8 @@ class Reader:
     def truncated(
         self, what: str, size: int, have: int, *, section: str | None = None
     ) -> Truncated:
-        """Make the error for ``what`` of ``size`` bytes at the current offset."""
-        # After a jump the offset may lie behind the end.
+        """Return the error for a ``what`` of ``size`` bytes at the current offset."""
+        # After a jump the offset may be past the end.
         end = self.offset + have if have else min(self.offset, self.source.size())
         return Truncated(
             f"the input ends inside {what} at {self.offset:#x}",
@@ -94,7 +101,7 @@ class Reader:
         )
 
     def at_end(self) -> bool:
-        """Whether nothing is left."""
+        """Whether the input ends here."""
         return not self.peek(1)
 
     def u8(self, what: str) -> int:
@@ -112,7 +119,9 @@ class Reader:
     def structure(self, layout: Construct[Any, Any], what: str) -> Any:
         """Parse ``layout`` here and move past it.
 
-        :raises LimitExceeded: it is larger than any real one.
+        :raises Truncated: the input ends inside it.
+        :raises Malformed: the bytes contradict it.
+        :raises LimitExceeded: it has more than 64 KiB.
         """
         for most in _STRUCTURE:
             data = self.peek(most)

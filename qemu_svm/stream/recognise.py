@@ -1,4 +1,4 @@
-"""Bytes that are no stream, but that somebody may well have at hand instead."""
+"""Other inputs that are easily mistaken for a migration stream."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ _MAGICS = (
     (b"\x89LZO", "lzop-compressed data"),
 )
 RESUMED = bytes((RecordType.COMMAND, 0, Command.RECV_BITMAP))
-"""How the second connection of a resumed postcopy migration starts."""
+"""First bytes of the second connection of a resumed postcopy migration."""
 
-# The return path: 16-bit type and length, and what has a fixed length.
+# The return path: 16-bit type and length; the types of fixed length.
 _RETURN_PATH = {1: 4, 2: 4, 4: 12, 6: 4, 7: 0}
-_NAMED = (3, 5)  # pages asked for, or a bitmap received, by the name of a block
+_NAMED = (3, 5)  # requested pages, and received bitmap: with the name of a block
 
 
 def seen_elsewhere(head: bytes) -> str | None:
-    """Say what starts with ``head``, the first 16 bytes or more; None if it is not known."""
+    """Return a name for input that starts with ``head``; None if it is unknown.
+
+    :param head: the first 16 bytes or more.
+    """
     for magic, what in _MAGICS:
         if head.startswith(magic):
             return what

@@ -1,7 +1,7 @@
-"""What a stream is made of, as frozen values.
+"""The records of a stream, as frozen values.
 
-A stream is a header and then records without a gap: each record's ``offset``
-is its first byte (the type byte) and ``offset + size`` the next record's.
+A stream is a header followed by records without gaps: ``offset`` is that of a
+record's first byte (the type byte), ``offset + size`` that of the next record.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Kind(StrEnum):
     EOF = "eof"
     DESCRIPTION = "description"
     SKIPPED = "skipped"
-    """PARTs that were stepped over as one: RAM data, or very many that are alike."""
+    """PARTs that were skipped as one record: RAM data, or very many equal ones."""
     LOST = "lost"
-    """Bytes that are no record: damage, up to the next plausible one."""
+    """Damage: bytes up to the next plausible record."""
 
 
 class LayoutOrigin(StrEnum):
@@ -48,7 +48,8 @@ class LayoutOrigin(StrEnum):
 class Record:
     """One record of the stream (or a run of them, for ``SKIPPED``).
 
-    ``payload`` and ``payload_size`` give the part between header and footer.
+    ``payload`` and ``payload_size`` are offset and size of the part between header and
+    footer.
     ``opaque`` is set if the extent was found by searching for the footer, not
     by reading the content.  ``described`` is the origin of a device section's
     layout.  ``count`` is the number of records that a ``SKIPPED`` one stands for; 0
@@ -70,7 +71,7 @@ class Record:
 
     @property
     def end(self) -> int:
-        """Offset of the first byte behind the record."""
+        """Offset of the first byte after the record."""
         return self.offset + self.size
 
 

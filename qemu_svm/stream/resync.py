@@ -1,9 +1,9 @@
-"""Finding the end of a section that nothing describes, and of damage.
+"""Find the end of a section of unknown layout, and the end of damage.
 
-A footer repeats the section's id, so the end of an unknown payload can be
-searched for.  Where there are no footers (machine types of 2.3 and older), the
-header of the next section is.  Guest-controlled bytes may hold fake ones: what is
-found this way is marked ``opaque``, and a description is preferred where there is one.
+A footer repeats the section's id, so the end of an unknown payload can be searched
+for.  In streams without footers (machine types of 2.3 and older), the header of the
+next section is searched for instead.  Bytes that the guest controls may imitate both:
+such sections are marked ``opaque``, and a description is preferred.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from qemu_svm.limits import KIB
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RecordType
 
-_FIRST_STEP = 4 * KIB  # most sections are small, and there may be very many
+_FIRST_STEP = 4 * KIB  # most sections are small, and there may be many
 _STEP = 256 * KIB
 FOOTER_SIZE = 5
 
 
 def footer_bytes(section_id: int) -> bytes:
-    """The five bytes behind the payload of a section with that id."""
+    """Return the five bytes after the payload of a section with that id."""
     return bytes((RecordType.FOOTER,)) + section_id.to_bytes(4, "big")
 
 
 def find_footer(source: Source, start: int, section_id: int) -> int | None:
     """Return the offset of the first plausible footer at or after ``start``.
 
-    If none is followed by something like a record, what follows is damaged, and
-    the first one of all counts.
+    A plausible footer is followed by something like a record.  If there is none, the
+    record after the section is damaged, and the first footer is returned.
     """
     wanted = footer_bytes(section_id)
     at, first = start, None
@@ -47,19 +47,19 @@ def find_footer(source: Source, start: int, section_id: int) -> int | None:
         step = min(4 * step, _STEP)
 
 
-def starts_record(behind: bytes) -> bool:
-    """Whether ``behind`` a footer something like a record stands, or the input ends.
+def starts_record(after: bytes) -> bool:
+    """Whether the bytes after a footer look like a record, or the input ends there.
 
-    The kind of record alone would not do: behind the footer of section 0 in a payload,
-    ``7e 00 00 00 00``, there are often more zeros, and a zero is an EOF.
+    The type byte alone is not enough: a payload may contain the footer of section 0,
+    ``7e 00 00 00 00``, which is often followed by more zeros, and a zero is an EOF.
     """
-    kind, more = behind[:1], behind[1:]
+    kind, more = after[:1], after[1:]
     if kind == b"\0":
         return more[:1] == b"\6" or not more.strip(b"\0")  # the description, or padding
     if kind == b"\x08":
         return more[:1] in (b"", b"\0")  # commands are few
     if more[:1] not in (b"", b"\0"):
-        return not behind  # ids of sections are running numbers
+        return not after  # ids of sections are consecutive numbers
     if kind in (b"\2", b"\3"):
         return True
     length = more[4:5]
@@ -75,9 +75,9 @@ _OVERLAP = 64
 
 
 def next_boundary(source: Source, start: int) -> int | None:
-    """Return where records plausibly go on behind damage at ``start``.
+    """Return the offset at which records plausibly continue after damage at ``start``.
 
-    That is behind the next footer that something like a record follows.
+    That is after the next footer that is followed by something like a record.
     """
     at = start
     while True:
@@ -98,7 +98,7 @@ def _plausible(data: bytes, at: int) -> bool:
     return len(name) < length or _is_name(name)
 
 
-# FULL with an id that a sender can reach, and the length of a name.
+# FULL, an id that senders reach, and the length of a name.
 _HEADER = re.compile(rb"\x04\0[\0-\x0f]..(?P<length>[\x02-\xff])", re.DOTALL)
 MOST_HEADER = 1 + 4 + 1 + 255 + 4 + 4
 """Bytes of the longest header of a section."""
@@ -106,7 +106,7 @@ _VERSIONS = 1000
 
 
 def is_header(data: bytes, at: int) -> bool:
-    """Whether something like the header of a device section stands at ``at``."""
+    """Whether the bytes at ``at`` look like the header of a device section."""
     found = _HEADER.match(data, at)
     if found is None:
         return False
@@ -117,10 +117,10 @@ def is_header(data: bytes, at: int) -> bool:
 
 
 def find_header(source: Source, start: int) -> int | None:
-    """Return where the next device section plausibly begins, at or after ``start``.
+    """Return the offset of the next plausible device section, at or after ``start``.
 
-    Behind the last one that is the EOF at the very end of the input; None if
-    no EOF stands there.
+    After the last section that is the EOF at the end of the input; None if there is
+    no EOF.
     """
     at, size = start, source.size()
     step = _FIRST_STEP

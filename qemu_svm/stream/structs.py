@@ -1,8 +1,7 @@
 """Layout of every fixed structure of the stream, for parsing and building.
 
 All integers are big-endian.  A *counted string* is a length byte and that many
-bytes.  Nothing here says what a value means; numbers and names are in
-:mod:`qemu_svm.stream.constants`.
+bytes.  Names of numbers are in :mod:`qemu_svm.stream.constants`.
 
 Source: QEMU ``migration/savevm.c`` (``qemu_savevm_state_header``,
 ``save_section_header``, ``save_section_footer``, ``vmstate_configuration``),
@@ -72,4 +71,4 @@ ConfigurationSubsection = Struct(
 """After the SUBSECTION byte that follows the configuration's machine name."""
 
 RamBlock = Struct("name" / CountedString, "used_length" / Int64ub)
-"""One entry of the block list behind MEM_SIZE."""
+"""One entry of the block list after MEM_SIZE."""

@@ -1,10 +1,10 @@
-"""A self-describing stream, found from its end.
+"""The description and the device sections, found from the end of the stream.
 
-The description is the last record of a stream.  Before it stands the EOF byte,
-and before that the device sections in the order in which the description
-lists them, so the chain of sections can be followed backwards by their
-described sizes.  What is found this way is only a claim: the caller proves it
-by reading the chain forwards to the last byte.
+The description is the last record of a stream.  Before it is the EOF byte, and
+before that the device sections in the order in which the description lists them,
+so the chain of sections can be followed backwards by their described sizes.  The
+result is only a candidate: the caller proves it by reading the chain forwards to
+the last byte.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from qemu_svm.stream.resync import FOOTER_SIZE, footer_bytes
 from qemu_svm.stream.vmstate.description import Description, Device
 
 _FIRST_LOOK = 256 * KIB
-_SLACK = 64 * KIB  # how far a described size may be off
+_SLACK = 64 * KIB  # by how much a described size may be wrong
 
 
 def find_description(source: Source, limits: Limits) -> DescriptionRecord | None:
     """Find a VMDESCRIPTION record that ends exactly where the input ends.
 
-    The text holds no control characters, so the last byte 06 belongs either to
-    the record's type or to its length.  Zero padding behind the record is
-    ignored.  Reads at most ``limits.description_bytes`` and a little more.
+    The text has no control characters, so the last byte 06 is either the record's
+    type or part of its length.  Zero padding after the record is ignored.  Reads at
+    most ``limits.description_bytes`` and a little more.
     """
     size = source.size()
     window = _FIRST_LOOK
@@ -49,8 +49,8 @@ def find_chain(
 ) -> tuple[int, int] | None:
     """Follow the device sections backwards from ``end``, the offset of EOF.
 
-    :returns: where the chain starts, and how many of the described devices
-        come before it; None if not even the last device is there.
+    :returns: the offset of the first section of the chain, and how many of the
+        described devices come before it; None if the last device is not found.
     """
     left = len(description.devices)
     for device in reversed(description.devices):
@@ -62,7 +62,7 @@ def find_chain(
 
 
 def _section_before(source: Source, device: Device, end: int, *, footers: bool) -> int | None:
-    # Looks for the header from its counted name on; type and id stand before it.
+    # Compares the header from its counted name on; type and id are before it.
     name = device.name.encode()
     if len(name) > 255:
         return None
@@ -73,8 +73,8 @@ def _section_before(source: Source, device: Device, end: int, *, footers: bool) 
         return start
     if not footers:
         return None
-    # The described size is off: search backwards for a header whose id is
-    # that of the footer in front of ``end``.
+    # The described size is wrong: search backwards for a header whose id is that
+    # of the footer before ``end``.
     low = max(0, start - _SLACK)
     data = source.read_at(low, end - low)
     hit = data.rfind(wanted)

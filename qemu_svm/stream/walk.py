@@ -33,10 +33,10 @@ from qemu_svm.stream.structs import (
 from qemu_svm.stream.vmstate.description import Device
 
 _WORD = 8  # payload of a RAM section with nothing but its end
-_SMALL = 64  # bytes of a PART that may be one of very many
-_TURN = 5  # so many PARTs back the same section is looked for
-_MANY = 16  # repetitions that are worth it
-_FOLDED = (Kind.PART, Kind.COMMAND)  # may be beyond counting in a stream that is sound
+_SMALL = 64  # largest PART that may be repeated very often (bytes)
+_TURN = 5  # PARTs of different sections that may take turns, and one
+_MANY = 16  # repetitions that are folded
+_FOLDED = (Kind.PART, Kind.COMMAND)  # an intact stream may have any number of them
 _NUMBERED = (Kind.START, Kind.FULL)
 _PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
 
@@ -108,7 +108,10 @@ class Walker:
         self.problems.append(problem)
 
     def header(self) -> None:
-        """Read the file header."""
+        """Read the file header.
+
+        :raises StreamError: this is not a stream, or not a supported one.
+        """
         head = self.reader.peek(32)
         if len(head) >= len(MAGIC) and not head.startswith(MAGIC):
             kind = seen_elsewhere(head)
@@ -128,14 +131,15 @@ class Walker:
             )
 
     def next_type(self) -> int | None:
-        """Type byte of the next record; None where the records end."""
+        """Return the type byte of the next record; None at the end of the input."""
         head = self.reader.peek(1)
         return head[0] if head else None
 
     def step(self) -> None:
         """Read one record, and PARTs without content that repeat after it.
 
-        :raises StreamError: and leaves the reader at the record's first byte.
+        :raises StreamError: the record is cut, invalid or not supported; the reader is
+            at its first byte again.
         """
         self._step(_MANY)
 
@@ -170,20 +174,20 @@ class Walker:
             del self.records[:-_TURN]
 
     def skip_to(self, end: int) -> None:
-        """Step over everything up to ``end`` as one record of RAM data."""
+        """Skip everything up to ``end`` as one record of RAM data."""
         start = self.reader.offset
         ids = [i for i, record in self._headers.items() if record.name == "ram"]
         self.reader.offset = end
         self._close(Record(Kind.SKIPPED, start, 0, "ram", ids[0] if ids else None))
 
     def lose(self, start: int, end: int) -> None:
-        """Step over ``start`` to ``end`` as bytes that are no record."""
+        """Skip damaged bytes from ``start`` to ``end``."""
         self.reader.offset = end
         self._close(Record(Kind.LOST, start, 0))
 
     def _fold(self, least: int) -> None:
-        # A sender that waits for something writes PARTs with nothing in them by
-        # the hundred thousand, of one section or of several in turn.
+        # A sender that waits writes PARTs without content by the hundred thousand,
+        # of one section or of several in turn.
         last = self.records[-1]
         marks = 0
         for record in reversed(self.records[-_TURN:]):
@@ -300,8 +304,8 @@ class Walker:
         number, length = int.from_bytes(head[:2], "big"), int.from_bytes(head[2:], "big")
         self.reader.take(length, "a command")
         if number == Command.PACKAGED and length != 4:
-            # Its length is the payload; its content is records without a
-            # header of their own, and they are read like all others.
+            # The payload is a length.  The content follows: records without a file
+            # header, which are read like all others.
             raise Malformed(
                 "PACKAGED command without a length",
                 offset=start,
@@ -380,7 +384,7 @@ class Walker:
             )
         self.records.append(record)
 
-    # The state table: what to do for each type of record.
+    # The method for each type of record.
     _steps: ClassVar[dict[int, Callable[[Walker, int], None]]] = {
         RecordType.EOF: _eof,
         RecordType.START: _start,

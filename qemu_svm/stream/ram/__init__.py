@@ -1,1 +1,1 @@
-"""RAM in a stream: what was sent, where, and what each page holds at the end."""
+"""RAM in a stream: what was sent, where it is, and the final content of each page."""

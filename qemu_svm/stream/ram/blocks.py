@@ -1,12 +1,12 @@
-"""The list of RAM blocks behind MEM_SIZE.
+"""The list of RAM blocks after MEM_SIZE.
 
-Each entry is a counted name and the block's length, and behind these what
-capabilities add: a page size of the block's own (postcopy), the guest-physical
-address (x-ignore-shared), header and pages (mapped-ram).
+Each entry is a counted name and the block's length, followed by the fields that
+capabilities add: a page size of the block (postcopy), the guest-physical address
+(x-ignore-shared), header and pages (mapped-ram).
 
-Nothing on the wire announces the page size.  It starts with a zero byte, which
-no name's length does, and has no bit where a record has its flags; so eight
-bytes like that behind an entry are one.
+Nothing on the wire announces the page size.  It starts with a zero byte, unlike the
+length of a name, and has no bit set where records have their flags; so eight such
+bytes after an entry are a page size.
 
 Source: QEMU ``migration/ram.c`` (``ram_save_setup``, ``parse_ramblock``), 5.2
 to 10.2.
@@ -31,9 +31,9 @@ _FLAGS = 0x3FF
 
 @dataclass(frozen=True, slots=True)
 class BlockEntry:
-    """One entry of the list with all that capabilities add.
+    """One entry of the list, with the fields that capabilities add.
 
-    :param page_size: of the block itself, in bytes; None if it is ordinary.
+    :param page_size: the block's own page size in bytes; None if there is none.
     :param address: where the block's memory region starts in its container
         (x-ignore-shared).
     :param mapped: where its pages are (mapped-ram).
@@ -57,7 +57,7 @@ def read_blocks(
     """
     entries: list[BlockEntry] = []
     listed = 0
-    base: int | None = None  # the first mapped block tells it
+    base: int | None = None  # known from the first mapped block on
     while listed < total:
         start = reader.offset
         entry = reader.structure(RamBlockLayout, "a RAM block of the block list")

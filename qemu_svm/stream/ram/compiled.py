@@ -1,16 +1,16 @@
-"""The compiled part, ``ram``; None where there was no compiler at installation.
+"""The compiled module, ``ram``; None if there was no compiler at installation.
 
-Everything in it has a twin in Python, which is used then.
+Every function in it has an equivalent in Python, which is used then.
 """
 
 from __future__ import annotations
 
-_INTERFACE = 2  # of the functions that this version of the package calls
+_INTERFACE = 2  # version of the functions that this package calls
 
 try:
     from qemu_svm.stream.ram import _ram as ram
 
-    if ram.INTERFACE != _INTERFACE:  # left over from another version
+    if ram.INTERFACE != _INTERFACE:  # built for another version
         raise ImportError
 except ImportError:
     ram = None  # type: ignore[assignment]

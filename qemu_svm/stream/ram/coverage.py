@@ -1,6 +1,6 @@
-"""What became of each page: its last kind, and how often it was sent.
+"""For each page its last kind and how often it was sent.
 
-Two bytes for each page of the guest, whatever the stream does.
+Takes two bytes for each page of the guest, however long the stream is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qemu_svm.stream.ram.read import Ram
 from qemu_svm.stream.ram.runs import KIND, KIND_BITS, PageKind
 
 MOST_PAGES = 1 << 28
-"""Pages of the largest guest that is looked at page by page: 1 TiB of 4 KiB."""
+"""Most pages of a guest that is examined page by page: 1 TiB with pages of 4 KiB."""
 
 _ONE_MORE = bytes((*range(1, 256), 255))
 _ZERO = (int(PageKind.ZERO), int(PageKind.ABSENT))
@@ -23,11 +23,11 @@ _ZERO = (int(PageKind.ZERO), int(PageKind.ABSENT))
 
 @dataclass(frozen=True)
 class BlockCoverage:
-    """One block; what needs a look at every page is counted once.
+    """Coverage of one block; counts over all pages are cached.
 
     :param kinds: a byte for each page: 0 never sent, else its last kind.
     :param times: a byte for each page: how often it was sent, up to 255.
-    :param sent: copies in all.
+    :param sent: copies in total.
     """
 
     kinds: bytearray
@@ -36,7 +36,7 @@ class BlockCoverage:
 
     @property
     def pages(self) -> int:
-        """Pages of the block."""
+        """Number of pages of the block."""
         return len(self.kinds)
 
     @cached_property
@@ -56,7 +56,7 @@ class BlockCoverage:
 
     @property
     def again(self) -> int:
-        """Copies that a later one replaced or changed."""
+        """Copies that were replaced or changed by later ones."""
         return self.sent - (self.pages - self.never)
 
     @cached_property
@@ -66,13 +66,13 @@ class BlockCoverage:
 
     @cached_property
     def most(self) -> int:
-        """How often the page sent most often was sent; 255 stands for more."""
+        """Number of copies of the page with the most copies, up to 255."""
         often = self.times.translate(None, b"\0\1")
         return max(often, default=min(1, self.pages - self.never))
 
 
 def cover_runs(where: array[int], count: array[int], kinds: bytearray, times: bytearray) -> None:
-    """Note runs, as :class:`~qemu_svm.stream.ram.runs.RamRuns` keeps them, page by page."""
+    """Apply runs, in the form of :class:`~qemu_svm.stream.ram.runs.RamRuns`, page by page."""
     for place, pages in zip(where, count, strict=True):
         page, kind = place >> KIND_BITS, place & KIND
         if pages == 1:
@@ -89,7 +89,7 @@ cover = cover_runs if compiled.ram is None else compiled.ram.cover
 
 
 def check_number(ram: Ram, pages: int, most: int = MOST_PAGES) -> None:
-    """Refuse to keep a byte for each of too many pages.
+    """Check that the guest can be examined page by page.
 
     :raises LimitExceeded: there are more than ``most``.
     """
@@ -104,7 +104,7 @@ def check_number(ram: Ram, pages: int, most: int = MOST_PAGES) -> None:
 
 
 def coverage(ram: Ram, most_pages: int = MOST_PAGES) -> tuple[BlockCoverage, ...]:
-    """Go through all runs.
+    """Return the coverage of each block.
 
     :raises LimitExceeded: the guest has more than ``most_pages`` pages.
     """

@@ -1,10 +1,9 @@
 """The content of RAM blocks, written to files.
 
-All copies of all pages are applied in the order of sending, so the input is
-read front to back once.  Zero pages are not written where nothing was before:
-the files are sparse.  Whole pages go from the input to the file without being
-looked at, many in one call; where input and compiled part allow, without a step
-in Python for each run.
+All copies of all pages are applied in the order of sending, so the input is read
+once, front to back.  Zero pages are written only over earlier content: the files are
+sparse.  Unencoded pages are copied from the input to the file, many in one call; by
+the compiled module if the input is a file.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from qemu_svm.stream.ram.scan import LARGEST
 
 _WINDOW = MIB
 _NEAR = 64 * KIB
-_PORTION = 1 << 14  # pages between two words of progress; Ctrl-C waits for them
+_PORTION = 1 << 14  # pages between calls of progress; Ctrl-C waits for them
 _WHOLE = (int(PageKind.PAGE), int(PageKind.PLACED))
 _EMPTY = (int(PageKind.ZERO), int(PageKind.ABSENT))
 _COPIED = frozenset((*_WHOLE, *_EMPTY))
@@ -38,13 +37,13 @@ def extract(
     span: tuple[int, int] | None = None,
     progress: Callable[[int], None] = _silent,
 ) -> None:
-    """Write blocks to files; each gets the length of its block or ``span``.
+    """Write blocks to files, which get the length of the block or of ``span``.
 
     :param files: a descriptor, open for reading and writing, of an empty
         file for each block's index.
     :param span: only these bytes of each block, ``(start, end)``, multiples of
         the page size; they start at 0 in the file.
-    :param progress: told how many of the copies in the stream are done.
+    :param progress: called with the number of copies in the stream that are done.
     :raises StreamError: a page is damaged, or there are too many.
     """
     ahead = _Ahead(ram)
@@ -63,7 +62,7 @@ def extract(
 def _portions(
     runs: Sequence[array[int]], strides: Mapping[int, int]
 ) -> Iterator[Sequence[array[int]]]:
-    # The same runs (where, count, data), not too many pages at a time; long ones are divided.
+    # The same runs (where, count, data) in portions; long runs are split.
     if sum(runs[1]) <= _PORTION:
         yield runs
         return
@@ -93,8 +92,8 @@ def input_files(ram: Ram) -> array[int] | None:
 
 
 class _Ahead:
-    # Input that is read in order, a good piece at a time; what is far from the last
-    # piece (one page here, one there, as mapped-ram has them) is read as it is.
+    # Input that is read in order, in large pieces; single pages far from the last
+    # piece (as with mapped-ram) are read alone.
     def __init__(self, ram: Ram) -> None:
         self._ram = ram
         self._blocks = [(0, memoryview(b""))] * len(ram.inputs)
@@ -111,7 +110,7 @@ class _Ahead:
         near = 0 <= start <= len(block) + _NEAR
         self._look = min(_WINDOW, max(_NEAR, 4 * self._look)) if near else 0
         del block
-        self._blocks[source] = 0, memoryview(b"")  # not two of them at a time
+        self._blocks[source] = 0, memoryview(b"")  # free the old one first
         size = max(self._look, min(most, _WINDOW), least)
         block = memoryview(self._ram.inputs[source].read_at(at, size))
         if len(block) < least:
@@ -141,11 +140,11 @@ class _Target:
         os.ftruncate(fd, self.length)
 
     def write(self, where: array[int], counts: array[int], datas: array[int]) -> None:
-        """Apply runs of one sweep, as :class:`~qemu_svm.stream.ram.runs.RamRuns` keeps them."""
+        """Apply runs of one sweep, in the form of :class:`~qemu_svm.stream.ram.runs.RamRuns`."""
         row, rows = 0, len(where)
         while row < rows:
             if self.ahead.files is not None and where[row] & KIND in _COPIED:
-                # Up to the first run that is not so simple, or where something is wrong.
+                # Up to the first run that it does not support, or that fails.
                 row = compiled.ram.copy(
                     self.ahead.files, self.fd, self.first, self.written, self.ram.page_size,
                     where, counts, datas, row,
@@ -156,7 +155,7 @@ class _Target:
             row += 1
 
     def _inside(self, place: int, pages: int, data: int) -> None:
-        # What of a run is inside the span.
+        # The part of a run that is inside the span.
         page, kind, length = (place >> KIND_BITS) - self.first, place & KIND, len(self.written)
         skip = max(0, -page)
         rest = min(pages - skip, length - page - skip)
@@ -185,7 +184,7 @@ class _Target:
             self.written[page : page + count] = b"\1" * count
 
     def _clear(self, page: int, count: int) -> None:
-        # Zeros, where something was before.
+        # Write zeros over earlier content.
         size, end = self.ram.page_size, page + count
         start = self.written.find(1, page, end)
         while start >= 0:
@@ -213,7 +212,7 @@ class _Target:
 def _write(fd: int, parts: Sequence[memoryview | bytes | bytearray], place: int) -> None:
     wanted = sum(map(len, parts))
     done = os.pwritev(fd, parts, place)
-    if done < wanted:  # no room, or a signal: slowly, so that the error shows
+    if done < wanted:  # disk full, or a signal: retry, so that the error is raised
         rest = b"".join(parts)[done:]
         place += done
         while rest:

@@ -1,11 +1,10 @@
-"""Files for RAM blocks in a directory that names from a stream cannot leave.
+"""Files for RAM blocks, all in one directory, however the stream names the blocks.
 
-A block's name becomes a file's name by escaping everything but letters, digits
-and ``_ - + , : = @ .`` (``/`` is ``%2F``), so different names stay different.
-Files are made without names from the stream, and get theirs when all are
-complete; on any error nothing stays.  Nothing is followed or replaced that
-stands there already, unless it is asked for; a symbolic link then is replaced
-itself.
+A block's name becomes a file name by escaping everything but letters, digits and
+``_ - + , : = @ .`` (``/`` is ``%2F``), so different names stay different.  Files are
+created under temporary names and renamed when all are complete; on any error all are
+removed.  Existing files are neither followed nor replaced unless requested; then a
+symbolic link is replaced itself.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _TEMPORARY = ".svmstream-"
 
 
 def file_name(name: str) -> str:
-    """Name of the file for a RAM block: no separator, no leading dot.
+    """Return the file name for a RAM block: no separator, no leading dot.
 
     >>> file_name("/rom@etc/acpi/tables")
     '%2From@etc%2Facpi%2Ftables'
@@ -47,7 +46,7 @@ def file_name(name: str) -> str:
 class BlockFiles:
     """Files in one directory, all of them or none.
 
-    Use with ``with``; leaving it before :meth:`commit` removes everything.
+    A context manager; leaving it before :meth:`commit` removes the files.
 
     :param replace: existing files may be replaced.
     :raises FileExistsError: a name is taken and ``replace`` is not set.
@@ -83,21 +82,21 @@ class BlockFiles:
             self.descriptors.append(os.open(name, flags, 0o600, dir_fd=self._directory))
 
     def commit(self) -> None:
-        """Give the files their names."""
+        """Give the files their final names."""
         where = {"src_dir_fd": self._directory, "dst_dir_fd": self._directory}
         while self._temporary:
             temporary, name = self._temporary[0], self.names[len(self.names) - len(self._temporary)]
             if self._replace:
                 os.rename(temporary, name, **where)
             else:
-                # Unlike a rename, a link never replaces anything.
+                # Unlike a rename, a link never replaces a file.
                 os.link(temporary, name, follow_symlinks=False, **where)
                 os.unlink(temporary, dir_fd=self._directory)
             self._temporary.pop(0)
             self._made = None
 
     def close(self) -> None:
-        """Remove what has no name yet, and let go of the directory."""
+        """Remove files without a final name, and close the directory."""
         for descriptor in self.descriptors:
             os.close(descriptor)
         self.descriptors = []
@@ -134,7 +133,7 @@ def write_blocks(
     """Write the final content of blocks into files of a directory, all of them or none.
 
     :param blocks: numbers of blocks.
-    :param directory: is made if it does not exist.
+    :param directory: created if it does not exist.
     :param span: only these bytes of each block, as for ``extract``.
     :param replace: existing files may be replaced.
     :param progress: called with the number of copies in the stream that are done.

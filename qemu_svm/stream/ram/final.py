@@ -1,4 +1,4 @@
-"""What each page of RAM holds at the end.
+"""The final content of each page of RAM.
 
 All copies are gone through once, and for each page the number of the run that
 wrote it last is noted, in four bytes; a delta (XBZRLE) remembers which run it

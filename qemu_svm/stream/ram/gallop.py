@@ -1,14 +1,13 @@
-"""How many records go on as the last one did: measured many at a time.
+"""The length of a run of records, measured many records at a time.
 
-Records of one kind lie at a fixed distance and their words rise by one page.
-So each of the word's eight bytes makes a column of the input, which a strided
-slice takes out at once, and what the column must hold is known: the flags and
-the high bytes do not change, the middle ones count.  A column that differs is
-searched by halves for the first difference.  Strided slices of ``bytes`` do
-this at the speed of memory and, unlike numpy, need no tenth of a second to be
-imported.
+In a run, records of one kind are at a fixed distance and their words increase by one
+page.  So each of the word's eight bytes forms a column of the input, which a strided
+slice extracts at once, and the expected column is known: the flags and the high bytes
+are constant, the middle ones count.  In a column that differs, binary search finds the
+first difference.  Strided slices of ``bytes`` do this at the speed of memory and,
+unlike numpy, do not take a tenth of a second to import.
 
-The first look is at few records and every full success makes the next four
+The first comparison is of few records, and each complete success makes the next four
 times as long, so short runs cost little.
 """
 
@@ -22,7 +21,7 @@ _WORD = 8
 
 @cache
 def _columns(page_size: int) -> tuple[int, bytes, bytes]:
-    # How many pages there are in 16 MiB, and bytes 1 and 2 of their addresses.
+    # The number of pages in 16 MiB, and bytes 1 and 2 of their addresses.
     pages = max(1, (1 << 24) // page_size)
     one = bytes(page * page_size >> 8 & 0xFF for page in range(pages))
     two = bytes(page * page_size >> 16 & 0xFF for page in range(pages))
@@ -35,13 +34,13 @@ def _constant(byte: int, size: int) -> bytes:
 
 
 def gallop(data: bytes, pos: int, word: int, stride: int, page_size: int) -> int:
-    """Number of records at ``pos`` that go on with ``word``.
+    """Return the number of records at ``pos`` that form a run starting with ``word``.
 
-    :param word: what the first of them has to be; each further one is a page
-        further on.  No flag is above 0x80.
-    :param stride: 9 for zero pages, whose last byte must be 0 then.
-    :returns: 0 if already the first is another.  Only records are counted of
-        which at least the first 9 bytes are in ``data``.
+    :param word: the first record's word; each further one is one page higher.  No
+        flag is above 0x80.
+    :param stride: distance of the records; 9 for zero pages, whose last byte must be 0.
+    :returns: 0 if the first record differs.  Records are counted if at least their
+        first 9 bytes are in ``data``.
     """
     pages, one, two = _columns(page_size)
     total = 0
@@ -86,7 +85,7 @@ def _matching(
 
 
 def _common(have: bytes, want: bytes) -> int:
-    # Length of the common beginning of two different strings.
+    # Length of the common prefix of two different strings.
     low, high = 0, len(have)
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,12 +1,12 @@
 """mapped-ram: every page at a fixed place in the file.
 
-Behind a block's entry in the block list stand 28 bytes (version, page size,
-``bitmap_offset``, ``pages_offset``; big-endian), a bitmap and, at
-``pages_offset``, room for the whole block.  Both offsets count from the start
-of the *file*, also where the stream starts further on.  A page whose bit is
-clear is zero, even where its place holds old bytes.  The bitmap is the host's
-own, little-endian here; its length is whole 64-bit words.  A block that is not
-saved (x-ignore-shared) has both offsets 0 and no room.
+A block's entry in the block list is followed by 28 bytes (version, page size,
+``bitmap_offset``, ``pages_offset``; big-endian), a bitmap and, at ``pages_offset``,
+space for the whole block.  Both offsets count from the start of the *file*, even if
+the stream starts later in it.  A page whose bit is clear is zero, even if its place
+contains old bytes.  The bitmap has the host's byte order, here little-endian, and
+whole 64-bit words.  A block that is not saved (x-ignore-shared) has both offsets 0 and
+no space.
 
 Source: QEMU ``migration/ram.c`` (``mapped_ram_setup_ramblock``,
 ``parse_ramblock_mapped_ram``, ``struct MappedRamHeader``), 10.2.
@@ -45,12 +45,12 @@ class MappedBlock:
 def read_header(
     reader: Reader, used_length: int, base: int | None
 ) -> tuple[MappedBlock | None, int | None]:
-    """Read a block's header and move behind the block's pages.
+    """Read a block's header and move past the block's pages.
 
-    :param base: offset of the stream's first byte in its file; if it is None,
-        the bitmap is taken to stand right behind the header, as QEMU writes it.
-    :returns: None if the block is not saved, and the base.
-    :raises Malformed: offsets that lead backwards or into the header.
+    :param base: offset of the stream's first byte in its file; if it is None, the
+        bitmap is assumed to follow the header immediately, as QEMU writes it.
+    :returns: the block, None if it is not saved; and the base.
+    :raises Malformed: offsets that point backwards or into the header.
     """
     start = reader.offset
     version = reader.u32("a mapped-ram header")
@@ -98,7 +98,7 @@ def read_header(
 
 
 def page_runs(reader: Reader, block: MappedBlock) -> Iterator[tuple[bool, int, int]]:
-    """Read a bitmap as runs ``(stored, first page, count)``; leaves the reader anywhere."""
+    """Read a bitmap as runs ``(stored, first page, count)``; the reader's offset changes."""
     page = 0
     while page < block.count:
         reader.offset = block.bitmap + page // 8

@@ -1,9 +1,8 @@
-"""multifd: pages on channels of their own, next to the main stream.
+"""multifd: pages on separate channels, in addition to the main stream.
 
-A channel starts with a packet of 64 bytes; then come packets of a fixed length
-that name pages of one block, each followed by what these pages hold: as they
-are, or as a piece of one zlib or zstd stream that goes through the whole
-channel.  Numbers are big-endian::
+A channel starts with a packet of 64 bytes; then come packets of a fixed length that
+list pages of one block, each followed by the content of these pages: unencoded, or as
+a piece of one zlib or zstd stream for the whole channel.  Numbers are big-endian::
 
       0  magic, version, flags, pages allocated, normal pages,
          bytes that follow (32 bits each)
@@ -11,9 +10,9 @@ channel.  Numbers are big-endian::
      64  block name, 256 bytes, padded with zeros
     320  offsets in the block (64 bits each): normal pages, then zero pages
 
-A packet with SYNC ends an *epoch*; the main stream has a mark for each.  All
-pages of an epoch come before all of the next; within one, no page comes twice.
-Senders before 9.0 may leave a stale length where no pages follow.
+A packet with SYNC ends an *epoch*; the main stream has a mark for each.  All pages
+of an epoch precede those of the next; within an epoch, no page is sent twice.
+Senders before 9.0 may leave a stale length if no pages follow.
 
 Source: QEMU ``migration/multifd.h``, ``multifd.c``, ``multifd-zlib.c``,
 ``multifd-zstd.c``, 7.2 and 10.2.
@@ -33,22 +32,22 @@ from qemu_svm.stream.reader import Reader, name_text
 
 MAGIC = 0x11223344
 _VERSION = 1
-_PACKET_BYTES = 512 * KIB  # of pages in a full packet
+_PACKET_BYTES = 512 * KIB  # pages of a full packet
 _SYNC = 1
 _DEVICE_STATE = 64
 _METHODS = {0: "none", 2: "zlib", 4: "zstd", 8: "qpl", 16: "uadk", 32: "qatzip"}
 _INITIAL = struct.Struct(">II16sB39s")
 _HEADER = struct.Struct(">6IQI28s256s")
 _DEVICE = struct.Struct(">3I256sII")
-_FEED = KIB  # compressed bytes at a time: of zlib, 1 MiB comes out at most
+_FEED = KIB  # compressed bytes at a time: they expand to 1 MiB at most (zlib)
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Pages of one packet that follow one another in the block.
+    """Consecutive pages of a block in one packet.
 
-    :param page: number of the first.
-    :param data: offset of the first one's content; None for zero pages.
+    :param page: number of the first page.
+    :param data: offset of the first page's content; None for zero pages.
     """
 
     page: int
@@ -76,9 +75,9 @@ class Channel:
     :param unpacked: it is a temporary file, which is closed with this object.
     :param packets: in order; SYNC packets without pages are left out.
     :param epochs: number of SYNC packets.
-    :param jobs: how many packets the sender wanted to send; see :func:`_jobs`.
-    :param highest: the highest number of one; -1 if there are none.
-    :param problem: what ended the reading early.
+    :param jobs: number of packets that the sender numbered; see :func:`_jobs`.
+    :param highest: highest packet number; -1 if there are no packets.
+    :param problem: the error that ended the channel early.
     """
 
     number: int
@@ -99,7 +98,7 @@ class Channel:
 
 
 def channel_number(head: bytes) -> int | None:
-    """Return the number of a channel that starts with ``head``; None if it is none."""
+    """Return the number of the channel that starts with ``head``; None if it is not one."""
     if len(head) < _INITIAL.size:
         return None
     magic, _version, _uuid, number, _ = _INITIAL.unpack_from(head)
@@ -109,7 +108,7 @@ def channel_number(head: bytes) -> int | None:
 def channel_head(source: Source, page_size: int) -> tuple[int, str]:
     """Return number and compression of a channel without reading its pages.
 
-    :raises StreamError: ``source`` is no channel.
+    :raises StreamError: ``source`` is not a channel.
     """
     reader = Reader(source)
     number = channel_number(reader.peek(_INITIAL.size))
@@ -177,7 +176,7 @@ def read_channel(source: Source, page_size: int, limits: Limits) -> Channel:
 
 
 class _State:
-    # What goes through a channel: the epoch, the decompressor, unpacked pages.
+    # State of a channel: the epoch, the decompressor, decompressed pages.
     def __init__(self, reader: Reader, path: str, page_size: int, limits: Limits) -> None:
         self.reader = reader
         self.path = path
@@ -234,7 +233,7 @@ class _State:
                 first = index
 
     def _payload(self, method: int, normal: int, size: int, start: int) -> int:
-        # Step over the pages' content; where it is afterwards.
+        # Skip the content of the pages; returns its offset in ``Channel.source``.
         name = _METHODS.get(method, f"{method:#x}")
         if name not in self.methods:
             self.methods.append(name)
@@ -297,8 +296,8 @@ class _State:
 
 
 def _jobs(*, sync: bool, pages: bool) -> int:
-    # Before 9.0 a SYNC may ride on a packet that is waiting.  Then the packet that was
-    # meant for it is empty and comes later, or never, if the channel closes before.
+    # Before 9.0 a pending packet may carry the SYNC.  The packet that was numbered for
+    # it is then empty and sent later, or not at all if the channel closes before.
     if sync and pages:
         return 2
     return int(sync or pages)
@@ -317,7 +316,7 @@ def _inflater(method: str, window: int) -> Callable[[bytes], Iterable[bytes]]:
 
 
 class _Unpacked(Source):
-    # Decompressed pages in a temporary file: a source of its own.
+    # Decompressed pages in a temporary file.
     def __init__(self, path: str, limits: Limits) -> None:
         import tempfile
 

@@ -1,12 +1,12 @@
-"""Whether the multifd channels at hand are those of a stream, and all of them.
+"""Whether the given multifd channels are all channels of a stream.
 
-Packets are numbered from 0 in all channels together together.  Before 9.0 a number may be
-there twice, and another one not at all, but the sender counts on: if there are fewer
-than the highest number says, a channel is missing.  Each SYNC is sent over every
-channel, for one mark of the main stream.
+Packets are numbered from 0 in all channels together.  Before 9.0 one number may be
+used twice and another one not at all, but the count is right: if there are fewer
+packets than the highest number implies, a channel is missing.  Each SYNC is sent over
+every channel, for one mark in the main stream.
 
-Seen in streams of QEMU 5.2, 7.2, 10.0 and 11.1 with two to eight channels, of guests
-that went on writing.
+Verified on streams of QEMU 5.2, 7.2, 10.0 and 11.1 with two to eight channels, of
+guests that wrote memory meanwhile.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _HINT = "pass the file of each channel with --channel (diff: --channel-a, --chan
 
 
 def channels_wanted(end: int) -> StreamError:
-    """The error for a stream whose pages went over channels that are not at hand.
+    """Return the error for a stream whose channels were not given.
 
-    :param end: of the main stream.
+    :param end: offset of the end of the main stream.
     """
     return Truncated(
         "the pages of this stream were sent over multifd channels",
@@ -33,11 +33,11 @@ def channels_wanted(end: int) -> StreamError:
 
 
 def disagreements(channels: Sequence[Channel], marks: int, end: int) -> Iterator[StreamError]:
-    """What shows that the channels are not all, or not of this stream.
+    """Yield what shows that channels are missing or belong to another stream.
 
     :param channels: read to their ends.
     :param marks: of the main stream, which is complete.
-    :param end: of the main stream.
+    :param end: offset of the end of the main stream.
     """
     numbers = [channel.number for channel in channels]
     twice = next((number for number in numbers if numbers.count(number) > 1), None)

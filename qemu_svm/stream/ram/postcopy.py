@@ -1,11 +1,11 @@
-"""What postcopy sends besides the main stream.
+"""Further connections of postcopy, and pages that it discards.
 
-With postcopy-preempt, pages that the destination asks for come over a second
-connection: RAM records and nothing around them.  After a network failure the
-migration goes on over a new connection, which has commands and sections but no
-header, and no START: those came over the first.
+With postcopy-preempt, pages that the destination requests are sent over a second
+connection: RAM records without sections.  After a network failure the migration
+continues over a new connection, which has commands and sections but no file header and
+no START: those were sent over the first.
 
-Both bring pages for the last time: what was sent before was discarded.
+Pages on both are final: earlier copies were discarded.
 
 Source: QEMU ``migration/ram.c`` (``ram_save_host_page_urgent``,
 ``ram_load_postcopy``), ``migration/migration.c`` (``postcopy_do_resume``), 7.2
@@ -32,7 +32,7 @@ _FLAGS = 0x3FF
 
 
 class Discards:
-    """Pages that the destination was told to forget, because they are sent again.
+    """Pages that the destination discards, because they are sent again.
 
     :param source: the main stream.
     """
@@ -42,7 +42,7 @@ class Discards:
         self._ranges: list[tuple[int, int, int, int]] = []
 
     def note(self, record: Record, state: RamState) -> None:
-        """Take down what a command discards."""
+        """Note the pages that a command discards."""
         if record.name != Command.POSTCOPY_RAM_DISCARD.name or state.runs is None:
             return
         payload = self._source.read_at(record.payload, record.payload_size)
@@ -57,9 +57,9 @@ class Discards:
                     self._ranges.append((before, block, first, min(end, pages)))
 
     def missing(self, state: RamState, end: int) -> StreamError | None:
-        """The error for pages that were not sent again.
+        """Return the error for discarded pages that were not sent again, if there are any.
 
-        :param end: of the main stream.
+        :param end: offset of the end of the main stream.
         """
         if not self._ranges or state.runs is None:
             return None
@@ -87,7 +87,7 @@ class Extra:
 
     :param kind: ``preempt`` or ``resumed``.
     :param pages: page records in it.
-    :param ended: a resumed stream was read to its EOF.
+    :param ended: a resumed stream was read to its EOF record.
     """
 
     source: Source
@@ -98,7 +98,7 @@ class Extra:
 
 
 def kind_of(source: Source) -> str:
-    """Tell ``preempt`` from ``resumed``.
+    """Return the kind of a further connection, ``preempt`` or ``resumed``.
 
     :raises Malformed: it is neither.
     """
@@ -123,7 +123,7 @@ def read_extra(main: Walker, source: Source, number: int) -> Extra:
 
     :param main: the walker of the main stream, after all of it.
     :param number: of the input; see :class:`~qemu_svm.stream.ram.runs.Place`.
-    :raises StreamError: ``source`` is something else.
+    :raises StreamError: ``source`` is not a further connection.
     """
     kind = kind_of(source)
     state = main.ram

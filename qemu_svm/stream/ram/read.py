@@ -1,4 +1,4 @@
-"""The RAM of a stream: where each page is, and what it holds.
+"""The RAM of a stream: where each page is, and its content.
 
 :func:`read_ram` reads all RAM records once, and with them multifd channels in
 the order in which the destination would apply them.  :class:`Ram` then returns
@@ -109,7 +109,7 @@ class Ram:
         return page_counts(self.runs.sums)
 
     def was_sent(self, block: int, page: int) -> bool:
-        """Whether the stream has any copy of a page."""
+        """Whether the stream contains a copy of a page."""
         return next(iter(self.runs.history(block, page)), None) is not None
 
     def read_page(self, block: int, page: int) -> bytes:
@@ -205,10 +205,10 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
     :param channels: the multifd channels, in any order; further connections of
         postcopy in the order in which they were made.
     :param scan: how common records are read.
-    :raises StreamError: a channel does not start like one.
+    :raises StreamError: a channel is not one.
     """
     with ExitStack() as owned:
-        # Closed by the returned object, or here if anything goes wrong.
+        # Closed by the returned object, or here if anything fails.
         read, others = _channels(stream, channels, owned)
         runs = RamRuns(stream.page_size)
         state = RamState(page_size=stream.page_size, runs=runs, scan=scan)
@@ -280,7 +280,7 @@ def _further(walker: Walker, sources: Sequence[Source], number: int) -> list[Ext
 
 
 class _Merge:
-    # Puts the pages of the channels where the main stream waits for them.
+    # Inserts the pages of the channels where the main stream waits for them.
     def __init__(self, state: RamState, runs: RamRuns, channels: list[Channel]) -> None:
         self.flushes = 0
         self._state = state
@@ -298,7 +298,7 @@ class _Merge:
 
     def mark(self, flag: RamFlag) -> None:
         # Before 8.1 every EOS is a mark, later every MULTIFD_FLUSH; the first
-        # section shows which, because its EOS comes last.
+        # section shows which, because its EOS is last.
         if flag is RamFlag.HOOK:
             return
         if flag is RamFlag.MULTIFD_FLUSH:

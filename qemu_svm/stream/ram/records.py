@@ -7,17 +7,16 @@ What follows depends on the flags::
     MEM_SIZE                the block list (:mod:`qemu_svm.stream.ram.blocks`)
     ZERO            [name]  the byte that fills the page
     PAGE            [name]  the page
-    XBZRLE          [name]  1, 16-bit length, the difference
+    XBZRLE          [name]  1, 16-bit length, the delta
     COMPRESS_PAGE   [name]  32-bit length, a zlib stream
     EOS, HOOK, MULTIFD_FLUSH    nothing
 
-The counted name stands there unless CONTINUE is set; the block then is the
-one of the page before, also across sections.  Later copies of a page replace
-earlier ones.
+The counted name is absent if CONTINUE is set; the block then is that of the previous
+page, also across sections.  Later copies of a page replace earlier ones.
 
-What nearly all of a stream is, pages that continue a block, a scanner
-(:mod:`qemu_svm.stream.ram.scan`) reads without a call per page; :func:`_uncommon`
-does the rest.
+Nearly all of a stream are pages that continue a block: a scanner
+(:mod:`qemu_svm.stream.ram.scan`) reads them without a call for each page;
+:func:`_uncommon` reads the rest.
 
 Source: QEMU ``migration/ram.c`` (``ram_save_setup``, ``save_page_header``,
 ``ram_load_precopy``), 5.2 to 10.2.
@@ -47,7 +46,7 @@ from qemu_svm.stream.records import Configuration, RamBlock, RamPages
 
 _WINDOW = MIB
 _MOST_TOP = (1 << 64) - 1
-# Operations of IntFlag take as long as the rest of a record.
+# As int: operations of IntFlag take as long as the rest of a record.
 _EOS, _HOOK, _FLUSH = int(RamFlag.EOS), int(RamFlag.HOOK), int(RamFlag.MULTIFD_FLUSH)
 _MEM_SIZE, _CONTINUE = int(RamFlag.MEM_SIZE), int(RamFlag.CONTINUE)
 _PAGE_KINDS: dict[int, PageKind] = {
@@ -108,13 +107,13 @@ class RamState:
         self.shared = "x-ignore-shared" in configuration.capabilities
 
     def take_blocks(self, entries: tuple[BlockEntry, ...]) -> None:
-        """Use a block list."""
+        """Set the block list."""
         self.entries = entries
         self.blocks = tuple(entry.block for entry in entries)
         self.names = frozenset(block.name for block in self.blocks)
         self.index = {block.name: number for number, block in enumerate(self.blocks)}
         mask = self.page_size - 1
-        # The highest word that the page behind a block's last one may have.
+        # The highest word that the page after a block's last one could have.
         self.tops = tuple(
             min((block.used_length + mask) | mask, _MOST_TOP) for block in self.blocks
         )
@@ -122,7 +121,7 @@ class RamState:
 
 
 def step_over(reader: Reader, state: RamState) -> None:
-    """Move ``reader`` behind the payload of one ``ram`` section.
+    """Move ``reader`` past the payload of one ``ram`` section.
 
     Reads every record up to and including EOS and adds to ``state``.
 
@@ -137,13 +136,13 @@ def step_over(reader: Reader, state: RamState) -> None:
         least = 8
         if state.current >= 0:
             base, pages = reader.offset - at, (state.page_size, state.tops[state.current])
-            behind, found, sums = state.scan(data, at, base, pages, rows)
+            stop, found, sums = state.scan(data, at, base, pages, rows)
             if found:
                 _note(state, rows, found, sums)
-                reader.offset = base + behind
-                if behind > len(data) - 9:
+                reader.offset = base + stop
+                if stop > len(data) - 9:
                     _go_on(reader, state, pages)
-                    least = _WINDOW  # behind this window; the next is a large one
+                    least = _WINDOW  # past this window; the next is a large one
                 continue
         if _uncommon(reader, state) == _EOS:
             state.mark(RamFlag.EOS)
@@ -151,7 +150,7 @@ def step_over(reader: Reader, state: RamState) -> None:
 
 
 def _go_on(reader: Reader, state: RamState, pages: tuple[int, int]) -> None:
-    # More of what filled a whole window, from the file itself where there is one.
+    # More of the records that filled a whole window, directly from the file if possible.
     if state.scan is not scan_compiled or state.page_size > LARGEST:
         return
     file = reader.backing_file()
@@ -159,11 +158,11 @@ def _go_on(reader: Reader, state: RamState, pages: tuple[int, int]) -> None:
         return
     rows = state.many = state.many or Rows(FILE_ROWS)
     while True:
-        behind, found, sums = scan_file(file, reader.offset, pages, rows)
+        stop, found, sums = scan_file(file, reader.offset, pages, rows)
         if not found:
             return
         _note(state, rows, found, sums)
-        reader.offset = behind
+        reader.offset = stop
 
 
 def _note(state: RamState, rows: Rows, found: int, sums: Sequence[int]) -> None:
@@ -181,7 +180,7 @@ def _window(reader: Reader, state: RamState, least: int) -> tuple[bytes, int]:
         return data, at
     error = reader.truncated("the RAM records", 8, have, section="ram")
     if error.offset < reader.offset:
-        # Only whole pages are stepped over without a look at their end.
+        # Only unencoded pages are skipped without reading their last byte.
         state.sums[PageKind.PAGE] -= 1
         if state.runs is not None:
             state.runs.drop_last()
@@ -189,7 +188,7 @@ def _window(reader: Reader, state: RamState, least: int) -> tuple[bytes, int]:
 
 
 def _outside(state: RamState, offset: int, word: int) -> Malformed:
-    # The error for a page that its block does not have.
+    # The error for a page that is not in its block.
     if state.current < 0:
         return Malformed(
             "page continues a RAM block, but none was named",
@@ -209,7 +208,7 @@ def _outside(state: RamState, offset: int, word: int) -> Malformed:
 
 
 def _uncommon(reader: Reader, state: RamState) -> int:
-    # Any one record, read whole; returns its flags.
+    # One record of any kind; returns its flags.
     start, mask = reader.offset, state.page_size - 1
     word = reader.u64("a RAM record")
     flags, rest = word & mask, word & ~mask
@@ -254,7 +253,7 @@ def _uncommon(reader: Reader, state: RamState) -> int:
 
 
 def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
-    # Step over what follows a page record's header.
+    # Skip the bytes after the header of a page record.
     if kind in (PageKind.ZERO, PageKind.FILLED):
         reader.take(1, "a zero page")
         return

@@ -1,13 +1,12 @@
-"""Where each page lies in the input, as runs.
+"""Where each page is in the input, as runs.
 
-Pages come in order, so most of a stream is a few long runs: the same kind of
-record for one page after the other, at a fixed distance.  A run is kept as 20
-bytes in flat arrays, whatever its length; a list of *sweeps* (runs of one
-block with rising addresses, as one pass over the RAM makes them) says which
-block they belong to and makes them searchable.
+Pages are sent in order, so most of a stream is a few long runs: records of one kind
+for consecutive pages, at a fixed distance.  A run takes 20 bytes in flat arrays,
+whatever its length; a list of *sweeps* (runs of one block with increasing addresses,
+as one pass over the RAM sends them) gives their blocks and makes them searchable.
 
 A run also has the place of the first page's content: a whole page, the byte that
-fills it, or what follows the header of an encoded one.  A :class:`Place` is an
+fills it, or the bytes after the header of an encoded one.  A :class:`Place` is an
 input and an offset; in the arrays (here, in :mod:`~qemu_svm.stream.ram.extract` and
 in C) both are packed into one number, ``data``, with the input in its top byte.
 """
@@ -24,7 +23,7 @@ from typing import NamedTuple
 from qemu_svm.stream.records import RamPages
 
 INPUT_SHIFT = 56
-"""Position of the input's number in ``data``; offsets are below ``1 << INPUT_SHIFT``."""
+"""Position of the input in ``data``; offsets are below ``1 << INPUT_SHIFT``."""
 
 KIND_BITS = 3
 """Bits of a run's ``where`` below the page: the :class:`PageKind`."""
@@ -39,26 +38,26 @@ _ROOM = 4096
 
 
 class PageKind(IntEnum):
-    """How a page is written."""
+    """How a page is stored."""
 
     ZERO = 1
-    """Nothing but zeros; the record has a byte that says so."""
+    """A zero page; its record has a zero byte as content."""
     PAGE = 2
-    """The page itself, behind a record's header."""
+    """The page itself, after a record's header."""
     XBZRLE = 3
-    """What changed in the page; the length is in front."""
+    """The length and the bytes that changed."""
     COMPRESSED = 4
-    """A zlib stream; the length is in front."""
+    """The length and a zlib stream."""
     PLACED = 5
-    """The page itself, next to its neighbours: mapped-ram, multifd."""
+    """The page itself, without a header: mapped-ram, multifd."""
     ABSENT = 6
-    """Nothing is stored, the page is zero: mapped-ram, multifd."""
+    """A zero page that is not stored: mapped-ram, multifd."""
     FILLED = 7
-    """A byte that is not zero fills the page; no sender of today writes it."""
+    """A page filled with one byte that is not zero; no current sender writes it."""
 
 
 class Place(NamedTuple):
-    """Where content is.
+    """A place in the inputs.
 
     :param input: 0 is the stream, the others are channels.
     :param offset: in that input.
@@ -93,11 +92,11 @@ def page_counts(sums: Sequence[int]) -> RamPages:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Pages of one kind, one after the other.
+    """Consecutive pages of one kind.
 
     :param block: index of the RAM block.
     :param page: number of the first page in the block.
-    :param count: how many pages.
+    :param count: number of pages.
     :param place: of the first page's content.
     :param stride: bytes from one page's content to the next one's.
     """
@@ -147,12 +146,12 @@ class RamRuns:
         }
         self.sums = [0] * KINDS
         self._data = array("Q")
-        self._where = array("Q")  # page << 3 | kind: rises within a sweep
+        self._where = array("Q")  # page << 3 | kind: increases within a sweep
         self._count = array("I")
         self._sweep_block = array("I")
         self._sweep_first = array("Q")  # index of its first run
         self._of_block: dict[int, array[int]] = {}
-        # What the next run has to be to lengthen the last one, or its sweep.
+        # What the next run must be to extend the last one, or its sweep.
         self._block = -1
         self._where_next = -1
         self._data_next = -1
@@ -160,14 +159,14 @@ class RamRuns:
 
     @property
     def records(self) -> int:
-        """How many pages were sent; each copy counts."""
+        """Number of pages that were sent; each copy counts."""
         return sum(self.sums)
 
     def __len__(self) -> int:
         return len(self._data)
 
     def add(self, block: int, page: int, count: int, kind: int, place: Place) -> None:
-        """Append pages, as sent after all others."""
+        """Append pages, which are sent after all others."""
         data = place.input << INPUT_SHIFT | place.offset
         self.sums[kind] += count
         where = page << KIND_BITS | kind
@@ -193,7 +192,7 @@ class RamRuns:
     def extend(
         self, block: int, rows: Rows, used: int, sums: Iterable[int], source: int = 0
     ) -> None:
-        """Append the first ``used`` rows, of rising pages of one block.
+        """Append the first ``used`` rows, of increasing pages of one block.
 
         :param sums: the number of pages of each kind in all of them.
         :param source: the input that was scanned.
@@ -214,7 +213,7 @@ class RamRuns:
         self._expect(rows.where[used - 1], rows.count[used - 1], self._data[-1])
 
     def _expect(self, where: int, count: int, data: int) -> None:
-        # Note what the next run has to be to lengthen this one.
+        # Note what the next run must be to extend this one.
         self._page_next = (where >> KIND_BITS) + count
         self._where_next = where + (count << KIND_BITS)
         self._data_next = data + count * self.strides[where & KIND]
@@ -226,7 +225,7 @@ class RamRuns:
         self._sweep_first.append(len(self._data))
 
     def seal(self) -> int:
-        """Keep the present runs as they are: no later page lengthens one.
+        """Prevent later pages from extending the present runs.
 
         :returns: their number.
         """
@@ -283,10 +282,10 @@ class RamRuns:
             if index < first:
                 continue
             where = self._where[index]
-            behind = page - (where >> KIND_BITS)
-            if behind < self._count[index]:
+            into = page - (where >> KIND_BITS)
+            if into < self._count[index]:
                 kind = PageKind(where & KIND)
-                data = self._data[index] + behind * self.strides[kind]
+                data = self._data[index] + into * self.strides[kind]
                 yield kind, unpack(data)
 
     def within(self, block: int, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -1,34 +1,33 @@
 """Common RAM records of a block of input, read many at a time.
 
-A *scanner* reads records of the kinds that nearly all of a stream consists of:
-pages, zero pages and XBZRLE deltas that continue a block.  It stops in front of
-anything else, also of records that are damaged, and before a page that comes
-earlier in its block than the one before; the caller looks at what stopped it.
-Pages of one kind that follow one another become one row of :class:`~.ram_runs.Rows`.
+A *scanner* reads records of the most frequent kinds: pages, zero pages and XBZRLE
+deltas that continue a block.  It stops before any other record, before a damaged one,
+and before a page that is earlier in its block than the previous one; the caller
+examines what stopped it.  Consecutive pages of one kind become one row of
+:class:`~qemu_svm.stream.ram.runs.Rows`.
 
-There are three scanners, and tests hold them against each other::
+There are three scanners, and tests compare them with each other::
 
-    scan_records    one record after the other, plainly
-    scan_runs       the same, but long runs by columns (:mod:`ram_gallop`)
-    scan_compiled   the same in C; it may be missing where there is no compiler
+    scan_records    one record after the other
+    scan_runs       the same, but long runs by columns (ram/gallop.py)
+    scan_compiled   the same in C; missing if there was no compiler
 
-:data:`scan` is the quickest that is there.  What they take:
+:data:`scan` is the fastest available one.  Their parameters:
 
 data, at
-    A block of input, and where in it a record starts.
+    A block of input, and the position of a record in it.
 base
-    The offset in the stream of ``data``'s first byte.
+    The offset in the stream of the first byte of ``data``.
 pages
-    Page size and ``top``: a word above ``top - page_size`` is outside the block.
+    Page size and ``top``: a word above ``top - page_size`` is outside the RAM block.
 rows
-    Filled from its beginning, at most up to its end.
+    Filled from the beginning, at most to the end.
 
-Where a block of input is full of common records and the stream lies in a file, more
-of them can be read from there without coming back for each block: :func:`scan_file`,
-which is compiled only.
+If a whole block of input is common records and the stream is in a file, the next ones
+can be read directly from the file in one call: :func:`scan_file`, in C only.
 
-The result says where the scanner stopped (behind ``data`` if a page's content
-goes on there), how many rows there are, and the pages of each kind.
+The result is the position of the scanner (past the end of ``data`` if a page's content
+continues there), the number of rows, and the number of pages of each kind.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from qemu_svm.stream.ram.runs import KIND_BITS, PageKind, Rows
 _SCALAR = 16  # records of a run that are read one by one before galloping
 _NEVER = 1 << 62
 XBZRLE_HEADER = 1
-"""The only way in which a delta can be encoded."""
+"""The only known encoding of a delta."""
 
 _SAME_PAGE = int(RamFlag.PAGE | RamFlag.CONTINUE)
 _SAME_ZERO = int(RamFlag.ZERO | RamFlag.CONTINUE)
@@ -57,7 +56,7 @@ _word_at = struct.Struct(">Q").unpack_from
 
 
 Found = tuple[int, int, Sequence[int]]
-"""Position, number of rows, and by :class:`~.PageKind` the number of pages."""
+"""Position, number of rows, and number of pages by kind."""
 
 Scanner = Callable[[bytes, int, int, tuple[int, int], Rows], Found]
 
@@ -115,25 +114,25 @@ scan_runs: Scanner = partial(_scan, plainly=_SCALAR)
 
 
 def scan_compiled(data: bytes, at: int, base: int, pages: tuple[int, int], rows: Rows) -> Found:
-    """The compiled scanner."""
+    """Scan in C."""
     return compiled.ram.scan(data, at, base, pages, rows.data, rows.where, rows.count)
 
 
 LARGEST = 64 * KIB
-"""Most bytes of a page for what is compiled to read files."""
+"""Largest page size for the compiled functions that read files."""
 FILE_ROWS = 1 << 15
-"""Room that :func:`scan_file` should have, so that it seldom has to be called."""
+"""Rows for :func:`scan_file`: enough that few calls are needed."""
 _STEP = MIB
 
 
 def scan_file(
     file: tuple[int, int], offset: int, pages: tuple[int, int], rows: Rows, step: int = _STEP
 ) -> Found:
-    """Common records of a stream that lies in a file, up to 128 MiB in one call.
+    """Scan a stream that is in a file, up to 128 MiB in one call.
 
-    :param file: descriptor, and where the stream starts in it.
-    :param offset: of a record in the stream; so is the position in the result.
-    :param step: how many bytes to read at a time, at least two pages.
+    :param file: descriptor, and offset of the stream in it.
+    :param offset: of a record in the stream, as the position in the result.
+    :param step: bytes to read at a time; at least two pages.
     """
     fd, start = file
     where = fd, start + offset, step, offset

@@ -1,9 +1,9 @@
-"""XBZRLE: a page as the difference to what it held before.
+"""XBZRLE: a page as the difference from its previous content.
 
-The encoded page is a sequence of pairs: a number of bytes that stay as they
-are, then a number of new bytes and these bytes themselves (not an XOR).  Both
-numbers are little-endian base 128 and take at most two bytes.  Only the first
-pair may leave nothing unchanged; what is behind the last pair stays.
+The encoded page is a sequence of pairs: the number of unchanged bytes, then the number
+of new bytes and these bytes themselves (not an XOR).  Both numbers are little-endian
+base 128 of at most two bytes.  Only the first number of unchanged bytes may be 0; the
+bytes after the last pair are unchanged.
 
 Source: QEMU ``migration/xbzrle.c`` (``xbzrle_decode_buffer``) and
 ``util/cutils.c`` (``uleb128_decode_small``), 7.2 and 10.2.
@@ -15,10 +15,10 @@ from qemu_svm.errors import Malformed
 
 
 def apply_delta(page: bytearray, delta: bytes, offset: int) -> None:
-    """Bring ``page`` up to date in place.
+    """Apply a delta to ``page`` in place.
 
     :param offset: of ``delta`` in the stream, for errors.
-    :raises Malformed: the pairs lead out of the page or are cut.
+    :raises Malformed: the pairs are cut, or reach past the end of the page.
     """
     size, end = len(page), len(delta)
     place = at = 0
@@ -42,7 +42,7 @@ def apply_delta(page: bytearray, delta: bytes, offset: int) -> None:
 
 
 def _number(delta: bytes, at: int, offset: int) -> tuple[int, int]:
-    # One number and the position behind it.
+    # One number, and the position after it.
     head = delta[at : at + 2]
     if head and head[0] < 0x80:
         return head[0], at + 1

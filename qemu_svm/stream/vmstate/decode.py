@@ -1,8 +1,8 @@
-"""Bytes of a section plus its description give values.
+"""Decode the bytes of a section by its description.
 
-The wire leads wherever it can tell: counted strings, lists and subsections
-are read as they stand there, and a description that disagrees loses.  Where
-only the description knows (a buffer, an unknown type) its ``size`` counts.
+The wire takes precedence: counted strings, lists and subsections are read as they are,
+even if the description disagrees.  The ``size`` in the description is used only for
+data whose length is not on the wire (a buffer, an unknown type).
 
 Source: QEMU ``migration/vmstate.c``, ``migration/vmstate-types.c``.
 """
@@ -26,7 +26,7 @@ def decode(reader: Reader, layout: Fields, section: str, limits: Limits = DEFAUL
     """Read the payload of ``section`` at the reader's place.
 
     :raises Truncated: the input ends inside it.
-    :raises Malformed: the wire does not hold what the description says.
+    :raises Malformed: the bytes contradict the description.
     :raises LimitExceeded: more than ``limits.section_values`` values.
     """
     return _Decoder(reader, section, limits.section_values).body(layout, section, "section", "")
@@ -85,7 +85,7 @@ class _Decoder:
         return self.body(layout, name, "subsection", join(path, name), start)
 
     def _run(self, run: list[Field], path: str) -> Value:
-        # Entries of equal name behind each other are elements of one array.
+        # Consecutive entries of equal name are elements of one array.
         if len(run) == 1:
             field = run[0]
             if field.array_len is None:
@@ -120,7 +120,7 @@ class _Decoder:
         return self._value(field.name, "array", start, children=elements)
 
     def _one(self, field: Field, name: str, path: str, *, exact: bool = True) -> Value:
-        # ``exact``: the description's size is that of this very element.
+        # ``exact``: the description's size is that of this element.
         start = self._reader.offset
         exact = exact and field.size != UNKNOWN
         if field.groups and (field.size or not exact):
@@ -200,9 +200,9 @@ class _Decoder:
 
 
 def _counts(run: list[Field]) -> list[int]:
-    # Of an array of pointers whose first is not NULL, QEMU 10 and later
-    # describe the first run with the length of the whole array as soon as a
-    # NULL follows; a run of NULLs in front is described with its own length.
+    # If an array of pointers starts with one that is not NULL and contains a NULL,
+    # QEMU 10 and later describe the first run with the length of the whole array; a
+    # first run of NULLs is described with its own length.
     counts = [1 if field.array_len is None else field.array_len for field in run]
     nulls = [field.type in types.NULLS for field in run]
     if counts[0] > 1 and not nulls[0] and any(nulls):

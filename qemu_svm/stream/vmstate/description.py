@@ -1,15 +1,14 @@
 """The JSON description that QEMU appends to a stream, as a typed tree.
 
-A section body has no length and no tags; the description says which fields
-were written, in which order and with how many bytes.  Its quirks decide the
-shape of this module:
+The payload of a section has no length and no tags; the description lists the fields
+that were written, in order and with their sizes.  Its quirks determine this module:
 
 * objects may repeat a key (``qtailq``, ``qlist`` and ``gtree`` fields have one
   ``fields`` group per element), so objects are read as lists of pairs;
 * ``tmp`` and ``vstruct`` fields carry their content in the field object
   itself, ``struct`` fields under a key of that name;
-* ``array_len`` means "this many elements like the first", which is only a
-  claim about the first where elements vary in size.
+* ``array_len`` means "this many elements like the first"; if elements vary in size,
+  only the first one's is described.
 
 Source: QEMU ``migration/vmstate.c`` (``vmsd_desc_field_start`` and
 neighbours), ``migration/savevm.c`` (``vmstate_save``), 5.2 to 11.1.
@@ -21,19 +20,19 @@ import json
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from qemu_svm.errors import LimitExceeded, Malformed, StreamError
+from qemu_svm.errors import LimitExceeded, Malformed
 from qemu_svm.limits import DEFAULT, Limits
 
 _Pairs = list[tuple[str, Any]]
 
 
 class _Object(list[tuple[str, Any]]):
-    # A JSON object as the pairs it was written with; a list is a JSON array.
+    # A JSON object as its pairs, in order; a plain list is a JSON array.
     pass
 
 
 UNKNOWN = -1
-"""Size of a field whose bytes only the wire tells (in built-in layouts)."""
+"""Size of a field whose length only the wire determines (in built-in layouts)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Fields:
     fields: tuple[Field, ...]
     subsections: tuple[Fields, ...] = ()
     optional: bool = False
-    """Set in built-in descriptions: the wire decides whether it is there."""
+    """Set in built-in layouts: only the wire shows whether the subsection is present."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +85,17 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """The whole description; ``problem`` tells what ended it early."""
+    """The whole description."""
 
     page_size: int | None
     devices: tuple[Device, ...]
-    problem: StreamError | None = None
 
 
 def parse(text: bytes, offset: int, limits: Limits = DEFAULT) -> Description:
     """Read a description.
 
-    :param text: the JSON, as it stands in the stream.
-    :param offset: where it stands, for errors.
+    :param text: the JSON, as in the stream.
+    :param offset: of the text in the stream, for errors.
     :raises Malformed: not JSON, or not a description.
     :raises LimitExceeded: nested deeper than ``limits.description_depth``, or more
         items than ``limits.description_items``.
@@ -165,7 +163,7 @@ class _Builder:
 
     def _groups(self, pairs: _Pairs, path: str, depth: int) -> tuple[Fields, ...]:
         # An object holds one group of vmsd_name, version, fields, subsections,
-        # or several, one behind the other.
+        # or several in sequence.
         if depth > self._depth:
             raise LimitExceeded(
                 "the description is nested too deeply",
@@ -217,7 +215,7 @@ class _Builder:
             groups=groups,
         )
 
-    # What a value must be.
+    # Checks of the values' types.
 
     def _object(self, value: Any, path: str) -> _Pairs:
         if not isinstance(value, _Object):
@@ -243,8 +241,8 @@ class _Builder:
 def has_null_arrays(layout: Fields) -> bool:
     """Whether an array of pointers is described by its first element, a NULL.
 
-    QEMU up to 9.2 says nothing of the elements that are not NULL (``css`` in
-    ``s390_css``), so such a description may be short.
+    QEMU up to 9.2 does not describe the elements that are not NULL (``css`` in
+    ``s390_css``), so such a description may be incomplete.
     """
     return any(
         (field.type == "struct" and not field.groups and field.array_len is not None)
@@ -254,7 +252,7 @@ def has_null_arrays(layout: Fields) -> bool:
 
 
 def payload_size(layout: Fields) -> int:
-    """Bytes that ``layout`` says were written, headers of subsections included."""
+    """Return the size of a payload according to ``layout``, headers of subsections included."""
     total = sum(field.total for field in layout.fields)
     for subsection in layout.subsections:
         total += subsection_header_size(subsection.name) + payload_size(subsection)
@@ -262,5 +260,5 @@ def payload_size(layout: Fields) -> int:
 
 
 def subsection_header_size(name: str) -> int:
-    """Bytes of the marker, the counted name and the version of a subsection."""
+    """Return the size of a subsection's marker, counted name and version."""
     return 1 + 1 + len(name.encode()) + 4

@@ -1,10 +1,10 @@
-"""What ``qemu-system-x86_64 -M TYPE -dump-vmstate FILE`` writes, as a typed tree.
+"""The output of ``qemu-system-x86_64 -M TYPE -dump-vmstate FILE``, as a typed tree.
 
-The dump lists every device class of the binary, whatever the machine type, with
-the description that its sections would be read by.  It tells less than the
-description in a stream: sizes are those in QEMU's memory, there are no types,
-and whether a conditional field is present is not said.  Missing are CPUs, RAM
-and whatever a device registers by itself (:data:`UNLISTED`).
+The dump lists every device class of the binary, whatever the machine type, with the
+description that QEMU would load its sections by.  It has less information than the
+description in a stream: sizes are those in QEMU's memory, there are no types, and it
+does not show whether a conditional field is present.  CPUs, RAM and sections that a
+device registers itself (:data:`UNLISTED`) are missing.
 
 Source: QEMU ``migration/savevm.c`` (``dump_vmstate_json_to_file``), 5.2 to 10.2.
 """
@@ -21,7 +21,7 @@ from qemu_svm.errors import LimitExceeded, Malformed
 from qemu_svm.limits import DEFAULT, Limits
 
 MACHINE = "vmschkmachine"
-"""The key that tells a dump from other JSON."""
+"""The key that distinguishes a dump from other JSON."""
 
 UNLISTED = frozenset(
     {"cpu", "cpu_common", "timer", "globalstate", "apic", "PCIBUS", "i2c_bus", "acpi_build"}
@@ -35,18 +35,18 @@ UNLISTED = frozenset(
     | {f"i825{model}" for model in ("50", "51", "57a", "57b", "57c", "58a", "58b", "59a", "59b")}
     | {f"i825{model}" for model in ("59c", "59er", "62", "01")}
 )
-"""Descriptions that QEMU registers without a device class; no dump has them."""
+"""Descriptions that QEMU registers without a device class; they are in no dump."""
 
 
 @dataclass(frozen=True, slots=True)
 class DumpField:
-    """A field that QEMU would read.
+    """A field that QEMU would load.
 
-    :param name: as descriptions in streams have it: repeated names are numbered.
-    :param since: version of the description from which on it is there.
-    :param conditional: it has a test of its own; it may be absent.
+    :param name: as in the description of a stream: repeated names are numbered.
+    :param since: first version of the description that has the field.
+    :param conditional: the field has a test function; it may be absent.
     :param size: bytes of one element in QEMU's memory.
-    :param count: elements of an array of fixed length, where the dump tells.
+    :param count: elements of an array of fixed length, if known.
     """
 
     name: str
@@ -72,7 +72,7 @@ class DumpLayout:
 class Dump:
     """A whole dump.
 
-    :param machine: machine type it was made for; None if it does not say.
+    :param machine: machine type that the dump was made for; None if unknown.
     :param layouts: by the description's name, as sections are matched.  Classes
         may share a name with different layouts (``ne2000`` on ISA and PCI).
     """
@@ -81,10 +81,10 @@ class Dump:
     layouts: dict[str, tuple[DumpLayout, ...]]
 
     def inside(self, name: str) -> Iterator[DumpLayout]:
-        """Layouts of that name that stand inside those of devices.
+        """Yield layouts of that name that are nested in those of devices.
 
-        A device may register a part of itself as a section of its own: with
-        ``vmware-svga`` comes ``vga``, which is in the dump as a part of other cards.
+        A device may register a part of itself as a separate section: ``vmware-svga``
+        registers ``vga``, which is in the dump as a part of other cards.
         """
         waiting = [layout for same in self.layouts.values() for layout in same]
         while waiting:
@@ -94,7 +94,7 @@ class Dump:
             waiting += parts
 
     def of_section(self, name: str) -> tuple[DumpLayout, ...]:
-        """Layouts that a section of that name (``PATH/DESCRIPTION``) may have."""
+        """Return the layouts that a section of that name (``PATH/DESCRIPTION``) may have."""
         own = name.rpartition("/")[2]
         return () if own in UNLISTED else self.layouts.get(own, ())
 
@@ -102,7 +102,7 @@ class Dump:
 def parse_dump(text: bytes, limits: Limits = DEFAULT) -> Dump:
     """Read a dump.
 
-    :raises Malformed: not JSON, or not such a dump.
+    :raises Malformed: not JSON, or not a dump.
     :raises LimitExceeded: longer than ``limits.description_bytes``, or nested
         deeper than ``limits.description_depth``.
     """

@@ -1,12 +1,11 @@
-"""A section's layout out of a dump, where the bytes leave only one.
+"""A section's layout from a dump, if only one fits the bytes.
 
-A dump (:mod:`~qemu_svm.stream.vmstate.dump`) does not say whether conditional
-fields are there, nor how many elements some arrays have, and has sizes in
-memory.  Yet the length of a section is known where its footer is, and
-subsections carry their names.  So every way in which the fields can fill the
-section is tried; if there is exactly one, that is the layout.  It remains a
-guess: numbers are unsigned, what is not as wide as a number is raw bytes, and
-an array of unknown length is taken for one element.
+A dump (:mod:`~qemu_svm.stream.vmstate.dump`) does not show which conditional fields are
+present or how many elements some arrays have, and its sizes are those in memory.  But
+the footer determines the length of the section, and subsections have names.  So every
+way in which the fields can fill the section is tried; if there is exactly one, that is
+the layout.  It remains a guess: numbers are unsigned, fields whose width is not that of
+a number are raw bytes, and an array of unknown length is assumed to have one element.
 
 Source: QEMU ``migration/vmstate.c`` (``vmstate_save_state_v``,
 ``vmstate_subsection_save``), 5.2 to 11.1.
@@ -23,20 +22,20 @@ from qemu_svm.stream.vmstate.description import Field, Fields, subsection_header
 from qemu_svm.stream.vmstate.dump import DumpField, DumpLayout
 
 _NUMBERS = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
-_TIMER_IN_MEMORY, _TIMER = 48, 8  # a QEMUTimer, and what is sent of it
-_MOST_STEPS = 50_000  # fields tried, for one section
+_TIMER_IN_MEMORY, _TIMER = 48, 8  # bytes of a QEMUTimer, and of its value on the wire
+_MOST_STEPS = 50_000  # fields tried for one section
 
 _T = TypeVar("_T")
 _Ways = dict[int, tuple[_T, ...] | None]
-"""Places that can be reached, and by what; None if in several ways."""
+"""Offsets that can be reached, and the fields before them; None if there are several ways."""
 
 
 def fitted(layouts: Iterable[DumpLayout], version: int, payload: bytes) -> Fields | None:
-    """Find the only way in which one of the layouts fills a payload.
+    """Return the only layout that fills a payload.
 
-    :param layouts: those that a section of its name may have.
+    :param layouts: those that the section may have.
     :param version: the section's.
-    :returns: None if there is no way, or more than one.
+    :returns: None if none fits, or more than one.
     """
     found: list[tuple[Fields, ...] | None] = []
     for layout in layouts:
@@ -60,17 +59,17 @@ class _Fitter:
         self._steps = _MOST_STEPS
 
     def body(self, layout: DumpLayout, version: int, start: int) -> _Ways[Fields]:
-        """Where a layout that begins at ``start`` may end, and what it then is."""
+        """Return the possible ends of a layout that starts at ``start``, each with its fields."""
         reached: _Ways[Field] = {start: ()}
         for field in layout.fields:
             if field.since <= version:
                 reached = self._on(reached, partial(self._field, field), missing=field.conditional)
         found: _Ways[Fields] = {}
         for place, fields in reached.items():
-            behind: _Ways[Fields] = {place: ()}
+            after: _Ways[Fields] = {place: ()}
             for subsection in layout.subsections:
-                behind = self._on(behind, partial(self._subsection, subsection))
-            for end, subsections in behind.items():
+                after = self._on(after, partial(self._subsection, subsection))
+            for end, subsections in after.items():
                 if fields is None or subsections is None or end in found:
                     found[end] = None
                 else:
@@ -84,7 +83,7 @@ class _Fitter:
         *,
         missing: bool = False,
     ) -> _Ways[_T]:
-        # One more thing behind each place; ``missing``: it may not be there.
+        # One more element after each place; ``missing``: it may be absent.
         found = dict(reached) if missing else {}
         for place, before in reached.items():
             self._steps -= 1
@@ -121,11 +120,11 @@ class _Fitter:
         }
 
     def _subsection(self, layout: DumpLayout, place: int) -> _Ways[Fields]:
-        # The wire says whether it is there.
+        # The wire shows whether it is present.
         name = layout.name.encode()
         head = bytes((RecordType.SUBSECTION, len(name) & 0xFF)) + name
-        behind = place + subsection_header_size(layout.name)
-        if self._payload[place : place + len(head)] != head or behind > len(self._payload):
+        after = place + subsection_header_size(layout.name)
+        if self._payload[place : place + len(head)] != head or after > len(self._payload):
             return {place: ()}
-        version = int.from_bytes(self._payload[behind - 4 : behind], "big")
-        return self.body(layout, version, behind)
+        version = int.from_bytes(self._payload[after - 4 : after], "big")
+        return self.body(layout, version, after)

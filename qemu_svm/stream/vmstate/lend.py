@@ -1,9 +1,9 @@
-"""A description taken from elsewhere, for a stream that has none.
+"""Borrow the description of another stream, for a stream without one.
 
-The best lender is a stream of the same machine, saved by the same QEMU with the
-same devices; its sizes are proved section by section all the same.  The JSON
-itself, as ``show --raw`` of the record or an editor gives it, will do too.
-What QEMU's ``-dump-vmstate`` writes tells less, see :mod:`~qemu_svm.stream.vmstate.fit`.
+The best lender is a stream of the same machine, saved by the same QEMU with the same
+devices; its sizes are still verified section by section.  The JSON text itself, for
+example from ``show --raw``, is accepted too.  The output of QEMU's ``-dump-vmstate``
+has less information, see :mod:`~qemu_svm.stream.vmstate.fit`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from qemu_svm.stream.vmstate.dump import MACHINE, Dump, parse_dump
 
 
 def description_of(source: Source, limits: Limits = DEFAULT) -> Description | Dump:
-    """Take the description out of another stream, or out of its JSON; or read a dump.
+    """Return the description in a stream or in a JSON text, or a dump.
 
-    :raises SourceError: there is none in it.
-    :raises StreamError: it is damaged.
+    :raises SourceError: ``source`` has no description.
+    :raises StreamError: the description is damaged.
     """
     if source.read_at(0, 64).lstrip()[:1] == b"{":
         text = source.read_at(0, limits.description_bytes + 1)

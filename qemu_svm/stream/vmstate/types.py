@@ -1,7 +1,7 @@
 """Names of vmstate types that have a meaning on the wire.
 
-Everything else is ``size`` raw bytes.  Mind the traps in the names:
-``int64 equal`` is unsigned, and the ``le`` of ``int32 le`` is "less or equal".
+Everything else is ``size`` raw bytes.  Some names mislead: ``int64 equal`` is
+unsigned, and the ``le`` of ``int32 le`` means "less or equal".
 
 Source: QEMU ``migration/vmstate-types.c``, 5.2 to 11.1.
 """
@@ -43,7 +43,7 @@ SCALARS: dict[str, Scalar] = {
 }
 
 LISTS = frozenset({"qtailq", "qlist"})
-"""Elements each behind a byte 01, then a byte 00."""
+"""A byte 01 before each element, then a byte 00."""
 
 TREE = "gtree"
 """be32 count, elements (01, key, value), 00."""
@@ -52,4 +52,4 @@ COUNTED_STRING = "capability"
 COUNTED_BYTES = "GByteArray"
 
 NULLS = frozenset({"nullptr"})
-"""Entries that stand for NULL pointers inside an array of pointers."""
+"""Types of NULL pointers in an array of pointers."""

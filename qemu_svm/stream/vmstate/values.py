@@ -1,4 +1,4 @@
-"""Decoded values: a tree in which every node knows its bytes."""
+"""Decoded values: a tree in which every node has its offset and size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Leaf = int | bool | str | bytes | tuple[int, ...] | None
 class Value:
     """One field, structure, array or subsection.
 
-    :param type: the vmstate type; ``subsection`` and ``array`` are ours.
+    :param type: the vmstate type, or ``subsection`` or ``array``.
     :param offset: of the first byte, in the stream.
     :param size: in bytes.
     :param value: None for nodes with children (and for empty ones).
@@ -27,7 +27,7 @@ class Value:
 
     @property
     def end(self) -> int:
-        """Offset of the first byte behind it."""
+        """Offset of the first byte after it."""
         return self.offset + self.size
 
     def __index__(self) -> int:
@@ -75,5 +75,5 @@ class Value:
 
 
 def join(prefix: str, name: str) -> str:
-    """Compose a path; elements of arrays are called ``[0]``, ``[1]`` and so on."""
+    """Return the path of a child; elements of arrays are named ``[0]``, ``[1]`` and so on."""
     return name if not prefix else prefix + name if name.startswith("[") else f"{prefix}.{name}"
