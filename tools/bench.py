@@ -1,7 +1,7 @@
 """Start-up and decoding times, as medians of whole processes.
 
-Absolute figures depend on the machine; what to watch is the ratio to a bare
-``python -c pass`` and, where it has been fetched, to QEMU's own script.
+Absolute figures depend on the machine; the ratios to a bare ``python -c pass`` and, if
+it was fetched, to QEMU's own script are what counts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""RAM at what speed: generated guests, beside ``cat`` and QEMU's own script.
+"""Speed of reading RAM: generated guests, compared with ``cat`` and QEMU's own script.
 
 Every figure is the median of several whole processes with warm caches, which take
-turns, so that what else the machine does meets all of them; what to look at are the
-ratios.  Streams are made one after the other where pipes are kept too (``TMPDIR``,
-else ``/var/tmp``) and removed; what has no room there is left out.
+turns, so that other load affects all of them; the ratios are what counts.  Streams are
+made one after the other in the directory for temporary copies (``TMPDIR``, else
+``/var/tmp``) and removed; streams that do not fit there are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from measure import CACHE, PROGRAM, Figures, table, take_turns  # noqa: E402
 
-from qemu_svm.source import open_source  # noqa: E402 - the tests are no installed package
+from qemu_svm.source import open_source  # noqa: E402 - tests are not installed
 from qemu_svm.source.spool import spool_directory  # noqa: E402
 from qemu_svm.stream import read_stream  # noqa: E402
 from qemu_svm.stream.ram import compiled  # noqa: E402
@@ -35,8 +35,8 @@ from tests.support import builders  # noqa: E402
 
 MIB = 1 << 20
 SAME_PAGE, SAME_ZERO = 0x28, 0x22
-MARK = b"<here the pages come>"
-# As if no compiler had been there.
+MARK = b"<pages>"
+# As if there had been no compiler.
 WITHOUT = "import sys; sys.modules['qemu_svm.stream.ram._ram'] = None; "
 WITHOUT += "from qemu_svm.__main__ import main; main()"
 
@@ -68,7 +68,7 @@ def mixed(pages: int, chance: random.Random) -> Runs:
 
 
 def alternating(pages: int, _: random.Random) -> Runs:
-    """A page with content, a zero page, and so on."""
+    """Pages with content and zero pages in turn."""
     for _first in range(0, pages, 2):
         yield 1, True
         yield 1, False
@@ -78,12 +78,12 @@ SHAPES: tuple[Shape, ...] = (mostly_zero, mostly_full, mixed, alternating)
 
 
 def make(path: Path, size: int, shape: Shape) -> None:
-    """Write the stream of a guest with ``size`` bytes: RAM and one device."""
+    """Write the stream of a guest with ``size`` bytes of RAM and one device."""
     page = builders.PAGE
     chance = random.Random(size)
     content = chance.randbytes(page)
     device = builders.Section("timer", b"\0\0\0\7", [{"name": "n", "type": "uint32", "size": 4}])
-    # An ordinary START, PART and END; the marked place is where pages go.
+    # A START, PART and END; the mark is replaced by pages.
     whole = builders.stream([device], [builders.zero(0, "pc.ram") + MARK], {"pc.ram": size})
     before, after = whole.split(MARK)
     number = 0
@@ -98,13 +98,13 @@ def make(path: Path, size: int, shape: Shape) -> None:
 
 
 def script(*options: str) -> list[str]:
-    """QEMU's script, or nothing where it was not fetched."""
+    """Return the command line of QEMU's script; empty if it was not fetched."""
     path = CACHE / "analyze-migration.py"
     return [sys.executable, str(path), *options] if path.exists() else []
 
 
 def index(path: Path, scanner: Scanner, rounds: int) -> tuple[Figures, int]:
-    """Time of the stream and its RAM read here, where Python has started; the records."""
+    """Measure reading stream and RAM in this process; return also the number of records."""
     walls, cpus, records = [], [], 0
     for _ in range(rounds):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -116,8 +116,8 @@ def index(path: Path, scanner: Scanner, rounds: int) -> tuple[Figures, int]:
     return Figures(statistics.median(walls), statistics.median(cpus)), records
 
 
-def beside(name: str, path: Path, rounds: int) -> None:
-    """One stream, beside ``cat`` and the script."""
+def compared(name: str, path: Path, rounds: int) -> None:
+    """Measure one stream, compared with ``cat`` and the script."""
     ram = ["ram", "--json", str(path)]
     commands = {
         "cat": ["cat", str(path)],
@@ -132,7 +132,7 @@ def beside(name: str, path: Path, rounds: int) -> None:
 
 
 def into_files(name: str, path: Path, rounds: int) -> None:
-    """The RAM of one stream into files, beside the script and ``cp``."""
+    """Measure writing RAM to files, compared with the script and ``cp``."""
     commands = {
         "cp": ["cp", "--reflink=never", str(path), "copy"],
         "ram --extract": [*PROGRAM, "ram", "--json", "--extract", "out", str(path)],
@@ -145,7 +145,7 @@ def into_files(name: str, path: Path, rounds: int) -> None:
 
 
 def by_record(name: str, path: Path) -> None:
-    """Nanoseconds a record, of each scanner."""
+    """Print the nanoseconds per record of each scanner."""
     scanners: dict[str, Scanner] = {"plain loop": scan_records, "runs by columns": scan_runs}
     if compiled.ram is not None:
         scanners["compiled"] = scan_compiled
@@ -158,7 +158,7 @@ def by_record(name: str, path: Path) -> None:
 
 @contextmanager
 def streams(folder: Path, shape: Shape, *sizes: int) -> Iterator[list[Path]]:
-    """Streams of guests of these sizes for a while; none where there is no room."""
+    """Yield streams of guests of these sizes; none if there is not enough space."""
     wanted = 3 * sum(sizes)
     free = shutil.disk_usage(folder).free
     if free < wanted + 512 * MIB:
@@ -173,24 +173,24 @@ def streams(folder: Path, shape: Shape, *sizes: int) -> Iterator[list[Path]]:
 
 
 def every_figure(folder: Path, size: int, shape: Shape, rounds: int) -> None:
-    """All about one shape."""
+    """Measure everything for one shape."""
     title = shape.__name__.replace("_", " ")
     # Half of a mixed guest is zero, so a guest twice as large makes a stream of that size.
     sizes = (size, 2 * size) if shape is mixed else (size,)
     with streams(folder, shape, *sizes) as paths:
         for path in paths:
-            beside(f"{title}, guest of {path.name} MiB", path, rounds)
+            compared(f"{title}, guest of {path.name} MiB", path, rounds)
         for path in paths[:1]:
             by_record(title, path)
-    # A file with a hole for every other page is a burden to most file systems,
-    # to remove it above all; so that one is smaller.
+    # A file with a hole for every other page is slow on most file systems, above all
+    # to remove; so that one is smaller.
     with streams(folder, shape, size // 8 if shape is alternating else size) as paths:
         for path in paths:
             into_files(f"{title}, guest of {path.name} MiB", path, rounds)
 
 
 def growth(folder: Path, sizes: Sequence[int], shape: Shape, verb: str, rounds: int) -> None:
-    """The same verb for guests of different sizes."""
+    """Measure one verb for guests of different sizes."""
     with streams(folder, shape, *sizes) as paths:
         commands = {
             f"{verb}, {path.name} MiB": [*PROGRAM, verb, "--json", str(path)] for path in paths
@@ -201,7 +201,7 @@ def growth(folder: Path, sizes: Sequence[int], shape: Shape, verb: str, rounds: 
 
 
 def main() -> None:
-    """Go through all shapes, then through sizes."""
+    """Measure all shapes, then growth with size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=2048, help="size of the guest")
     parser.add_argument("--rounds", type=int, default=5, help="how often each command runs")
@@ -210,7 +210,7 @@ def main() -> None:
     given = parser.parse_args()
     shapes = [names[name] for name in given.shape or names]
     size = given.mib * MIB
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # streams go too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="svmstream-bench-", dir=spool_directory()) as name:
         for shape in shapes:
             every_figure(Path(name), size, shape, given.rounds)

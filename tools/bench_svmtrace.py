@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What svmtrace costs where nothing is hooked: boots of a box with and without it, in turn.
+"""Overhead of svmtrace while nothing is hooked: boots of a box with and without it, in turn.
 
-Compared is the processor time that the emulator took until /dev/kvm was there; on a
-busy machine it says more than the clock.  Arguments: pairs (default 5), emulators.
+Compared is the processor time of the emulator until /dev/kvm exists; on a busy machine
+it is more reliable than the clock.  Arguments: pairs (default 5), emulators.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qemu_svm.lab import Box, svmtrace
 
 
 def boot(emulator: str, extra: tuple[str, ...]) -> float:
-    """Processor seconds of one boot."""
+    """Return the processor seconds of one boot."""
     with Box("6.1", emulator=emulator, emulator_args=extra) as box:
         fields = Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/make_guest_streams.py --kernel 6.12
 
-Files are named by QEMU, kernel and guest; guests.json says what made each and
-what must be found in it.
+Files are named by QEMU, kernel and guest; guests.json has the origin and the required
+content of each.
 """
 
 from __future__ import annotations

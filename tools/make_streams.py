@@ -3,12 +3,12 @@
 Usage: make_streams.py DIR [--qemu COMMAND] [KIND ...]
 
 The guest is a boot sector that counts in 64 pages, so that pages are sent again.
-What a QEMU cannot do is said and left out.  Kinds marked with a version need at
-least that QEMU; Debian 12's 7.2 makes the others.  Kinds of another architecture
-are made if that QEMU is installed too (Debian: qemu-system-ppc, qemu-system-misc)
-or named with --qemu.  Each stream is written as DIR/qemuVERSION-KIND.mig.zst
-(further channels as .channelN), with a line in DIR/kinds.json that says how it was
-made and what must be found in it.
+Kinds that a QEMU does not support are reported and left out.  Kinds marked with a
+version need at least that QEMU; Debian 12's 7.2 makes the others.  Kinds of another
+architecture are made if that QEMU is installed (Debian: qemu-system-ppc,
+qemu-system-misc) or given with --qemu.  Each stream is written as
+DIR/qemuVERSION-KIND.mig.zst (further channels as .channelN), with a line in
+DIR/kinds.json: how it was made and what it must contain.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BOOT_SECTOR = BOOT.ljust(510, b"\0") + b"\x55\xaa"
 PPC64 = bytes(0x100) + bytes.fromhex(
     "38600008 38800000 38a00010 38c00001 38e00010 44000022 48000000"
 )
-# A short PSW that leads to 0x1000; there: lghi r2,0x2000; lhi r1,0x30; lhi r3,16;
+# A short PSW that points to 0x1000, and there: lghi r2,0x2000; lhi r1,0x30; lhi r3,16;
 # sske r1,r2; aghi r2,4096; brct r3,sske; j .
 S390X = bytes.fromhex("00080000 80001000").ljust(0x1000, b"\0") + bytes.fromhex(
     "a7292000 a7180030 a7380010 b22b0012 a72b1000 a736fffc a7f40000"
@@ -54,7 +54,7 @@ class Kind:
     """How to make one kind: capabilities, parameters, arguments, target.
 
     ``{folder}`` in ``arguments`` is the working directory, ``before`` are QMP
-    commands that come first, ``image`` is a program for a guest that is no PC.
+    commands that are sent first, ``image`` is the program of a guest that is not a PC.
     """
 
     capabilities: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Kind:
     image: bytes = b""
 
 
-# Firmware is large and nothing is asked of it where no guest runs.
+# Firmware is large and not needed if no guest runs.
 EMPTY = ("-bios", "{folder}/empty")
 DISK = (*EMPTY, "-drive", "if=none,id=disk,node-name=node,file={folder}/disk,format=qcow2",
         "-device", "virtio-blk-pci,drive=disk")  # fmt: skip
@@ -130,7 +130,7 @@ KINDS: dict[str, Kind] = {
 
 
 class Qmp:
-    """The few commands that are needed, over a socket."""
+    """A minimal QMP client on a socket."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -157,7 +157,7 @@ class Qmp:
 
 @contextmanager
 def qemu(command: list[str], folder: Path, name: str, *extra: str) -> Iterator[Qmp]:
-    """A running QEMU and its QMP; ended on every way out."""
+    """Run a QEMU with QMP; it is ended in any case."""
     path = folder / f"{name}.qmp"
     process = subprocess.Popen(
         [*command, "-accel", "tcg", "-display", "none", "-qmp",
@@ -183,7 +183,7 @@ def wait(qmp: Qmp, *states: str) -> dict[str, Any]:
 
 
 def sink(path: Path, folder: Path) -> list[Path]:
-    """Store every connection to a socket in a file of its own."""
+    """Store each connection to a socket in a separate file."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(16)
@@ -205,7 +205,7 @@ def sink(path: Path, folder: Path) -> list[Path]:
 
 
 def proxy(path: Path, behind: Path, folder: Path) -> list[Path]:
-    """Pass connections on, and keep what goes from the source to the destination."""
+    """Forward connections, and store the bytes from the source to the destination."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(4)
@@ -234,7 +234,7 @@ def proxy(path: Path, behind: Path, folder: Path) -> list[Path]:
 
 
 def make(kind: Kind, command: list[str], folder: Path) -> list[Path]:
-    """Make one stream; the main channel comes first."""
+    """Make one stream; return its files, the main channel first."""
     extra = [word.format(folder=folder) for word in kind.arguments]
     image = folder / "image"
     image.write_bytes(kind.image or BOOT_SECTOR)
@@ -268,7 +268,7 @@ def make(kind: Kind, command: list[str], folder: Path) -> list[Path]:
             return _postcopy(kind, qmp, command, folder, extra)
         uri = f"file:{out}" if kind.target == "file" else f"exec:cat>{out}"
         if kind.running:
-            # Slow enough that pages change on the way.
+            # Slow enough that pages change meanwhile.
             qmp("migrate-set-parameters", **{"max-bandwidth": 2 << 20, "downtime-limit": 1})
         qmp("migrate", uri=uri)
         if kind.running:

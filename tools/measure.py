@@ -1,6 +1,6 @@
-"""Whole processes, measured: what the benchmarks have in common.
+"""Measure whole processes: common code of the benchmarks.
 
-Commands take turns, so that what else the machine does meets all of them.
+Commands take turns, so that other load on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qemu-s
 
 @dataclass(frozen=True)
 class Figures:
-    """Milliseconds of wall and CPU time, and of a command MiB at most."""
+    """Milliseconds of wall and CPU time; for commands also the peak memory in MiB."""
 
     wall: float
     cpu: float
     memory: float | None = None
 
 
-# A process of its own starts each command: what a child has used before it becomes
-# another program would count as that program's memory, and this one is small.
+# A separate small process starts each command: the memory of the forked child before
+# it executes another program would count as that program's.
 LAUNCH = """
 import os, sys, time
 start = time.perf_counter()
@@ -53,9 +53,9 @@ def run(command: Sequence[str], folder: Path | None = None) -> Figures:
 def take_turns(
     commands: Mapping[str, Sequence[str]], rounds: int, folder: Path | None = None
 ) -> dict[str, Figures]:
-    """Run all commands in turns, after one round to warm up.
+    """Run all commands in turns, after one warm-up round.
 
-    :param folder: where they run, emptied before each of them.
+    :param folder: working directory, emptied before each command.
     """
     seen: dict[str, list[Figures]] = {name: [] for name in commands}
     for number in range(rounds + 1):
@@ -77,7 +77,7 @@ def take_turns(
 
 
 def table(title: str, figures: Mapping[str, Figures], than: Sequence[str]) -> None:
-    """Print figures, and what part of others' time each one takes: wall / CPU."""
+    """Print figures and their ratios to others: wall / CPU."""
     others = [name for name in than if name in figures]
     print(f"\n{title}\n  {'':22}{'wall ms':>9}{'CPU ms':>9}{'MiB':>6}", end="")
     print("".join(f"{name:>16}" for name in others))

@@ -1,11 +1,11 @@
 /*
- * The log: a header, then records that tell their size and end in a checksum.
+ * The log: a header, then records with their size and a checksum at the end.
  *
  * A VMCB is written in full once and then as the bytes that changed, relative to
  * the last page written for the same physical address.  At most PAGES pages are
- * remembered; when one more comes, all are forgotten, and the reader does the
- * same.  A record with a page goes to the file at once, so that an emulator that
- * is killed loses none of them; the small ones before it go with it.
+ * remembered; before the next one, all are forgotten, and the reader does the same.
+ * A record with a page is written to the file at once, together with the small
+ * records before it, so that none is lost if the emulator is killed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -95,7 +95,7 @@ static void forget_pages(void)
     log_.remembered = 0;
 }
 
-/* The slot of a page; its ->page is null if it is not remembered. */
+/* The slot for a page; its ->page is null if the page is not remembered. */
 static struct remembered *slot_of(uint64_t pa)
 {
     unsigned int at = (unsigned int)((pa >> 12) * 2654435761u) % SLOTS;
@@ -104,8 +104,8 @@ static struct remembered *slot_of(uint64_t pa)
     return &log_.slots[at];
 }
 
-/* Runs of changed bytes: offset and length, 16 bits each, then the bytes.  Equal
- * stretches under 8 bytes stay inside a run, a run's head being 4. */
+/* Runs of changed bytes: offset and length, 16 bits each, then the bytes.  Fewer than
+ * 8 equal bytes stay inside a run, because the head of a run takes 4. */
 static uint8_t *put_delta(uint8_t *at, const uint8_t *old, const uint8_t *new)
 {
     uint8_t *count_at = at;
@@ -197,7 +197,7 @@ uint64_t log_write(struct event *event)
     return number;
 }
 
-/* Start the log; what went wrong, or null. */
+/* Start the log; return the error, or null. */
 const char *log_open(const char *path, uint64_t limit, int api, int vcpus)
 {
     crc_prepare();
@@ -213,10 +213,10 @@ const char *log_open(const char *path, uint64_t limit, int api, int vcpus)
     put(put(at, 0, 4), crc32_of(log_.buffer, HEADER_SIZE - 4), 4);
     log_.used = HEADER_SIZE;
     flush();
-    return log_.file < 0 ? "nothing can be written to it" : NULL;
+    return log_.file < 0 ? "cannot be written" : NULL;
 }
 
-/* End the log in an orderly way. */
+/* Write the end record and close the log. */
 void log_close(void)
 {
     pthread_mutex_lock(&log_.lock);

@@ -1,13 +1,13 @@
 /*
- * Registers and physical memory of the vCPU that runs.
+ * Registers and physical memory of the running vCPU.
  *
- * Since API 5 an emulator reads physical memory.  Before, only virtual addresses
- * can be read, in the address space of the running code.  Every read here is made
- * while the host's kernel runs, and a 64-bit kernel maps all of physical memory in
- * one piece.  Where, is found and proved with the page tables themselves: the
- * right base is the one through which CR3's tables can be read *and* whose tables
- * map base + ADDRESS to ADDRESS.  No knowledge of any kernel's structures is used;
- * the candidates are 0 and the 1 GiB steps of the upper half of 4-level paging.
+ * Since API 5 a plugin can read physical memory.  Before, it can only read virtual
+ * addresses in the address space of the running code.  Every read here happens while
+ * the host's kernel runs, and a 64-bit kernel maps all of physical memory
+ * contiguously.  The base of that map is found and verified with the page tables: it
+ * is right if CR3's tables can be read through it *and* these tables map
+ * base + ADDRESS to ADDRESS.  No kernel's structures need be known; the candidates
+ * are 0 and the multiples of 1 GiB in the upper half of 4-level paging.
  *
  * Source: AMD64 APM volume 2, 5.3 (long-mode page translation) and 15.25 (nested
  * paging uses the same formats).
@@ -24,7 +24,7 @@
 #define USUAL_BASE 0xffff888000000000ull /* Linux without KASLR */
 #define FIRST_BASE 0xffff800000000000ull
 
-/* Find RAX and CR3; called in the vCPU's own thread.  A handle may be null. */
+/* Find RAX and CR3; called in the vCPU's own thread.  Handles may be null. */
 bool vcpu_find_registers(struct vcpu *vcpu)
 {
     int found = 0;
@@ -109,7 +109,7 @@ static bool find_direct_map(struct vcpu *vcpu, uint64_t address)
     if (maps(vcpu, vcpu->direct_map, cr3, address))
         return true;
     if (cr3 == vcpu->no_map_in)
-        return false; /* a search costs milliseconds: not twice for the same tables */
+        return false; /* a search takes milliseconds: once for the same tables */
     vcpu->direct_map = 0;
     if (maps(vcpu, USUAL_BASE, cr3, address)) {
         vcpu->direct_map = USUAL_BASE;

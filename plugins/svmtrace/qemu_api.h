@@ -1,19 +1,19 @@
 /*
- * What svmtrace uses of QEMU's plugin interface, versions 4 to 7.
+ * The part of QEMU's plugin interface, versions 4 to 7, that svmtrace uses.
  *
- * Facts from QEMU's docs/devel/tcg-plugins.rst and the comments in its plugin
- * header.  What differs between the versions:
+ * Source: QEMU's docs/devel/tcg-plugins.rst and the comments in its plugin header.
+ * Differences between the versions:
  *
  *   4 (QEMU 9.2, 10.0)  reads registers, and memory by virtual address
  *   5 (QEMU 10.1)       reads memory by physical address
  *   6                   register reads return bool instead of int
- *   7 (QEMU 11.1)       callbacks that got (id, x) get (x, userdata), exit's gets
- *                       (userdata); the register descriptor has one more member
+ *   7 (QEMU 11.1)       callbacks with (id, x) have (x, userdata) instead, that of
+ *                       exit (userdata); the register descriptor has one more member
  *
- * The element size of the descriptor array is asked of GLib, so its growth does
- * not matter; the return value of a register read is not used, the size of what
- * came is.  GLib is in the emulator; two structures and four functions of it
- * are declared here, so its headers are not needed.
+ * GLib gives the element size of the descriptor array, so that it may grow; the
+ * result of a register read is the size of the value, not the return value.  GLib is
+ * part of the emulator; two of its structures and four of its functions are declared
+ * here, so its headers are not needed.
  */
 #ifndef SVMTRACE_QEMU_API_H
 #define SVMTRACE_QEMU_API_H
@@ -56,7 +56,7 @@ struct qemu_plugin_tb;
 struct qemu_plugin_insn;
 struct qemu_plugin_register;
 
-/* Its first two members; how large it is differs. */
+/* Its first two members; its size differs. */
 struct reg_descriptor {
     struct qemu_plugin_register *handle;
     const char *name;
@@ -68,7 +68,7 @@ typedef void (*any_cb)(void);
 typedef void (*insn_cb)(unsigned int vcpu, void *userdata);
 
 /* Registered with two arguments up to API 6, with three since; a callee ignores
- * an argument that it does not take (System V ABI), so three are always given. */
+ * additional arguments (System V ABI), so three are always passed. */
 void qemu_plugin_register_vcpu_init_cb(uint64_t id, any_cb cb, void *userdata);
 void qemu_plugin_register_atexit_cb(uint64_t id, any_cb cb, void *userdata);
 void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t id, any_cb cb, void *userdata);
@@ -82,8 +82,8 @@ size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 void *qemu_plugin_insn_haddr(const struct qemu_plugin_insn *insn);
 
-/* Null in an emulator that lacks them.  Weak, so that an old one loads the plugin and
- * then says which version it needs, instead of naming an undefined symbol. */
+/* Null in an emulator without them.  Weak, so that an old emulator loads the plugin and
+ * reports the version that it requires, instead of an undefined symbol. */
 #define WEAK __attribute__((weak))
 
 WEAK GArray *qemu_plugin_get_registers(void);
@@ -91,7 +91,7 @@ WEAK int qemu_plugin_read_register(struct qemu_plugin_register *handle, GByteArr
 WEAK bool qemu_plugin_read_memory_vaddr(uint64_t address, GByteArray *to, size_t size);
 /* API 5; 0 is success. */
 WEAK int qemu_plugin_read_memory_hwaddr(uint64_t address, GByteArray *to, size_t size);
-/* API 6; never called, only looked for. */
+/* API 6; never called, only tested for. */
 WEAK void qemu_plugin_register_vcpu_discon_cb(void);
 
 #endif

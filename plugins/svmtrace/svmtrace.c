@@ -1,24 +1,25 @@
 /*
- * svmtrace: a witness of SVM instructions inside QEMU's TCG.
+ * svmtrace: log the SVM instructions that QEMU's TCG executes.
  *
  * VMRUN, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, INVLPGA and VMMCALL are hooked when
- * they are translated, and nothing else is, save the instruction behind each
- * VMRUN: there a #VMEXIT continues, with interrupts held off, so the VMCB is then
- * as the processor wrote it back.
+ * they are translated.  The only other hooked instruction is the one after each
+ * VMRUN, where execution continues after a #VMEXIT with interrupts disabled: the
+ * VMCB is then as the processor wrote it back.
  *
  * Levels.  L0 is the code that runs on the emulated processor itself.  A VMRUN of
  * L0 enters a guest; a VMRUN of a guest is always intercepted (the architecture
- * demands the intercept), so it makes L0 continue behind *its* VMRUN.  Hence
+ * requires the intercept), so L0 continues after *its* VMRUN.  Hence
  *
- *   a VMRUN followed by the instruction behind it, with no other event between on
- *   that vCPU, is L0's;  a VMRUN followed by the place behind L0's is a guest's.
+ *   a VMRUN followed by the instruction after it, with no other event of that vCPU
+ *   in between, is L0's;  a VMRUN followed by the instruction after L0's VMRUN is a
+ *   guest's.
  *
- * Code is known by where its bytes lie in the emulator's memory, not by its
- * virtual address: L0 and L1 may run the same kernel at the same addresses.
- * Before anything is known of a VMRUN, it is a guest's if one was entered and has
- * not been left.  That is wrong only if the machine's state was replaced from
- * outside (loadvm, reset); the next event of a known VMRUN puts it right, and the
- * record says UNPAIRED.
+ * Code is identified by the address of its bytes in the emulator's memory, not by
+ * its virtual address: L0 and L1 may run the same kernel at the same addresses.  A
+ * VMRUN of unknown level is taken for a guest's if a guest was entered and has not
+ * exited.  That is wrong only if the state of the machine was replaced from outside
+ * (loadvm, reset); the next event of a known VMRUN corrects it, and the record has
+ * the flag UNPAIRED.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -29,7 +30,7 @@
 #include "svmtrace.h"
 
 #define VCPUS 4096u
-#define SITES 4096u /* slots of the tables; half of them are used at most */
+#define SITES 4096u /* slots of the tables, at most half of them used */
 #define EXIT_VMRUN 0x80u
 #define OFFSET_EXIT_CODE 0x70
 #define OFFSET_NESTED_CTL 0x90
@@ -40,7 +41,7 @@
 EXPORT int qemu_plugin_version;
 EXPORT int qemu_plugin_install(uint64_t id, const struct qemu_info *info, int argc, char **argv);
 
-/* The emulator compares the version before it calls us: take the one it has. */
+/* The emulator compares the version before it calls the plugin: request its own. */
 __attribute__((constructor)) static void choose_version(void)
 {
 #ifdef API
@@ -62,7 +63,7 @@ static struct vcpu *vcpus[VCPUS];
 static unsigned int hooked = 0xff; /* bit n: opcode 0xd8 + n */
 static pthread_mutex_t sites_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* --- sites: hash tables, filled under the lock, read without --- */
+/* --- sites: hash tables, written under the lock, read without --- */
 
 struct slot {
     _Atomic uint64_t key;
@@ -72,7 +73,7 @@ struct slot {
 static struct table {
     struct slot slots[SITES];
     unsigned int used;
-} at_site, behind_vmrun;
+} at_site, after_vmrun;
 
 static struct site *lookup(struct table *table, uint64_t key)
 {
@@ -94,7 +95,7 @@ static bool insert(struct table *table, uint64_t key, struct site *site)
     while (table->slots[at].key)
         at = (at + 1) % SITES;
     table->slots[at].site = site;
-    table->slots[at].key = key; /* last: a reader that finds the key finds the site */
+    table->slots[at].key = key; /* last: readers that find the key find the site too */
     table->used++;
     return true;
 }
@@ -115,13 +116,13 @@ static struct site *site_of(const struct qemu_plugin_insn *insn, uint8_t opcode)
         if (site) {
             site->vaddr = vaddr;
             site->opcode = opcode;
-            /* The bytes behind may lie in another page: then go by address. */
-            uint64_t behind = (vaddr & PAGE_MASK) + 3 < PAGE_SIZE ? key + 3 : vaddr + 3;
+            /* The next instruction may be in another page: then use its address. */
+            uint64_t next = (vaddr & PAGE_MASK) + 3 < PAGE_SIZE ? key + 3 : vaddr + 3;
             if (!insert(&at_site, key, site)) {
                 free(site);
                 site = NULL;
             } else if (opcode == KIND_VMRUN) {
-                insert(&behind_vmrun, behind, site);
+                insert(&after_vmrun, next, site);
             }
         }
     }
@@ -137,7 +138,7 @@ static void record(struct vcpu *vcpu, uint8_t kind, uint8_t flags, uint64_t rip,
         .kind = kind, .flags = flags, .vcpu = vcpu->index, .rip = rip, .rax = rax});
 }
 
-/* Said once; every record of such a page says it, too. */
+/* Printed once; each record of such a page has the flag too. */
 static void complain_unreadable(uint64_t address)
 {
     static atomic_flag said = ATOMIC_FLAG_INIT;
@@ -146,7 +147,7 @@ static void complain_unreadable(uint64_t address)
     fprintf(stderr, "svmtrace: the VMCB at %#llx cannot be read%s\n", (unsigned long long)address,
             qemu_plugin_read_memory_hwaddr
                 ? ""
-                : ": no 4-level page tables of the host map all its memory in one piece");
+                : ": no 4-level page tables of the host map all its memory contiguously");
 }
 
 static uint64_t record_page(struct vcpu *vcpu, struct event event, uint8_t *page)
@@ -218,7 +219,7 @@ static void record_vmcb12(struct vcpu *vcpu, uint64_t entry)
         record_page(vcpu, event, vmcb12);
 }
 
-static void on_behind_vmrun(unsigned int index, void *userdata)
+static void on_vmexit_landing(unsigned int index, void *userdata)
 {
     struct vcpu *vcpu = vcpus[index];
     struct site *site = userdata;
@@ -227,7 +228,7 @@ static void on_behind_vmrun(unsigned int index, void *userdata)
     if (vcpu->last == site)
         site->level = HOST;
     else if (vcpu->pending != site && site->level != HOST)
-        return; /* a guest goes on after its own guest's exit */
+        return; /* a guest continues after an exit of its own guest */
     bool guest_vmrun = vcpu->last && vcpu->last != site && vcpu->last_in_guest;
     if (guest_vmrun)
         vcpu->last->level = GUEST;
@@ -240,7 +241,7 @@ static void on_behind_vmrun(unsigned int index, void *userdata)
     else
         event.flags |= UNPAIRED;
     vcpu->pending = NULL;
-    /* vmcb12 comes first, so that the exit's record ends what belongs together. */
+    /* vmcb12 first, so that the exit's record is the last of those that belong together. */
     if (guest_vmrun && read_physical(vcpu, event.pa, vcpu->page, PAGE_SIZE) &&
         (number_at(vcpu->page, OFFSET_EXIT_CODE) & UINT32_MAX) == EXIT_VMRUN)
         record_vmcb12(vcpu, event.related);
@@ -252,12 +253,12 @@ static void on_translation(struct qemu_plugin_tb *tb)
 {
     size_t count = qemu_plugin_tb_n_insns(tb);
     struct qemu_plugin_insn *first = count ? qemu_plugin_tb_get_insn(tb, 0) : NULL;
-    if (first && behind_vmrun.used) {
-        struct site *site = lookup(&behind_vmrun, code_key(first));
+    if (first && after_vmrun.used) {
+        struct site *site = lookup(&after_vmrun, code_key(first));
         if (!site && (qemu_plugin_insn_vaddr(first) & PAGE_MASK) < 3)
-            site = lookup(&behind_vmrun, qemu_plugin_insn_vaddr(first));
+            site = lookup(&after_vmrun, qemu_plugin_insn_vaddr(first));
         if (site)
-            qemu_plugin_register_vcpu_insn_exec_cb(first, on_behind_vmrun, CB_R_REGS, site);
+            qemu_plugin_register_vcpu_insn_exec_cb(first, on_vmexit_landing, CB_R_REGS, site);
     }
     for (size_t at = 0; at < count; at++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, at);
@@ -285,7 +286,7 @@ static void start_vcpu(unsigned int index)
     vcpu->index = index;
     vcpu->buffer = g_byte_array_new();
     if (!vcpu_find_registers(vcpu)) {
-        fprintf(stderr, "svmtrace: this emulator does not show RAX and CR3; nothing is recorded\n");
+        fprintf(stderr, "svmtrace: cannot find RAX and CR3 in this emulator; nothing is recorded\n");
         free(vcpu);
         return;
     }
@@ -360,22 +361,22 @@ int qemu_plugin_install(uint64_t id, const struct qemu_info *info, int argc, cha
     const char *out = NULL;
     uint64_t limit = DEFAULT_LIMIT;
     if (!info->system_emulation || strcmp(info->target_name, "x86_64"))
-        return refuse("needs qemu-system-x86_64, this is for ", info->target_name);
+        return refuse("requires qemu-system-x86_64, but this emulator is for ", info->target_name);
     for (int at = 0; at < argc; at++) {
         if (!strncmp(argv[at], "out=", 4))
             out = argv[at] + 4;
         else if (!strncmp(argv[at], "only=", 5)) {
             if (!parse_only(argv[at] + 5))
-                return refuse("only= takes names from vmrun:vmmcall:vmload:vmsave:stgi:clgi:"
+                return refuse("only= accepts vmrun:vmmcall:vmload:vmsave:stgi:clgi:"
                               "skinit:invlpga, not ", argv[at] + 5);
         } else if (!strncmp(argv[at], "limit=", 6)) {
             if (!parse_size(argv[at] + 6, &limit))
-                return refuse("limit= takes a size such as 64m, not ", argv[at] + 6);
+                return refuse("limit= accepts a size such as 64m, not ", argv[at] + 6);
         } else
-            return refuse("there is no option ", argv[at]);
+            return refuse("unknown option ", argv[at]);
     }
     if (!out || !*out)
-        return refuse("needs out=FILE", "");
+        return refuse("out=FILE is required", "");
     const char *why = log_open(out, limit, qemu_plugin_version, info->system.smp_vcpus);
     if (why) {
         fprintf(stderr, "svmtrace: %s: %s\n", out, why);

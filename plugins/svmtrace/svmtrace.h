@@ -1,4 +1,4 @@
-/* svmtrace: what its parts offer each other.  README.md tells what it does. */
+/* svmtrace: the common interface of its parts.  See README.md. */
 #ifndef SVMTRACE_H
 #define SVMTRACE_H
 
@@ -19,10 +19,10 @@ struct vcpu {
     struct qemu_plugin_register *rax, *cr3;
     uint64_t direct_map;      /* where the host's kernel maps physical memory; API 4 */
     uint64_t no_map_in;       /* CR3 of tables in which it was not found */
-    struct site *pending;     /* VMRUN that entered a guest which has not left it yet */
+    struct site *pending;     /* VMRUN that entered a guest which has not exited yet */
     uint64_t pending_pa;      /* its VMCB */
     uint64_t pending_number;  /* its record */
-    struct site *last;        /* VMRUN that was executed last, at whatever level */
+    struct site *last;        /* VMRUN that was executed last, at any level */
     uint64_t last_rax;
     bool last_in_guest;
     uint8_t page[PAGE_SIZE];
@@ -51,7 +51,7 @@ enum {
     HAS_PAGE = 1 << 1,    /* a VMCB follows */
     IS_DELTA = 1 << 2,    /* ... as changes to the last one at this address */
     UNREADABLE = 1 << 3,  /* the VMCB could not be read */
-    UNPAIRED = 1 << 4,    /* the other half of this entry or exit was not seen */
+    UNPAIRED = 1 << 4,    /* the matching exit or entry was not seen */
 };
 
 enum { END_EXIT = 1, END_LIMIT = 2 };

@@ -291,11 +291,11 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "needs out=FILE"),
+        ((), "out=FILE is required"),
         (("out=/nonexistent/log",), "/nonexistent/log: No such file or directory"),
-        (("out=x", "only=vmrun:vmfunc"), "only= takes names"),
-        (("out=x", "limit=lots"), "limit= takes a size"),
-        (("out=x", "colour=on"), "there is no option colour=on"),
+        (("out=x", "only=vmrun:vmfunc"), "only= accepts vmrun"),
+        (("out=x", "limit=lots"), "limit= accepts a size"),
+        (("out=x", "colour=on"), "unknown option colour=on"),
     ],
 )
 def test_wrong_options(built: Path, options: tuple[str, ...], message: str) -> None:
@@ -307,7 +307,7 @@ def test_wrong_options(built: Path, options: tuple[str, ...], message: str) -> N
 def test_another_machine(built: Path) -> None:
     status, errors, _ = run(built, [], f"out={built / 'log'}", TARGET="aarch64")
     assert status == 1
-    assert "needs qemu-system-x86_64" in errors
+    assert "requires qemu-system-x86_64" in errors
 
 
 def test_the_systems_emulator_takes_it_or_says_why_not(tmp_path: Path) -> None:

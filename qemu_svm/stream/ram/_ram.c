@@ -1,12 +1,12 @@
 /*
- * What is done for every RAM record, compiled.
+ * The work that is done for every RAM record, in C.
  *
- * The same in Python, and what it means, is in ram_scan.py and ram_coverage.py;
- * tests hold both against each other.  Nothing here knows a stream: bytes go in,
- * numbers come out, and whatever is unusual is left to Python.
+ * scan.py and coverage.py have the same in Python, and explain it; tests compare
+ * both.  The code here does not know what a stream is: it reads bytes and returns
+ * numbers, and leaves unusual records to Python.
  *
- * No byte is read before its place is known to be inside the buffer, and nothing
- * is added to a number from the input before it is known to be small enough.
+ * No byte is read before its position is checked against the buffer, and no number
+ * from the input is added to before it is checked for overflow.
  */
 #include "_ram.h"
 
@@ -24,7 +24,7 @@ word_at(const unsigned char *at)
     return word;
 }
 
-/* The kind of the record at window->at and its length; 0 for an unusual one. */
+/* Return kind and length of the record at window->at; 0 if it is an unusual one. */
 static int
 classify(const struct window *window, uint64_t flags, uint64_t page_size, Py_ssize_t *length)
 {
@@ -53,7 +53,7 @@ scan_window(struct window *window, struct rows *rows, const struct block *block)
 {
     const uint64_t page_size = block->page_size;
     const uint64_t mask = page_size - 1;
-    const uint64_t most = block->top - page_size;   /* for a block of less than a page: below */
+    const uint64_t most = block->top - page_size;   /* a block of less than a page: see below */
 
     if (block->top < page_size)
         return;
@@ -105,7 +105,7 @@ rows_of(const Py_buffer *data, const Py_buffer *where, const Py_buffer *count, s
     return 1;
 }
 
-/* What a scan returns: see ram_scan.py. */
+/* The result of a scan: see scan.py. */
 PyObject *
 ram_found(uint64_t behind, const struct rows *rows)
 {
@@ -130,7 +130,7 @@ scan(PyObject *module, PyObject *args)
                           &data, &where, &count))
         return NULL;
     if (at < 0 || at > bytes.len || !good_page_size(page_size)) {
-        PyErr_SetString(PyExc_ValueError, "no such place, or no page size");
+        PyErr_SetString(PyExc_ValueError, "position outside the data, or invalid page size");
     } else if (rows_of(&data, &where, &count, &rows)) {
         window = (struct window){bytes.buf, bytes.len, at, base};
         scan_window(&window, &rows, &(struct block){page_size, top});
@@ -174,24 +174,24 @@ cover(PyObject *module, PyObject *args)
     PyBuffer_Release(&kinds);
     PyBuffer_Release(&times);
     if (!good) {
-        PyErr_SetString(PyExc_ValueError, "a run behind the last page");
+        PyErr_SetString(PyExc_ValueError, "a run past the last page");
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-    {"scan", scan, METH_VARARGS, "See ram_scan.py."},
-    {"scan_file", ram_scan_file, METH_VARARGS, "See ram_scan.py."},
-    {"copy", ram_copy, METH_VARARGS, "See ram_extract.py."},
-    {"cover", cover, METH_VARARGS, "See ram_coverage.py."},
+    {"scan", scan, METH_VARARGS, "See scan.py."},
+    {"scan_file", ram_scan_file, METH_VARARGS, "See scan.py."},
+    {"copy", ram_copy, METH_VARARGS, "See extract.py."},
+    {"cover", cover, METH_VARARGS, "See coverage.py."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "qemu_svm.stream.ram._ram",
-    .m_doc = "What is done for every RAM record.",
+    .m_doc = "The work that is done for every RAM record.",
     .m_size = 0,
     .m_methods = methods,
 };

@@ -1,4 +1,4 @@
-/* What the parts of the extension have in common: see _ram.c. */
+/* Common definitions of the extension: see _ram.c. */
 #ifndef SVMSTREAM_RAM_H
 #define SVMSTREAM_RAM_H
 
@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-enum { WORD = 8, HEAD = 9, DELTA_HEAD = 11 };       /* a record's word; what is looked at */
+enum { WORD = 8, HEAD = 9, DELTA_HEAD = 11 };       /* bytes: a record's word; bytes that are examined */
 enum {
     KIND_ZERO = 1,
     KIND_PAGE = 2,
@@ -19,19 +19,19 @@ enum {
     INPUT_SHIFT = 56,
 };
 
-/* What is known of the block that the records continue. */
+/* The RAM block that the records continue. */
 struct block {
     uint64_t page_size;
-    uint64_t top;                                   /* see ram_scan.py */
+    uint64_t top;                                   /* see scan.py */
 };
 
-/* Rows as they leave a scan: three arrays of the same length. */
+/* The rows of a scan: three arrays of the same length. */
 struct rows {
     uint64_t *data, *where;
     uint32_t *count;
     Py_ssize_t room, used;
-    uint64_t next;                                  /* the page behind the last row */
-    Py_ssize_t pages[KIND_XBZRLE + 1];              /* of each kind in all rows */
+    uint64_t next;                                  /* the page after the last row */
+    Py_ssize_t pages[KIND_XBZRLE + 1];              /* number of each kind in all rows */
 };
 
 struct window {

@@ -1,4 +1,4 @@
-/* Common records of a file, scanned window by window while the next ones are read. */
+/* Records of a file, scanned window by window while the next windows are read. */
 #include "_ram_file.h"
 
 #include <stdlib.h>
@@ -7,13 +7,14 @@
 enum {
     SLOTS = 4,                                      /* windows in memory */
     ALONE = 2,                                      /* windows before a second thread helps */
-    MOST_WINDOWS = 128,                             /* of one call: Ctrl-C waits for it */
+    MOST_WINDOWS = 128,                             /* of one call, which Ctrl-C waits for */
 };
 
 /*
- * Windows of a file that follow one another, each a little longer than a step so that
- * a record which begins in it also ends in it.  Whoever waits for a window reads the
- * next one that nobody reads, so two threads share the work, and one does it all.
+ * Consecutive windows of a file, each a little longer than a step so that a record
+ * which begins in the step also ends in the window.  A thread that waits for a window
+ * reads the next unclaimed one, so two threads share the work and one thread does it
+ * all.
  */
 struct ahead {
     int fd;
@@ -21,8 +22,8 @@ struct ahead {
     Py_ssize_t step, size;
     unsigned char *slots;
     Py_ssize_t got[SLOTS];
-    uint64_t ready[SLOTS];                          /* number of its window and 1 */
-    uint64_t claimed, used;                         /* windows that are read or were; left behind */
+    uint64_t ready[SLOTS];                          /* number of its window, plus 1 */
+    uint64_t claimed, used;                         /* windows read or being read; windows done with */
     int stop;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -76,7 +77,7 @@ wait_for(struct ahead *ahead, uint64_t number, Py_ssize_t *size)
     return ahead->slots + slot * (size_t)ahead->size;
 }
 
-/* Make one of two rows, if the window's end alone parts them. */
+/* Join two rows that are separate only because a window ended. */
 static void
 join(struct rows *rows, Py_ssize_t first, uint64_t page_size)
 {
@@ -96,7 +97,7 @@ join(struct rows *rows, Py_ssize_t first, uint64_t page_size)
     memmove(rows->count + first, rows->count + first + 1, rest * sizeof *rows->count);
 }
 
-/* Scan window by window; the offset behind the last row. */
+/* Scan window by window; return the offset after the last row. */
 static uint64_t
 scan_windows(struct ahead *ahead, uint64_t offset, struct rows *rows, const struct block *block)
 {
@@ -145,7 +146,7 @@ ram_scan_file(PyObject *module, PyObject *args)
         return NULL;
     if (start < 0 || start >= 1LL << 62 || !good_page_size(page_size) ||
         ahead.step < 2 * (Py_ssize_t)page_size + HEAD || ahead.step > 1 << 28) {
-        PyErr_SetString(PyExc_ValueError, "no such place, page size or step");
+        PyErr_SetString(PyExc_ValueError, "invalid offset, page size or step");
     } else if (rows_of(&data, &where, &count, &rows)) {
         block = (struct block){page_size, top};
         ahead.start = start;

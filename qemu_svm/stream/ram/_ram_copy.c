@@ -1,4 +1,4 @@
-/* Whole pages, copied from the files of a stream to those of the RAM blocks. */
+/* Copy unencoded pages from the files of a stream to those of the RAM blocks. */
 #define _GNU_SOURCE
 #include "_ram_file.h"
 
@@ -9,18 +9,18 @@
 
 enum {
     PIECE = 256 << 10,                              /* bytes that are copied at a time */
-    NEAR = 64 << 10,                                /* bytes that are read rather than passed over */
-    RESERVED = 64 << 10,                            /* from so many on, ask for room at once */
-    SHARED = 1 << 20,                               /* from so many on, a second thread copies too */
+    NEAR = 64 << 10,                                /* gaps up to this size are read, not skipped */
+    RESERVED = 64 << 10,                            /* runs of this size or more are allocated first */
+    SHARED = 1 << 20,                               /* from this size on, a second thread helps */
 };
-#define MOST_PAGES ((uint64_t)1 << 38)              /* of a file; all offsets fit in 63 bits */
+#define MOST_PAGES ((uint64_t)1 << 38)              /* of a file, so that all offsets fit in 63 bits */
 
 /*
- * Runs of whole pages, copied to where they stand in a block.  They are of one sweep,
- * so no page is in two of them, and it does not matter in which order it is done.
+ * Runs of unencoded pages, copied to their place in a block.  They are of one sweep,
+ * so no page is in two of them, and their order does not matter.
  */
 struct input {
-    int64_t fd, start;                              /* fd < 0: not in a file */
+    int64_t fd, start;                              /* fd < 0: not a file */
 };
 
 struct copy {
@@ -34,14 +34,14 @@ struct copy {
     const uint32_t *count;
 };
 
-/* Input that was read ahead, as far as it has not been used. */
+/* Input that was read ahead. */
 struct piece {
     unsigned char *bytes;
     const struct input *input;
-    off_t from, at, end;                            /* of bytes[0], of what is left, its end */
+    off_t from, at, end;                            /* of bytes[0], of the unused part, of its end */
 };
 
-/* Part of the runs; what one thread does. */
+/* The part of the runs that one thread copies. */
 struct part {
     const struct copy *copy;
     Py_ssize_t row, end;
@@ -55,7 +55,7 @@ distance(const struct copy *copy, Py_ssize_t row)
     return placed ? copy->page_size : copy->page_size + WORD;
 }
 
-/* Whether a run can be copied (1), needs nothing (2), or is Python's (0). */
+/* Whether a run can be copied (1), needs no copying (2), or is left to Python (0). */
 static int
 simple(const struct copy *copy, Py_ssize_t row)
 {
@@ -77,7 +77,7 @@ simple(const struct copy *copy, Py_ssize_t row)
     }
 }
 
-/* Bytes of an input, and what is near behind them; NULL where there are less. */
+/* Bytes of an input, read together with those that follow; NULL if there are fewer. */
 static unsigned char *
 take(struct piece *piece, const struct input *input, off_t at, Py_ssize_t size)
 {
@@ -105,7 +105,7 @@ copy_row(const struct copy *copy, Py_ssize_t row, struct piece *piece)
     off_t at = (off_t)(copy->data[row] & (((uint64_t)1 << INPUT_SHIFT) - 1));
     off_t place = (off_t)((copy->where[row] >> KIND_BITS) - copy->first) * size;
 
-    /* One request for room is cheaper than one for each page; no file system need have it. */
+    /* One allocation is cheaper than one for each page; not all file systems support it. */
     if (left * size >= RESERVED)
         (void)!fallocate(copy->to, 0, place, (off_t)left * size);
     while (left) {
@@ -125,7 +125,7 @@ copy_row(const struct copy *copy, Py_ssize_t row, struct piece *piece)
     return 1;
 }
 
-/* Copy rows up to the part's end or the first that fails; part->row is where it stops. */
+/* Copy rows up to the part's end or the first that fails, which part->row is then. */
 static void *
 copy_part(void *argument)
 {
@@ -145,7 +145,7 @@ copy_part(void *argument)
     return NULL;
 }
 
-/* Copy rows from one on; the first that was not. */
+/* Copy rows from one on; return the first that was not copied. */
 static Py_ssize_t
 copy_rows(const struct copy *copy, Py_ssize_t row, Py_ssize_t rows)
 {
@@ -193,7 +193,7 @@ ram_copy(PyObject *module, PyObject *args)
         row < 0 || row > rows ||
         where.len != rows * (Py_ssize_t)sizeof(uint64_t) || data.len != where.len ||
         copy.length > MOST_PAGES) {
-        PyErr_SetString(PyExc_ValueError, "runs of different lengths, or no page size");
+        PyErr_SetString(PyExc_ValueError, "runs of different lengths, or invalid page size");
     } else {
         Py_BEGIN_ALLOW_THREADS
         result = copy_rows(&copy, row, rows);

@@ -1,4 +1,4 @@
-/* What the reading and the copying of files have in common. */
+/* Functions for both reading and copying of files. */
 #define _GNU_SOURCE
 #include "_ram_file.h"
 
