@@ -134,7 +134,7 @@ def test_the_compiled_scanner_takes_no_nonsense() -> None:
     data, where, count = rows.data, rows.where, rows.count
     assert compiled.ram.scan(b"", 0, 0, (PAGE, TOP), data, where, count)[:2] == (0, 0)
     for at, size in ((-1, PAGE), (1, PAGE), (0, 0), (0, 3), (0, PAGE + 1), (0, 1 << 40)):
-        with pytest.raises(ValueError, match="place"):
+        with pytest.raises(ValueError, match="position"):
             compiled.ram.scan(b"", at, 0, (size, TOP), data, where, count)
     with pytest.raises(ValueError, match="lengths"):
         compiled.ram.scan(b"", 0, 0, (PAGE, TOP), data, where, array("I", [0]))
@@ -201,7 +201,7 @@ def test_the_file_scanner_takes_no_nonsense(descriptor: int) -> None:
         (-1, 1 << 20, PAGE), (1 << 62, 1 << 20, PAGE), (0, 2 * PAGE, PAGE), (0, 1 << 29, PAGE),
         (0, 1 << 20, 0), (0, 1 << 20, PAGE + 1), (0, 1 << 20, 1 << 25),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="no such"):
+        with pytest.raises(ValueError, match="invalid"):
             scan_file((descriptor, start), 0, (size, TOP), rows, step)
     assert scan_file((descriptor, 9), 0, (PAGE, TOP), rows)[1] == 0  # behind the end
     assert scan_file((1 << 20, 0), 0, (PAGE, TOP), rows)[1] == 0  # no such file
@@ -243,7 +243,7 @@ def test_the_compiled_cover_stays_inside() -> None:
     where, count = array("Q", [9 << KIND_BITS]), array("I", [2])
     compiled.ram.cover(where, count, bytearray(11), bytearray(11))
     for kinds, times in ((10, 10), (11, 12), (0, 0)):
-        with pytest.raises(ValueError, match="behind"):
+        with pytest.raises(ValueError, match="past the last"):
             compiled.ram.cover(where, count, bytearray(kinds), bytearray(times))
-    with pytest.raises(ValueError, match="behind"):
+    with pytest.raises(ValueError, match="past the last"):
         compiled.ram.cover(array("Q", [(1 << 64) - 1]), count, bytearray(9), bytearray(9))
