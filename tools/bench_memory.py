@@ -3,7 +3,9 @@
 A guest is generated whose memory maps itself: L1's page tables, and nested ones for an L2
 that has page tables too, all with pages of 4 KiB.  Figures are per second of wall and of
 CPU time; the machine's other load is in the first.  volatility3 is measured where it is
-installed; it reads the same stream with a layer of its own.
+installed; it reads the same stream with a layer of its own.  For cores a QEMU, where there
+is one, gets a file as its memory, dumps that with ``dump-guest-memory`` and saves it; the
+stream is the input of ``mem core`` and of ``cp``.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from __future__ import annotations
 import argparse
 import random
 import resource
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +31,7 @@ from qemu_svm.machine import read_machine  # noqa: E402
 from qemu_svm.memory.memory import GuestMemory  # noqa: E402
 from qemu_svm.memory.paging import mode  # noqa: E402
 from qemu_svm.memory.spaces import Space  # noqa: E402
+from qemu_svm.qmp import sync  # noqa: E402
 from qemu_svm.source import open_source  # noqa: E402
 from qemu_svm.source.spool import spool_directory  # noqa: E402
 from qemu_svm.stream import read_stream  # noqa: E402
@@ -150,6 +156,62 @@ def volatility(path: Path, addresses: Sequence[int]) -> None:
     rate("8 bytes, physical", lambda address: layer.read(address, 8), addresses[:20_000])
 
 
+@contextmanager
+def qemu(folder: Path, size: int) -> Iterator[Path]:
+    """A QEMU that does not run its guest of ``size`` bytes, all data; its QMP socket."""
+    content, chance = folder / "memory", random.Random(3)
+    with content.open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(chance.randbytes(MIB))
+    backend = f"memory-backend-file,id=ram,size={size},share=off,mem-path={content}"
+    socket = folder / "qmp"
+    process = subprocess.Popen(
+        ["qemu-system-x86_64", "-S", "-accel", "tcg", "-display", "none", "-nodefaults",
+         "-machine", "pc,memory-backend=ram", "-m", f"{size}B", "-object", backend,
+         "-qmp", f"unix:{socket},server=on,wait=off"],
+    )  # fmt: skip
+    try:
+        while not socket.exists() and process.poll() is None:
+            time.sleep(0.05)
+        yield socket
+    finally:
+        process.kill()
+        process.wait()
+        content.unlink()
+
+
+def cores(folder: Path, size: int, rounds: int) -> None:
+    """Measure a core of a guest that is all data, beside ``cp`` and QEMU's own dump."""
+    stream, work = folder / "guest.bin", folder / "work"
+    commands = {
+        "cp": ["cp", str(stream), "copy"],
+        "mem core": [*PROGRAM, "mem", "core", str(stream), "-o", "core"],
+    }
+    title = f"A core of {size // MIB} MiB of data"
+    if shutil.which("qemu-system-x86_64") is None:
+        Guest(size).write(stream)
+        table(title, take_turns(commands, rounds, work), ["cp"])
+        return
+    with qemu(folder, size) as socket:
+        ask = [sys.executable, str(Path(__file__)), "--ask", str(socket)]
+        subprocess.run([*ask, "migrate", f"exec:cat > {stream}"], check=True)
+        commands["dump-guest-memory"] = [*ask, "dump-guest-memory", f"file:{work}/dump"]
+        table(title, take_turns(commands, rounds, work), ["cp", "dump-guest-memory"])
+
+
+def ask(socket: str, command: str, target: str) -> None:
+    """Let a QEMU save or dump its guest, and wait for it."""
+    with sync.connect(socket, timeout=600.0) as qmp:
+        if command == "migrate":
+            for name in ("max-bandwidth", "downtime-limit"):
+                qmp.execute("migrate-set-parameters", {name: 1 << 40 if name[0] == "m" else 10000})
+            qmp.execute("migrate", {"uri": target})
+            while qmp.execute("query-migrate").get("status") != "completed":
+                time.sleep(0.05)
+        else:
+            qmp.execute(command, {"paging": False, "protocol": target})
+
+
 def main() -> None:
     """Generate, measure, remove."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,21 +219,19 @@ def main() -> None:
     parser.add_argument("--core-size", type=int, default=1024, help="MiB of the one for the core")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--number", type=int, default=200_000, help="addresses")
+    parser.add_argument("--ask", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.ask:
+        ask(*chosen.ask)
+        return
     with tempfile.TemporaryDirectory(dir=spool_directory()) as folder:
         path = Path(folder) / "guest.bin"
         guest = Guest(chosen.size * MIB)
         guest.write(path)
         addresses = ours(path, guest, chosen.number)
         volatility(path, addresses)
-        Guest(chosen.core_size * MIB).write(path)
-        work = Path(folder) / "work"
-        commands = {
-            "cp": ["cp", str(path), "copy"],
-            "mem core": [*PROGRAM, "mem", "core", str(path), "-o", "core"],
-        }
-        figures = take_turns(commands, chosen.rounds, work)
-        table(f"A core of {chosen.core_size} MiB of data", figures, ["cp"])
+        path.unlink()
+        cores(Path(folder), chosen.core_size * MIB, chosen.rounds)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from qemu_svm.memory.results import Piece, Run, Status, Step, Walk, fault
 _PAGE = 4096
 _MOST_REGIONS = 4096
 _MOST_TABLES = 1024
+_ALIAS_COST = 16  # leaves that one counts for, of a table that was listed before
 Leaf = tuple[int, int, int, bool, bool, bool, int]
 """Address, size, target, and W, U, NX of all levels; the entry."""
 
@@ -352,6 +353,7 @@ class _Listing:
         self._space = space
         self._paging = space.paging
         self._left = most
+        self._listed: set[int] = set()
         self.stopped_at: int | None = None
 
     def leaves(self) -> Iterator[Leaf]:
@@ -404,7 +406,7 @@ class _Listing:
             return
         count = min(len(entries), 1 << level.bits)
         if level.number == 1:
-            yield from self._last(entries, count, base, above)
+            yield from self._last(table, entries, count, base, above)
             return
         skipped = level.number == 3 and paging.name == "PAE"
         for index in range(count):
@@ -433,8 +435,9 @@ class _Listing:
                 yield from self._table(depth + 1, paging.table_address(entry), address, flags)
 
     def _last(
-        self, entries: array[int], count: int, base: int, above: tuple[bool, bool, bool]
-    ) -> Iterator[Leaf]:
+        self, table: int, entries: array[int], count: int, base: int,
+        above: tuple[bool, bool, bool],
+    ) -> Iterator[Leaf]:  # fmt: skip
         paging, level = self._paging, self._paging.levels[-1]
         wide = paging.entry == 8
         first = entries[0]
@@ -454,6 +457,9 @@ class _Listing:
         if self._left <= 0:
             self.stopped_at = base if self.stopped_at is None else self.stopped_at
             return
+        if table in self._listed:
+            self._left -= count * (_ALIAS_COST - 1)
+        self._listed.add(table)
         start = run = -1
         for index, entry in enumerate(chain(entries, (0,))):
             if run >= 0 and entry == run and index < count:
