@@ -121,12 +121,13 @@ def _in_input(physical: Physical, extent: Extent) -> Iterator[int]:
     for first in range(0, pages, batch):
         many = min(batch, pages - first)
         data = physical.ram.read_at(begin.plus(first * stride), (many - 1) * stride + page)
-        at = data.find(_NAME)
+        heads = data[::stride]  # the first byte of each page
+        at = heads.find(_HEAD[0])
         while at >= 0:
-            start = at - _NAME_AT
-            if start >= 0 and not start % stride and data[start : start + 4] == _HEAD:
-                yield extent.address + (first + start // stride) * page
-            at = data.find(_NAME, at + 1)
+            start = at * stride
+            if data.startswith(_HEAD, start) and data.startswith(_NAME, start + _NAME_AT):
+                yield extent.address + (first + at) * page
+            at = heads.find(_HEAD[0], at + 1)
 
 
 def _note(space: Physical | Space, address: int) -> VmCoreInfo | None:

@@ -25,7 +25,7 @@ _MOST_JSON = 16 << 20
     "svmstream mem read dump.bin l2v:0xffffffff81000000 -n 1M -o text.bin",
 )
 @common.options
-@common.where_argument()
+@common.where_argument(required=False)
 @click.argument("form", metavar="[/FMT]", required=False)
 @options.json_option
 @common.smm_option
@@ -43,7 +43,7 @@ def command(
     lender: str | None,
     channels: Sequence[str],
     vcpu: int,
-    where: str,
+    where: str | None,
     form: str | None,
     as_json: bool,
     smm: bool,
@@ -53,12 +53,16 @@ def command(
 ) -> int:
     """Show memory at WHERE: a hexdump, or in the format /FMT.
 
+    WHERE is the vCPU's next instruction by default.
+
     /FMT is that of x in gdb and in QEMU's monitor: a count, a letter (x d u o t
     c s a i) and a size (b h w g), such as /16xg. Unknown bytes are shown as ??,
     with the reason; in a file they are zeros.
     """
     from qemu_svm.memory import formats
 
+    if where is not None and where.startswith("/") and form is None:
+        where, form = None, where
     chosen = formats.parse(form) if form is not None else None
     if chosen is not None and (size is not None or output is not None):
         raise click.UsageError("/FMT has a count of its own: it cannot be used with -n or -o")
