@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from qemu_svm.errors import LimitExceeded, Malformed, PathError, StreamError, Truncated
 from qemu_svm.source import BytesSource, open_source
-from qemu_svm.stream import Walk, read_stream
+from qemu_svm.stream import LayoutOrigin, Walk, read_stream
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.ram.coverage import coverage
 from qemu_svm.stream.ram.gallop import gallop
+from qemu_svm.stream.ram.problems import all_problems, is_complete
 from qemu_svm.stream.ram.read import Ram, read_ram
 from qemu_svm.stream.ram.runs import PageKind, Place, RamRuns
 from qemu_svm.stream.ram.scan import Scanner, scan, scan_records
+from qemu_svm.stream.vmstate.lend import description_of
 from tests.conftest import STREAMS
 from tests.support import builders
 from tests.support.builders import PAGE, counted, page, word, zero
@@ -108,6 +110,22 @@ def test_a_second_list_of_blocks() -> None:
         ram = ram_of(builders.stream([], [records], {"m": 2 * PAGE}))
         assert len(ram.problems) == problems
         assert (ram.runs.records, len(coverage(ram))) == (2 - problems, 1)
+
+
+def test_damage_that_stream_and_ram_meet_is_reported_once() -> None:
+    # A device section before the end of RAM, as in postcopy, with a borrowed layout.
+    device = builders.Section("timer", bytes(7), [{"name": "n", "type": "uint32", "size": 7}])
+    lent = description_of(BytesSource(builders.stream([device], [], {"m": PAGE})))
+    blocks = builders.block_list({"m": PAGE}) + builders.EOS
+    data = builders.header() + builders.configuration()
+    data += builders.named(RecordType.START, 1, "ram", 0, 4, blocks)
+    data += builders.named(RecordType.FULL, 2, "timer", 0, 1, bytes(7))[:-7]
+    stream = read_stream(BytesSource(data), borrowed=lent)
+    assert stream.description_source is LayoutOrigin.BORROWED
+    assert len(stream.problems) == 1
+    with read_ram(stream) as ram:
+        assert all_problems(stream, ram) == stream.problems
+        assert not is_complete(stream, ram)
 
 
 def test_the_block_survives_sections() -> None:
