@@ -180,12 +180,10 @@ class Dump:
         :raises PathError: the stream has no such vCPU.
         :raises SourceError: the same in a damaged stream, which may lack it.
         """
-        for vcpu in self.vcpus:
-            if vcpu.index == index:
-                return vcpu
-        known = [str(vcpu.index) for vcpu in self.vcpus]
-        error = PathError(f"the stream has no readable vCPU {index}", near=known)
-        raise not_found(self, error) from error
+        try:
+            return self.machine.vcpu(index)
+        except PathError as error:
+            raise not_found(self, error) from error
 
     @cached_property
     def problems(self) -> tuple[Finding, ...]:
@@ -385,8 +383,7 @@ def not_found(dump: Dump, error: PathError) -> PathError | SourceError:
     """Return the error to raise: in a damaged stream, the part that was not found may be lost."""
     if dump.complete:
         return error
-    near = f"near it: {', '.join(error.near)}" if error.near else None
-    return SourceError(f"{error.what}, as far as the stream can be read", hint=near)
+    return SourceError(f"{error.what}, as far as the stream can be read", hint=error.hint)
 
 
 Input = PathLike | Dump

@@ -128,13 +128,13 @@ class LimitExceeded(StreamError):
 class PathError(SvmStreamError):
     """A path does not exist in this stream.
 
-    :param near: existing paths that resemble it.
+    :param near: existing paths that resemble it; the hint names them.
     """
 
     rule = "path"
 
     def __init__(self, what: str, *, near: Sequence[str] = ()) -> None:
-        super().__init__(what)
+        super().__init__(what, hint=f"near it: {', '.join(near)}" if near else None)
         self.near = tuple(near)
 
 

@@ -23,7 +23,6 @@ from qemu_svm.cli.status import (
     EXIT_UNREADABLE,
     EXIT_USAGE,
     print_error,
-    similar_paths,
 )
 from qemu_svm.cli.verbs import Verbs
 from qemu_svm.errors import EnvironmentFault, PathError, Refused, SourceError, SvmStreamError
@@ -125,7 +124,7 @@ def _run() -> int:
         click.echo("svmstream: interrupted", err=True)
         return EXIT_INTERRUPTED
     except PathError as error:
-        print_error(str(error), similar_paths(error))
+        print_error(str(error), error.hint)
         return EXIT_USAGE
     except SvmStreamError as error:
         # The others have their hint in their text.

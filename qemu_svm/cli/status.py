@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from qemu_svm.api import Dump
-    from qemu_svm.errors import PathError, StreamError
+    from qemu_svm.errors import StreamError
 
 EXIT_FINDINGS = 1
 EXIT_USAGE = 2
@@ -27,11 +27,6 @@ def print_error(message: str, hint: str | None = None) -> None:
     click.echo(f"svmstream: {printable(message)}", err=True)
     if hint:
         click.echo(f"  {printable(hint)}", err=True)
-
-
-def similar_paths(error: PathError) -> str | None:
-    """Return what the user may have meant, in words."""
-    return f"near it: {', '.join(error.near)}" if error.near else None
 
 
 def report_damage(dump: Dump) -> int:

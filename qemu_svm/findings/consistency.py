@@ -7,13 +7,15 @@ Source: QEMU ``target/i386/machine.c`` (``cpu_post_load``,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 from qemu_svm.errors import StreamError
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.memory.layout import backing
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.rules import BAD_VALUE, Finding, Rule, RuleKind, Severity
+
+_Exists = Callable[[int, int], bool]
 
 _TCG_SVME = 1 << 20  # HF_SVME: set by TCG only
 _SVME = 1 << 12
@@ -68,11 +70,26 @@ _RULES = {rule.id: rule for rule in CONSISTENCY}
 def consistency(machine: Machine) -> Iterator[Finding]:
     """Find the contradictions in a stream, above all in its vCPUs."""
     yield from _run_state(machine)
+    exists = _is_memory(machine)
     for vcpu in machine.vcpus:
         if vcpu.nested is None:
             yield from _without_nested_state(vcpu)
         else:
-            yield from _with_nested_state(machine, vcpu, vcpu.nested)
+            yield from _with_nested_state(vcpu, vcpu.nested, exists)
+
+
+def _is_memory(machine: Machine) -> _Exists:
+    # Worked out once for all vCPUs, and only if one of them asks.
+    @cache
+    def backed() -> _Exists:
+        from qemu_svm.memory.layout import backing
+
+        return backing(machine)
+
+    def exists(address: int, size: int) -> bool:
+        return backed()(address, size)
+
+    return exists
 
 
 def _run_state(machine: Machine) -> Iterator[Finding]:
@@ -108,7 +125,7 @@ def _without_nested_state(vcpu: Vcpu) -> Iterator[Finding]:
         )
 
 
-def _with_nested_state(machine: Machine, vcpu: Vcpu, nested: NestedState) -> Iterator[Finding]:
+def _with_nested_state(vcpu: Vcpu, nested: NestedState, exists: _Exists) -> Iterator[Finding]:
     name, guest_mode = f"vCPU {vcpu.index}", bool(nested.flags & bits.GUEST_MODE)
     if nested.format not in bits.FORMATS:
         yield _RULES["X-04"].finding(
@@ -137,11 +154,11 @@ def _with_nested_state(machine: Machine, vcpu: Vcpu, nested: NestedState) -> Ite
             nested.offset + 4,
         )
     if guest_mode and nested.vmcb:
-        yield from _in_guest_mode(machine, vcpu, nested, name)
+        yield from _in_guest_mode(vcpu, nested, name, exists)
 
 
 def _in_guest_mode(
-    machine: Machine, vcpu: Vcpu, nested: NestedState, name: str
+    vcpu: Vcpu, nested: NestedState, name: str, exists: _Exists
 ) -> Iterator[Finding]:
     if not vcpu.get("efer") & _SVME:
         yield _RULES["X-05"].finding(
@@ -150,7 +167,6 @@ def _in_guest_mode(
         )
     if vcpu.smm:
         yield _RULES["X-10"].finding(f"{name}: in SMM and in guest mode at once", nested.offset)
-    exists = backing(machine)
     at = nested.vmcb_offset
     if not exists(nested.vmcb_pa, layout.VMCB_SIZE):
         yield _RULES["X-06"].finding(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qemu_svm.errors import LimitExceeded, StreamError
+from qemu_svm.errors import LimitExceeded, PathError, StreamError
 from qemu_svm.machine.vcpu import Vcpu, read_vcpu
 from qemu_svm.stream import RamBlock, Stream
 
@@ -25,6 +25,17 @@ class Machine:
     vcpus: tuple[Vcpu, ...]
     blocks: tuple[RamBlock, ...]
     problems: tuple[StreamError, ...]
+
+    def vcpu(self, index: int) -> Vcpu:
+        """Return the vCPU with this CPU index.
+
+        :raises PathError: there is none that could be read.
+        """
+        for vcpu in self.vcpus:
+            if vcpu.index == index:
+                return vcpu
+        known = [str(vcpu.index) for vcpu in self.vcpus]
+        raise PathError(f"the stream has no readable vCPU {index}", near=known)
 
 
 def read_machine(stream: Stream) -> Machine:

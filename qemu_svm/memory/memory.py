@@ -89,11 +89,7 @@ class GuestMemory:
 
         :raises PathError: there is none that can be read.
         """
-        for vcpu in self.machine.vcpus:
-            if vcpu.index == index:
-                return vcpu
-        known = [str(vcpu.index) for vcpu in self.machine.vcpus]
-        raise PathError(f"the stream has no readable vCPU {index}", near=known)
+        return self.machine.vcpu(index)
 
     def default_world(self, vcpu: int = 0) -> str:
         """The world in which the vCPU's addresses are: ``l2v`` while it runs L2."""
