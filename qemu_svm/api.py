@@ -94,6 +94,7 @@ def _lent(path: str, limits: Limits) -> Description | VmstateDump:
         with open_source(path, limits) as source:
             return description_of(source, limits)
     except StreamError as error:
+        error.path = None
         raise SourceError(f"--description '{path}': {error}", hint=error.hint) from error
 
 

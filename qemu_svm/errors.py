@@ -60,9 +60,11 @@ class StreamError(SvmStreamError):
     :param field: path of the field inside the section, if any.
     :param expected: what the format requires at this offset.
     :param found: what is there instead.
+    :ivar path: of the file, where it is known; the text then starts with it.
     """
 
     rule = "stream"
+    path: str | None = None
 
     def __init__(
         self,
@@ -98,6 +100,8 @@ class StreamError(SvmStreamError):
 
     def __str__(self) -> str:
         text = f"offset {self.offset:#x}: {self.detail()}"
+        if self.path is not None:
+            text = f"{self.path}: {text}"
         return f"{text} ({self.hint})" if self.hint else text
 
 

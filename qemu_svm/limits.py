@@ -32,8 +32,8 @@ class Limits:
         11.1 supports at most 4096.
     :param recoveries: damaged places after which reading resumes.
     :param window_bytes: window of the input's compression (bytes of output that
-        compressed data may refer back to).  Of the usual commands only ``zstd
-        --long`` and ``zstd --ultra -20`` (to 22) need more.
+        compressed data may refer back to).  The default is that of the command ``zstd``;
+        only ``zstd --long=28`` and more need a larger one.
     :param spool_bytes: decompressed or piped input kept in a temporary file.
     :param ram_walk_bytes: RAM data that is walked record by record without being
         requested; more is skipped as one record.
@@ -58,7 +58,7 @@ class Limits:
     records: int = 1 << 16
     vcpus: int = 8192
     recoveries: int = 64
-    window_bytes: int = 64 * MIB
+    window_bytes: int = 128 * MIB
     spool_bytes: int = 256 * GIB
     ram_walk_bytes: int = 4 * MIB
     page_table_leaves: int = 1 << 24

@@ -19,16 +19,13 @@ from qemu_svm.cli.status import (
     EXIT_ENVIRONMENT,
     EXIT_INTERRUPTED,
     EXIT_PIPE,
-    EXIT_REFUSED,
-    EXIT_UNREADABLE,
-    EXIT_USAGE,
     print_error,
+    report_failure,
 )
 from qemu_svm.cli.verbs import Verbs
-from qemu_svm.errors import EnvironmentFault, PathError, Refused, SourceError, SvmStreamError
+from qemu_svm.errors import SvmStreamError
 
 _STANDARD_STREAMS = 3
-_EXITS = ((EnvironmentFault, EXIT_ENVIRONMENT), (Refused, EXIT_REFUSED))
 
 _VERBS = {
     "inspect": "Show what is in a stream: machine, vCPUs, nested state, problems.",
@@ -123,11 +120,6 @@ def _run() -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("svmstream: interrupted", err=True)
         return EXIT_INTERRUPTED
-    except PathError as error:
-        print_error(str(error), error.hint)
-        return EXIT_USAGE
     except SvmStreamError as error:
-        # The others have their hint in their text.
-        print_error(str(error), error.hint if isinstance(error, SourceError) else None)
-        return next((exits for kind, exits in _EXITS if isinstance(error, kind)), EXIT_UNREADABLE)
+        return report_failure(error)
     return result if isinstance(result, int) else 0

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from qemu_svm.cli import options
-from qemu_svm.cli.output import show
-from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
+from qemu_svm.cli.output import print_json, show
+from qemu_svm.cli.status import EXIT_FINDINGS, report_damage, report_failure
 from qemu_svm.cli.streams import opened
+from qemu_svm.errors import PlanError, SvmStreamError
+
+if TYPE_CHECKING:
+    from qemu_svm.findings.results import CheckReport
 
 
 def _version(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -28,7 +35,7 @@ def _version(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     epilog="Examples: svmstream check dump.bin; svmstream check dump.bin --kernel 5.10 --kernel "
     "6.1 --qemu 7.2; svmstream check --explain SV-03",
 )
-@click.argument("file", metavar="FILE", required=False)
+@click.argument("files", metavar="FILE...", nargs=-1)
 @options.json_option
 @options.limit_option
 @click.option("--kernel", "kernels", multiple=True,
@@ -48,7 +55,7 @@ def _version(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
               help="Explain a rule, a CVE number or a commit of KVM.")  # fmt: skip
 def command(
     *,
-    file: str | None,
+    files: tuple[str, ...],
     as_json: bool,
     kernels: tuple[str, ...],
     destination: str | None,
@@ -60,28 +67,67 @@ def command(
     list_rules: bool,
     word: str | None,
 ) -> int:
-    """Check which kernels would accept the nested state in the stream FILE.
+    """Check which kernels would accept the nested state in each stream FILE.
 
     Restores the stream in a model of every kernel, in QEMU's order, and looks
-    for parts that contradict each other and for known bugs.
+    for parts that contradict each other and for known bugs. Of several files each
+    is judged, whatever the others are; the exit status is the worst of them.
     """
     if list_rules or word:
         from qemu_svm.findings.rules import all_rules, explained
 
         show(explained(word) if word else all_rules(), as_json=as_json)
         return 0
-    if file is None:
+    if not files:
         raise click.UsageError("Missing argument 'FILE'.")
     if destination is not None:
         if kernels:
             raise click.UsageError("--to and --kernel have the same meaning; use one of them")
         kernels = (destination,)
-    with opened(file) as dump:
-        report = dump.check(kernels, source=source, qemu=qemu_version, npt=not no_npt,
-                            maxphyaddr=maxphyaddr)  # fmt: skip
-        show(report, as_json=as_json)
-        unreadable = report_damage(dump)
-    if unreadable:
-        return unreadable
-    bad = {"error"} if fail_on == "error" else {"error", "warning"}
-    return EXIT_FINDINGS if any(found.severity in bad for found in report.findings) else 0
+    if files.count("-") > 1:
+        raise click.UsageError("only one FILE can be standard input")
+
+    def judged(file: str) -> tuple[CheckReport, int]:
+        with opened(file) as dump:
+            report = dump.check(kernels, source=source, qemu=qemu_version, npt=not no_npt,
+                                maxphyaddr=maxphyaddr)  # fmt: skip
+            if not as_json:
+                show(report, as_json=False)
+            unreadable = report_damage(dump)
+        bad = {"error"} if fail_on == "error" else {"error", "warning"}
+        found = any(one.severity in bad for one in report.findings)
+        return report, unreadable or (EXIT_FINDINGS if found else 0)
+
+    if len(files) > 1:
+        return _several(files, judged, as_json=as_json)
+    report, status = judged(files[0])
+    if as_json:
+        show(report, as_json=True)
+    return status
+
+
+def _several(
+    files: Sequence[str], judged: Callable[[str], tuple[CheckReport, int]], *, as_json: bool
+) -> int:
+    # A file that cannot be read does not stop the others.
+    documents: list[dict[str, Any]] = []
+    worst = 0
+    for file in files:
+        try:
+            report, status = judged(file)
+        except PlanError:
+            raise  # of the options: it is the same for every file
+        except SvmStreamError as error:
+            status = report_failure(error)
+            documents.append({"source": {"path": file}, "error": str(error)})
+        else:
+            if as_json:
+                documents.append(report.to_json())
+            elif file != files[-1]:
+                click.echo()
+        worst = max(worst, status)
+    if as_json:
+        from qemu_svm.render.json.base import SCHEMA_VERSION
+
+        print_json({"schema_version": SCHEMA_VERSION, "files": documents})
+    return worst

@@ -29,9 +29,9 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 @options.file_argument
 @options.json_option
 @options.limit_option
-@click.option("--kernel", default="6.1", show_default=True,
+@click.option("--kernel", "kernels", multiple=True, metavar="RELEASE",
               help="The destination's kernel: a release or uname -r (6.12.118, 5.15.0-91-generic, "
-              "6.1), auto for this host's, or all.")  # fmt: skip
+              "6.1), auto for this host's, or all; may be repeated.  [default: 6.1]")  # fmt: skip
 @options.plan_option
 @options.vcpu_option
 @click.option("--race", multiple=True, callback=_race, metavar="FIELD=VALUE",
@@ -44,7 +44,7 @@ def command(
     *,
     file: str,
     as_json: bool,
-    kernel: str,
+    kernels: tuple[str, ...],
     plan: str,
     vcpu: int,
     race: dict[str, int],
@@ -62,7 +62,7 @@ def command(
     from qemu_svm.findings.verdict import Verdict
 
     with opened(file) as dump:
-        report = dump.simulate(plan, kernel=kernel, vcpu=vcpu, npt=not no_npt,
+        report = dump.simulate(plan, kernel=kernels or "6.1", vcpu=vcpu, npt=not no_npt,
                                irqchip=not no_irqchip, maxphyaddr=maxphyaddr,
                                race=race)  # fmt: skip
         show(report, as_json=as_json, verbose=verbose)

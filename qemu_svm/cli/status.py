@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qemu_svm.errors import EnvironmentFault, PathError, Refused, SourceError, SvmStreamError
+
 if TYPE_CHECKING:
     from qemu_svm.api import Dump
     from qemu_svm.errors import StreamError
@@ -18,6 +20,7 @@ EXIT_ENVIRONMENT = 4
 EXIT_REFUSED = 5
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
+_EXITS = ((EnvironmentFault, EXIT_ENVIRONMENT), (Refused, EXIT_REFUSED))
 
 
 def print_error(message: str, hint: str | None = None) -> None:
@@ -27,6 +30,16 @@ def print_error(message: str, hint: str | None = None) -> None:
     click.echo(f"svmstream: {printable(message)}", err=True)
     if hint:
         click.echo(f"  {printable(hint)}", err=True)
+
+
+def report_failure(error: SvmStreamError) -> int:
+    """Print an error of the library; return the exit status that belongs to it."""
+    if isinstance(error, PathError):
+        print_error(str(error), error.hint)
+        return EXIT_USAGE
+    # The others have their hint in their text.
+    print_error(str(error), error.hint if isinstance(error, SourceError) else None)
+    return next((exits for kind, exits in _EXITS if isinstance(error, kind)), EXIT_UNREADABLE)
 
 
 def report_damage(dump: Dump) -> int:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 import click
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean …?`` with similar words, or nothing."""
+    near = difflib.get_close_matches(word.lower(), list(known), cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 class Verbs(click.Group):
@@ -30,6 +38,17 @@ class Verbs(click.Group):
             return None
         command: click.Command = import_module(f"{self._package}.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb of a command line.
+
+        :raises click.UsageError: there is none of this name; similar names are suggested.
+        """
+        if args[0] not in self._verbs and not args[0].startswith("-"):
+            ctx.fail(f"unknown verb '{args[0]}'.{suggestion(args[0], self._verbs)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""

@@ -22,7 +22,7 @@ from qemu_svm.model.profile import Profile
 from qemu_svm.model.profiles import ranges
 from qemu_svm.model.scenario import scenario
 from qemu_svm.model.simulate import Simulation
-from qemu_svm.rules import Finding, Rule
+from qemu_svm.rules import Finding, Rule, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,15 @@ class Report:
     """The result of a check.
 
     :param verdicts: of each vCPU with SVM state, by its number and the kernel's name.
+    :param known: of each vCPU, errors and warnings about kernels: the ids of the rules, by
+        the kernel's name.
+    :param bare: numbers of the vCPUs that have no nested state.
     """
 
     findings: tuple[Finding, ...]
     verdicts: Mapping[int, Mapping[str, Judgement]] = field(default_factory=dict)
+    known: Mapping[int, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    bare: frozenset[int] = frozenset()
 
 
 def check(
@@ -62,6 +67,7 @@ def check(
     found = list(consistency(machine))
     exists = backing(machine)
     verdicts: dict[int, dict[str, Judgement]] = {}
+    known: dict[int, dict[str, tuple[str, ...]]] = {}
     for vcpu in machine.vcpus:
         if vcpu.nested is not None and not vcpu.nested.is_svm:
             continue
@@ -74,10 +80,20 @@ def check(
             for rule in _failed(simulation):
                 failures.setdefault(rule, []).append(kernel.name)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
-        found += advisories(vcpu, restore.saved, kernels, source)
+        advised = list(advisories(vcpu, restore.saved, kernels, source))
+        known[vcpu.index] = {
+            kernel.name: tuple(
+                one.rule
+                for one in advised
+                if one.severity is not Severity.INFO and kernel.name in one.kernels
+            )
+            for kernel in kernels
+        }
+        found += advised
     if qemu is not None:
         found += qemu_findings(machine, qemu)
-    return Report(tuple(found), verdicts)
+    bare = frozenset(vcpu.index for vcpu in machine.vcpus if vcpu.nested is None)
+    return Report(tuple(found), verdicts, known, bare)
 
 
 def _failed(simulation: Simulation) -> list[str]:
@@ -97,10 +113,17 @@ def _check_finding(vcpu: Vcpu, rule: Rule, kernels: Sequence[str]) -> Finding:
 
 
 def summary(report: Report, index: int) -> str:
-    """One sentence about a vCPU: who accepts it, who does not."""
+    """One sentence about a vCPU: who accepts it, with what reservations, who does not."""
     verdicts = report.verdicts.get(index, {})
+    if index in report.bare and all(one.verdict is Verdict.RIGHT for one in verdicts.values()):
+        return "no nested state, so there is nothing for a kernel to refuse"
+    known = report.known.get(index, {})
     groups: dict[str, list[str]] = {}
     for name, judgement in verdicts.items():
-        kind = "accepted by" if judgement.verdict is Verdict.RIGHT else judgement.verdict.value
+        kind = judgement.verdict.value
+        if judgement.verdict is Verdict.RIGHT:
+            kind = "accepted by"
+            if known.get(name):
+                kind = f"accepted with {', '.join(known[name])} by"
         groups.setdefault(kind, []).append(name)
     return "; ".join(f"{kind} {ranges(names)}" for kind, names in groups.items())

@@ -110,7 +110,7 @@ def _newer(machine: str) -> bool:
 def _description(machine: Machine) -> Iterator[Finding]:
     if machine.stream.complete and machine.stream.description is None:
         yield Finding(
-            Severity.WARNING,
+            Severity.INFO if machine.stream.footers else Severity.WARNING,
             "no-description",
             "the stream does not describe itself (suppress-vmdesc, postcopy or a very old "
             "machine type): vCPUs and a few sections are decoded with built-in layouts, "

@@ -9,6 +9,7 @@ known (:mod:`~qemu_svm.findings.qemu_functions`) are named.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ _ONCE = frozenset({"pci-config"})
 
 _BLOCKS = ("block", "large", "lost", "not", "multifd", "map", "range")
 _SHOWN = 60
+_SHOW = "svmstream show"
 _MSRS = {
     0xC0000080: "efer", 0xC0000081: "star", 0xC0000082: "lstar", 0xC0000083: "cstar",
     0xC0000084: "sfmask", 0xC0000102: "kernel_gs_base", 0xC0000103: "tsc_aux",
@@ -99,7 +101,7 @@ def explain_refusal(machine: Machine, words: Iterable[str]) -> list[Finding]:
         for meaning, match in meanings:
             case = _Case(machine, match.groupdict(), failed)
             for place in _places(case, meaning):
-                finding = _finding(meaning, place)
+                finding = _finding(meaning, place, machine.stream.source.path)
                 vague = meaning.rule in _ONCE or not place.about
                 again = vague and finding.rule in {one.rule for one in found}
                 if finding not in found and not again:
@@ -121,10 +123,15 @@ def explain_refusal(machine: Machine, words: Iterable[str]) -> list[Finding]:
     return found
 
 
-def _finding(meaning: Meaning, place: _Place) -> Finding:
-    text = "; ".join(part for part in (place.about or meaning.means, meaning.do) if part)
+def _finding(meaning: Meaning, place: _Place, file: str) -> Finding:
+    do = meaning.do
+    if do.startswith(_SHOW):
+        # The whole command; without a path there is nothing to show.
+        command = f"{_SHOW} {shlex.quote(file)} {shlex.quote(place.path)}"
+        do = command + do.removeprefix(_SHOW) if place.path else ""
+    text = "; ".join(part for part in (place.about or meaning.means, do) if part)
     rule = f"refused-{meaning.rule}"
-    return Finding(Severity.ERROR, rule, text, place.offset, place.path, meaning.do)
+    return Finding(Severity.ERROR, rule, text, place.offset, place.path, do)
 
 
 _OF_DEVICE = re.compile(r"of device '([^']*)'")

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -41,6 +42,15 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 """All rules by id, in the order in which ``check --rules`` lists them."""
 
 
+_ID = re.compile(r"\s*([A-Za-z]+)-?0*(\d+)([A-Za-z]?)\s*")
+
+
+def _rule(word: str) -> Rule | None:
+    # In either case, without the hyphen and leading zeros if need be: ``o-4`` is O-04.
+    found = _ID.fullmatch(word)
+    return found and RULES.get(f"{found[1].upper()}-{found[2]:>02}{found[3].lower()}")
+
+
 def all_rules() -> RuleList:
     """Return every rule."""
     return RuleList(tuple(RULES.values()))
@@ -51,8 +61,9 @@ def explained(word: str) -> RuleList:
 
     :raises PlanError: there is none; ``near`` has similar ids of rules.
     """
-    if word in RULES:
-        return RuleList((RULES[word],))
+    rule = _rule(word)
+    if rule is not None:
+        return RuleList((rule,))
     changes = find_changes(word)
     if changes:
         rules = tuple(RULES[one] for change in changes for one in rules_of(change.id))

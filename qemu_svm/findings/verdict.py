@@ -14,7 +14,7 @@ from qemu_svm.findings.rules import RULES
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm.vcpu import RunEnd
 from qemu_svm.model.simulate import Result, Simulation, content_text
-from qemu_svm.x86.segments import Segment
+from qemu_svm.x86.segments import TABLES, Segment
 
 
 class Verdict(StrEnum):
@@ -189,15 +189,17 @@ def _compare(
     value = found.content(name) if name in found else 0
     if name == "rflags" and isinstance(value, int):
         value |= _RFLAGS_FIXED
-    if _same(value, wanted):
+    if _same(name, value, wanted):
         return
-    belongs = name in other and _same(value, other.content(name))
+    belongs = name in other and _same(name, value, other.content(name))
     whose = ("L1" if level == "L2" else "L2") if belongs else ""
     yield RegisterDifference(level, name, value, wanted, found.writer(name).step, whose)
 
 
-def _same(one: Content, two: Content) -> bool:
+def _same(name: str, one: Content, two: Content) -> bool:
     if isinstance(one, Segment) and isinstance(two, Segment):
+        if name in TABLES:
+            return (one.base, one.limit) == (two.base, two.limit)
         mask = 0xFFE  # KVM sets the accessed bit
         return (one.selector, one.base, one.limit, one.attrib & mask) == (
             two.selector,
@@ -217,6 +219,7 @@ def _in_words(simulation: Simulation, difference: RegisterDifference) -> str:
         by = f"written by step {difference.step} ({step.text})"
     kind, colon, register = words.partition(": ")
     name = register if colon else ""
-    value = f"{content_text(difference.value)} instead of {content_text(difference.wanted)}"
+    of = difference.register
+    value = f"{content_text(difference.value, of)} instead of {content_text(difference.wanted, of)}"
     middle = f"{kind}: {name} {value}" if colon else f"{words}: {value}"
     return f"{difference.level} would run with {whose} {middle}, {by}"

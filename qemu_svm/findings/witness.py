@@ -28,7 +28,7 @@ from qemu_svm.nested import bits
 from qemu_svm.vmruns.log import AttributedRun, Log
 from qemu_svm.vmruns.roles import Role, state
 from qemu_svm.x86.registers import CR0, CR4, EFER
-from qemu_svm.x86.segments import Segment
+from qemu_svm.x86.segments import TABLES, Segment
 
 
 class FieldVerdict(StrEnum):
@@ -262,7 +262,9 @@ def explain_value(name: str, wanted: Content, given: Content, *, npt: bool) -> s
     if wanted == given:
         return ""
     if isinstance(wanted, Segment) and isinstance(given, Segment):
-        return None if name in _TABLES else _explain_segment(wanted, given)
+        if name in TABLES:
+            return "" if (wanted.base, wanted.limit) == (given.base, given.limit) else None
+        return _explain_segment(wanted, given)
     if isinstance(wanted, int) and isinstance(given, int):
         hardware = _HARDWARE[name](wanted, npt) if name in _HARDWARE else {}
         if given in hardware:
@@ -303,7 +305,6 @@ _HARDWARE: dict[str, Callable[[int, bool], dict[int, str]]] = {
 """The processor's values for a guest's value of each register, and why."""
 
 _ACCESSED = 1
-_TABLES = frozenset({"gdtr", "idtr"})
 
 
 def _explain_segment(wanted: Segment, given: Segment) -> str | None:

@@ -10,6 +10,7 @@
 ``section:apic``            a device section, as its description names it
 ``section:dma[1].dma``      instance 1 of ``dma``, field ``dma``
 ``section:dirty-bitmap``    all parts of a section that is written in parts
+``section:ram``             the list of RAM blocks
 ``@0x98d7c``                the value at that offset of the stream
 ==========================  =================================================
 """
@@ -33,6 +34,7 @@ IN_PARTS = "section in parts"
 
 _SECTION = "section:"
 _NEAR = 6
+_NAMED = (Kind.FULL, Kind.START)
 _PIECES = (Kind.START, Kind.PART, Kind.END)
 
 
@@ -162,21 +164,24 @@ def _in_section(machine: Machine, path: str) -> Node | None:
     named = [
         (section_label(machine, record), record)
         for record in machine.stream.records
-        if record.kind is Kind.FULL or _in_pieces(record)
+        if record.kind in _NAMED
     ]
     named.sort(key=lambda item: len(item[0]), reverse=True)
     for label, record in named:
         rest = path.removeprefix(label)
         if not path.startswith(label) or (rest and rest[0] not in ".["):
             continue
-        if record.kind is Kind.FULL:
-            root = _section_values(machine, record)
-        else:
-            root = _pieces(machine, record)
-        found = root.resolve(rest.removeprefix("."))
+        found = _root(machine, record).resolve(rest.removeprefix("."))
         if found is not None:
             return Node(_SECTION + path, found)
     return None
+
+
+def _root(machine: Machine, record: Record) -> Value:
+    # What ``section:NAME`` leads to.
+    if record.kind is Kind.FULL:
+        return _section_values(machine, record)
+    return _blocks(machine, record) if record.name == "ram" else _pieces(machine, record)
 
 
 def _in_pieces(record: Record) -> bool:
@@ -192,6 +197,15 @@ def _pieces(machine: Machine, first: Record) -> Value:
             parts.append(replace(value, name=f"[{len(parts)}]", type=record.kind.value))
     start, end = parts[0].offset, parts[-1].end
     return Value(first.name or "", IN_PARTS, start, end - start, None, tuple(parts))
+
+
+def _blocks(machine: Machine, record: Record) -> Value:
+    # Each RAM block at its entry of the list: the length of its name, the name, its size.
+    blocks = tuple(
+        Value(block.name, "RAM block", block.offset, 9 + len(block.name), block.used_length)
+        for block in machine.blocks
+    )
+    return Value("ram", "RAM blocks", record.payload, record.payload_size, None, blocks)
 
 
 def section_label(machine: Machine, record: Record) -> str:
@@ -264,10 +278,10 @@ def _deepest(place: Node, offset: int) -> Node:
 def _near(machine: Machine, path: str) -> list[str]:
     candidates: list[str] = []
     if path.startswith(_SECTION):
-        labels = {section_label(machine, r): r for r in machine.stream.sections()}
+        labels = {section_label(machine, r): r for r in machine.stream.records if r.kind in _NAMED}
         inside = [label for label in labels if path[len(_SECTION) :].startswith(label)]
         for label in inside:
-            value = _section_values(machine, labels[label])
+            value = _root(machine, labels[label])
             candidates += [_SECTION + join(label, name) for name, _ in value.walk()]
         candidates = candidates or [_SECTION + label for label in labels]
     else:
@@ -278,6 +292,8 @@ def _near(machine: Machine, path: str) -> list[str]:
                 candidates += [
                     f"{root.name}.{v.name}" for child in root.children for v in child.children
                 ]
-        candidates += [_SECTION + section_label(machine, r) for r in machine.stream.sections()]
+        candidates += [
+            _SECTION + section_label(machine, r) for r in machine.stream.records if r.kind in _NAMED
+        ]
     near = difflib.get_close_matches(path, candidates[:20_000], n=_NEAR, cutoff=0.5)
     return near or candidates[:_NEAR]

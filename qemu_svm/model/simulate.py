@@ -15,7 +15,7 @@ from qemu_svm.model.plans import WITHOUT_EFFECT, Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.nested import NestedState
-from qemu_svm.x86.segments import Segment
+from qemu_svm.x86.segments import TABLES, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +216,13 @@ _IOCTLS: dict[str, Callable[[KvmVcpu, Saved, Step], str | None]] = {
 }
 
 
-def content_text(value: Content) -> str:
-    """Return the content of a register as text."""
+def content_text(value: Content, name: str = "") -> str:
+    """Return the content of a register as text.
+
+    :param name: of the register; a descriptor table has only base and limit.
+    """
+    if isinstance(value, Segment) and name in TABLES:
+        return f"base {value.base:#x} limit {value.limit:#x}"
     if isinstance(value, Segment):
         return (
             f"{value.selector:#x} base {value.base:#x} limit {value.limit:#x} "

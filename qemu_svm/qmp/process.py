@@ -20,6 +20,7 @@ from qemu_svm.qmp.client import Client
 
 _KEPT_LINES = 200
 _INCOMING = ("-incoming", "--incoming")
+_DISPLAYS = frozenset({"display", "nographic", "vnc", "spice", "curses", "sdl", "gtk"})
 
 
 class Process:
@@ -53,7 +54,8 @@ class Process:
 
         :param socket: path of its QMP socket; None for one in a private directory.
         :param paused: with ``-S``: the guest is not resumed, even if it ran when saved.
-        :param attached: it shares our standard input and output.
+        :param attached: it shares our standard input and output.  Else it has no display,
+            unless ``arguments`` have one: QEMU would offer it to the network by VNC.
         :raises Refused: ``arguments`` contain ``-incoming``.
         :raises EnvironmentFault: there is no such program, or it cannot be executed.
         """
@@ -72,8 +74,10 @@ class Process:
                 raise EnvironmentFault(f"cannot make a directory: {error.strerror}") from error
             socket = f"{folder}/qmp"
         quoted = socket.replace(",", ",,")
+        shown = attached or any(_display(word) for word in arguments)
         command = [
-            *(program, *arguments, "-incoming", "defer"),
+            *(program, *arguments, *(() if shown else ("-display", "none"))),
+            *("-incoming", "defer"),
             *("-qmp", f"unix:{quoted},server=on,wait=off", *(["-S"] if paused else [])),
         ]
         end = None if attached else subprocess.DEVNULL
@@ -187,6 +191,10 @@ class Process:
         self.messages.append(text)
         if self._on_line is not None:
             self._on_line(text)
+
+
+def _display(argument: str) -> bool:
+    return argument.startswith("-") and argument.lstrip("-") in _DISPLAYS
 
 
 @contextlib.asynccontextmanager

@@ -155,8 +155,15 @@ def read_stream(
 
     :param borrowed: description of another stream, or a dump; used if this one has none.
     :raises StreamError: ``source`` does not start like a stream.
+    :raises SourceError: decompression fails before the header is read.
     """
-    Walker(source, limits).header()
+    try:
+        Walker(source, limits).header()
+    except StreamError as error:
+        if source.damage is not None:  # why the bytes are missing
+            raise source.damage from error
+        error.path = source.path
+        raise
     unparsed: list[StreamError] = []
     attempts = _attempts(source, limits, walk, borrowed, unparsed)
     walker = next(walker for walker in attempts if walker is not None)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qemu_svm.errors import LimitExceeded, Malformed, Truncated, Unsupported
+from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.reader import Reader
@@ -90,7 +90,11 @@ class LogReader:
         self.path = source.path
         self._limits = limits
         self._reader = Reader(source)
-        self.header = self._header()
+        try:
+            self.header = self._header()
+        except StreamError as error:
+            error.path = source.path
+            raise
         self._pages: dict[int, bytes] = {}
         self.end: str | None = None
         """Why the log ended; None if there is no end record (the emulator was killed)."""
@@ -100,7 +104,10 @@ class LogReader:
         magic = self._reader.peek(len(structs.MAGIC))
         if not structs.MAGIC.startswith(magic):
             raise Malformed(
-                "not a log of svmtrace", offset=0, expected=repr(structs.MAGIC), found=repr(magic)
+                "not a log of svmtrace",
+                offset=0,
+                expected=f"'{structs.MAGIC.decode()}'",
+                found=magic.hex(" "),
             )
         data = self._reader.take(size, "the log's header")
         head = structs.HEADER.parse(data)

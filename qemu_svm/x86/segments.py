@@ -18,6 +18,9 @@ from types import MappingProxyType
 
 from qemu_svm.x86.bits import Bits
 
+TABLES = frozenset({"gdt", "idt", "gdtr", "idtr"})
+"""Registers that have a base and a limit, and neither selector nor attributes."""
+
 PARTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "type": (0, 0xF),

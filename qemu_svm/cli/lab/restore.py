@@ -38,9 +38,10 @@ def command(
 ) -> int:
     """Restore the stream FILE in a box and check whether its guests continue.
 
-    Of a guest of this project two counters must advance: L2's, and that of the
-    exits that L1 handles. Exit status: 0 the guest continues, 5 QEMU or KVM refuses
-    the stream, 1 the guest stops or goes wrong, or the host's kernel crashes.
+    Of a guest of this lab two counters must advance: L2's, and that of the exits
+    that L1 handles; of any other guest, registers must change. Exit
+    status: 0 the guest continues, 5 QEMU or KVM refuses the stream, 1 the guest
+    stops or goes wrong, or the host's kernel crashes.
     """
     from qemu_svm.lab.restore import Verdict
     from qemu_svm.lab.results import restore_in

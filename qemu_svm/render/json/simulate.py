@@ -29,7 +29,7 @@ def _simulation(one: Simulation, judgement: Judgement) -> dict[str, Any]:
         "kernel": {
             "name": one.kernel.name,
             "about": one.kernel.about,
-            "release": ".".join(map(str, one.kernel.numbers)),
+            "release": ".".join(map(str, one.kernel.numbers)) if any(one.kernel.numbers) else "",
             "row": one.kernel.row,
             "measured": list(one.kernel.measured),
             "read": list(one.kernel.read),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qemu_svm.render.escape import printable
-from qemu_svm.x86.segments import Segment, attrib_words
+from qemu_svm.x86.segments import TABLES, Segment, attrib_words
 
 if TYPE_CHECKING:
     from qemu_svm.machine import Machine
@@ -54,9 +54,14 @@ def stream_heading(machine: Machine, prefix: str = "") -> Text:
     return Text(f"{prefix}{printable(stream.source.path)}: {name}{state}", HEADING)
 
 
-def register(value: int | Segment) -> str:
-    """Return a register's value in a few words."""
+def register(value: int | Segment, name: str = "") -> str:
+    """Return a register's value in a few words.
+
+    :param name: of the register; a descriptor table has only base and limit.
+    """
     if isinstance(value, Segment):
+        if name in TABLES:
+            return f"base {value.base:#x} limit {value.limit:#x}"
         words = attrib_words(value.attrib) if value.attrib else f"limit {value.limit:#x}"
         return f"{value.selector:#x} base {value.base:#x} {words}"
     return f"{value:#x}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
@@ -17,17 +17,23 @@ _ORDER = {severity: place for place, severity in enumerate(Severity)}
 
 
 def render(result: CheckReport) -> Iterable[Text]:
-    """Return the verdict for each vCPU, then the findings, worst first."""
+    """Return the verdict for each vCPU, alike ones together, then the findings, worst first."""
     machine = result.machine
     yield stream_heading(machine)
     if not result.verdicts:
         yield Text("  no vCPU with SVM state to judge")
+    groups: dict[str, list[int]] = {}
     for index in result.verdicts:
         vcpu = next(vcpu for vcpu in machine.vcpus if vcpu.index == index)
         mode = "in guest mode" if vcpu.guest_mode else "not in guest mode"
-        yield Text(f"  vCPU {index} ({mode}): {summary(result.report, index)}")
+        groups.setdefault(f"({mode}): {summary(result.report, index)}", []).append(index)
+    for words, numbers in groups.items():
+        yield Text(f"  vCPU{'s' * (len(numbers) > 1)} {_spans(numbers)} {words}")
     yield Text()
-    if not result.findings:
+    if not machine.stream.complete:
+        words = "Findings" if result.findings else "No findings"
+        yield Text(f"{words} in the part that can be read; the stream is not complete.")
+    elif not result.findings:
         yield Text("No findings.")
     for finding in sorted(result.findings, key=lambda f: _ORDER[f.severity]):
         line = Text("  ").append(finding.severity.value, STYLES[finding.severity])
@@ -38,3 +44,14 @@ def render(result: CheckReport) -> Iterable[Text]:
         if finding.kernels:
             yield Text(f"    kernels: {ranges(finding.kernels)}", FAINT)
         yield Text(f"    do: {finding.do}", FAINT)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    # 0-3, 7
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)

@@ -74,12 +74,12 @@ def _row(field: FieldComparison, *, verbose: bool) -> list[str | Text]:
         verdict.append(", not predicted", "bold red")
     if field.name == "intercepts" and not verbose:
         return [field.name, *_intercepts(field), verdict]
-    return [field.name, register(field.given), *_others(field), verdict]
+    return [field.name, register(field.given, field.name), *_others(field), verdict]
 
 
 def _others(field: FieldComparison) -> list[str]:
-    return ["-" if value is None else "same" if value == field.given else register(value)
-            for value in (field.stream, field.model)]  # fmt: skip
+    return ["-" if value is None else "same" if value == field.given
+            else register(value, field.name) for value in (field.stream, field.model)]  # fmt: skip
 
 
 def _intercepts(field: FieldComparison) -> list[str]:

@@ -38,7 +38,7 @@ _BRIEF = 8
 
 
 def render(result: SimulationReport, *, verbose: bool) -> Iterable[Text]:
-    """Return one simulation in full, or a table of several.
+    """Return the verdict and the steps of one simulation, or a table of several.
 
     :param verbose: the whole state after every step.
     """
@@ -56,13 +56,12 @@ def render(result: SimulationReport, *, verbose: bool) -> Iterable[Text]:
         if names
     )
     yield Text(f"  {basis or 'derived'}", FAINT)
+    yield from _verdict(judgement)
     before = one.start
     for step in one.results:
         yield Text()
         yield from _step(step, before, verbose=verbose)
         before = step.state
-    yield Text()
-    yield from _verdict(judgement)
 
 
 def _verdict(judgement: Judgement) -> Iterator[Text]:
@@ -78,17 +77,18 @@ def _table(result: SimulationReport) -> Iterator[Text]:
     # Kernels that follow each other and answer alike are one row.
     pairs = zip(result.simulations, result.judgements, strict=True)
     rows: list[list[str | Text]] = []
-    for (verdict, words), alike in groupby(pairs, lambda pair: _answer(*pair)):
+    for (_, verdict, words), alike in groupby(pairs, lambda pair: _answer(*pair)):
         kernels = [one.kernel for one, _ in alike]
         names = ranges(kernel.name for kernel in kernels)
         rows.append([names, _basis(kernels), Text(verdict.value, _STYLES[verdict]), words])
     yield from columns(rows, ("kernel", "basis", "verdict", "first reason"))
 
 
-def _answer(one: Simulation, judgement: Judgement) -> tuple[Verdict, str]:
+def _answer(one: Simulation, judgement: Judgement) -> tuple[bool, Verdict, str]:
+    # Also whether it is a release: proposals have rows of their own.
     errors = [f"{r.step.text.split(':')[0]} {r.failed}" for r in one.results if r.failed]
     words = ", ".join(errors) if errors else (judgement.lines[0] if judgement.lines else "")
-    return judgement.verdict, words
+    return any(one.kernel.numbers), judgement.verdict, words
 
 
 def _basis(kernels: Sequence[Profile]) -> str:
@@ -159,8 +159,8 @@ def _changes(area: Area, old: Area | None, *, verbose: bool) -> Iterator[list[st
         writer = area.writer(name)
         if value == previous and not verbose:
             continue
-        words = None if previous is None else register(previous)
-        text = change(register(value), words, changed=value != previous)
+        words = None if previous is None else register(previous, name)
+        text = change(register(value, name), words, changed=value != previous)
         by = f"step {writer.step}" if writer.step else "reset"
         yield [f"  {name}", text, Text(by, FAINT)]
 
@@ -182,5 +182,5 @@ def _brief(area: Area) -> Iterator[Text]:
         if name in area:
             writer = area.writer(name)
             by = f"step {writer.step}" if writer.step else "reset"
-            rows.append([f"  {name}", register(area.content(name)), Text(by, FAINT)])
+            rows.append([f"  {name}", register(area.content(name), name), Text(by, FAINT)])
     yield from indented(rows)

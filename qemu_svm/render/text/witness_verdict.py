@@ -30,7 +30,7 @@ def verdict(found: Witness) -> Iterator[Text]:
                 yield from wrapped(_wrong(part, field))
             elif field.predicted is False:
                 assert field.model is not None
-                predicted = register(field.model)
+                predicted = register(field.model, field.name)
                 yield from wrapped(f"{field.name} is right, but the model predicted {predicted}")
     for missing in found.missing:
         yield from wrapped(missing)
@@ -41,9 +41,10 @@ def _wrong(part: VmcbComparison, field: FieldComparison) -> str:
     wanted = field.stream if field.stream is not None else field.model
     if part.name == "control":
         wanted = field.model
-    text = f"{part.level} runs with {whose} of {field.name.upper()}: {register(field.given)}"
+    name = field.name
+    text = f"{part.level} runs with {whose} of {name.upper()}: {register(field.given, name)}"
     if wanted is not None:
-        text += f" instead of {register(wanted)}"
+        text += f" instead of {register(wanted, name)}"
     return text
 
 
