@@ -461,12 +461,14 @@ def replay_plan(
     timeout: float = 10,
     limits: Limits = DEFAULT,
     progress: LabProgress | None = None,
+    mirror: str | None = None,
 ) -> Replay:
     """Restore a vCPU of a stream into a real KVM, step by step.
 
     :param stream: an open dump, or what :func:`open` takes.
     :param plan: as for :meth:`Dump.simulate`.
-    :param kernel: start an emulated AMD host with this kernel; None for this machine.
+    :param kernel: start an emulated AMD host with this kernel, such as 6.12 or 6.12.105; None for
+        this machine.
     :param device: the KVM of this machine; None for /dev/kvm.
     :param npt: the emulated host uses nested paging.
     :param vcpu: CPU index.
@@ -476,7 +478,8 @@ def replay_plan(
     :param compare: run the model as well, and compare after each step.
     :param timeout: seconds that a run may take.
     :param progress: shows what is being done while the emulated host starts.
-    :raises PlanError: a step that does not exist, or cannot be replayed.
+    :param mirror: Debian mirror for a kernel that is not in the lab's cache.
+    :raises PlanError: a step that does not exist, or cannot be replayed; no name of a kernel.
     :raises PathError: no such vCPU.
     :raises StreamError: RAM of the stream is missing or damaged.
     :raises EnvironmentFault: there is no KVM that can run nested SVM guests.
@@ -494,7 +497,7 @@ def replay_plan(
         dump = _opened(stream, stack, limits)
         job = prepare(dump.machine, dump.vcpu(vcpu), plan, options)
         target = stack.enter_context(
-            replay_target(kernel, device, npt=npt, progress=progress or SILENT)
+            replay_target(kernel, device, npt=npt, mirror=mirror, progress=progress or SILENT)
         )
         return replay(dump.machine, job, target, channels=dump.channels, compared=compare)
 

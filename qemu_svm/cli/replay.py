@@ -6,10 +6,10 @@ import click
 
 from qemu_svm import api
 from qemu_svm.cli import options, progress, signals
+from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
-from qemu_svm.lab.suites.catalogue import KERNELS
 
 
 @click.command(
@@ -22,8 +22,10 @@ from qemu_svm.lab.suites.catalogue import KERNELS
 @options.limit_option
 @options.plan_option
 @click.option("--kvm", "device", metavar="PATH", help="A KVM of this machine.  [default: /dev/kvm]")
-@click.option("--lab", "kernel", type=click.Choice(KERNELS),
-              help="The KVM of an emulated AMD host with this kernel.")  # fmt: skip
+@click.option("--lab", "kernel", type=KERNEL, metavar="KERNEL",
+              help="The KVM of an emulated AMD host with this kernel: 5.10, 6.1, 6.12, 7.2, or one "
+              "by its version, such as 6.12.105.")  # fmt: skip
+@mirror_option
 @options.npt_option
 @options.channel_option
 @options.vcpu_option
@@ -43,6 +45,7 @@ def command(
     plan: str,
     device: str | None,
     kernel: str | None,
+    mirror: str | None,
     npt: str,
     channels: tuple[str, ...],
     vcpu: int,
@@ -65,7 +68,7 @@ def command(
     with opened(file, channels=channels) as dump:
         with progress.steps() as shown:
             done = api.replay_plan(
-                dump, plan, kernel=kernel, device=device, npt=npt == "on", vcpu=vcpu,
+                dump, plan, kernel=kernel, device=device, mirror=mirror, npt=npt == "on", vcpu=vcpu,
                 irqchip=not no_irqchip, maxphyaddr=maxphyaddr, shorten=shorten,
                 compare=compare, timeout=timeout, progress=shown,
             )  # fmt: skip

@@ -49,9 +49,9 @@ def judge_places(captures: Path, ram: int = 0) -> Iterator[Check]:
 
 def judge_lab() -> Iterator[Check]:
     """Judge whether the lab's emulated AMD host is built, or can be built."""
-    built = [found for suite in SUITES if (found := cache.find(suite))]
+    built = [suite for suite in SUITES if cache.find(suite)]
     if built:
-        kernels = ", ".join(f"Linux {one.suite.kernel} with QEMU {one.suite.qemu}" for one in built)
+        kernels = ", ".join(f"Linux {one.kernel} with QEMU {one.qemu}" for one in built)
         yield Check("lab", "suites", CheckState.OK, kernels)
         return
     try:

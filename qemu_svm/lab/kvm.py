@@ -47,20 +47,21 @@ def replay_target(
     device: str | None,
     *,
     npt: bool = True,
+    mirror: str | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[Target]:
     """Open the KVM on which a replay is performed, for the time of the context.
 
-    :param kernel: release line of the kernel of a box, which is started; None for this
-        machine's KVM.
+    :param kernel: kernel of a box, which is started; None for this machine's KVM.
     :param device: path of this machine's KVM device; None for /dev/kvm.
     :param npt: load the box's ``kvm_amd`` with nested paging.
+    :param mirror: Debian mirror for what is not in the cache yet.
     :raises EnvironmentFault: there is no KVM, or it does not support nested SVM state.
     """
     if kernel is not None:
 
         def boot(share: Path) -> Box:
-            return Box(kernel=kernel, npt=npt, share=share, progress=progress)
+            return Box(kernel=kernel, npt=npt, share=share, mirror=mirror, progress=progress)
 
         with InBox(boot) as box:
             yield box

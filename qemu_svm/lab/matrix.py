@@ -38,7 +38,7 @@ MACHINES: Mapping[str, str] = {qemu: f"pc-i440fx-{qemu}" for qemu in QEMUS}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Host:
-    """A kernel and a QEMU, by their release lines."""
+    """A kernel, by its line or its version, and a QEMU, by its line."""
 
     kernel: str
     qemu: str

@@ -26,6 +26,7 @@ from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.restore import copy_to_share, settings_of
 from qemu_svm.lab.suites import catalogue as suites
+from qemu_svm.lab.suites.kernels import user_land, wanted
 from qemu_svm.lab.vm import Settings, running
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.model import plans
@@ -52,7 +53,7 @@ class WitnessBox:
 
     :attr:`box` is the box, :attr:`log` the path of the log, which svmtrace writes.
 
-    :param kernel: release line of the box's kernel.
+    :param kernel: the box's kernel, see :class:`qemu_svm.lab.Box`.
     :param emulator: release line of the emulator, one of :data:`svmtrace.EMULATORS`.
     :param npt: load ``kvm_amd`` with nested paging.
     :param box: further arguments of :class:`qemu_svm.lab.Box`.
@@ -236,16 +237,16 @@ def qemu_for(machine: str | None, kernel: str) -> str:
     """Return the release line of the QEMU to load a stream with: the kernel's, or a newer one.
 
     :param machine: machine type with version, such as ``pc-i440fx-10.0``.
-    :param kernel: release line of a suite's kernel.
-    :raises LabError: no suite has this kernel.
+    :param kernel: as :func:`qemu_svm.lab.suites.kernels.wanted` reads it.
+    :raises PlanError: no name of a kernel.
     """
-    own = suites.of_kernel(kernel).qemu
+    own = user_land(wanted(kernel)).qemu
     found = re.search(r"-(\d+)\.(\d+)$", machine or "")
     if found is None:
         return own
-    wanted = int(found[1]), int(found[2])
+    needed = int(found[1]), int(found[2])
     lines = [own, *suites.QEMUS]
-    return next((line for line in lines if _version(line) >= wanted), own)
+    return next((line for line in lines if _version(line) >= needed), own)
 
 
 def _version(line: str) -> tuple[int, int]:

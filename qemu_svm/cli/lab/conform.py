@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from qemu_svm.cli import options, progress, signals
-from qemu_svm.cli.lab.options import mirror_option
+from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
-from qemu_svm.lab.suites.catalogue import KERNELS
 
 if TYPE_CHECKING:
     from qemu_svm.lab import Box
@@ -29,8 +28,9 @@ _REPORT_EVERY = 250  # sequences
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @options.json_option
 @options.limit_option
-@click.option("--kernel", type=click.Choice(KERNELS), default="6.1", show_default=True,
-              help="Kernel of the emulated host.")  # fmt: skip
+@click.option("--kernel", type=KERNEL, metavar="KERNEL", default="6.1", show_default=True,
+              help="Kernel of the emulated host: 5.10, 6.1, 6.12, 7.2, or one by its version, "
+              "such as 6.12.105.")  # fmt: skip
 @options.npt_option
 @click.option("--sequences", default=1000, show_default=True, type=click.IntRange(1), metavar="N",
               help="Number of sequences.")  # fmt: skip

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from qemu_svm.cli import options, progress, signals
-from qemu_svm.cli.lab.options import mirror_option
+from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_INTERRUPTED, print_error
-from qemu_svm.lab.suites.catalogue import KERNELS, QEMUS
+from qemu_svm.lab.suites.catalogue import QEMUS
 
 if TYPE_CHECKING:
     from qemu_svm.lab import Box
@@ -44,7 +44,8 @@ def command(
 ) -> int:
     """Save on each host, restore on each other one: L2 must continue to count.
 
-    A host is a kernel and a QEMU. The machine type is that of the older QEMU.
+    A host is a kernel (5.10, 6.1, 6.12, 7.2, or one by its version, such as
+    6.12.105) and a QEMU. The machine type is that of the older QEMU.
     The exit status is 1 if any pair fails; the table shows which rules apply to it.
     An interrupted run prints the pairs that are done.
     """
@@ -79,9 +80,13 @@ def _host(text: str) -> Host:
     from qemu_svm.lab.matrix import Host
 
     kernel, _, qemu = text.partition("/")
-    if kernel not in KERNELS or qemu not in QEMUS:
+    if qemu not in QEMUS:
         raise click.BadParameter(
-            f"unknown host '{text}'; kernels are {', '.join(KERNELS)}, QEMUs {', '.join(QEMUS)}",
+            f"unknown host '{text}'; a host is KERNEL/QEMU, such as 6.1/7.2 or 6.12.105/10.0; "
+            f"QEMUs are {', '.join(QEMUS)}",
             param_hint="--host",
         )
-    return Host(kernel, qemu)
+    try:
+        return Host(KERNEL.convert(kernel, None, None), qemu)
+    except click.BadParameter as error:
+        raise click.BadParameter(error.message, param_hint="--host") from None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from qemu_svm.lab.suites.catalogue import KERNELS, QEMUS
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -17,14 +20,53 @@ Which box: the one named by --name; with any option of a box, a new one;
 else the one that is up; if none is up, a new one."""
 """Epilogue of verbs that use a box."""
 
+
+class KernelName(click.ParamType[str]):
+    """A kernel of the lab: a suite's by its line, or one by its version."""
+
+    name = "kernel"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text; a text that names no kernel is a usage error."""
+        if value in KERNELS:
+            return value
+        from qemu_svm.errors import PlanError
+        from qemu_svm.lab.suites.kernels import wanted
+
+        try:
+            wanted(value)
+        except PlanError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the lines of the suites and the kernels in the cache."""
+        from click.shell_completion import CompletionItem
+
+        from qemu_svm.errors import LabError
+        from qemu_svm.lab.suites import cache, kernels
+
+        try:
+            exact = [kernels.upstream_of(one.manifest.kernel) for one in cache.kernels()]
+        except LabError:
+            exact = []
+        names = dict.fromkeys((*KERNELS, *exact))
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+KERNEL = KernelName()
+
 mirror_option = click.option(
     "--mirror", metavar="URL", help="Debian mirror.  [default: the host's own, or deb.debian.org]"
 )
 name_option = click.option("--name", metavar="NAME", help="Name of the box.")
 
 _BOX_OPTIONS = (
-    click.option("--kernel", type=click.Choice(KERNELS),
-                 help="Kernel of the box.  [default: 6.1]"),
+    click.option("--kernel", type=KERNEL, metavar="KERNEL",
+                 help="Kernel of the box: 5.10, 6.1, 6.12, 7.2, or one by its version, such as "
+                 "6.12.105.  [default: 6.1]"),
     click.option("--qemu", type=click.Choice(QEMUS),
                  help="QEMU and user land in the box.  [default: of the kernel's suite]"),
     click.option("--npt", type=click.Choice(("on", "off")), help="Nested paging.  [default: on]"),

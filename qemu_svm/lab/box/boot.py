@@ -35,25 +35,27 @@ _CONSOLE_DEVICE = (5, 1)
 
 
 def kernel(built: Built) -> Path:
-    """Return the file of a suite's kernel, unpacked if possible, which boots sooner.
+    """Return the file of a kernel, unpacked if possible, which boots sooner.
 
     :raises LabError: the cache cannot be written.
     """
-    name = f"{built.suite.name}-{built.manifest.release}-{built.manifest.kernel}.elf"
+    name = f"{built.name}-{built.manifest.release}-{built.manifest.kernel}.elf"
     return _made(name, lambda: unpacked(built.vmlinuz.read_bytes()) or built.vmlinuz.read_bytes())
 
 
-def initrd(built: Built) -> Path:
-    """Return the file of the initrd for a suite's kernel.
+def initrd(built: Built, user: Built) -> Path:
+    """Return the file of the initrd for a kernel.
 
+    :param user: the suite that its busybox is from.
     :raises LabError: the cache cannot be written, or the kernel lacks a module.
     """
     ours = {name: _ours(name) for name in ("init", *_AGENT)}
-    digest = hashlib.sha256(built.manifest.kernel.encode())
+    busybox = user.manifest.packages["busybox-static"]
+    digest = hashlib.sha256(f"{built.manifest.kernel} {busybox}".encode())
     for content in ours.values():
         digest.update(content)
     return _made(
-        f"{built.suite.name}-{digest.hexdigest()[:16]}.initrd", lambda: _archive(built, ours)
+        f"{built.name}-{digest.hexdigest()[:16]}.initrd", lambda: _archive(built, user, ours)
     )
 
 
@@ -80,12 +82,12 @@ def _ours(name: str) -> bytes:
     return (files("qemu_svm.lab.box") / "inside" / name).read_bytes()
 
 
-def _archive(built: Built, ours: dict[str, bytes]) -> bytes:
+def _archive(built: Built, user: Built, ours: dict[str, bytes]) -> bytes:
     out = bytearray()
     for name in ("dev", "proc", "sys", "new", "bin", "modules", *_parents(_AGENT_PLACE)):
         out += _entry(name, _DIRECTORY)
     out += _entry("dev/console", _CONSOLE, device=_CONSOLE_DEVICE)
-    out += _entry("bin/busybox", _PROGRAM, (built.root / "usr/bin/busybox").read_bytes())
+    out += _entry("bin/busybox", _PROGRAM, (user.root / "usr/bin/busybox").read_bytes())
     modules = in_order(built)
     for name, content in modules:
         out += _entry(f"modules/{name}", _DATA, content)

@@ -24,7 +24,7 @@ from qemu_svm.lab.box.proxy import Proxy
 from qemu_svm.lab.box.session import BoxSession
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
-from qemu_svm.lab.suites import build
+from qemu_svm.lab.suites import build, kernels
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.suites.cache import Built
 
@@ -44,9 +44,11 @@ _END_LIMIT = 5.0  # seconds from the loss of the connection to the end of the em
 class Box(BoxSession):
     """An emulated AMD host.  Use it with ``with``.
 
-    :param kernel: release line of its kernel: 5.10, 6.1, 6.12, 7.2.
+    :param kernel: its kernel: a suite's by its line (5.10, 6.1, 6.12, 7.2), or another one
+        by its version, such as 6.12.105; see :func:`qemu_svm.lab.suites.kernels.wanted`.
     :param qemu: release line of the QEMU inside and of the user land that comes with it:
-        5.2, 7.2, 10.0, 11.1; by default that of the kernel's suite.
+        5.2, 7.2, 10.0, 11.1; by default that of the kernel's suite, or of the suite with the
+        next older kernel.
     :param npt: load ``kvm_amd`` with nested paging.
     :param cpu, smp, memory: of the emulated host; memory in MiB.
     :param emulator: release line of the emulator, from the cache; None for the host's
@@ -54,9 +56,10 @@ class Box(BoxSession):
     :param emulator_args: further arguments of the emulator.
     :param share: a directory of the host to be mounted as ``/share`` inside; by default a
         temporary one.
-    :param mirror: Debian mirror for suites that are not in the cache yet.
+    :param mirror: Debian mirror for what is not in the cache yet.
     :param progress: is notified of each step.
-    :raises LabError: no such release line; on entering, it cannot be built or started.
+    :raises LabError: no such QEMU; on entering, it cannot be had, built or started.
+    :raises PlanError: ``kernel`` does not name a kernel.
     """
 
     def __init__(
@@ -75,8 +78,8 @@ class Box(BoxSession):
         progress: Progress = SILENT,
     ) -> None:
         super().__init__()
-        self._kernel = suites.of_kernel(kernel)
-        self._user = self._kernel if qemu is None else suites.of_qemu(qemu)
+        self._kernel = kernels.wanted(kernel)
+        self._user = kernels.user_land(self._kernel) if qemu is None else suites.of_qemu(qemu)
         self._emulator_suite = None if emulator is None else suites.of_qemu(emulator)
         self._machine = Machine(npt, cpu, smp, memory)
         self._emulator_args = tuple(emulator_args)
@@ -109,14 +112,14 @@ class Box(BoxSession):
         return self._call(self._wait())
 
     def _start(self) -> None:
-        held: dict[str, Built] = {}
-        for suite in (self._kernel, self._user, self._emulator_suite):
-            if suite is not None and suite.name not in held:
-                using = build.using(suite, mirror=self._mirror, progress=self._progress)
-                held[suite.name] = self._stack.enter_context(using)
-        kernel, user = held[self._kernel.name], held[self._user.name]
+        held: dict[build.What, Built] = {}
+        for what in (self._kernel, self._user, self._emulator_suite):
+            if what is not None and what not in held:
+                using = build.using(what, mirror=self._mirror, progress=self._progress)
+                held[what] = self._stack.enter_context(using)
+        kernel, user = held[self._kernel], held[self._user]
         own = self._emulator_suite
-        emulator = program(None if own is None else held[own.name])
+        emulator = program(None if own is None else held[own])
         self._progress.step(f"starting Linux {kernel.manifest.release}")
         self._start_loop()
         run = self._folder.path
@@ -126,7 +129,7 @@ class Box(BoxSession):
         command = [
             *emulator,
             *arguments(
-                self._machine, boot.kernel(kernel), boot.initrd(kernel),
+                self._machine, boot.kernel(kernel), boot.initrd(kernel, user),
                 root=user.root, share=share, run=run,
             ),
             *self._emulator_args,

@@ -7,12 +7,13 @@ This needs no root.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import unquote
@@ -22,13 +23,17 @@ from qemu_svm.lab.host import mortal
 from qemu_svm.lab.progress import Progress
 
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
+DEFAULT_SECURITY = "http://deb.debian.org/debian-security"
 ARCHIVE = "http://archive.debian.org/debian"
 """The mirror of suites that are no longer maintained."""
+SNAPSHOT = "http://snapshot.debian.org/archive/debian/YYYYMMDDT000000Z"
+"""The mirror as it was on a day."""
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 _ERRORS = 1 << 16  # bytes of standard error that are kept
 _SAYS = re.compile(r"(?:E|W|Err|Error|Warning): ")
 _EXPIRED = re.compile(r"Release file .* is (?:expired|not valid).*\(invalid since ([^)]*)\)")
+_SNAPSHOT = re.compile(r"/\d{8}T\d{6}Z/*$", re.ASCII)
 # A line of APT::Status-Fd while downloading, with the percentage of all.
 _PERCENT = re.compile(r"dlstatus:\d+:(\d+)\.")
 _NO_NETWORK = (
@@ -82,18 +87,43 @@ class Expired(LabError):
 
 def host_mirror() -> str:
     """Return the Debian mirror of SVMSTREAM_MIRROR, else the host's, else the public one."""
+    return _chosen_mirror() or _of_host("/debian") or DEFAULT_MIRROR
+
+
+def security_mirror(mirror: str | None = None) -> str:
+    """Return the mirror of the security suites that belongs to a mirror.
+
+    :param mirror: URL; None for :func:`host_mirror`.
+    """
+    main = mirror.rstrip("/") if mirror else _chosen_mirror()
+    if main is None:
+        return _of_host("/debian-security") or DEFAULT_SECURITY
+    # http://deb.debian.org/debian, http://snapshot.debian.org/archive/debian/20250101T000000Z;
+    # a mirror of one's own may have all suites in one place.
+    return re.sub(r"/debian(?=/|$)(?!.*/debian(?:/|$))", "/debian-security", main)
+
+
+def is_snapshot(mirror: str) -> bool:
+    """Return whether a URL is that of a mirror as it was on a day."""
+    return _SNAPSHOT.search(mirror) is not None
+
+
+def _chosen_mirror() -> str | None:
     chosen = os.environ.get("SVMSTREAM_MIRROR")
-    if chosen:
-        return chosen.rstrip("/")
+    return chosen.rstrip("/") if chosen else None
+
+
+def _of_host(end: str) -> str | None:
+    # The host's own mirror whose URL ends like this.
     try:
         found = subprocess.run(
             ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
             capture_output=True, text=True, check=True, timeout=30,
         ).stdout.split()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return DEFAULT_MIRROR
+        return None
     names = (uri.rstrip("/") for uri in found)
-    return next((uri for uri in names if uri.endswith("/debian")), DEFAULT_MIRROR)
+    return next((uri for uri in names if uri.endswith(end)), None)
 
 
 def keyring() -> Path:
@@ -150,6 +180,7 @@ class Apt:
             )
         )
         self.archives = folder / "cache/archives"
+        self._lists = folder / "lists"
 
     def update(self) -> None:
         """Fetch the suite's list of packages.
@@ -162,12 +193,29 @@ class Apt:
         if status or "W: Failed to fetch" in errors:
             self._explain(errors)
 
+    def lists(self) -> list[Path]:
+        """Return the files of the list of packages, which :meth:`update` has fetched."""
+        return sorted(self._lists.glob("*_Packages"))
+
+    def download_only(
+        self, packages: Sequence[str], version: str, progress: Progress
+    ) -> dict[str, Path]:
+        """Download packages of one version, without their dependencies.
+
+        :returns: the archives by package name.
+        :raises LabError: no network, no space, or a package is not available.
+        """
+        return self._download(["download", *(f"{name}={version}" for name in packages)], progress)
+
     def download(self, packages: tuple[str, ...], progress: Progress) -> dict[str, Path]:
         """Download packages and their dependencies.
 
         :returns: the archives by package name.
         :raises LabError: no network, no space, or a package is not available.
         """
+        return self._download(["install", "--yes", "--download-only", *packages], progress)
+
+    def _download(self, arguments: list[str], progress: Progress) -> dict[str, Path]:
         what = f"{self.suite}: downloading from {self.mirror}"
         progress.step(what)
 
@@ -176,7 +224,7 @@ class Apt:
             if percent:
                 progress.step(what, int(percent.group(1)), 100)
 
-        status, errors = self._run("install", "--yes", "--download-only", *packages, show=show)
+        status, errors = self._run(*arguments, show=show)
         if status:
             self._explain(errors)
         found = sorted(self.archives.glob("*.deb"))
@@ -191,7 +239,7 @@ class Apt:
             tempfile.TemporaryFile() as errors,
             subprocess.Popen(
                 mortal(["apt-get", "-qq", "-o", "APT::Status-Fd=1", *arguments]),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                cwd=self.archives, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
                 text=True, errors="replace", env=environment,
             ) as process,
         ):  # fmt: skip
@@ -233,11 +281,50 @@ class Apt:
         raise LabError(f"packages of {where} are not available: {first}")
 
 
+def updated(
+    suite: str, mirror: str, folder: Path, progress: Progress, *, archive: str | None
+) -> tuple[Apt, list[str]]:
+    """Return a private apt with a suite's list of packages, and notable events.
+
+    The mirror is used as given; without a check of its date if that has passed.
+
+    :param folder: a directory for it, which is emptied.
+    :param archive: the mirror that is asked if the suite is gone from this one.
+    :raises Gone: no mirror has the suite.
+    :raises LabError: no network, or a wrong signature.
+    """
+    remarks: list[str] = []
+    strict = True
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        source = Apt(folder, suite, mirror, strict=strict)
+        progress.step(f"{suite}: list of packages from {mirror}")
+        try:
+            source.update()
+        except Expired as error:
+            if not strict:
+                raise
+            strict = False
+            remarks.append(
+                f"the Release file of {suite} on {mirror} expired {error.age} ago; "
+                "it was used nevertheless"
+            )
+        except Gone:
+            if archive is None or mirror == archive:
+                raise
+            remarks.append(f"{mirror} does not have {suite}; taken from {archive}")
+            mirror = archive
+        else:
+            return source, remarks
+        progress.note(remarks[-1])
+
+
 def version_of(archive: Path) -> str:
     """Return the package version, from the name that apt gave an archive."""
     return unquote(archive.name.split("_")[1])
 
 
+@functools.cache
 def _proxies() -> str:
     # The host's proxies are used, and nothing else of its configuration.
     try:

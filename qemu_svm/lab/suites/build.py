@@ -1,4 +1,4 @@
-"""Build of a suite: download, extract, record the versions, rename into place.
+"""Build of a suite or a kernel: download, extract, record the versions, rename into place.
 
 No package is configured (no maintainer script runs), so no root is needed: a box
 needs the files only.  Documentation, and drivers of hardware that the emulated
@@ -20,20 +20,24 @@ from typing import Any
 from qemu_svm.errors import LabError
 from qemu_svm.lab.host import host_faults, mortal
 from qemu_svm.lab.progress import SILENT, Progress
-from qemu_svm.lab.suites import apt, cache
+from qemu_svm.lab.suites import apt, cache, kernels
 from qemu_svm.lab.suites.cache import Built, Manifest
 from qemu_svm.lab.suites.catalogue import (
     DEFAULT_KERNEL,
     PACKAGES,
+    SUITES,
     Suite,
     is_of_line,
-    of_kernel,
     of_qemu,
 )
 from qemu_svm.lab.suites.foreign import on_host
+from qemu_svm.lab.suites.kernels import Kernel, Wanted
 
 SPACE = 700 << 20
-"""Bytes that must be free to build one suite: archives and extracted files together."""
+"""Bytes that must be free for one build: archives and extracted files together."""
+
+What = Suite | Kernel | Wanted
+"""What can be built: a suite, a kernel of an archive, or a kernel that is still to be found."""
 
 _MERGED = ("bin", "sbin", "lib", "lib64")
 _EMPTY = ("etc", "dev", "proc", "sys", "run", "tmp", "root", "share", "mnt", "var/tmp")
@@ -51,63 +55,86 @@ _LEFT_OUT = (
 )  # fmt: skip
 
 
-def need(suite: Suite, *, mirror: str | None = None, progress: Progress = SILENT) -> Built:
-    """Return a suite from the cache; build it if it is not there.
+def need(what: What, *, mirror: str | None = None, progress: Progress = SILENT) -> Built:
+    """Return a suite or a kernel from the cache; build it if it is not there.
 
-    :raises LabError: it cannot be built; the hint says what to do.
+    A kernel that is wanted by its version may be that of a suite in the cache.
+
+    :raises LabError: it cannot be had or built; the hint says what to do.
     """
-    found = cache.find(suite)
+    if isinstance(what, Wanted):
+        kept = _kept(what)
+        if kept and not what.whole_series:
+            return kept
+        try:
+            what = kernels.find(what, mirror=mirror, progress=progress)
+        except LabError:
+            if kept is None:
+                raise
+            return kept  # without a network, the newest that is there
+    found = cache.find(what)
     if found:
         return found
-    with cache.lock(suite, shared=False, progress=progress):
-        return cache.find(suite) or _build(suite, mirror or apt.host_mirror(), progress)
+    with cache.lock(what, shared=False, progress=progress):
+        return cache.find(what) or _build(what, mirror, progress)
+
+
+def _kept(wanted: Wanted) -> Built | None:
+    # The kernel as it is in the cache: the newest package of it, a suite's before others.
+    suites = [found for suite in SUITES if (found := cache.find(suite))]
+    met = [
+        built for built in (*cache.kernels(), *suites)
+        if wanted.is_met_by(built.manifest.kernel, built.manifest.release)
+    ]  # fmt: skip
+    return max(met, key=lambda built: kernels.sorting(built.manifest.kernel), default=None)
 
 
 def need_for_box(options: Mapping[str, Any], progress: Progress = SILENT) -> str:
-    """Build the suites that a box needs; return the release line of its kernel.
+    """Build what a box needs; return the release of its kernel, as ``uname -r`` says it.
 
     :param options: arguments of :class:`qemu_svm.lab.Box`.
     :raises LabError: one cannot be built.
     """
-    kernel = str(options.get("kernel", DEFAULT_KERNEL))
-    suites = [of_kernel(kernel)]
-    suites += [of_qemu(options[name]) for name in ("qemu", "emulator") if name in options]
-    for suite in suites:
-        need(suite, mirror=options.get("mirror"), progress=progress)
-    return kernel
+    kernel = kernels.wanted(str(options.get("kernel", DEFAULT_KERNEL)))
+    needed: list[What] = [kernel]
+    needed += [of_qemu(options[name]) for name in ("qemu", "emulator") if name in options]
+    if "qemu" not in options:
+        needed.append(kernels.user_land(kernel))
+    built = [need(one, mirror=options.get("mirror"), progress=progress) for one in needed]
+    return built[0].manifest.release
 
 
 @contextlib.contextmanager
-def using(
-    suite: Suite, *, mirror: str | None = None, progress: Progress = SILENT
-) -> Iterator[Built]:
-    """Hold a suite, so that it is not removed meanwhile; build it if it is not in the cache.
+def using(what: What, *, mirror: str | None = None, progress: Progress = SILENT) -> Iterator[Built]:
+    """Hold a suite or a kernel, so that it is not removed meanwhile; build it if need be.
 
-    :raises LabError: it cannot be built.
+    :raises LabError: it cannot be had or built.
     """
     while True:
-        need(suite, mirror=mirror, progress=progress)
-        with cache.lock(suite, shared=True, progress=progress):
-            found = cache.find(suite)
-            if found:
-                yield found
+        built = need(what, mirror=mirror, progress=progress)
+        with cache.lock(built, shared=True, progress=progress):
+            if cache.find(built) == built:
+                yield built
                 return
 
 
-def _build(suite: Suite, mirror: str, progress: Progress) -> Built:
+def _build(what: Suite | Kernel, mirror: str | None, progress: Progress) -> Built:
     # The lock is held.
     apt.require_tools()
-    for path in cache.leftovers(suite):
-        progress.note(f"{suite.name}: removing the files of an interrupted build")
+    for path in cache.leftovers(what):
+        progress.note(f"{what.name}: removing the files of an interrupted build")
         cache.remove(path)
-    target = cache.folder() / suite.name
+    target = cache.folder() / what.name
     if target.exists():
         cache.remove(target)  # another layout
-    _check_space(suite)
+    _check_space(what)
     with host_faults(f"make a directory in {cache.folder()}", hint=cache.HINT):
-        work = Path(tempfile.mkdtemp(prefix=f".{suite.name}.", dir=cache.folder()))
+        work = Path(tempfile.mkdtemp(prefix=f".{what.name}.", dir=cache.folder()))
     try:
-        manifest = _fill(suite, mirror, work, progress)
+        if isinstance(what, Suite):
+            manifest = _fill(what, mirror or apt.host_mirror(), work, progress)
+        else:
+            manifest = _fill_kernel(what, work, progress)
         manifest.save(work / "manifest.json")
         work.chmod(0o755)
         subprocess.run(["sync", "--file-system", str(work)], check=False)
@@ -116,18 +143,18 @@ def _build(suite: Suite, mirror: str, progress: Progress) -> Built:
         cache.remove(work)
         if isinstance(error, (OSError, subprocess.SubprocessError)):
             raise LabError(
-                f"{suite.name} cannot be built: {error}",
+                f"{what.name} cannot be built: {error}",
                 hint=f"the cache is in {cache.folder()}; to move it, set XDG_CACHE_HOME",
             ) from error
         raise
-    return Built(suite, target, manifest)
+    return Built(what.name, target, manifest)
 
 
-def _check_space(suite: Suite) -> None:
+def _check_space(what: cache.Item) -> None:
     free = shutil.disk_usage(cache.folder()).free
     if free < SPACE:
         raise LabError(
-            f"no space to build {suite.name}: {free >> 20} MiB are free in {cache.folder()}, "
+            f"no space to build {what.name}: {free >> 20} MiB are free in {cache.folder()}, "
             f"{SPACE >> 20} MiB are needed",
             hint="free some, remove suites with `svmstream lab clean`, or set XDG_CACHE_HOME",
         )
@@ -135,10 +162,10 @@ def _check_space(suite: Suite) -> None:
 
 def _fill(suite: Suite, mirror: str, work: Path, progress: Progress) -> Manifest:
     private = work / "apt"
-    source, remarks = _updated(suite, mirror, private, progress)
+    source, remarks = apt.updated(suite.name, mirror, private, progress, archive=apt.ARCHIVE)
     archives = source.download(PACKAGES, progress)
     root = work / "root"
-    _extract(suite, list(archives.values()), root, progress)
+    _extract(suite.name, list(archives.values()), root, progress)
     progress.step(f"{suite.name}: finishing")
     _finish(root)
     shutil.rmtree(private)
@@ -156,45 +183,33 @@ def _fill(suite: Suite, mirror: str, work: Path, progress: Progress) -> Manifest
     return manifest
 
 
-def _updated(
-    suite: Suite, mirror: str, private: Path, progress: Progress
-) -> tuple[apt.Apt, list[str]]:
-    # The mirror as given; without a check of its date if that has passed; the archive if the
-    # suite has moved there.
-    remarks: list[str] = []
-    strict = True
-    for _attempt in range(3):
-        shutil.rmtree(private, ignore_errors=True)
-        source = apt.Apt(private, suite.name, mirror, strict=strict)
-        progress.step(f"{suite.name}: list of packages from {mirror}")
-        try:
-            source.update()
-        except apt.Expired as error:
-            if not strict:
-                raise
-            strict = False
-            remarks.append(
-                f"the Release file of {suite.name} on {mirror} expired {error.age} ago; "
-                "it was used nevertheless"
-            )
-        except apt.Gone:
-            if mirror == apt.ARCHIVE:
-                raise
-            remarks.append(f"{mirror} does not have {suite.name}; taken from {apt.ARCHIVE}")
-            mirror = apt.ARCHIVE
-        else:
-            return source, remarks
-        progress.note(remarks[-1])
-    raise LabError(f"{suite.name} is not available from {mirror}")
+def _fill_kernel(kernel: Kernel, work: Path, progress: Progress) -> Manifest:
+    private = work / "apt"
+    source, remarks = apt.updated(kernel.suite, kernel.mirror, private, progress, archive=None)
+    archives = source.download_only(kernel.packages, kernel.version, progress)
+    root = work / "root"
+    _extract(kernel.name, list(archives.values()), root, progress)
+    shutil.rmtree(private)
+    release = _release(root)
+    if release != kernel.release:
+        raise LabError(f"{kernel.packages[0]} contains Linux {release}, not {kernel.release}")
+    return Manifest(
+        suite=kernel.suite,
+        mirror=source.mirror,
+        built=datetime.now(UTC).isoformat(timespec="seconds"),
+        release=release,
+        packages={name: apt.version_of(path) for name, path in archives.items()},
+        remarks=tuple(remarks),
+    )
 
 
-def _extract(suite: Suite, archives: list[Path], root: Path, progress: Progress) -> None:
-    for name in _MERGED:
-        (root / "usr" / name).mkdir(parents=True)
-        (root / name).symlink_to(f"usr/{name}")
+def _extract(name: str, archives: list[Path], root: Path, progress: Progress) -> None:
+    for place in _MERGED:
+        (root / "usr" / place).mkdir(parents=True)
+        (root / place).symlink_to(f"usr/{place}")
     out = [f"--exclude={pattern}" for pattern in _LEFT_OUT]
     for number, archive in enumerate(archives, 1):
-        progress.step(f"{suite.name}: extracting", number, len(archives))
+        progress.step(f"{name}: extracting", number, len(archives))
         with subprocess.Popen(
             mortal(["dpkg-deb", "--fsys-tarfile", str(archive)]), stdout=subprocess.PIPE
         ) as deb:

@@ -1,4 +1,4 @@
-"""The cache of built suites and of files made from them.
+"""The cache of built suites and kernels, and of files made from them.
 
 ::
 
@@ -6,9 +6,10 @@
       bookworm/             a built suite; appears by one rename
         root/               its files, mounted read-only in boxes
         manifest.json       mirror, date, exact version of every package
+      linux-6.12.105-1/     a kernel by its exact version, in the same form
       .bookworm.XXXXXXXX/   being built, or left by a build that was killed
       boot/                 made from a suite's kernel: unpacked kernel, initrd
-      lock/                 one file per suite: shared while used, exclusive while changed
+      lock/                 one file each: shared while used, exclusive while changed
 """
 
 from __future__ import annotations
@@ -18,21 +19,38 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
-from qemu_svm.lab.suites.catalogue import SUITES, Suite
 
 LAYOUT = 1
-"""Version of the layout of a built suite; a suite of another layout is built again."""
+"""Version of the layout of what is built; what has another layout is built again."""
+
+KERNEL = "linux-"
+"""How the names of kernels begin; suites have other names."""
 
 HINT = "set XDG_CACHE_HOME to a directory that can be written and has space"
 """What helps if the cache cannot be used."""
+
+
+class Item(Protocol):
+    """Something that the cache holds: a suite, or a kernel."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Something of which only the name is known."""
+
+    name: str
 
 
 def folder() -> Path:
@@ -51,8 +69,9 @@ def folder() -> Path:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The record of a built suite, kept beside its files.
+    """The record of a built suite or kernel, kept beside its files.
 
+    :param suite: Debian's name of the suite that the packages are from.
     :param built: date and time in ISO 8601, UTC.
     :param release: the kernel's release, such as ``6.1.0-50-amd64``.
     :param packages: exact versions by package.
@@ -74,7 +93,7 @@ class Manifest:
 
     @property
     def qemu(self) -> str:
-        """Version of QEMU's package."""
+        """Version of QEMU's package; a kernel alone has none."""
         return self.packages["qemu-system-x86"]
 
     def save(self, path: Path) -> None:
@@ -88,15 +107,18 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Built:
-    """A suite in the cache."""
+    """A suite or a kernel in the cache.
 
-    suite: Suite
+    :param name: its name there.
+    """
+
+    name: str
     path: Path
     manifest: Manifest
 
     @property
     def root(self) -> Path:
-        """The suite's files: the root of a file system."""
+        """Its files; those of a suite are the root of a file system."""
         return self.path / "root"
 
     @property
@@ -119,25 +141,31 @@ class Built:
         return total
 
 
-def find(suite: Suite) -> Built | None:
-    """Return the suite if it is built and has this layout; else None."""
-    path = folder() / suite.name
+def find(item: Item) -> Built | None:
+    """Return a suite or a kernel if it is built and has this layout; else None."""
+    path = folder() / item.name
     try:
         raw: dict[str, Any] = json.loads((path / "manifest.json").read_text())
         raw["remarks"] = tuple(raw["remarks"])
         manifest = Manifest(**raw)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return Built(suite, path, manifest) if manifest.layout == LAYOUT else None
+    return Built(item.name, path, manifest) if manifest.layout == LAYOUT else None
+
+
+def kernels() -> list[Built]:
+    """Return the kernels that were built by their exact version, by name."""
+    names = sorted(path.name for path in folder().glob(f"{KERNEL}*"))
+    return [found for name in names if (found := find(Named(name)))]
 
 
 @contextlib.contextmanager
-def lock(suite: Suite, *, shared: bool, progress: Progress = SILENT) -> Iterator[int]:
-    """Hold the lock of one suite: shared to use it, exclusive to change it.
+def lock(item: Item, *, shared: bool, progress: Progress = SILENT) -> Iterator[int]:
+    """Hold the lock of a suite or a kernel: shared to use it, exclusive to change it.
 
     :raises LabError: the cache directory cannot be made.
     """
-    path = folder() / "lock" / suite.name
+    path = folder() / "lock" / item.name
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with host_faults(f"use the cache directory {folder()}", hint=HINT):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,16 +174,16 @@ def lock(suite: Suite, *, shared: bool, progress: Progress = SILENT) -> Iterator
         try:
             fcntl.flock(handle, how | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.note(f"waiting for {suite.name}: another process builds, uses or removes it")
+            progress.note(f"waiting for {item.name}: another process builds, uses or removes it")
             fcntl.flock(handle, how)
         yield handle
     finally:
         os.close(handle)
 
 
-def leftovers(suite: Suite) -> list[Path]:
+def leftovers(item: Item) -> list[Path]:
     """Return the directories of builds that were killed; call it with the exclusive lock held."""
-    return sorted(folder().glob(f".{suite.name}.*"))
+    return sorted(folder().glob(f".{item.name}.*"))
 
 
 def remove(path: Path) -> None:
@@ -173,7 +201,7 @@ def remove(path: Path) -> None:
 
 
 def _remove_at_once(path: Path) -> None:
-    # If this is interrupted, a suite of which a part is removed must not look built.
+    # If this is interrupted, something of which a part is removed must not look built.
     with host_faults(f"remove {path}"):
         if path.is_dir():
             hidden = path.with_name(f".{path.name.lstrip('.')}.gone")
@@ -182,22 +210,22 @@ def _remove_at_once(path: Path) -> None:
             path.unlink()
 
 
-def clean(suites: tuple[Suite, ...] = SUITES, progress: Progress = SILENT) -> list[Path]:
-    """Remove built suites, what killed builds left, and the files made from the suites.
+def clean(items: Iterable[Item], progress: Progress = SILENT) -> list[Path]:
+    """Remove suites and kernels, what killed builds left, and the files made from them.
 
-    Waits for boxes that use a suite.
+    Waits for boxes that use them.
 
     :returns: the paths that were removed.
     :raises LabError: something cannot be removed.
     """
     gone: list[Path] = []
-    for suite in suites:
+    for item in items:
         if not folder().exists():
             break
-        with lock(suite, shared=False, progress=progress):
-            found = leftovers(suite)
-            found += [path for path in (folder() / suite.name,) if path.exists()]
-            found += sorted((folder() / "boot").glob(f"*{suite.name}-*"))
+        with lock(item, shared=False, progress=progress):
+            found = leftovers(item)
+            found += [path for path in (folder() / item.name,) if path.exists()]
+            found += sorted((folder() / "boot").glob(f"*{item.name}-*"))
             for path in found:
                 _remove_at_once(path)
             gone += found

@@ -26,7 +26,7 @@ def in_order(built: Built, wanted: Sequence[str] = WANTED) -> list[tuple[str, by
 
     :raises LabError: a module is missing and not built in, or cannot be read.
     """
-    with host_faults(f"read the modules of {built.suite.name}"):
+    with host_faults(f"read the modules of {built.name}"):
         return _in_order(built, wanted)
 
 

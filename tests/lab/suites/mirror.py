@@ -7,9 +7,10 @@ also with what real mirrors do now and then: expire, move on, disappear, stall.
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -45,6 +46,27 @@ def packages(kernel: str, qemu: str) -> dict[str, tuple[str, str, dict[str, str]
         "coreutils": ("9.1-1", "", {"bin/vi": "its own vi"}),
         "python3": ("3.11-1", "", {}),
         "strace": ("6.1-1", "", {"usr/bin/strace": "strace"}),
+    }
+
+
+def kernel_packages(version: str, release: str) -> dict[str, tuple[str, str, dict[str, str]]]:
+    """A kernel as Debian packs it: in one package, from 6.19 on in several."""
+    modules = f"lib/modules/{release}"
+    image = {f"boot/vmlinuz-{release}": f"kernel {version}"}
+    rest = {
+        f"{modules}/modules.builtin": "kernel/drivers/virtio/virtio.ko\n",
+        f"{modules}/kernel/arch/x86/kvm/kvm.ko": f"module {version}",
+    }
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < (6, 19):
+        return {f"linux-image-{release}": (version, "bash", image | rest)}
+    parts = ("base", "binary", "modules")
+    depends = ", ".join(f"linux-{part}-{release} (= {version})" for part in parts)
+    return {
+        f"linux-image-{release}": (version, f"bash | dash, {depends}", {}),
+        f"linux-base-{release}": (version, "", {f"boot/config-{release}": "config"}),
+        f"linux-binary-{release}": (version, "", image),
+        f"linux-modules-{release}": (version, "", rest),
     }
 
 
@@ -88,13 +110,35 @@ class Mirror:
         self, suite: str, kernel: str, qemu: str, *, valid: timedelta = timedelta(days=7)
     ) -> None:
         """Put a suite there, to be valid so long from now."""
+        self._put(suite, packages(kernel, qemu), "", valid)
+
+    def add_kernels(
+        self, suite: str, *kernels: tuple[str, str], under: str = "", gone: Sequence[str] = (),
+        valid: timedelta = timedelta(days=7),
+    ) -> None:  # fmt: skip
+        """Put a suite there that has these kernels, each with version and release.
+
+        :param under: directory of the mirror for ``dists`` and ``pool``.
+        :param gone: packages that others depend on and that are not there.
+        """
+        there: dict[str, tuple[str, str, dict[str, str]]] = {}
+        for version, release in kernels:
+            there |= kernel_packages(version, release)
+        kept = {name: what for name, what in there.items() if name not in gone}
+        self._put(suite, kept, under, valid)
+
+    def _put(
+        self, suite: str, content: dict[str, tuple[str, str, dict[str, str]]], under: str,
+        valid: timedelta,
+    ) -> None:  # fmt: skip
         index = []
-        pool = self.top / "pool" / suite
+        top = self.top / under
+        pool = top / "pool" / suite
         pool.mkdir(parents=True)
-        for name, (version, depends, files) in packages(kernel, qemu).items():
+        for name, (version, depends, files) in content.items():
             index.append(_deb(pool, name, version, depends, files))
-        text = "".join(index).replace(str(self.top) + "/", "").encode()
-        there = self.top / "dists" / suite
+        text = "".join(index).replace(str(top) + "/", "").encode()
+        there = top / "dists" / suite
         (there / "main/binary-amd64").mkdir(parents=True)
         (there / "main/binary-amd64/Packages").write_bytes(text)
         now = datetime.now(UTC)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,27 +21,6 @@ from .mirror import Key, Mirror
 
 BOOKWORM = suites.of_kernel("6.1")
 FORKY = suites.of_kernel("7.2")
-
-
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Key]:
-    made = Key(tmp_path_factory.mktemp("key"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Key) -> Path:
-    """An empty cache, and the mirror's key instead of Debian's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("SVMSTREAM_KEYRING", str(key.public))
-    return tmp_path / "cache/qemu-svm"
-
-
-@pytest.fixture
-def mirror(tmp_path: Path, key: Key, home: Path) -> Iterator[Mirror]:
-    with Mirror(tmp_path / "mirror", key).served() as made:
-        yield made
 
 
 class Told(Progress):
