@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from qemu_svm.cli import progress, signals
-from qemu_svm.cli.lab.options import mirror_option
-from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL, KERNELS, QEMUS, SUITES, of_kernel, of_qemu
+from qemu_svm.cli.lab.options import KERNEL, mirror_option
+from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL, QEMUS, SUITES, of_kernel, of_qemu
+
+if TYPE_CHECKING:
+    from qemu_svm.lab.suites.cache import Built
 
 
-@click.command("build")
-@click.option("--kernel", "kernels", multiple=True, type=click.Choice(KERNELS),
-              help="The suite with this kernel; may be repeated.")  # fmt: skip
+@click.command("build", epilog="Example: svmstream lab build --kernel 6.12 --kernel 6.12.105")
+@click.option("--kernel", "kernels", multiple=True, type=KERNEL, metavar="KERNEL",
+              help="The suite with this kernel (5.10, 6.1, 6.12, 7.2), or a kernel alone by its "
+              "version, such as 6.12.105; may be repeated.")  # fmt: skip
 @click.option("--qemu", "qemus", multiple=True, type=click.Choice(QEMUS),
               help="The suite with this QEMU; may be repeated.")  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="All suites.")
@@ -19,17 +25,27 @@ from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL, KERNELS, QEMUS, SUITES
 def command(
     *, kernels: tuple[str, ...], qemus: tuple[str, ...], everything: bool, mirror: str | None
 ) -> None:
-    """Fetch suites into the cache; those that are there already are left alone.
+    """Fetch suites and kernels into the cache; what is there already is left alone.
 
     A suite is fetched as a whole, with its kernel and its QEMU. Without options, the
-    one of kernel 6.1.
+    one of kernel 6.1. `lab list --available` shows which kernels can be had.
     """
-    from qemu_svm.lab.suites.build import need
+    from qemu_svm.lab.suites.build import What, need
+    from qemu_svm.lab.suites.kernels import wanted
 
     signals.interrupt_on_termination()
-    wanted = [of_kernel(kernel) for kernel in kernels] + [of_qemu(qemu) for qemu in qemus]
-    for suite in SUITES if everything else wanted or [of_kernel(DEFAULT_KERNEL)]:
+    needed: list[What] = [wanted(kernel) for kernel in kernels]
+    needed += [of_qemu(qemu) for qemu in qemus]
+    if everything:
+        needed += [suite for suite in SUITES if suite not in needed]
+    for what in needed or [of_kernel(DEFAULT_KERNEL)]:
         with progress.steps() as shown:
-            built = need(suite, mirror=mirror, progress=shown)
-        manifest = built.manifest
-        click.echo(f"{suite.name}: Linux {manifest.kernel}, QEMU {manifest.qemu}")
+            built = need(what, mirror=mirror, progress=shown)
+        click.echo(f"{built.name}: {_versions(built)}")
+
+
+def _versions(built: Built) -> str:
+    kernel = f"Linux {built.manifest.kernel}"
+    if built.is_suite:
+        return f"{kernel}, QEMU {built.manifest.qemu}"
+    return f"{kernel} from {built.manifest.suite}"

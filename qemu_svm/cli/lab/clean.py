@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from qemu_svm.cli import progress
 from qemu_svm.lab.suites.catalogue import SUITES
 
-_NAMES = tuple(suite.name for suite in SUITES)
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+_SUITES = tuple(suite.name for suite in SUITES)
 
 
-@click.command("clean")
-@click.argument("names", metavar="[SUITE]...", nargs=-1, type=click.Choice(_NAMES))
-@click.option("--all", "everything", is_flag=True, help="All suites.")
-def command(*, names: tuple[str, ...], everything: bool) -> None:
-    """Remove suites from the cache, with everything made from them.
+class _InCache(click.ParamType[str]):
+    # A suite, or the name of a kernel in the cache.
+    name = "name"
 
-    Waits for boxes that use them. Nothing else in the cache directory is touched.
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in _names():
+            self.fail(f"'{value}' is not in the cache; there are {', '.join(_names())}", param, ctx)
+        return value
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name) for name in _names() if name.startswith(incomplete)]
+
+
+@click.command("clean", epilog="Example: svmstream lab clean bullseye linux-6.12.105-1")
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=_InCache())
+@click.option("--kernels", is_flag=True, help="All kernels that were fetched by their version.")
+@click.option("--all", "everything", is_flag=True, help="All suites and kernels.")
+def command(*, names: tuple[str, ...], kernels: bool, everything: bool) -> None:
+    """Remove suites and kernels from the cache, with everything made from them.
+
+    NAME is that of `lab list`. Waits for boxes that use them. Nothing else in the
+    cache directory is touched.
     """
     from qemu_svm.lab.suites import cache
 
-    if not names and not everything:
-        raise click.UsageError(f"name a suite ({', '.join(_NAMES)}), or give --all")
-    chosen = tuple(suite for suite in SUITES if everything or suite.name in names)
+    if not names and not kernels and not everything:
+        raise click.UsageError(f"name what to remove ({', '.join(_names())}), or give --all")
+    chosen = dict.fromkeys(names)
+    if everything:
+        chosen |= dict.fromkeys(_SUITES)
+    if kernels or everything:
+        chosen |= dict.fromkeys(built.name for built in cache.kernels())
     with progress.steps() as shown:
-        gone = cache.clean(chosen, shown)
+        gone = cache.clean([cache.Named(name) for name in chosen], shown)
     for path in gone:
         click.echo(f"removed {path}", err=True)
+
+
+def _names() -> tuple[str, ...]:
+    from qemu_svm.lab.suites import cache
+
+    return (*_SUITES, *(built.name for built in cache.kernels()))

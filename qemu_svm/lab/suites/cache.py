@@ -117,6 +117,11 @@ class Built:
     manifest: Manifest
 
     @property
+    def is_suite(self) -> bool:
+        """Whether it has a QEMU and a user land, not only a kernel."""
+        return not self.name.startswith(KERNEL)
+
+    @property
     def root(self) -> Path:
         """Its files; those of a suite are the root of a file system."""
         return self.path / "root"

@@ -116,6 +116,11 @@ class Kernel:
         return order_of(self.version)
 
     @property
+    def name_for_option(self) -> str:
+        """What ``--kernel`` takes for this update: ``6.12.105``, ``7.3-rc7``."""
+        return version_of(self.order)
+
+    @property
     def complete(self) -> bool:
         """Whether it can be had."""
         return not self.missing
@@ -222,7 +227,7 @@ def find(kernel: Wanted, *, mirror: str | None = None, progress: Progress = SILE
 
     :raises LabError: no archive has it; the hint names the nearest that can be had.
     """
-    main = _main(mirror)
+    main = main_mirror(mirror)
     # In the past, a suite had other series.
     dated = apt.is_snapshot(main)
     likely = [one for one in ARCHIVES if dated or one.can_have(kernel.order)]
@@ -239,10 +244,7 @@ def find(kernel: Wanted, *, mirror: str | None = None, progress: Progress = SILE
     for found in _listed([one for one in ARCHIVES if one not in likely], mirror, progress):
         seen += found
     if not seen:
-        raise apt.Gone(
-            f"{main} has no suite with kernels",
-            hint="a Debian mirror has dists/bookworm/InRelease; see --mirror",
-        )
+        raise no_kernels(main)
     raise _not_to_be_had(kernel, seen, main)
 
 
@@ -259,7 +261,16 @@ def available(*, mirror: str | None = None, progress: Progress = SILENT) -> tupl
     return tuple(sorted(found.values(), key=_sorting))
 
 
-def _main(mirror: str | None) -> str:
+def no_kernels(mirror: str) -> LabError:
+    """Return the error for a mirror that has no suite with kernels."""
+    return apt.Gone(
+        f"{mirror} has no suite with kernels",
+        hint="a Debian mirror has dists/bookworm/InRelease; see --mirror",
+    )
+
+
+def main_mirror(mirror: str | None) -> str:
+    """Return the URL of a mirror without a slash at its end; that of the host for None."""
     return mirror.rstrip("/") if mirror else apt.host_mirror()
 
 
@@ -267,7 +278,7 @@ def _listed(
     archives: Sequence[Archive], mirror: str | None, progress: Progress
 ) -> Iterator[list[Kernel]]:
     # The kernels of each archive that the mirror has.
-    main = _main(mirror)
+    main = main_mirror(mirror)
     for archive in archives:
         url = apt.security_mirror(mirror) if archive.security else main
         with host_faults("make a directory for lists of packages"):

@@ -23,6 +23,7 @@ def render(result: Inventory) -> dict[str, Any]:
             }
             for suite, built in result.suites
         ],
+        "kernels": [{"name": built.name, **_built(built)} for built in result.kernels],
         "boxes": [box.document() for box in result.boxes],
     }
 

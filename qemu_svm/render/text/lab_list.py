@@ -14,13 +14,18 @@ from qemu_svm.render.text.base import FAINT, HEADING, columns, size_words
 
 
 def render(result: Inventory) -> Iterable[Text]:
-    """Return the suites, and the boxes that are up."""
+    """Return the suites, the kernels, and the boxes that are up."""
     yield Text(f"Suites in {printable(str(result.folder))}", HEADING)
     yield from columns([_suite(suite, built) for suite, built in result.suites])
-    for _suite_name, built in result.suites:
+    suites = (built for _suite_name, built in result.suites)
+    for built in (*suites, *result.kernels):
         for remark in built.manifest.remarks if built is not None else ():
             yield Text(f"  {printable(remark)}", FAINT)
     yield Text()
+    if result.kernels:
+        yield Text("Kernels by their version", HEADING)
+        yield from columns([_kernel(built) for built in result.kernels])
+        yield Text()
     yield Text("Boxes that are up" if result.boxes else "No box is up", HEADING)
     yield from columns(
         [
@@ -29,6 +34,12 @@ def render(result: Inventory) -> Iterable[Text]:
             for box in result.boxes
         ]
     )  # fmt: skip
+
+
+def _kernel(built: Built) -> list[str | Text]:
+    manifest = built.manifest
+    return [printable(built.name), size_words(built.size()), f"Linux {manifest.release}",
+            f"from {printable(manifest.suite)}"]  # fmt: skip
 
 
 def _suite(suite: Suite, built: Built | None) -> list[str | Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import timedelta
 from pathlib import Path
@@ -237,6 +238,38 @@ def test_a_package_that_was_changed(mirror: Mirror, home: Path) -> None:
         build.need(wanted("6.12.105"), mirror=mirror.url)
     assert not list(home.glob("linux-*"))
     assert not list(home.glob(".linux-*"))
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([SVMSTREAM, *arguments], capture_output=True, timeout=60, check=False)
+
+
+def test_what_can_be_had_is_listed(mirror: Mirror) -> None:
+    mirror.add_kernels("trixie-security", ("6.12.105-1", f"6.12.105{DEB13}"))
+    mirror.add_kernels(
+        "trixie-backports",
+        ("7.0.4-1~bpo13+1", f"7.0.4{DEB13}"),
+        gone=[f"linux-modules-7.0.4{DEB13}"],
+    )
+    fetched = _run("lab", "build", "--kernel", "6.12.105", "--mirror", mirror.url)
+    assert fetched.stdout == b"linux-6.12.105-1: Linux 6.12.105-1 from trixie-security\n"
+    done = _run("lab", "list", "--available", "--json", "--mirror", mirror.url)
+    first, second = json.loads(done.stdout)["available"]
+    assert first["kernel"] == "6.12.105"
+    assert first["release"] == f"6.12.105{DEB13}"
+    assert first["cached"]
+    assert not first["missing"]
+    assert second["missing"] == [f"linux-modules-7.0.4{DEB13}"]
+    (kept,) = json.loads(_run("lab", "list", "--json").stdout)["kernels"]
+    assert (kept["name"], kept["release"]) == ("linux-6.12.105-1", f"6.12.105{DEB13}")
+    assert b"from trixie-security" in _run("lab", "list").stdout
+    removed = _run("lab", "clean", "linux-6.12.105-1")
+    assert removed.returncode == 0
+    assert b"linux-6.12.105-1" in removed.stderr
+    assert json.loads(_run("lab", "list", "--json").stdout)["kernels"] == []
+    unknown = _run("lab", "clean", "linux-6.12.105-1")
+    assert unknown.returncode == 2
+    assert b"is not in the cache" in unknown.stderr
 
 
 def test_clean_removes_a_kernel(mirror: Mirror, home: Path) -> None:
