@@ -248,6 +248,7 @@ class Dump:
         qemu: str | None = None,
         npt: bool = True,
         maxphyaddr: int = 40,
+        cpu: str | None = None,
     ) -> CheckReport:
         """Tell which kernels accept the nested state, and which rules it meets.
 
@@ -256,7 +257,9 @@ class Dump:
         :param qemu: version of the destination's QEMU, such as ``"7.2"``.
         :param npt: the destination's host uses nested paging.
         :param maxphyaddr: the guest's physical address width in bits.
-        :raises PlanError: no such kernel, or ``qemu`` is not a version.
+        :param cpu: the CPU model of the destination as QEMU's ``-cpu`` has it, such as
+            ``"EPYC-Rome,+svm"``.
+        :raises PlanError: no such kernel or CPU model, or ``qemu`` is not a version.
         """
         from qemu_svm.findings.check import check
         from qemu_svm.findings.results import CheckReport
@@ -266,7 +269,7 @@ class Dump:
         chosen = [profile for name in names for profile in profiles(name)] or released()
         report = check(self.machine, chosen, qemu=qemu,
                        source=profiles(source)[0] if source is not None else None,
-                       maxphyaddr=maxphyaddr, npt=npt)  # fmt: skip
+                       maxphyaddr=maxphyaddr, npt=npt, cpu=cpu)  # fmt: skip
         return CheckReport(self.machine, report)
 
     def simulate(
@@ -278,6 +281,7 @@ class Dump:
         npt: bool = True,
         irqchip: bool = True,
         maxphyaddr: int = 40,
+        cpu: str | None = None,
         race: dict[str, int] | None = None,
     ) -> SimulationReport:
         """Restore a vCPU in a model of KVM.
@@ -288,6 +292,7 @@ class Dump:
         :param npt: the host uses nested paging.
         :param irqchip: the local APIC is in the kernel.
         :param maxphyaddr: the guest's physical address width in bits.
+        :param cpu: the CPU model of the destination, as for :meth:`check`.
         :param race: fields of vmcb12's save area that L1 changes between check and use; adds
             a second VMRUN to the plan.
         :raises PlanError: no such kernel, step or field.
@@ -307,6 +312,7 @@ class Dump:
             npt=npt,
             irqchip=irqchip,
             maxphyaddr=maxphyaddr,
+            cpu=cpu,
             race=race,
         )
         finished = tuple(wanted.simulate(profile) for profile in chosen)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qemu_svm.cli import options
+from qemu_svm.cli import options, qemus
 from qemu_svm.cli.output import print_json, show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage, report_failure
 from qemu_svm.cli.streams import opened
@@ -15,19 +15,6 @@ from qemu_svm.errors import PlanError, SvmStreamError
 
 if TYPE_CHECKING:
     from qemu_svm.findings.results import CheckReport
-
-
-def _version(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    # A wrong option is reported before a wrong file.
-    if value is not None:
-        from qemu_svm.errors import PlanError
-        from qemu_svm.findings.qemus import qemu_plan
-
-        try:
-            qemu_plan(value)
-        except PlanError as error:
-            raise click.BadParameter(error.what) from error
-    return value
 
 
 @click.command(
@@ -43,9 +30,10 @@ def _version(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
               "6.1), or auto for this host's; may be repeated.  [default: all]")  # fmt: skip
 @click.option("--to", "destination", metavar="RELEASE", help="The same, for one destination.")
 @click.option("--from", "source", metavar="RELEASE", help="The source's kernel.")
-@click.option("--qemu", "qemu_version", metavar="VERSION", callback=_version,
+@click.option("--qemu", "qemu_version", type=qemus.version, metavar="VERSION|BINARY",
               help="The destination's QEMU.")  # fmt: skip
-@click.option("--no-npt", is_flag=True, help="The destination's host has npt=0.")
+@options.host_npt_option
+@options.cpu_option
 @options.maxphyaddr_option
 @click.option("--fail-on", type=click.Choice(["warning", "error"]), default="error",
               show_default=True, help="The lowest severity that makes the exit status 1.",
@@ -61,7 +49,8 @@ def command(
     destination: str | None,
     source: str | None,
     qemu_version: str | None,
-    no_npt: bool,
+    npt: str,
+    cpu: str | None,
     maxphyaddr: int,
     fail_on: str,
     list_rules: bool,
@@ -89,8 +78,8 @@ def command(
 
     def judged(file: str) -> tuple[CheckReport, int]:
         with opened(file) as dump:
-            report = dump.check(kernels, source=source, qemu=qemu_version, npt=not no_npt,
-                                maxphyaddr=maxphyaddr)  # fmt: skip
+            report = dump.check(kernels, source=source, qemu=qemu_version, npt=npt == "on",
+                                maxphyaddr=maxphyaddr, cpu=cpu)  # fmt: skip
             if not as_json:
                 show(report, as_json=False)
             unreadable = report_damage(dump)

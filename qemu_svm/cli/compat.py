@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from qemu_svm.cli import options
+from qemu_svm.cli import options, qemus
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
@@ -19,7 +19,7 @@ from qemu_svm.cli.streams import opened
 @options.file_argument
 @options.json_option
 @options.limit_option
-@click.option("--qemu", required=True, metavar="BINARY|JSON",
+@click.option("--qemu", required=True, type=qemus.binary, metavar="BINARY|VERSION|JSON",
               help="The destination's QEMU, or the output of its -dump-vmstate.")  # fmt: skip
 @click.option("--timeout", default=30, show_default=True, type=click.IntRange(min=1),
               metavar="SECONDS", help="How long QEMU may take to answer.")  # fmt: skip

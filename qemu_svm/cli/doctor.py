@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import options, signals
+from qemu_svm.cli import options, qemus, signals
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_ENVIRONMENT, EXIT_FINDINGS
 from qemu_svm.doctor.model import PURPOSES
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     epilog="Examples: svmstream doctor --qmp unix:/run/vm.qmp --for capture; "
     "svmstream doctor --probe | ssh HOST python3 - | svmstream doctor --host -",
 )
-@click.option("--qemu", metavar="BINARY", help="Check this QEMU; it is started without a machine.")
+@click.option("--qemu", type=qemus.binary, metavar="BINARY|VERSION",
+              help="Check this QEMU; it is started without a machine.")  # fmt: skip
 @click.option("--qmp", "socket", metavar="SOCKET", help="Check this VM: unix:PATH or HOST:PORT.")
 @click.option("--for", "purposes", multiple=True, type=click.Choice(PURPOSES),
               help="What should be possible; may be repeated.")  # fmt: skip

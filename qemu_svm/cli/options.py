@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +11,28 @@ if TYPE_CHECKING:
     from qemu_svm.limits import Limits
 
 _LIMITS = "qemu_svm.limits"
+
+
+class Renamed(click.Option):
+    """An option that has other spellings as well, which help and completion do not show.
+
+    :param formerly: them; what one stands for is its value, None if it takes one itself.
+    """
+
+    def __init__(
+        self, declarations: Sequence[str], *, formerly: Mapping[str, str | None], **attributes: Any
+    ) -> None:
+        super().__init__(declarations, **attributes)
+        self._formerly = formerly
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let click parse the other spellings too."""
+        super().add_to_parser(parser, ctx)
+        for name, stands_for in self._formerly.items():
+            action = "store" if stands_for is None else "store_const"
+            parser.add_option(obj=self, opts=[name], dest=self.name, action=action,
+                              nargs=1 if stands_for is None else 0, const=stands_for)  # fmt: skip
+
 
 file_argument = click.argument("file", metavar="FILE")
 
@@ -45,6 +68,41 @@ maxphyaddr_option = click.option(
 npt_option = click.option(
     "--npt", type=click.Choice(("on", "off")), default="on", show_default=True,
     help="Nested paging of the emulated host.",
+)  # fmt: skip
+
+host_npt_option = click.option(
+    "--npt", cls=Renamed, formerly={"--no-npt": "off"}, type=click.Choice(("on", "off")),
+    default="on", show_default=True, help="Nested paging of the destination's host.",
+)  # fmt: skip
+
+
+def _cpu(text: str) -> str:
+    # A wrong option is reported before a wrong file.
+    from qemu_svm.errors import PlanError
+    from qemu_svm.x86 import cpu_models
+    from qemu_svm.x86.cpuid import NONE
+
+    try:
+        cpu_models.parse(text, NONE)
+    except PlanError as error:
+        raise click.BadParameter("; ".join(filter(None, (error.what, error.hint)))) from error
+    return text
+
+
+class _CpuOption(click.Option):
+    # The words that it accepts are looked up when help is asked for.
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from qemu_svm.x86 import cpu_models
+
+        found = super().get_help_record(ctx)
+        return None if found is None else (found[0], f"{found[1]} {cpu_models.words()}")
+
+
+cpu_option = click.option(
+    "--cpu", cls=_CpuOption, type=_cpu, metavar="MODEL[,+FEATURE|,-FEATURE]...",
+    help="The destination's CPU, as QEMU's -cpu has it. With KVM, every model but host and max "
+    "needs +svm. phys-bits=N is accepted too.",
 )  # fmt: skip
 
 irqchip_option = click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import options, progress, signals
+from qemu_svm.cli import options, progress, qemus, signals
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import (
     EXIT_FINDINGS,
@@ -45,7 +45,8 @@ class _Options:
 )
 @options.file_argument
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
-@click.option("--qemu", "binary", metavar="BINARY", help="Start this QEMU with ARGS.")
+@click.option("--qemu", "binary", type=qemus.binary, metavar="BINARY|VERSION",
+              help="Start this QEMU with ARGS.")  # fmt: skip
 @click.option("--qmp", "address", metavar="SOCKET",
               help="Use a running QEMU that waits for a stream (-incoming defer).")  # fmt: skip
 @click.option("--check", "mode", flag_value="check",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qemu_svm import api
-from qemu_svm.cli import options, progress, signals
+from qemu_svm.cli import options, progress, qemus, signals
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import (
     EXIT_FINDINGS,
@@ -46,12 +46,13 @@ class _Qemu:
     "roundtrip",
     epilog="Examples: svmstream roundtrip --qmp /run/vm.qmp --qemu qemu-system-x86_64 -- -M pc; "
     "svmstream roundtrip dump.bin --qemu qemu-system-x86_64 -- -M pc -m 32; "
-    "svmstream roundtrip --qmp /run/a.qmp --to /run/b.qmp --json",
+    "svmstream roundtrip --qmp /run/a.qmp --into /run/b.qmp --json",
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[FILE] [-- ARGS...]")
 @click.option("--qmp", "address", metavar="SOCKET", help="Capture this VM first, instead of FILE.")
-@click.option("--qemu", "binary", metavar="BINARY", help="Start this QEMU with ARGS.")
-@click.option("--to", "target", metavar="SOCKET",
+@click.option("--qemu", "binary", type=qemus.binary, metavar="BINARY|VERSION",
+              help="Start this QEMU with ARGS.")  # fmt: skip
+@click.option("--into", "target", cls=options.Renamed, formerly={"--to": None}, metavar="SOCKET",
               help="Use a running QEMU that waits for a stream (-incoming defer).")  # fmt: skip
 @click.option("--channel", "channels", multiple=True, metavar="FILE",
               help="A multifd channel of FILE.")  # fmt: skip
@@ -90,7 +91,7 @@ def command(
     if arguments and binary is None:
         raise click.UsageError("ARGS need --qemu")
     if (binary is None) == (target is None):
-        raise click.UsageError("give either --qemu BINARY or --to SOCKET")
+        raise click.UsageError("give either --qemu BINARY or --into SOCKET")
     if file == "-" and qemu_dir is not None:
         raise click.UsageError("with --qemu-dir, FILE must be a file that QEMU sees")
     from qemu_svm.findings.masks import DEFAULT, ROUND_TRIP, user_masks

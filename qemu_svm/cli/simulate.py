@@ -36,7 +36,8 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 @options.vcpu_option
 @click.option("--race", multiple=True, callback=_race, metavar="FIELD=VALUE",
               help="L1 changes vmcb12 between check and use; adds a second VMRUN.")  # fmt: skip
-@click.option("--no-npt", is_flag=True, help="The destination's host has npt=0.")
+@options.host_npt_option
+@options.cpu_option
 @options.irqchip_option
 @options.maxphyaddr_option
 @click.option("-v", "--verbose", is_flag=True, help="Show the whole state after every step.")
@@ -48,7 +49,8 @@ def command(
     plan: str,
     vcpu: int,
     race: dict[str, int],
-    no_npt: bool,
+    npt: str,
+    cpu: str | None,
     no_irqchip: bool,
     maxphyaddr: int,
     verbose: bool,
@@ -62,8 +64,8 @@ def command(
     from qemu_svm.findings.verdict import Verdict
 
     with opened(file) as dump:
-        report = dump.simulate(plan, kernel=kernels or "6.1", vcpu=vcpu, npt=not no_npt,
-                               irqchip=not no_irqchip, maxphyaddr=maxphyaddr,
+        report = dump.simulate(plan, kernel=kernels or "6.1", vcpu=vcpu, npt=npt == "on",
+                               irqchip=not no_irqchip, maxphyaddr=maxphyaddr, cpu=cpu,
                                race=race)  # fmt: skip
         show(report, as_json=as_json, verbose=verbose)
         unreadable = report_damage(dump)

@@ -22,8 +22,10 @@ from qemu_svm.source import open_source
               help="Only the VMRUNs that ran L1, or L2.")  # fmt: skip
 @click.option("--exit", "exit_name", metavar="EXIT",
               help="Only runs with this #VMEXIT: VMRUN, 0x80.")  # fmt: skip
-@click.option("--from", "first", type=int, default=0, help="Begin at this VMRUN.")
-@click.option("--to", "last", type=int, help="End at this VMRUN.")
+@click.option("--first", cls=options.Renamed, formerly={"--from": None}, type=int, default=0,
+              help="Begin at this VMRUN.")  # fmt: skip
+@click.option("--last", cls=options.Renamed, formerly={"--to": None}, type=int,
+              help="End at this VMRUN.")  # fmt: skip
 @click.option("--show", "number", type=int, metavar="N",
               help="The VMCB of record N with all its fields.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True,

@@ -50,6 +50,7 @@ def check(
     source: Profile | None = None,
     maxphyaddr: int = 40,
     npt: bool = True,
+    cpu: str | None = None,
 ) -> Report:
     """Judge every vCPU of a stream for every kernel.
 
@@ -59,7 +60,8 @@ def check(
     :param source: the kernel that saved the stream; None if it is not known.
     :param maxphyaddr: guest address width in bits.
     :param npt: whether the destination's host uses nested paging.
-    :raises PlanError: ``plan`` or ``qemu`` cannot be understood.
+    :param cpu: the CPU model of the destination, see :mod:`qemu_svm.x86.cpu_models`.
+    :raises PlanError: ``plan``, ``qemu`` or ``cpu`` cannot be understood.
     """
     kernels = list(kernels)
     if plan is None:
@@ -71,7 +73,8 @@ def check(
     for vcpu in machine.vcpus:
         if vcpu.nested is not None and not vcpu.nested.is_svm:
             continue
-        restore = scenario(machine, vcpu, plan, npt=npt, maxphyaddr=maxphyaddr, backed=exists)
+        restore = scenario(machine, vcpu, plan, npt=npt, maxphyaddr=maxphyaddr, cpu=cpu,
+                           backed=exists)  # fmt: skip
         failures: dict[str, list[str]] = {}
         for kernel in kernels:
             simulation = restore.simulate(kernel)

@@ -14,6 +14,7 @@ from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
+from qemu_svm.x86 import cpu_models
 
 Backed = Callable[[int, int], bool]
 """Whether guest memory exists at (address, size)."""
@@ -59,6 +60,7 @@ def scenario(
     npt: bool = True,
     irqchip: bool = True,
     maxphyaddr: int = 40,
+    cpu: str | None = None,
     race: Mapping[str, int] | None = None,
     backed: Backed | None = None,
 ) -> Scenario:
@@ -68,10 +70,12 @@ def scenario(
     :param npt: the host uses nested paging.
     :param irqchip: the local APIC is in the kernel.
     :param maxphyaddr: the guest's physical address width in bits.
+    :param cpu: the CPU model of the destination, see :mod:`qemu_svm.x86.cpu_models`; None
+        for one with the features that the saved registers show.
     :param race: fields of vmcb12's save area that L1 changes between check and use; adds a
         second VMRUN to the plan.
     :param backed: ``backing(machine)``, if the caller has it already.
-    :raises PlanError: an unknown step, setting or field.
+    :raises PlanError: an unknown step, setting, field, CPU model or feature.
     """
     race = race or {}
     for name in race:
@@ -81,5 +85,7 @@ def scenario(
     if race and not any(step.name == "vmrun" for step in steps):
         steps += plans.parse("vmrun")
     cpuid = guest_cpuid(saved, maxphyaddr)
+    if cpu is not None:
+        cpuid = cpu_models.parse(cpu, cpuid)
     host = Host(npt=npt, irqchip=irqchip, bsp=vcpu.index == 0, cpuid=cpuid)
     return Scenario(saved, steps, host, backed or backing(machine), race)

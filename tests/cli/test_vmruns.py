@@ -81,7 +81,7 @@ def test_filters(svmstream: Run) -> None:
     exits = document(svmstream, ONE, "--exit", "vmrun")["runs"]
     assert exits == [run for run in whole if run["exit"] and run["exit"]["code"] == "0x80"]
     assert document(svmstream, ONE, "--exit", "0x80")["runs"] == exits
-    l1 = document(svmstream, ONE, "--level", "l1", "--from", "70", "--to", "600")["runs"]
+    l1 = document(svmstream, ONE, "--level", "l1", "--first", "70", "--last", "600")["runs"]
     assert [run["number"] for run in l1] == [
         run["number"] for run in whole if run["role"] == "vmcb01" and 70 <= run["number"] <= 600
     ]

@@ -60,7 +60,7 @@ def test_into_one_that_waits(vm: Vm, tmp_path: Path, svmstream: Run) -> None:
     for number, options in enumerate(((), ("--qemu-dir", str(tmp_path / "1")))):
         with running(tmp_path, "-incoming", "defer", name="to") as to:
             keep = ("--keep", tmp_path / str(number))
-            done = svmstream("roundtrip", "--qmp", vm.socket, "--to", to.socket, *keep, *options)
+            done = svmstream("roundtrip", "--qmp", vm.socket, "--into", to.socket, *keep, *options)
             assert (done.returncode, done.stderr) == (0, b"")
             with sync.connect(to.address) as qmp:
                 assert not qmp.status().running

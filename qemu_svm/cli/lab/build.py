@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import progress, signals
+from qemu_svm.cli import progress, qemus, signals
 from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL, QEMUS, SUITES, of_kernel, of_qemu
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 @click.option("--kernel", "kernels", multiple=True, type=KERNEL, metavar="KERNEL",
               help="The suite with this kernel (5.10, 6.1, 6.12, 7.2), or a kernel alone by its "
               "version, such as 6.12.105; may be repeated.")  # fmt: skip
-@click.option("--qemu", "qemus", multiple=True, type=click.Choice(QEMUS),
-              help="The suite with this QEMU; may be repeated.")  # fmt: skip
+@click.option("--qemu", "lines", multiple=True, type=qemus.line, metavar="VERSION|BINARY",
+              shell_complete=qemus.lines,
+              help=f"The suite with this QEMU ({', '.join(QEMUS)}); may be repeated.",
+              )  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="All suites.")
 @mirror_option
 def command(
-    *, kernels: tuple[str, ...], qemus: tuple[str, ...], everything: bool, mirror: str | None
+    *, kernels: tuple[str, ...], lines: tuple[str, ...], everything: bool, mirror: str | None
 ) -> None:
     """Fetch suites and kernels into the cache; what is there already is left alone.
 
@@ -35,7 +37,7 @@ def command(
 
     signals.interrupt_on_termination()
     needed: list[What] = [wanted(kernel) for kernel in kernels]
-    needed += [of_qemu(qemu) for qemu in qemus]
+    needed += [of_qemu(qemu) for qemu in lines]
     if everything:
         needed += [suite for suite in SUITES if suite not in needed]
     for what in needed or [of_kernel(DEFAULT_KERNEL)]:

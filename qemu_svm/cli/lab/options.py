@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qemu_svm.cli import qemus
 from qemu_svm.lab.suites.catalogue import KERNELS, QEMUS
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ _BOX_OPTIONS = (
     click.option("--kernel", type=KERNEL, metavar="KERNEL",
                  help="Kernel of the box: 5.10, 6.1, 6.12, 7.2, or one by its version, such as "
                  "6.12.105.  [default: 6.1]"),
-    click.option("--qemu", type=click.Choice(QEMUS),
-                 help="QEMU and user land in the box.  [default: of the kernel's suite]"),
+    click.option("--qemu", type=qemus.line, shell_complete=qemus.lines, metavar="VERSION|BINARY",
+                 help=f"QEMU and user land in the box ({', '.join(QEMUS)}).  "
+                 "[default: of the kernel's suite]"),
     click.option("--npt", type=click.Choice(("on", "off")), help="Nested paging.  [default: on]"),
     click.option("--cpu", metavar="MODEL", help="CPU model of the box.  [default: EPYC]"),
     click.option("--smp", type=click.IntRange(1, 64), metavar="N", help="CPUs.  [default: 1]"),
