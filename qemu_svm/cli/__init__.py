@@ -28,23 +28,36 @@ from qemu_svm.errors import SvmStreamError
 _STANDARD_STREAMS = 3
 
 _VERBS = {
-    "inspect": "Show what is in a stream: machine, vCPUs, nested state, problems.",
-    "show": "Show one section, vCPU or field in full, with offset and bytes.",
-    "ram": "Show RAM blocks, page statistics and a map; --extract writes it.",
-    "mem": "Read, translate and search guest memory; write cores.",
-    "diff": "Compare two streams field by field; known differences are masked.",
-    "check": "Check which kernels would accept and correctly restore a stream.",
-    "simulate": "Restore a stream in a model of KVM, step by step.",
-    "compat": "Check whether a given QEMU would accept this stream.",
-    "trace": "Check the order of KVM_SET_* calls in a recorded log of ioctls.",
-    "vmruns": "Show the VMCBs that an emulated processor was given.",
-    "capture": "Save a running VM into a file; the guest continues as before.",
-    "watch": "Watch a migration, regardless of which client started it.",
-    "restore": "Load a stream into a QEMU; if it is refused, show why.",
-    "roundtrip": "Send a stream through a second QEMU and show what changed.",
-    "replay": "Restore a stream into a real KVM, step by step.",
-    "lab": "Run real kernels and QEMUs inside an emulated AMD host.",
-    "doctor": "Check what this host, a QEMU or a VM can do, and what is missing.",
+    "Look": {
+        "inspect": "Show what is in a stream: the verb to begin with.",
+        "show": "Show one section, vCPU or field, with offset and bytes.",
+        "diff": "Compare two streams field by field.",
+    },
+    "Judge": {
+        "check": "Check which kernels accept and restore a stream.",
+        "simulate": "Restore a stream in a model of KVM, step by step.",
+        "compat": "Check whether a given QEMU accepts a stream.",
+        "trace": "Check the order of the ioctls in a recorded log.",
+    },
+    "Memory": {
+        "ram": "Show RAM blocks and a map of the pages; write RAM.",
+        "mem": "Read, translate and search guest memory; write cores.",
+    },
+    "Drive a QEMU or a KVM": {
+        "capture": "Save a running VM into a file; it continues.",
+        "restore": "Load a stream into a QEMU; explain a refusal.",
+        "roundtrip": "Send a stream through a second QEMU and compare.",
+        "watch": "Watch a migration that any client started.",
+        "replay": "Restore a stream into a real KVM, step by step.",
+        "doctor": "Check what this host, a QEMU or a VM can do.",
+    },
+    "Emulated AMD host": {
+        "lab": "Run real kernels and QEMUs in an emulated AMD host.",
+        "vmruns": "Show the VMCBs that the processor was given.",
+    },
+    "Help": {
+        "help": "Show the help of a verb: svmstream help mem read.",
+    },
 }
 
 
@@ -66,7 +79,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None: 
     package=__name__,
     verbs=_VERBS,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: svmstream inspect dump.bin.zst",
+    examples=("svmstream inspect dump.bin.zst",),
 )
 @click.option(
     "--version", is_flag=True, callback=_version, expose_value=False, is_eager=True,

@@ -9,12 +9,13 @@ import click
 from qemu_svm.cli import options, progress, signals, sizes
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_INTERRUPTED, print_error
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "capture",
-    epilog="Examples: svmstream capture --qmp /run/vm.qmp -o dump.bin; "
-    "svmstream capture --qmp localhost:4444 -o dump.bin --stop; "
+    "svmstream capture --qmp /run/vm.qmp -o dump.bin",
+    "svmstream capture --qmp localhost:4444 -o dump.bin --stop",
     "svmstream capture --qmp /run/vm.qmp -o dump.bin --multifd 4 --compression zstd",
 )
 @options.qmp_option

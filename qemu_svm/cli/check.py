@@ -11,16 +11,18 @@ from qemu_svm.cli import options, qemus
 from qemu_svm.cli.output import print_json, show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage, report_failure
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import PlanError, SvmStreamError
 
 if TYPE_CHECKING:
     from qemu_svm.findings.results import CheckReport
 
 
-@click.command(
+@verb(
     "check",
-    epilog="Examples: svmstream check dump.bin; svmstream check dump.bin --kernel 5.10 --kernel "
-    "6.1 --qemu 7.2; svmstream check --explain SV-03",
+    "svmstream check dump.bin",
+    "svmstream check dump.bin --kernel 5.10 --kernel 6.1 --qemu 7.2",
+    "svmstream check --explain SV-03",
 )
 @click.argument("files", metavar="FILE...", nargs=-1)
 @options.json_option

@@ -8,12 +8,13 @@ from qemu_svm.cli import options, qemus
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "compat",
-    epilog="Examples: svmstream compat dump.bin --qemu qemu-system-x86_64; "
-    "qemu-system-x86_64 -M pc-q35-7.2 -dump-vmstate vmstate.json; "
+    "svmstream compat dump.bin --qemu qemu-system-x86_64",
+    "qemu-system-x86_64 -M pc-q35-7.2 -dump-vmstate vmstate.json",
     "svmstream compat dump.bin --qemu vmstate.json",
 )
 @options.file_argument

@@ -9,12 +9,14 @@ from qemu_svm.cli import options, progress
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "diff",
-    epilog="Examples: svmstream diff before.bin after.bin; svmstream diff a.bin b.bin --mask "
-    "'section:mc146818rtc' --mask '*.rcx'; svmstream diff a.bin b.bin --ram; "
+    "svmstream diff before.bin after.bin",
+    "svmstream diff a.bin b.bin --mask section:mc146818rtc --mask '*.rcx'",
+    "svmstream diff a.bin b.bin --ram",
     "svmstream diff --list-masks",
 )
 @click.argument("a", metavar="A", required=False)

@@ -12,15 +12,16 @@ import click
 from qemu_svm.cli import options, qemus, signals
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_ENVIRONMENT, EXIT_FINDINGS
+from qemu_svm.cli.verbs import verb
 from qemu_svm.doctor.model import PURPOSES
 
 if TYPE_CHECKING:
     from qemu_svm.doctor.model import Check, Diagnosis
 
 
-@click.command(
+@verb(
     "doctor",
-    epilog="Examples: svmstream doctor --qmp unix:/run/vm.qmp --for capture; "
+    "svmstream doctor --qmp unix:/run/vm.qmp --for capture",
     "svmstream doctor --probe | ssh HOST python3 - | svmstream doctor --host -",
 )
 @click.option("--qemu", type=qemus.binary, metavar="BINARY|VERSION",

@@ -8,11 +8,13 @@ from qemu_svm.cli import options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "inspect",
-    epilog="Examples: svmstream inspect dump.bin; zstdcat dump.zst | svmstream inspect --json -",
+    "svmstream inspect dump.bin",
+    "zstdcat dump.zst | svmstream inspect --json -",
 )
 @options.file_argument
 @options.json_option

@@ -10,12 +10,14 @@ from qemu_svm.cli import options, progress, signals, sizes
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import report_problems
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import OutputExists
 
 
-@click.command(
+@verb(
     "ram",
-    epilog="Examples: svmstream ram dump.bin; svmstream ram --extract out --block pc.ram dump.bin",
+    "svmstream ram dump.bin",
+    "svmstream ram --extract out --block pc.ram dump.bin",
 )
 @options.file_argument
 @options.json_option

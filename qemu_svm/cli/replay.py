@@ -10,12 +10,13 @@ from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "replay",
-    epilog="Examples: svmstream replay dump.bin --lab 6.1 --compare; svmstream replay dump.bin "
-    "--plan cpuid,sregs:l1,nested,regs,run",
+    "svmstream replay dump.bin --lab 6.1 --compare",
+    "svmstream replay dump.bin --plan cpuid,sregs:l1,nested,regs,run",
 )
 @options.file_argument
 @options.json_option

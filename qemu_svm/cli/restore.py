@@ -17,6 +17,7 @@ from qemu_svm.cli.status import (
     report_damage,
 )
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import StreamRefused
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ class _Options:
     json: bool
 
 
-@click.command(
+@verb(
     "restore",
-    epilog="Examples: svmstream restore dump.bin --check --qemu qemu-system-x86_64 -- -M pc -m 32; "
-    "svmstream restore dump.bin --qmp /run/vm.qmp; "
-    "svmstream restore dump.bin --paused --socket vm.qmp --qemu qemu-system-x86_64 -- -M pc",
+    "svmstream restore dump.bin --check --qemu qemu-system-x86_64 -- -M pc -m 32",
+    "svmstream restore dump.bin --qmp /run/vm.qmp",
+    "svmstream restore dump.bin --paused --qemu qemu-system-x86_64 -- -M pc",
 )
 @options.file_argument
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")

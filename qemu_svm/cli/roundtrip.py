@@ -23,6 +23,7 @@ from qemu_svm.cli.status import (
     report_damage,
 )
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import OutputExists, StreamRefused
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ class _Qemu:
     timeout: float
 
 
-@click.command(
+@verb(
     "roundtrip",
-    epilog="Examples: svmstream roundtrip --qmp /run/vm.qmp --qemu qemu-system-x86_64 -- -M pc; "
-    "svmstream roundtrip dump.bin --qemu qemu-system-x86_64 -- -M pc -m 32; "
+    "svmstream roundtrip --qmp /run/vm.qmp --qemu qemu-system-x86_64 -- -M pc",
+    "svmstream roundtrip dump.bin --qemu qemu-system-x86_64 -- -M pc -m 32",
     "svmstream roundtrip --qmp /run/a.qmp --into /run/b.qmp --json",
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[FILE] [-- ARGS...]")

@@ -9,12 +9,14 @@ import click
 from qemu_svm.cli import options, output
 from qemu_svm.cli.status import report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "show",
-    epilog="Examples: svmstream show dump.bin vcpu0.nested.control; "
-    "svmstream show dump.bin section:apic; svmstream show dump.bin @0x98d7c",
+    "svmstream show dump.bin vcpu0.nested.control",
+    "svmstream show dump.bin section:apic",
+    "svmstream show dump.bin @0x98d7c",
 )
 @options.file_argument
 @click.argument("path", metavar="PATH")

@@ -8,6 +8,7 @@ from qemu_svm.cli import options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 
 def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -21,10 +22,10 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
     return race
 
 
-@click.command(
+@verb(
     "simulate",
-    epilog="Examples: svmstream simulate dump.bin --kernel 6.1; svmstream simulate dump.bin "
-    "--kernel all --plan cpuid,sregs:l1,nested,regs,run",
+    "svmstream simulate dump.bin --kernel 6.1",
+    "svmstream simulate dump.bin --kernel all --plan cpuid,sregs:l1,nested,regs,run",
 )
 @options.file_argument
 @options.json_option

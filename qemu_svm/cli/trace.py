@@ -10,12 +10,13 @@ from qemu_svm import api
 from qemu_svm.cli import options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, print_error
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "trace",
-    epilog="Examples: svmstream trace ioctls.log; strace -f -y -e trace=ioctl -p PID 2>&1 | "
-    "svmstream trace -",
+    "svmstream trace ioctls.log",
+    "strace -f -y -e trace=ioctl -p PID 2>&1 | svmstream trace -",
 )
 @click.argument("log", metavar="LOG")
 @options.json_option

@@ -1,9 +1,9 @@
-"""A group of verbs, each in a module of its name that is imported when it is used."""
+"""Verbs and groups of them; each verb is in a module of its name, imported when it is used."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -16,17 +16,58 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
+class Verb(click.Command):
+    """A command whose help ends with examples, one a line.
+
+    :param examples: whole command lines.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.examples = tuple(examples)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilogue and the examples."""
+        super().format_epilog(ctx, formatter)
+        write_examples(formatter, self.examples)
+
+
+def verb(
+    name: str, *examples: str, **attributes: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return the decorator of a verb's function; see :class:`Verb`."""
+    return click.command(name, cls=Verb, examples=examples, **attributes)
+
+
+def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    """Write examples as they are typed: never wrapped."""
+    if examples:
+        with formatter.section("Examples" if len(examples) > 1 else "Example"):
+            for line in examples:
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
 class Verbs(click.Group):
     """A group whose commands are in modules of their own.
 
     :param package: the package of the modules; each has a ``command``.
-    :param verbs: one line of help for each name.
+    :param verbs: one line of help for each name, under the task that they are for.
     """
 
-    def __init__(self, *args: Any, package: str, verbs: dict[str, str], **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        package: str,
+        verbs: Mapping[str, Mapping[str, str]],
+        examples: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        options.setdefault("subcommand_metavar", "VERB [ARGS]...")
         super().__init__(*args, **options)
         self._package = package
-        self._verbs = verbs
+        self._tasks = verbs
+        self._verbs = {name: words for task in verbs.values() for name, words in task.items()}
+        self.examples = tuple(examples)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of the verbs, in the order of their table."""
@@ -58,7 +99,20 @@ class Verbs(click.Group):
             # Without its errno, by which click would exit with status 1, that of findings.
             raise BrokenPipeError from error
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs, then the options."""
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the table of verbs without importing them."""
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(self._verbs.items()))
+        width = max(map(len, self._verbs))
+        for task, verbs in self._tasks.items():
+            with formatter.section(task):
+                # Padded, so that the columns of all tasks are in line.
+                formatter.write_dl([(name.ljust(width), words) for name, words in verbs.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilogue and the examples."""
+        super().format_epilog(ctx, formatter)
+        write_examples(formatter, self.examples)

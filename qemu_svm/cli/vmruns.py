@@ -7,12 +7,14 @@ import click
 from qemu_svm.cli import options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import report_problems
+from qemu_svm.cli.verbs import verb
 from qemu_svm.source import open_source
 
 
-@click.command(
+@verb(
     "vmruns",
-    epilog="Examples: svmstream vmruns box.log --level L1 -v; svmstream vmruns box.log --show 27",
+    "svmstream vmruns box.log --level L1 -v",
+    "svmstream vmruns box.log --show 27",
 )
 @click.argument("log", metavar="LOG")
 @options.json_option

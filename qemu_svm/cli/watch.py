@@ -9,6 +9,7 @@ import click
 
 from qemu_svm.cli import options, output, signals
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_REFUSED, print_error
+from qemu_svm.cli.verbs import verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from qemu_svm.qmp.watch import Sample
 
 
-@click.command(
+@verb(
     "watch",
-    epilog="Examples: svmstream watch --qmp unix:/run/vm.qmp; "
+    "svmstream watch --qmp unix:/run/vm.qmp",
     "svmstream watch --qmp localhost:4444 --wait --json",
 )
 @options.qmp_option

@@ -7,22 +7,33 @@ import click
 from qemu_svm.cli.verbs import Verbs
 
 _VERBS = {
-    "build": "Fetch kernels and QEMUs of Debian suites into the cache.",
-    "list": "List the suites in the cache, and the boxes that are up.",
-    "clean": "Remove suites from the cache.",
-    "up": "Start a box that stays up.",
-    "down": "Shut down a box.",
-    "run": "Run a command in a box.",
-    "shell": "Run a shell in a box.",
-    "capture": "Capture a guest in a known state, on a given kernel and QEMU.",
-    "restore": "Restore a stream into a real KVM and check that L2 continues.",
-    "matrix": "Save on each kernel and QEMU, restore on each other one.",
-    "witness": "Restore a stream, and check which VMCBs the processor is given.",
-    "conform": "Compare the model with a real kernel, by random restore sequences.",
+    "Use a box": {
+        "run": "Run a command in a box.",
+        "shell": "Run a shell in a box.",
+        "up": "Start a box that stays up.",
+        "down": "Shut down a box.",
+    },
+    "Experiments": {
+        "capture": "Capture a guest in a known state.",
+        "restore": "Restore a stream and check that L2 continues.",
+        "witness": "Check which VMCBs the processor is given.",
+        "matrix": "Save on each kernel and QEMU, restore on each other.",
+        "conform": "Compare the model with a kernel, by random plans.",
+    },
+    "Cache": {
+        "build": "Fetch kernels and QEMUs of Debian suites.",
+        "list": "List suites, and the boxes that are up.",
+        "clean": "Remove suites.",
+    },
 }
 
 
-@click.group(cls=Verbs, package=__name__, verbs=_VERBS)
+@click.group(
+    cls=Verbs,
+    package=__name__,
+    verbs=_VERBS,
+    examples=("svmstream lab run --kernel 7.2 -- uname -r",),
+)
 def command() -> None:
     """Use an emulated AMD host, the box: a real Linux with KVM, emulated by TCG.
 

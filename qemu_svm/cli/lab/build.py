@@ -8,13 +8,17 @@ import click
 
 from qemu_svm.cli import progress, qemus, signals
 from qemu_svm.cli.lab.options import KERNEL, mirror_option
+from qemu_svm.cli.verbs import verb
 from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL, QEMUS, SUITES, of_kernel, of_qemu
 
 if TYPE_CHECKING:
     from qemu_svm.lab.suites.cache import Built
 
 
-@click.command("build", epilog="Example: svmstream lab build --kernel 6.12 --kernel 6.12.105")
+@verb(
+    "build",
+    "svmstream lab build --kernel 6.12 --kernel 6.12.105",
+)
 @click.option("--kernel", "kernels", multiple=True, type=KERNEL, metavar="KERNEL",
               help="The suite with this kernel (5.10, 6.1, 6.12, 7.2), or a kernel alone by its "
               "version, such as 6.12.105; may be repeated.")  # fmt: skip

@@ -14,12 +14,13 @@ from qemu_svm.cli import options
 from qemu_svm.cli.lab.boxes import session
 from qemu_svm.cli.lab.options import WHICH_BOX, box_arguments, box_options, name_option
 from qemu_svm.cli.output import show
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "capture",
-    epilog=WHICH_BOX + "\n\nExample: svmstream lab capture --kernel 6.12 --qemu 10.0 "
-    "--guest nested-npt -o dump.bin",
+    "svmstream lab capture --kernel 6.12 --qemu 10.0 --guest nested-npt -o dump.bin",
+    epilog=WHICH_BOX,
 )
 @name_option
 @box_options

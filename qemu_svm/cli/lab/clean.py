@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qemu_svm.cli import progress
+from qemu_svm.cli.verbs import verb
 from qemu_svm.lab.suites.catalogue import SUITES
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ class _InCache(click.ParamType[str]):
         return [CompletionItem(name) for name in _names() if name.startswith(incomplete)]
 
 
-@click.command("clean", epilog="Example: svmstream lab clean bullseye linux-6.12.105-1")
+@verb(
+    "clean",
+    "svmstream lab clean bullseye linux-6.12.105-1",
+)
 @click.argument("names", metavar="[NAME]...", nargs=-1, type=_InCache())
 @click.option("--kernels", is_flag=True, help="All kernels that were fetched by their version.")
 @click.option("--all", "everything", is_flag=True, help="All suites and kernels.")

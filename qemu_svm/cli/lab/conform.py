@@ -13,6 +13,7 @@ from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 if TYPE_CHECKING:
     from qemu_svm.lab import Box
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 _REPORT_EVERY = 250  # sequences
 
 
-@click.command(
+@verb(
     "conform",
-    epilog="Example: svmstream lab conform --kernel 6.1 --sequences 1000 --seed 1 dump.bin",
+    "svmstream lab conform --kernel 6.1 --sequences 1000 --seed 1 dump.bin",
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @options.json_option

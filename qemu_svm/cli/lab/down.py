@@ -5,9 +5,13 @@ from __future__ import annotations
 import click
 
 from qemu_svm.cli.lab.options import name_option
+from qemu_svm.cli.verbs import verb
 
 
-@click.command("down")
+@verb(
+    "down",
+    "svmstream lab down",
+)
 @name_option
 @click.option("--all", "everything", is_flag=True, help="All boxes that are up.")
 def command(*, name: str | None, everything: bool) -> None:

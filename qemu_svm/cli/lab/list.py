@@ -7,9 +7,14 @@ import click
 from qemu_svm.cli import options, progress, signals
 from qemu_svm.cli.lab.options import mirror_option
 from qemu_svm.cli.output import show
+from qemu_svm.cli.verbs import verb
 
 
-@click.command("list", epilog="Examples: svmstream lab list; svmstream lab list --available")
+@verb(
+    "list",
+    "svmstream lab list",
+    "svmstream lab list --available",
+)
 @click.option("--available", is_flag=True,
               help="The kernels that can be had from the mirror instead.")  # fmt: skip
 @mirror_option

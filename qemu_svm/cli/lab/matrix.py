@@ -10,6 +10,7 @@ from qemu_svm.cli import options, progress, signals
 from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_INTERRUPTED, print_error
+from qemu_svm.cli.verbs import verb
 from qemu_svm.lab.suites.catalogue import QEMUS
 
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from qemu_svm.lab.matrix import Host
 
 
-@click.command(
+@verb(
     "matrix",
-    epilog="Examples: svmstream lab matrix; svmstream lab matrix --guest smm --host 6.1/7.2 "
-    "--host 6.12/10.0",
+    "svmstream lab matrix",
+    "svmstream lab matrix --guest smm --host 6.1/7.2 --host 6.12/10.0",
 )
 @click.option("--guest", "names", multiple=True, default=("nested", "nested-npt"),
               show_default=True, metavar="NAME", help="A guest; may be repeated.")  # fmt: skip

@@ -12,11 +12,13 @@ from qemu_svm.cli.lab.options import WHICH_BOX, box_arguments, box_options, name
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_REFUSED, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "restore",
-    epilog=WHICH_BOX + "\n\nExample: svmstream lab restore dump.bin --kernel 6.12 --qemu 10.0",
+    "svmstream lab restore dump.bin --kernel 6.12 --qemu 10.0",
+    epilog=WHICH_BOX,
 )
 @options.file_argument
 @name_option

@@ -10,14 +10,17 @@ import click
 
 from qemu_svm.cli.lab.boxes import session
 from qemu_svm.cli.lab.options import WHICH_BOX, box_options, name_option
+from qemu_svm.cli.verbs import verb
 
 _CHUNK = 1 << 16
 
 
-@click.command(
+@verb(
     "run",
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    "svmstream lab run --kernel 7.2 -- uname -r",
+    "svmstream lab run -i -- sh -s < script.sh",
     epilog=WHICH_BOX,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @name_option
 @box_options

@@ -18,12 +18,17 @@ import click
 
 from qemu_svm.cli.lab.boxes import session
 from qemu_svm.cli.lab.options import WHICH_BOX, box_options, name_option
+from qemu_svm.cli.verbs import verb
 
 if TYPE_CHECKING:
     from qemu_svm.lab import Command
 
 
-@click.command("shell", epilog=WHICH_BOX)
+@verb(
+    "shell",
+    "svmstream lab shell --kernel 6.1 --share .",
+    epilog=WHICH_BOX,
+)
 @name_option
 @box_options
 def command(*, name: str | None, **box: Any) -> int:

@@ -9,9 +9,15 @@ import click
 from qemu_svm.cli import options, progress, signals
 from qemu_svm.cli.lab.options import box_arguments, box_options
 from qemu_svm.cli.output import show
+from qemu_svm.cli.verbs import verb
 
 
-@click.command("up")
+@verb(
+    "up",
+    "svmstream lab up --kernel 6.12 --memory 4096",
+    "svmstream lab run uname -r",
+    "svmstream lab down",
+)
 @click.option("--name", metavar="NAME", help="Name of the box.  [default: box]")
 @box_options
 @options.json_option

@@ -13,13 +13,14 @@ from qemu_svm.cli.lab.options import box_arguments, box_options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL
 
 
-@click.command(
+@verb(
     "witness",
-    epilog="Examples: svmstream lab witness dump.bin --kernel 6.12; svmstream lab witness "
-    "dump.bin --plan cpuid,sregs:l1,nested,regs,msrs,run",
+    "svmstream lab witness dump.bin --kernel 6.12",
+    "svmstream lab witness dump.bin --plan cpuid,sregs:l1,nested,regs,msrs,run",
 )
 @options.file_argument
 @box_options

@@ -7,13 +7,15 @@ import click
 from qemu_svm.cli.verbs import Verbs
 
 _VERBS = {
-    "read": "Show memory: a hexdump, or values, strings, instructions.",
-    "translate": "Show every step of a page table walk, and why it ends.",
-    "map": "Show what is mapped: RAM with the reason, or ranges with permissions.",
-    "search": "Find bytes, a string or a number in memory.",
-    "disasm": "Disassemble, by default at the vCPU's next instruction.",
-    "core": "Write an ELF core of L1 or L2 for crash, drgn, gdb and others.",
-    "drgn": "Debug L1 or L2 with drgn, without writing a core.",
+    "Verbs": {
+        "read": "Show memory: a hexdump, values, strings, instructions.",
+        "translate": "Show every step of a page table walk.",
+        "map": "Show what is mapped, with reason or permissions.",
+        "search": "Find bytes, a string or a number in memory.",
+        "disasm": "Disassemble, by default at the next instruction.",
+        "core": "Write an ELF core of L1 or L2 for crash, drgn, gdb.",
+        "drgn": "Debug L1 or L2 with drgn, without writing a core.",
+    },
 }
 
 
@@ -21,7 +23,7 @@ _VERBS = {
     cls=Verbs,
     package=__name__,
     verbs=_VERBS,
-    epilog="Example: svmstream mem read dump.bin l2v:rip -n 64",
+    examples=("svmstream mem read dump.bin l2v:rip -n 64",),
 )
 def command() -> None:
     """Read the memory of L1, and of L2 while a vCPU runs it.

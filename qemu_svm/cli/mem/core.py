@@ -10,13 +10,14 @@ from qemu_svm.cli import options, progress, signals
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import report_damage
+from qemu_svm.cli.verbs import verb
 from qemu_svm.memory.reports import CoreReport
 
 
-@click.command(
+@verb(
     "core",
-    epilog="Examples: svmstream mem core dump.bin -o l1.core; "
-    "svmstream mem core dump.bin -o l2.core --of l2; "
+    "svmstream mem core dump.bin -o l1.core",
+    "svmstream mem core dump.bin -o l2.core --of l2",
     "svmstream mem core dump.bin -o l2.core --of l2@0x1023e1000 --for gdb",
 )
 @common.options

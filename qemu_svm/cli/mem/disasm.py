@@ -9,11 +9,13 @@ import click
 from qemu_svm.cli import options
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.output import show
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "disasm",
-    epilog="Examples: svmstream mem disasm dump.bin; svmstream mem disasm dump.bin l1v:rip -n 4",
+    "svmstream mem disasm dump.bin",
+    "svmstream mem disasm dump.bin l1v:rip -n 4",
 )
 @common.options
 @common.where_argument(required=False)

@@ -11,13 +11,14 @@ import click
 
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.status import report_damage
+from qemu_svm.cli.verbs import verb
 from qemu_svm.memory.optional import optional
 
 
-@click.command(
+@verb(
     "drgn",
-    epilog="Examples: svmstream mem drgn dump.bin --of l2 -s vmlinux; "
-    "svmstream mem drgn dump.bin -s vmlinux -e \"print(prog['init_uts_ns'].name)\"; "
+    "svmstream mem drgn dump.bin --of l2 -s vmlinux",
+    "svmstream mem drgn dump.bin -s vmlinux -e \"print(prog['init_uts_ns'].name)\"",
     "svmstream mem drgn dump.bin -s vmlinux script.py",
 )
 @common.options

@@ -12,6 +12,7 @@ from qemu_svm.cli import options
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, print_error, report_damage
+from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import AddressError
 from qemu_svm.memory.reports import MappedRanges, PhysicalMap, Place
 from qemu_svm.memory.spaces import Space
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 _MOST_JSON = 1 << 17
 
 
-@click.command(
+@verb(
     "map",
-    epilog="Examples: svmstream mem map dump.bin l1p; svmstream mem map dump.bin l2v --leaves",
+    "svmstream mem map dump.bin l1p",
+    "svmstream mem map dump.bin l2v --leaves",
 )
 @common.options
 @common.world_argument

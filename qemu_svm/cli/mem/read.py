@@ -11,6 +11,7 @@ from qemu_svm.cli import options, sizes
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import print_error
+from qemu_svm.cli.verbs import verb
 from qemu_svm.memory.reports import MemoryRead, Place
 from qemu_svm.memory.results import Status
 
@@ -18,10 +19,10 @@ _DEFAULT = 256
 _MOST_JSON = 16 << 20
 
 
-@click.command(
+@verb(
     "read",
-    epilog="Examples: svmstream mem read dump.bin l2v:rip -n 64; "
-    "svmstream mem read dump.bin l1p:0x1000 /16xg; "
+    "svmstream mem read dump.bin l2v:rip -n 64",
+    "svmstream mem read dump.bin l1p:0x1000 /16xg",
     "svmstream mem read dump.bin l2v:0xffffffff81000000 -n 1M -o text.bin",
 )
 @common.options

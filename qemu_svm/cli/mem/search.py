@@ -12,6 +12,7 @@ from qemu_svm.cli import options
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, print_error, report_damage
+from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import AddressError
 from qemu_svm.memory.reports import Place, SearchReport
 from qemu_svm.memory.search import Found, Locator, search
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 _MOST = 1000
 
 
-@click.command(
+@verb(
     "search",
-    epilog="Examples: svmstream mem search dump.bin --string 'Linux version'; "
+    "svmstream mem search dump.bin --string 'Linux version'",
     "svmstream mem search dump.bin l2p --u64 0xffffffff81000000",
 )
 @common.options

@@ -9,6 +9,7 @@ import click
 from qemu_svm.cli import options
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.output import show
+from qemu_svm.cli.verbs import verb
 from qemu_svm.memory.reports import Translation
 
 
@@ -20,9 +21,9 @@ def _access(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
     return text
 
 
-@click.command(
+@verb(
     "translate",
-    epilog="Example: svmstream mem translate dump.bin l2v:rip --access x",
+    "svmstream mem translate dump.bin l2v:rip --access x",
 )
 @common.options
 @common.where_argument()
