@@ -62,7 +62,8 @@ def test_examples_are_accepted(words: tuple[str, ...]) -> None:
         try:
             command.make_context(command.name, rest, parent=at.parent)
         except click.BadParameter as error:
-            assert "not in the cache" in error.message
+            if "not in the cache" not in error.message:
+                raise
 
 
 @pytest.mark.parametrize("words", [(), *ALL], ids=" ".join)
