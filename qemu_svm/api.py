@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -232,13 +233,21 @@ class Dump:
     def inspect(self, *, ram: bool = False) -> Inspection:
         """Return all that ``svmstream inspect`` shows.
 
-        :param ram: read all RAM records and count the pages.
+        :param ram: read all RAM records, those of the channels too, and count the pages.
         """
         from qemu_svm.findings.inspection import Inspection, findings
 
         if not ram:
             return Inspection(self.machine, self.problems)
-        return Inspection(self._walked, tuple(findings(self._walked)), ram=True)
+        machine = self._walked
+        if self.channels:
+            from qemu_svm.stream.ram.problems import all_problems
+
+            stream = machine.stream
+            problems = all_problems(stream, self.ram)
+            stream = replace(stream, pages=self.ram.counts(), problems=problems)
+            machine = replace(machine, stream=stream)
+        return Inspection(machine, tuple(findings(machine)), ram=True)
 
     def check(
         self,

@@ -27,19 +27,18 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="FILE...", nargs=-1)
 @options.json_option
 @options.limit_option
-@click.option("--kernel", "kernels", multiple=True,
-              help="The destination's kernel: a release or uname -r (6.12.118, 5.15.0-91-generic, "
-              "6.1), or auto for this host's; may be repeated.  [default: all]")  # fmt: skip
-@click.option("--to", "destination", metavar="RELEASE", help="The same, for one destination.")
-@click.option("--from", "source", metavar="RELEASE", help="The source's kernel.")
+@options.description_option
+@options.channel_option
+@options.kernel_option("all releases")
+@options.release_option("--to", "destination", "The same, for one destination.")
+@options.release_option("--from", "source", "The source's kernel.")
 @click.option("--qemu", "qemu_version", type=qemus.version, metavar="VERSION|BINARY",
               help="The destination's QEMU.")  # fmt: skip
 @options.host_npt_option
 @options.cpu_option
 @options.maxphyaddr_option
-@click.option("--fail-on", type=click.Choice(["warning", "error"]), default="error",
-              show_default=True, help="The lowest severity that makes the exit status 1.",
-              )  # fmt: skip
+@options.fail_on_option()
+@click.option("-v", "--verbose", is_flag=True, help="Show the verdict of every kernel.")
 @click.option("--rules", "list_rules", is_flag=True, help="List all rules.")
 @click.option("--explain", "word", metavar="ID",
               help="Explain a rule, a CVE number or a commit of KVM.")  # fmt: skip
@@ -47,6 +46,8 @@ def command(
     *,
     files: tuple[str, ...],
     as_json: bool,
+    lender: str | None,
+    channels: tuple[str, ...],
     kernels: tuple[str, ...],
     destination: str | None,
     source: str | None,
@@ -54,7 +55,7 @@ def command(
     npt: str,
     cpu: str | None,
     maxphyaddr: int,
-    fail_on: str,
+    verbose: bool,
     list_rules: bool,
     word: str | None,
 ) -> int:
@@ -77,16 +78,17 @@ def command(
         kernels = (destination,)
     if files.count("-") > 1:
         raise click.UsageError("only one FILE can be standard input")
+    if channels and len(files) > 1:
+        raise click.UsageError("--channel is for a single FILE")
 
     def judged(file: str) -> tuple[CheckReport, int]:
-        with opened(file) as dump:
+        with opened(file, channels=channels, description=lender) as dump:
             report = dump.check(kernels, source=source, qemu=qemu_version, npt=npt == "on",
                                 maxphyaddr=maxphyaddr, cpu=cpu)  # fmt: skip
             if not as_json:
-                show(report, as_json=False)
+                show(report, as_json=False, verbose=verbose)
             unreadable = report_damage(dump)
-        bad = {"error"} if fail_on == "error" else {"error", "warning"}
-        found = any(one.severity in bad for one in report.findings)
+        found = options.fails(one.severity for one in report.findings)
         return report, unreadable or (EXIT_FINDINGS if found else 0)
 
     if len(files) > 1:

@@ -23,7 +23,8 @@ from qemu_svm.cli.verbs import verb
 @click.argument("b", metavar="B", required=False)
 @options.json_option
 @options.limit_option
-@click.option("--all", "all_differences", is_flag=True, help="Show masked differences too.")
+@options.fail_on_option()
+@click.option("-v", "--all", "all_differences", is_flag=True, help="Show masked differences too.")
 @options.mask_option
 @click.option("--no-masks", is_flag=True, help="Use only the masks given with --mask.")
 @click.option("--ram", is_flag=True, help="Compare RAM too, page by page.")
@@ -72,4 +73,4 @@ def command(
         show(report, as_json=as_json, all_differences=all_differences)
     if unreadable or (report.pages is not None and report.pages.problems):
         return EXIT_UNREADABLE
-    return 0 if report.same else EXIT_FINDINGS
+    return EXIT_FINDINGS if not report.same and options.fails() else 0

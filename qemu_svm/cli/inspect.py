@@ -20,9 +20,19 @@ from qemu_svm.cli.verbs import verb
 @options.json_option
 @options.limit_option
 @options.description_option
+@options.channel_option
+@options.fail_on_option("warning")
 @click.option("--ram", is_flag=True, help="Read all RAM records and count the pages.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every vCPU in full.")
-def command(*, file: str, as_json: bool, lender: str | None, ram: bool, verbose: bool) -> int:
+def command(
+    *,
+    file: str,
+    as_json: bool,
+    lender: str | None,
+    channels: tuple[str, ...],
+    ram: bool,
+    verbose: bool,
+) -> int:
     """Show what is in the stream FILE ("-" for standard input).
 
     The machine, the problems found, each vCPU (L2's state in the vCPU's
@@ -30,14 +40,12 @@ def command(*, file: str, as_json: bool, lender: str | None, ram: bool, verbose:
     FILE may be compressed (gzip, xz, bzip2, zstd, lzop), a libvirt save image,
     IMAGE.qcow2#SNAPSHOT, or FILE#@OFFSET for a stream inside a file.
     """
-    from qemu_svm.rules import Severity
-
-    with opened(file, description=lender) as dump:
+    with opened(file, channels=channels, description=lender) as dump:
         result = dump.inspect(ram=ram)
         show(result, as_json=as_json, verbose=verbose)
         if as_json:  # the text has it among the problems
             report_damage(dump)
         if not dump.complete:
             return EXIT_UNREADABLE
-    bad = any(finding.severity is not Severity.INFO for finding in result.problems)
-    return EXIT_FINDINGS if bad else 0
+    found = options.fails(one.severity for one in result.problems)
+    return EXIT_FINDINGS if found else 0

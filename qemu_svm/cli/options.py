@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from qemu_svm.limits import Limits
 
 _LIMITS = "qemu_svm.limits"
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
 class Renamed(click.Option):
@@ -36,7 +39,65 @@ class Renamed(click.Option):
 
 file_argument = click.argument("file", metavar="FILE")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    ctx.meta[f"qemu_svm.{param.name}"] = value
+
+
+def _kept(name: str, default: Any) -> Any:
+    context = click.get_current_context(silent=True)
+    return default if context is None else context.meta.get(f"qemu_svm.{name}", default)
+
+
+def output_options(function: _Decorated) -> _Decorated:
+    """Add ``--quiet`` and ``--color``, which :mod:`qemu_svm.cli.output` obeys."""
+    for option in (
+        click.option("--color", type=click.Choice(("auto", "always", "never")), default="auto",
+                     expose_value=False, callback=_keep, show_default=True,
+                     help="Colour of the text; auto is on a terminal."),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_keep,
+                     help="Print only errors: the exit status is the answer."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def quiet() -> bool:
+    """Whether ``--quiet`` was given."""
+    return bool(_kept("quiet", default=False))
+
+
+def color() -> str:
+    """``auto``, ``always`` or ``never``."""
+    return str(_kept("color", default="auto"))
+
+
+def json_option(function: _Decorated) -> _Decorated:
+    """Add ``--json``, and the options of every output."""
+    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+    return option(output_options(function))
+
+
+def fail_on_option(default: str = "error") -> Callable[[_Decorated], _Decorated]:
+    """Return the option ``--fail-on``, which :func:`findings` obeys.
+
+    :param default: the lowest severity that makes the exit status 1 without the option.
+    """
+    return click.option(
+        "--fail-on", type=click.Choice(_SEVERITIES), default=default, show_default=True,
+        expose_value=False, callback=_keep,
+        help="The lowest severity that makes the exit status 1.",
+    )  # fmt: skip
+
+
+_SEVERITIES = ("info", "warning", "error", "never")
+
+
+def fails(severities: Iterable[str] = ("error",)) -> bool:
+    """Whether findings of these severities make the exit status 1."""
+    least = _SEVERITIES.index(_kept("fail_on", default="error"))
+    return any(_SEVERITIES.index(one) >= least for one in severities)
+
 
 description_option = click.option(
     "--description", "lender", metavar="FILE",
@@ -58,6 +119,37 @@ plan_option = click.option(
     "--plan", default="qemu", show_default=True,
     help="qemu, qemu-VERSION, selftests, or steps separated by commas.",
 )  # fmt: skip
+
+
+def _complete_kernel(
+    _ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from qemu_svm.model.profiles import AUTO, PROFILES
+
+    names = [*PROFILES, AUTO, *(["all"] if param.multiple else [])]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def kernel_option(default: str) -> Callable[[_Decorated], _Decorated]:
+    """Return the option ``--kernel`` of a verb that asks the model: any release.
+
+    :param default: in words.
+    """
+    return click.option(
+        "--kernel", "kernels", multiple=True, metavar="RELEASE", shell_complete=_complete_kernel,
+        help="The destination's kernel: a release or uname -r (6.12.118, 5.15.0-91-generic, 6.1), "
+        f"auto for this host's, or all; may be repeated.  [default: {default}]",
+    )  # fmt: skip
+
+
+def release_option(name: str, variable: str, words: str) -> Callable[[_Decorated], _Decorated]:
+    """Return an option for one kernel that the model knows."""
+    return click.option(
+        name, variable, metavar="RELEASE", shell_complete=_complete_kernel, help=words
+    )
+
 
 vcpu_option = click.option("--vcpu", default=0, show_default=True, help="CPU index.")
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
 from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from qemu_svm.cli import options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,37 +22,78 @@ if TYPE_CHECKING:
     from qemu_svm.results import Result
 
 
-def show(result: Result, *, as_json: bool, indent: int | None = 1, **options: Any) -> None:
-    """Print a result.
+def show(result: Result, *, as_json: bool, indent: int | None = 1, **options_: Any) -> None:
+    """Print a result, unless ``--quiet`` was given.
 
     :param as_json: as one JSON document, else as text.
     :param indent: of JSON; None for a document on one line.
-    :param options: of the text; see ``render`` in ``render/text/VERB``.
+    :param options_: of the text; see ``render`` in ``render/text/VERB``.
     """
     if as_json:
         print_json(result.to_json(), indent)
     else:
         renderer = import_module(f"qemu_svm.render.text.{result.verb}")
-        print_lines(renderer.render(result, **options))
+        print_lines(renderer.render(result, **options_))
 
 
 def print_json(document: dict[str, Any], indent: int | None = 1) -> None:
     """Print a document; ASCII only, so nothing in it can reach a terminal raw."""
-    click.echo(json.dumps(document, indent=indent))
+    if not options.quiet():
+        click.echo(json.dumps(document, indent=indent))
 
 
 def print_lines(lines: Iterable[Text | str]) -> None:
-    """Print a report; text is wrapped to a terminal's width, but never in a pipe.
+    """Print a report.
+
+    On a terminal lines are wrapped to its width, and a report longer than the screen is
+    shown by a pager; in a pipe neither.
 
     :param lines: plain strings are never wrapped, and have nothing to escape.
     """
+    if options.quiet():
+        for _line in lines:
+            pass  # the exit status may depend on what is found on the way
+        return
+    if not sys.stdout.isatty():
+        for line in _printed(lines, wrap=False):
+            click.echo(line, color=True)
+        return
+    printed = _printed(lines, wrap=True)
+    if not sys.stdin.isatty():
+        first: list[str] = []
+    else:
+        first, rows = [], 0
+        height = shutil.get_terminal_size().lines
+        for line in printed:
+            first.append(line)
+            rows += 1 + line.count("\n")
+            if rows >= height:
+                os.environ.setdefault("LESS", "FRX")
+                newline = (f"{one}\n" for one in chain(first, printed))
+                click.echo_via_pager(newline, color=options.color() != "never")
+                return
+    for line in chain(first, printed):
+        click.echo(line, color=True)
+
+
+def _printed(lines: Iterable[Text | str], *, wrap: bool) -> Iterator[str]:
+    # Styled text as a terminal is sent it, one or more rows a line.
     out: Console | None = None
     for line in lines:
         if isinstance(line, str):
-            click.echo(line)
+            yield line
             continue
         if out is None:
             from qemu_svm.render.text.base import console
 
-            out = console()
-        out.print(line, soft_wrap=not out.is_terminal)
+            out = console(options.color())
+        yield _row(out, line, wrap=wrap)
+
+
+def _row(out: Console, line: Text, *, wrap: bool) -> str:
+    from qemu_svm.render.text.base import hanging
+
+    with out.capture() as captured:
+        for row in hanging(out, line) if wrap else (line,):
+            out.print(row, soft_wrap=True)
+    return captured.get().removesuffix("\n")

@@ -27,7 +27,9 @@ from qemu_svm.errors import OutputExists
     "--range", "span", callback=sizes.span, metavar="START:END",
     help="Only these bytes of each block; whole pages.",
 )  # fmt: skip
+@options.description_option
 @options.channel_option
+@click.option("-v", "--verbose", is_flag=True, help="Maps with a character for each page.")
 @click.option("--extract", "directory", metavar="DIR",
               help="Write each block into a file in DIR.")  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Replace files in DIR.")
@@ -37,7 +39,9 @@ def command(
     as_json: bool,
     names: Sequence[str],
     span: tuple[int, int] | None,
+    lender: str | None,
     channels: Sequence[str],
+    verbose: bool,
     directory: str | None,
     force: bool,
 ) -> int:
@@ -47,7 +51,7 @@ def command(
     draws a map of each block. --extract writes the final content of the blocks
     to sparse files.
     """
-    with opened(file, channels=channels) as dump:
+    with opened(file, channels=channels, description=lender) as dump:
         report = dump.pages(names, span=span)
         if directory is not None:
             from qemu_svm.stream.ram.files import write_blocks
@@ -61,5 +65,5 @@ def command(
             except OutputExists as error:
                 raise click.UsageError(f"{error}; -f replaces it") from error
             report = report.with_files(files)
-        show(report, as_json=as_json)
+        show(report, as_json=as_json, verbose=verbose)
         return report_problems(file, report.problems, complete=report.complete)

@@ -56,7 +56,8 @@ class _Options:
 @click.option("--paused", "guest", flag_value="paused", help="Leave the guest stopped.")
 @click.option("--run", "guest", flag_value="run", help="Resume the guest, even if saved stopped.")
 @click.option("--socket", metavar="PATH", help="Path of QEMU's QMP socket, for other clients.")
-@click.option("--channel", "channels", multiple=True, metavar="FILE", help="A multifd channel.")
+@options.description_option
+@options.channel_option
 @click.option("--capability", "capabilities", multiple=True, metavar="NAME",
               help="Enable a migration capability.")  # fmt: skip
 @click.option("--qemu-file", metavar="PATH",
@@ -73,6 +74,7 @@ def command(
     mode: str | None,
     guest: str | None,
     socket: str | None,
+    lender: str | None,
     channels: tuple[str, ...],
     capabilities: tuple[str, ...],
     qemu_file: str | None,
@@ -94,7 +96,7 @@ def command(
         raise click.UsageError("--detach needs --socket PATH: otherwise QEMU cannot be reached")
     run = {"run": True, "paused": False}.get(guest or "")
     chosen = _Options(arguments, socket, mode, capabilities, qemu_file, run, as_json)
-    with opened(file, channels=channels) as dump:
+    with opened(file, channels=channels, description=lender) as dump:
         report_damage(dump)
         if binary is None:
             work = _into_running(address or "", timeout, dump, chosen)

@@ -55,14 +55,15 @@ class _Qemu:
               help="Start this QEMU with ARGS.")  # fmt: skip
 @click.option("--into", "target", cls=options.Renamed, formerly={"--to": None}, metavar="SOCKET",
               help="Use a running QEMU that waits for a stream (-incoming defer).")  # fmt: skip
-@click.option("--channel", "channels", multiple=True, metavar="FILE",
-              help="A multifd channel of FILE.")  # fmt: skip
+@options.description_option
+@options.channel_option
 @click.option("--keep", metavar="DIR", help=f"Keep {_FIRST} and {_SECOND} in DIR.")
 @click.option("--qemu-dir", metavar="DIR",
               help="The QEMUs read and write the files, in the directory that they see as DIR.",
               )  # fmt: skip
 @options.mask_option
-@click.option("--all", "all_differences", is_flag=True, help="Show masked differences too.")
+@options.fail_on_option()
+@click.option("-v", "--all", "all_differences", is_flag=True, help="Show masked differences too.")
 @options.json_option
 @options.limit_option
 @options.timeout_option
@@ -72,6 +73,7 @@ def command(
     address: str | None,
     binary: str | None,
     target: str | None,
+    lender: str | None,
     channels: tuple[str, ...],
     keep: str | None,
     qemu_dir: str | None,
@@ -106,7 +108,7 @@ def command(
         try:
             if address is not None:
                 file = _capture(address, os.path.join(folder, _FIRST), qemu_dir, timeout)
-            first = stack.enter_context(opened(file or "", channels=channels))
+            first = stack.enter_context(opened(file or "", channels=channels, description=lender))
             path = os.path.join(folder, _SECOND)
             restored, saved = signals.run(_through(first, qemu, path, qemu_dir))
         except StreamRefused as error:
@@ -127,7 +129,7 @@ def command(
         show(result, as_json=as_json, all_differences=all_differences)
     if unreadable or (report.pages is not None and report.pages.problems):
         return EXIT_UNREADABLE
-    return 0 if report.same else EXIT_FINDINGS
+    return EXIT_FINDINGS if not report.same and options.fails() else 0
 
 
 def _capture(address: str, path: str, qemu_dir: str | None, timeout: float) -> str:

@@ -23,10 +23,18 @@ from qemu_svm.cli.verbs import verb
 @options.json_option
 @options.limit_option
 @options.description_option
+@options.channel_option
 @click.option("--raw", is_flag=True, help="Write only the raw bytes to standard output.")
 @click.option("-v", "--verbose", is_flag=True, help="Show reserved bytes too.")
 def command(
-    *, file: str, path: str, as_json: bool, lender: str | None, raw: bool, verbose: bool
+    *,
+    file: str,
+    path: str,
+    as_json: bool,
+    lender: str | None,
+    channels: tuple[str, ...],
+    raw: bool,
+    verbose: bool,
 ) -> int:
     """Show one part of the stream FILE in full: offset, raw bytes, meaning.
 
@@ -34,7 +42,7 @@ def command(
     vcpuN.nested.l1_save.FIELD, section:NAME.FIELD, configuration, header, or
     @OFFSET for whatever contains that byte.
     """
-    with opened(file, description=lender) as dump:
+    with opened(file, channels=channels, description=lender) as dump:
         shown = dump.show(path)
         if not raw:
             output.show(shown, as_json=as_json, verbose=verbose)

@@ -21,6 +21,7 @@ from qemu_svm.cli.verbs import verb
 @click.argument("log", metavar="LOG")
 @options.json_option
 @options.limit_option
+@options.fail_on_option()
 @click.option("-v", "--verbose", is_flag=True, help="List every ioctl and every rule.")
 def command(*, log: str, as_json: bool, verbose: bool) -> int:
     """Check the order of KVM_SET_* calls in a log of ioctls ("-" for standard input).
@@ -42,4 +43,4 @@ def command(*, log: str, as_json: bool, verbose: bool) -> int:
         )
     if not trace.complete:
         return EXIT_UNREADABLE
-    return 0 if trace.clean else EXIT_FINDINGS
+    return EXIT_FINDINGS if not trace.clean and options.fails() else 0

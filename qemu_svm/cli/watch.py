@@ -28,6 +28,7 @@ if TYPE_CHECKING:
               type=click.FloatRange(min=0.05), help="Time between two samples.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for the next migration to start.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
+@options.output_options
 @options.timeout_option
 def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout: float) -> int:
     """Show a running migration, regardless of which client started it, and how it ended.
@@ -41,8 +42,8 @@ def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout
     from qemu_svm.render.text.base import console
 
     client = Client(address, timeout=timeout)
-    out = console()
-    if as_json or not out.is_terminal:
+    out = console(options.color())
+    if as_json or options.quiet() or not out.is_terminal:
         work = _watch(client, interval, _print_changes(as_json=as_json), wait=wait)
         return _status(signals.run(work))
     from rich.console import Group

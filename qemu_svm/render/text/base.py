@@ -6,8 +6,9 @@ from a stream is ever interpreted.  Colour repeats what the words say.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -26,6 +27,9 @@ STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
 """By :class:`~qemu_svm.rules.Severity`."""
 
 KEY_WIDTH = 14
+_HANGING = 4
+_GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
+"""Between two columns of a line."""
 
 
 class _Console(Console):
@@ -34,9 +38,39 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def console() -> Console:
-    """Return standard output as a console that interprets no markup."""
-    return _Console(highlight=False, markup=False, emoji=False)
+def console(color: str = "auto") -> Console:
+    """Return standard output as a console that interprets no markup.
+
+    :param color: ``auto`` is on a terminal; ``always`` also elsewhere; ``never``.
+    """
+    forced: dict[str, Any] = {}
+    if color == "always":
+        forced = {"force_terminal": True, "color_system": "standard", "no_color": False}
+    elif color == "never":
+        forced = {"color_system": None}
+    return _Console(highlight=False, markup=False, emoji=False, **forced)
+
+
+def hanging(out: Console, line: Text) -> Iterable[Text]:
+    """Return a line in rows of the console's width, those after the first indented.
+
+    They are in line with the last column if there is one in the left half, else four
+    columns to the right of the first.
+    """
+    if line.cell_len <= out.width:
+        return (line,)
+    text = line.plain
+    start = len(text) - len(text.lstrip())
+    indent = start + _HANGING
+    for gap in _GAP.finditer(text, start, out.width // 2):
+        indent = gap.end()
+    if indent >= out.width // 2 + _HANGING:
+        indent = _HANGING
+    first = line.wrap(out, out.width)[0]
+    rest = line[len(first) :]
+    rest = rest[len(rest.plain) - len(rest.plain.lstrip()) :]
+    wrapped = rest.wrap(out, out.width - indent)
+    return [first, *(Text(" " * indent).append_text(row) for row in wrapped)]
 
 
 def entry(key: str, value: str | Text, indent: int = 2) -> Text:

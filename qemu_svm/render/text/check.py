@@ -10,14 +10,17 @@ from qemu_svm.findings.check import summary
 from qemu_svm.findings.results import CheckReport
 from qemu_svm.model.profiles import ranges
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, STYLES, stream_heading
+from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns, stream_heading
 from qemu_svm.rules import Severity
 
 _ORDER = {severity: place for place, severity in enumerate(Severity)}
 
 
-def render(result: CheckReport) -> Iterable[Text]:
-    """Return the verdict for each vCPU, alike ones together, then the findings, worst first."""
+def render(result: CheckReport, *, verbose: bool) -> Iterable[Text]:
+    """Return the verdict for each vCPU, alike ones together, then the findings, worst first.
+
+    :param verbose: also the verdict of every kernel with its reasons.
+    """
     machine = result.machine
     yield stream_heading(machine)
     if not result.verdicts:
@@ -44,6 +47,17 @@ def render(result: CheckReport) -> Iterable[Text]:
         if finding.kernels:
             yield Text(f"    kernels: {ranges(finding.kernels)}", FAINT)
         yield Text(f"    do: {finding.do}", FAINT)
+    if verbose:
+        yield from _kernels(result)
+
+
+def _kernels(result: CheckReport) -> Iterable[Text]:
+    for index, verdicts in result.verdicts.items():
+        yield Text()
+        yield Text(f"vCPU {index}, kernel by kernel", HEADING)
+        rows = [[ranges([name]), one.verdict.value, " ".join(one.lines)]
+                for name, one in verdicts.items()]  # fmt: skip
+        yield from columns(rows, ("kernel", "verdict", "why"))
 
 
 def _spans(numbers: Sequence[int]) -> str:

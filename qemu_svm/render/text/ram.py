@@ -19,8 +19,11 @@ _ZERO = bytes((PageKind.ZERO, PageKind.ABSENT))
 _LEGEND = ". zero   - up to half data   + more   # all data   ' ' never sent"
 
 
-def render(result: RamReport) -> Iterable[Text]:
-    """Return pages, blocks, a map of each, and the files that were written."""
+def render(result: RamReport, *, verbose: bool) -> Iterable[Text]:
+    """Return pages, blocks, a map of each, and the files that were written.
+
+    :param verbose: maps with a character for each page.
+    """
     ram, covered, chosen = result.ram, result.coverage, result.chosen
     yield from _pages(ram, covered)
     yield Text("RAM blocks", HEADING)
@@ -29,7 +32,7 @@ def render(result: RamReport) -> Iterable[Text]:
     yield Text("")
     yield Text("Map", HEADING).append(f"  {_LEGEND}", FAINT)
     for number in chosen:
-        yield from _map(ram, covered[number], number, result.span)
+        yield from _map(ram, covered[number], number, result.span, each=verbose)
     if result.files:
         yield Text("")
         yield Text("Written", HEADING)
@@ -89,7 +92,7 @@ def _row(ram: Ram, covered: Sequence[BlockCoverage], number: int) -> tuple[str, 
 
 
 def _map(
-    ram: Ram, covered: BlockCoverage, number: int, span: tuple[int, int] | None
+    ram: Ram, covered: BlockCoverage, number: int, span: tuple[int, int] | None, *, each: bool
 ) -> Iterable[Text]:
     size = ram.page_size
     first = min((span[0] if span else 0) // size, covered.pages)
@@ -98,7 +101,7 @@ def _map(
     if pages <= 0:
         return
     cell = max(1, -(-pages // (_WIDTH * _ROWS)))
-    cell = 1 << (cell - 1).bit_length()
+    cell = 1 if each else 1 << (cell - 1).bit_length()
     yield Text(f"  {printable(ram.blocks[number].name)}").append(
         f", a character is {size_words(cell * size)}", FAINT
     )
