@@ -57,7 +57,11 @@ class Call:
     :param vcpu: the vCPU it was called on, or that KVM_CREATE_VCPU created.
     :param value: the result; None if the log does not have it.
     :param error: name of the errno it failed with.
-    :param efer: EFER in its argument, where strace printed that.
+    :param efer: EFER in the SREGS that were put or read, where strace printed that.
+    :param asked: number of MSRs in its argument, where strace printed that.
+    :param argument: a number or constant that strace printed as the argument.
+    :param on: kind of the file descriptor, if the log tells it; ``level`` is what the
+        ioctl should be called on if it does not.
     """
 
     line: int
@@ -68,6 +72,9 @@ class Call:
     value: int | None = None
     error: str | None = None
     efer: int | None = None
+    asked: int | None = None
+    argument: str = ""
+    on: Level | None = None
 
 
 @dataclass(frozen=True, slots=True)

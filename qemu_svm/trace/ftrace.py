@@ -99,4 +99,8 @@ class Ftrace:
             vcpu = None
             if value is not None and 0 <= value < 1 << 31:
                 vcpu = self._descriptors.created(value, begun.arg & 0xFFFF_FFFF, begun.line)
-        return Call(begun.line, name, begun.number, level, vcpu, value, error)
+        on = Level.VCPU if vcpu is not None else None
+        capability = f"{begun.arg:#x}" if name == "KVM_CHECK_EXTENSION" else ""
+        return Call(
+            begun.line, name, begun.number, level, vcpu, value, error, argument=capability, on=on
+        )

@@ -23,12 +23,14 @@ from qemu_svm.trace.phases import (
     PhaseKind,
     Splitter,
 )
+from qemu_svm.trace.refusals import Refusal, Watcher, compare_lists, of_the_vm
 from qemu_svm.trace.rules import NOT_SHOWN, NotShown
-from qemu_svm.trace.verdict import Put, PutVerdict
+from qemu_svm.trace.verdict import Put, PutVerdict, RuleResult
 from qemu_svm.trace.window import VmContext
 
 _MEMORY = frozenset({"KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2"})
 _MAKING = frozenset({"KVM_CREATE_VM", CREATE})
+_NESTED_CAPABILITY = frozenset({"KVM_CAP_NESTED_STATE", "157", "0x9d"})
 
 
 class Log(Bytes, Protocol):
@@ -45,6 +47,8 @@ class VcpuTrace:
 
     :param ioctls: number of its ioctls; ``runs`` of them are KVM_RUN.
     :param migrated: number of the phase that puts the state of a loaded stream, if any.
+    :param refusals: ioctls that failed.
+    :param results: rules that the vCPU breaks apart from its puts of nested state.
     """
 
     vcpu: VcpuId
@@ -53,6 +57,8 @@ class VcpuTrace:
     ioctls: int
     runs: int
     migrated: int | None = None
+    refusals: tuple[Refusal, ...] = ()
+    results: tuple[RuleResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class Trace(Result):
 
     :param formats: lines of each kind of log, most frequent first.
     :param not_shown: what the log cannot show.
+    :param refusals: ioctls of the VM and the system that failed.
     :param cut: line where reading ended because of a limit.
     :param damage: why the log could not be read to its end.
     """
@@ -87,6 +94,7 @@ class Trace(Result):
     others: tuple[OtherIoctl, ...]
     guess: Guess
     not_shown: tuple[NotShown, ...]
+    refusals: tuple[Refusal, ...] = ()
     cut: int | None = None
     damage: SvmStreamError | None = None
 
@@ -102,9 +110,19 @@ class Trace(Result):
 
     @property
     def clean(self) -> bool:
-        """Whether no put breaks a rule."""
+        """Whether no put of nested state, no refusal and nothing else breaks a rule."""
         puts = (put for vcpu in self.vcpus for put in vcpu.puts)
-        return all(put.verdict is not PutVerdict.VIOLATES for put in puts)
+        others = [one for vcpu in self.vcpus for one in vcpu.results]
+        return (
+            all(put.verdict is not PutVerdict.VIOLATES for put in puts)
+            and not any(one.bad for one in self.all_refusals)
+            and not any(one.bad for one in others)
+        )
+
+    @property
+    def all_refusals(self) -> tuple[Refusal, ...]:
+        """Those of all vCPUs, then those of the VM and the system."""
+        return (*(one for vcpu in self.vcpus for one in vcpu.refusals), *self.refusals)
 
 
 def read_trace(log: Log, limits: Limits = DEFAULT) -> Trace:
@@ -131,6 +149,11 @@ class _Collector:
         self._limits = limits
         self._vcpus: dict[VcpuId, Splitter] = {}
         self._others: dict[tuple[str, str], OtherIoctl] = {}
+        self._watchers: dict[VcpuId, Watcher] = {}
+        self._failed: dict[tuple[str, str], Call] = {}
+        self._memory = False
+        self._vm = False
+        self._no_nested = False
         self._kept = 0
         self._puts = 0
 
@@ -139,6 +162,7 @@ class _Collector:
             if isinstance(call, RunExit):
                 if call.vcpu in self._vcpus:
                     self._vcpus[call.vcpu].exit(call.reason)
+                    self._watchers[call.vcpu].exit(call)
                 continue
             self._add(call)
             if self._kept > self._limits.trace_ioctls or self._puts > self._limits.trace_puts:
@@ -156,12 +180,21 @@ class _Collector:
                 self._count(call)
                 return
             splitter = self._vcpus[call.vcpu] = Splitter()
+            self._watchers[call.vcpu] = Watcher(self._limits.trace_names)
+        memory = self._memory or (False if self._vm else None)
+        self._watchers[call.vcpu].add(call, memory=memory)
         before = splitter.kept
         splitter.add(call)
         self._puts += call.name == NESTED
         self._kept += splitter.kept - before
 
     def _count(self, call: Call) -> None:
+        self._vm = self._vm or call.name in _MAKING
+        self._memory = self._memory or (call.name in _MEMORY and call.error is None)
+        if call.argument in _NESTED_CAPABILITY and call.value == 0:
+            self._no_nested = True
+        if call.error not in (None, "EINTR") and len(self._failed) < self._limits.trace_names:
+            self._failed.setdefault((call.name, call.error or ""), call)
         key = (call.name, call.level.value)
         old = self._others.get(key)
         if old is None:
@@ -175,10 +208,16 @@ class _Collector:
         split = [(vcpu, one, one.finish()) for vcpu, one in self._vcpus.items()]
         migrated = [_migrated(phases) for _, _, phases in split]
         around = self._vm_context()
+        guessed = guess([phases for _, _, phases in split], migrated)
+        compare_lists(tuple(self._watchers.values()))
+        restores = not (guessed.clues or guessed.contradictory or self._no_nested)
         vcpus = tuple(
-            VcpuTrace(vcpu, phases, judge_order(phases, around), one.ioctls, one.runs, loaded)
+            VcpuTrace(
+                vcpu, phases, judge_order(phases, around), one.ioctls, one.runs, loaded,
+                self._watchers[vcpu].refusals(), self._watchers[vcpu].results(restores=restores),
+            )
             for (vcpu, one, phases), loaded in zip(split, migrated, strict=True)
-        )
+        )  # fmt: skip
         return Trace(
             log.path,
             log.compression,
@@ -188,8 +227,9 @@ class _Collector:
             counts.results,
             tuple(sorted(vcpus, key=_rank)),
             tuple(sorted(self._others.values(), key=lambda other: other.line)),
-            guess([phases for _, _, phases in split], migrated),
+            guessed,
             self._not_shown(vcpus, counts, around),
+            of_the_vm(tuple(self._failed.values()), memory=self._memory or None),
             cut,
             log.damage,
         )

@@ -46,7 +46,7 @@ STATE = (
 )
 """The ioctls of a put."""
 
-_READS = frozenset(
+READS = frozenset(
     f"KVM_GET_{name}"
     for name in (
         *("VCPU_EVENTS", "MP_STATE", "REGS", "FPU", "XSAVE", "XSAVE2", "XCRS", "SREGS", "SREGS2"),
@@ -217,7 +217,7 @@ class Splitter:
                 self._join(step)
             else:
                 self._held.append(step)
-        elif name in _READS:
+        elif name in READS:
             self._add_to(PhaseKind.GET, step)
         elif name in _SETUP or (name in TSC and self._mode in (None, PhaseKind.CREATION)):
             self._add_to(PhaseKind.CREATION, step)

@@ -282,6 +282,65 @@ ORDERS: tuple[Rule, ...] = (
         scope=ALL_KERNELS,
         requires="the first KVM_RUN after the put succeeds",
     ),
+    Rule(
+        "T-04",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "EFER.SVME is set, and nested state is never read or put",
+        "the program drops the nested state: if the vCPU ran L2, L2's code continues in L1's "
+        "context, and nothing that L1 intercepts is intercepted; GIF is lost as well",
+        "save KVM_GET_NESTED_STATE and put it after SREGS, or restore no guest that runs L2",
+        f"Linux Documentation/virt/kvm/api.rst 4.114; {_MEASURED}",
+        scope=ALL_KERNELS,
+        requires="nested state is read and put with the other state of a vCPU that uses SVM",
+    ),
+    Rule(
+        "T-05",
+        Severity.ERROR,
+        RuleKind.ORDER,
+        "KVM_SET_MSRS or KVM_GET_MSRS stops at an MSR",
+        "KVM returns how many it took, which is no error: the MSR at that place was refused, "
+        "and those behind it were not set or read",
+        "compare the result with the number that was asked for; the first one missing is refused "
+        "by this kernel or by the guest's CPUID",
+        "Linux arch/x86/kvm/x86.c __msr_io",
+        scope=ALL_KERNELS,
+        requires="KVM_SET_MSRS and KVM_GET_MSRS return the number that was asked for",
+    ),
+    Rule(
+        "T-06",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "an ioctl is called on the wrong kind of descriptor",
+        "it always fails; if it is KVM_CHECK_EXTENSION, -1 is taken for an answer, and nested "
+        "state may never be used",
+        "call KVM_CHECK_EXTENSION on the VM, or on /dev/kvm",
+        "Linux virt/kvm/kvm_main.c kvm_vcpu_ioctl, kvm_dev_ioctl",
+        scope=ALL_KERNELS,
+        requires="each ioctl is called on a descriptor that has it",
+    ),
+    Rule(
+        "T-07",
+        Severity.ERROR,
+        RuleKind.ORDER,
+        "KVM_RUN fails",
+        "the vCPU does not run",
+        "look at dmesg (kvm_amd dump_invalid_vmcb=1 prints the VMCB)",
+        "Linux arch/x86/kvm/x86.c kvm_arch_vcpu_ioctl_run",
+        scope=ALL_KERNELS,
+        requires="KVM_RUN succeeds, or is interrupted",
+    ),
+    Rule(
+        "T-08",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "a read of state fails and is not repeated",
+        "that state is not saved",
+        "treat every error of these ioctls as fatal",
+        _NESTED_C,
+        scope=ALL_KERNELS,
+        requires="every read of state succeeds",
+    ),
 )
 """In the order of their ids."""
 

@@ -17,7 +17,7 @@ Source: strace 6.1, ``strace(1)`` and real output.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qemu_svm.kvm import numbers
 from qemu_svm.kvm.numbers import Level
@@ -41,8 +41,13 @@ _RESULT = re.compile(
     r".*\)\s+= (?P<value>\?|-?\d{1,20})(?:<(?P<what>[^>]*)>)?(?: (?P<errno>E\w+))?"
 )
 _VCPU = re.compile(r"kvm-vcpu:(\d{1,6})")
+_KINDS = (
+    ("kvm-vcpu", Level.VCPU), ("kvm-vm", Level.VM), ("/dev/kvm", Level.SYSTEM),
+)  # fmt: skip
 _NUMBER = re.compile(r", (?:0x[0-9a-fA-F]{1,8} )?(\d{1,6})\)")
 _EFER = re.compile(r"\befer=(0x[0-9a-fA-F]{1,16}|\d{1,20})")
+_ASKED = re.compile(r"\bnmsrs=(\d{1,9})")
+_CAPABILITY = re.compile(r", (KVM_CAP_\w{1,64}|0x[0-9a-fA-F]{1,8}|\d{1,9})\)")
 _IOC_WAYS = {"_IOC_NONE": 0, "_IOC_WRITE": 1, "_IOC_READ": 2, "0": 0}
 _UNFINISHED = "<unfinished ...>"
 _TAIL = 400
@@ -58,6 +63,9 @@ class _Pending:
     number: int | None
     arg: int | None
     efer: int | None
+    asked: int | None
+    argument: str
+    on: Level | None
 
 
 class Strace:
@@ -100,8 +108,12 @@ class Strace:
     def _done(self, begun: _Pending, text: str) -> Call:
         ioctl = None if begun.number is None else numbers.by_number(begun.number)
         value, error, made = _result(text)
-        vcpu = self._descriptors.vcpu(begun.fd, begun.index, ioctl)
+        vcpu = None
+        if begun.on in (None, Level.VCPU):
+            vcpu = self._descriptors.vcpu(begun.fd, begun.index, ioctl)
         level = Level.VCPU if vcpu is not None else level_of(ioctl)
+        if begun.efer is None and text and begun.name.startswith("KVM_GET_SREGS"):
+            begun = replace(begun, efer=_hex(_EFER, text, 0))  # printed when it returned
         if begun.name == "KVM_CREATE_VCPU":
             level = Level.VM
             vcpu = None
@@ -109,7 +121,8 @@ class Strace:
                 index = made if made is not None else begun.arg
                 vcpu = self._descriptors.created(value, index, begun.line)
         return Call(
-            begun.line, begun.name, begun.number, level, vcpu, value, error, begun.efer
+            begun.line, begun.name, begun.number, level, vcpu, value, error, begun.efer,
+            begun.asked, begun.argument, Level.VCPU if vcpu is not None else begun.on,
         )  # fmt: skip
 
 
@@ -130,7 +143,7 @@ def _pending(line: int, text: str, start: re.Match[str]) -> _Pending | None:
         number = ioctl.number if ioctl is not None else None
     vcpu = _VCPU.search(start["what"] or "")
     arg = _NUMBER.match(text, start.end()) if name == "KVM_CREATE_VCPU" else None
-    efer = _EFER.search(text, start.end()) if name.startswith("KVM_SET_SREGS") else None
+    capability = name == "KVM_CHECK_EXTENSION" and _CAPABILITY.match(text, start.end())
     return _Pending(
         line,
         int(start["fd"]),
@@ -138,8 +151,16 @@ def _pending(line: int, text: str, start: re.Match[str]) -> _Pending | None:
         name,
         number,
         int(arg[1]) if arg else None,
-        int(efer[1], 0) if efer else None,
+        _hex(_EFER, text, start.end()) if "ET_SREGS" in name else None,
+        _hex(_ASKED, text, start.end()) if name.endswith("ET_MSRS") else None,
+        capability[1] if capability else "",
+        next((level for text, level in _KINDS if text in (start["what"] or "")), None),
     )
+
+
+def _hex(pattern: re.Pattern[str], text: str, start: int) -> int | None:
+    found = pattern.search(text, start)
+    return int(found[1], 0) if found else None
 
 
 def _number(start: re.Match[str]) -> int | None:

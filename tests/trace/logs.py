@@ -67,7 +67,8 @@ def strace(calls: Iterable[str], fd: int = 9) -> str:
     for call in calls:
         name, _, error = call.partition("=")
         name, _, data = name.partition(":")
-        result = f"-1 {error} (some words)" if error else "0"
+        done = "9" if name.endswith("_MSRS") else "0"
+        result = f"-1 {error} (some words)" if error else done
         what = f"{{{data.replace(':', '=')}}}" if data else "0x7f66291fe390"
         lines.append(f"ioctl({fd}<anon_inode:kvm-vcpu:0>, KVM_{name}, {what}) = {result}")
     return "".join(f"{line}\n" for line in lines)

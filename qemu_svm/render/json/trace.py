@@ -9,8 +9,9 @@ from qemu_svm.render.json.base import SCHEMA_VERSION, optional_hex
 from qemu_svm.trace.guess import Guess, Version
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import Phase, Step
+from qemu_svm.trace.refusals import Refusal
 from qemu_svm.trace.rules import ORDERS
-from qemu_svm.trace.verdict import Put, PutVerdict
+from qemu_svm.trace.verdict import Put, PutVerdict, RuleResult
 
 
 def render(result: Trace) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def render(result: Trace) -> dict[str, Any]:
             }
             for other in result.others
         ],
-        "rules": _rules(puts),
+        "refusals": [_refusal(one, None) for one in result.refusals],
+        "rules": _rules(result),
         "not_shown": [{"what": one.what, "rules": list(one.rules)} for one in result.not_shown],
     }
 
@@ -75,6 +77,8 @@ def _vcpu(vcpu: VcpuTrace) -> dict[str, Any]:
         "migrated": vcpu.migrated,
         "phases": [_phase(phase) for phase in vcpu.phases],
         "puts": [_put(put) for put in vcpu.puts],
+        "refusals": [_refusal(one, vcpu.vcpu.index) for one in vcpu.refusals],
+        "results": [_result(one) for one in vcpu.results],
     }
 
 
@@ -111,21 +115,47 @@ def _put(put: Put) -> dict[str, Any]:
         "order": [step.name for step in put.order],
         "run_line": None if put.run is None else put.run.line,
         "superseded_line": put.superseded,
-        "rules": [
-            {
-                "id": one.rule.id,
-                "outcome": one.outcome.value,
-                "severity": one.rule.trace_severity.value,
-                "line": one.line,
-                "note": one.note,
-            }
-            for one in put.results
+        "rules": [_result(one) for one in put.results],
+    }
+
+
+def _result(one: RuleResult) -> dict[str, Any]:
+    return {
+        "id": one.rule.id,
+        "outcome": one.outcome.value,
+        "severity": one.rule.trace_severity.value,
+        "line": one.line,
+        "note": one.note,
+    }
+
+
+def _refusal(one: Refusal, vcpu: int | None) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "error": one.error,
+        "vcpu": vcpu,
+        "level": one.level.value,
+        "line": one.line,
+        "last_line": one.last_line,
+        "count": one.count,
+        "rule": None if one.rule is None else one.rule.id,
+        "severity": one.severity.value,
+        "ran_line": one.ran,
+        "resolved_line": one.resolved,
+        "causes": [
+            {"rule": cause.rule or None, "why": cause.why, "do": cause.do, "seen": cause.seen}
+            for cause in one.causes
         ],
     }
 
 
-def _rules(puts: Sequence[Put]) -> dict[str, Any]:
-    used = {one.rule.id for put in puts for one in put.results}
+def _rules(trace: Trace) -> dict[str, Any]:
+    results = [
+        *(one for vcpu in trace.vcpus for put in vcpu.puts for one in put.results),
+        *(one for vcpu in trace.vcpus for one in vcpu.results),
+    ]
+    used = {one.rule.id for one in results}
+    used |= {one.rule.id for one in trace.all_refusals if one.rule is not None}
     return {
         rule.id: {
             "severity": rule.trace_severity.value,

@@ -12,6 +12,7 @@ from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns, entry
 from qemu_svm.rules import Severity
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import NESTED, Phase, PhaseKind, Step
+from qemu_svm.trace.refusals import Refusal
 from qemu_svm.trace.rules import ALL_KERNELS
 from qemu_svm.trace.verdict import Put, PutVerdict, RuleOutcome, RuleResult
 
@@ -40,6 +41,14 @@ def render(result: Trace, *, verbose: bool, arrow: str = "→") -> Iterable[Text
         yield Text()
         yield from _vcpu(vcpu, verbose=verbose)
         yield from _puts(vcpu, arrow, explained, verbose=verbose)
+        for one in vcpu.results:
+            yield Text(f"  line {one.line}")
+            yield from _judged(one, explained)
+        yield from _refusals(vcpu.refusals, explained, verbose=verbose)
+    if any(one.bad for one in result.refusals) or (verbose and result.refusals):
+        yield Text()
+        yield Text("The VM and the system", HEADING)
+        yield from _refusals(result.refusals, explained, verbose=verbose)
     if verbose and result.others:
         yield Text()
         yield from _others(result)
@@ -219,6 +228,41 @@ def _judged(one: RuleResult, explained: set[str]) -> Iterable[Text]:
         yield from _wrapped(one.rule.means, 6)
         kernels = "" if one.rule.scope == ALL_KERNELS else f" Linux {one.rule.scope}."
         yield from _wrapped(f"Do: {one.rule.do}.{kernels}", 6)
+
+
+def _refusals(refusals: Sequence[Refusal], explained: set[str], *, verbose: bool) -> Iterable[Text]:
+    for one in refusals:
+        if one.bad or verbose:
+            yield from _refusal(one, explained, verbose=verbose)
+
+
+def _refusal(one: Refusal, explained: set[str], *, verbose: bool) -> Iterable[Text]:
+    where = f"line {_lines(one.line, one.last_line)}: "
+    what = f"{one.name} is refused: {one.error}"
+    more = f", {one.count} times" if one.count > 1 else ""
+    if one.resolved is not None:
+        more += f", succeeds at line {one.resolved}"
+    elif one.ran is not None:
+        more += f", the vCPU runs without it at line {one.ran}"
+    first, *rest = _wrapped(where + what + more, 4, first="  ")
+    first.stylize(STYLES[one.severity], 2 + len(where), 2 + len(where) + len(what))
+    yield from (first, *rest)
+    if not one.bad:
+        return
+    assert one.rule is not None
+    yield from _wrapped(f"{one.rule.id} {one.rule.requires}", 6)
+    if not one.causes:
+        yield from _wrapped("why: not known here", 6)
+    seen = [cause for cause in one.causes if cause.seen]
+    for cause in one.causes if verbose or not seen else seen:
+        word = "likely" if cause.seen or len(one.causes) == 1 else "perhaps"
+        rule = f" [{cause.rule}]" if cause.rule else ""
+        yield from _wrapped(f"{word}: {cause.why}{rule}", 8, first="      ")
+        if cause.do and word == "likely":
+            yield from _wrapped(f"Do: {cause.do}.", 8)
+    if one.rule.id not in explained:
+        explained.add(one.rule.id)
+        yield from _wrapped(f"{one.rule.means}. Do: {one.rule.do}.", 6)
 
 
 def _rest(one: RuleResult) -> Iterable[Text]:
