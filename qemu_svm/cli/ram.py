@@ -51,13 +51,15 @@ def command(
     draws a map of each block. --extract writes the final content of the blocks
     to sparse files.
     """
+    if directory == "-":
+        raise click.UsageError("--extract writes files into a directory; ./- is one of that name")
     with opened(file, channels=channels, description=lender) as dump:
         report = dump.pages(names, span=span)
         if directory is not None:
             from qemu_svm.stream.ram.files import write_blocks
 
             signals.interrupt_on_termination()  # no file may be left half written
-            shown = progress.share(dump.ram.runs.records, "of the pages")
+            shown = progress.share(report.pages_sent, "of the pages")
             try:
                 files = write_blocks(
                     dump.ram, report.chosen, directory, span, replace=force, progress=shown

@@ -7,17 +7,16 @@ that one stream never sent have no content; they are counted separately.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from qemu_svm.errors import StreamError, Unsupported
 from qemu_svm.findings.masks import Mask, Masks
 from qemu_svm.limits import MIB
-from qemu_svm.stream.ram.final import NEVER, FinalRam
+from qemu_svm.stream.ram.final import Copy
 from qemu_svm.stream.ram.read import Ram
-from qemu_svm.stream.ram.runs import PageKind
+from qemu_svm.stream.ram.runs import PageKind, Place, unpack
 
 MOST_RANGES = 1 << 16
 """Ranges of differing pages that are kept; further pages are only counted."""
@@ -118,7 +117,6 @@ def compare_ram(
 
     :param masks: a block that a mask covers as ``ram.BLOCK`` does not count.
     :param progress: called with the number of pages done.
-    :raises LimitExceeded: one of the guests is too large.
     :raises Unsupported: their pages differ in size.
     """
     if a.page_size != b.page_size:
@@ -132,13 +130,17 @@ def compare_ram(
     return _Comparer(a, b, Masks(tuple(masks)), progress, most_ranges).run()
 
 
-# For each page of both sides: 0 never sent, 1 zero, 2 anything else.
-_STATES = (PageState.NEVER, PageState.ZERO, PageState.DATA)
-_OF_KIND = bytes(
-    0 if kind == NEVER else 1 if kind in (PageKind.ZERO, PageKind.ABSENT) else 2
-    for kind in range(256)
-)
-_ALIKE = re.compile(rb"(.)\1*", re.DOTALL)
+_WHOLE = (int(PageKind.PAGE), int(PageKind.PLACED))
+_EMPTY = (int(PageKind.ZERO), int(PageKind.ABSENT))
+
+_Sides = tuple[Copy | None, Copy | None]
+"""The copies of a page in both streams; None where it was never sent."""
+
+
+def _state(copy: Copy | None) -> PageState:
+    if copy is None:
+        return PageState.NEVER
+    return PageState.ZERO if copy[0] in _EMPTY else PageState.DATA
 
 
 class _Comparer:
@@ -150,7 +152,7 @@ class _Comparer:
         progress: Callable[[int], None],
         most_ranges: int,
     ) -> None:
-        self.a, self.b = FinalRam(a), FinalRam(b)
+        self.a, self.b = a, b
         self._masks = masks
         self.left = most_ranges
         self.problems: list[tuple[str, StreamError]] = []
@@ -158,7 +160,7 @@ class _Comparer:
         self._done = 0
 
     def run(self) -> RamDiff:
-        a, b = self.a.ram, self.b.ram
+        a, b = self.a, self.b
         ours = {block.name: number for number, block in enumerate(a.blocks)}
         theirs = {block.name: number for number, block in enumerate(b.blocks)}
         found = []
@@ -187,90 +189,124 @@ class _Pages:
         self._all = all_
         self._block = block
         self._sides = ((all_.a, ours), (all_.b, theirs))
+        self._strides = all_.a.runs.strides
         self._batch = max(1, MIB // block.page_size)
-        self._zeros = bytes(block.page_size)
 
     def run(self) -> None:
         block = self._block
-        states = [ram.kinds[number].translate(_OF_KIND) for ram, number in self._sides]
-        block.pages = max(map(len, states))
-        ours, theirs = (part.ljust(block.pages, b"\0") for part in states)
-        together = bytes(3 * a + b for a, b in zip(ours, theirs, strict=True))
-        for run in _ALIKE.finditer(together):
-            page, end = run.span()
-            a, b = (_STATES[state] for state in divmod(together[page], 3))
-            if PageState.NEVER in (a, b):
-                self._one_side(page, end - page, a, b)
-            elif a is b is PageState.ZERO:
+        block.pages = max(ram.pages_of(number) for ram, number in self._sides)
+        done = 0
+        for page, end, sides in self._together():
+            self._nowhere(page - done)
+            done = end
+            a, b = sides
+            if a is None or b is None:
+                self._one_side(page, end - page, sides)
+            elif a[0] in _EMPTY and b[0] in _EMPTY:
                 block.same += end - page
                 self._all.done(end - page)
             else:
-                while page < end:
-                    count = self._some(page, end - page, a, b)
-                    self._all.done(count)
-                    page += count
+                self._both(page, end, a, b)
+        self._nowhere(block.pages - done)
 
-    def _one_side(self, page: int, count: int, a: PageState, b: PageState) -> None:
+    def _nowhere(self, count: int) -> None:
+        self._block.never += count
         self._all.done(count)
-        if a is b:
-            self._block.never += count
-            return
-        if a is PageState.NEVER:
+
+    def _together(self) -> Iterator[tuple[int, int, _Sides]]:
+        # The pages that one of the streams has, ``(page, end, copies of the first)``.
+        pages = self._block.pages
+        none = (pages, 0, 0, 0)
+        ours, theirs = (ram.final(block).within(0, pages) for ram, block in self._sides)
+        one, other = next(ours, none), next(theirs, none)
+        while one[1] or other[1]:
+            page = min(one[0], other[0])
+            in_a, in_b = one[0] == page, other[0] == page
+            end = min(one[0] + one[1] * in_a, other[0] + other[1] * in_b)
+            yield page, end, (one[2:] if in_a else None, other[2:] if in_b else None)
+            if in_a:
+                one = self._rest(one, end) or next(ours, none)
+            if in_b:
+                other = self._rest(other, end) or next(theirs, none)
+
+    def _rest(self, run: tuple[int, int, int, int], page: int) -> tuple[int, int, int, int] | None:
+        # What is left of a run from a page on.
+        first, count, kind, data = run
+        into = page - first
+        if into >= count:
+            return None
+        return page, count - into, kind, data + into * self._strides[kind]
+
+    def _one_side(self, page: int, count: int, sides: _Sides) -> None:
+        self._all.done(count)
+        if sides[0] is None:
             self._block.only_b += count
         else:
             self._block.only_a += count
-        self._note(page, count, a, b, 0)
+        self._note(page, count, sides, 0)
 
-    def _some(self, page: int, most: int, a: PageState, b: PageState) -> int:
-        # Compare pages from ``page`` on; return how many.
-        most = min(most, self._batch)
-        (ours, block_a), (theirs, block_b) = self._sides
-        count, at_a, stride_a = ours.whole(block_a, page, most)
-        if count:
-            count, at_b, stride_b = theirs.whole(block_b, page, count)
-        if not count:
-            self._one(page, a, b)
-            return 1
+    def _both(self, page: int, end: int, a: Copy, b: Copy) -> None:
+        # Compare pages of which both streams have a copy, one of them not zero.
+        steps = self._strides[a[0]], self._strides[b[0]]
+        many = self._batch if a[0] in _WHOLE and b[0] in _WHOLE else 1
+        for first in range(page, end, many):
+            count = min(many, end - first)
+            if many == 1 or not self._some(first, count, (a, b)):
+                for number in range(count):
+                    sides = tuple(
+                        (kind, data + number * step)
+                        for (kind, data), step in zip((a, b), steps, strict=True)
+                    )
+                    self._one(first + number, (sides[0], sides[1]))
+            a, b = (a[0], a[1] + count * steps[0]), (b[0], b[1] + count * steps[1])
+            self._all.done(count)
+
+    def _some(self, page: int, count: int, sides: tuple[Copy, Copy]) -> bool:
+        # Compare pages that both streams have as they are; False if they cannot be read.
         size = self._block.page_size
+        (kind_a, data_a), (kind_b, data_b) = sides
+        step_a, step_b = self._strides[kind_a], self._strides[kind_b]
         try:
-            raw_a = memoryview(ours.read(at_a, (count - 1) * stride_a + size))
-            raw_b = memoryview(theirs.read(at_b, (count - 1) * stride_b + size))
+            raw_a = memoryview(self._all.a.read_at(unpack(data_a), (count - 1) * step_a + size))
+            raw_b = memoryview(self._all.b.read_at(unpack(data_b), (count - 1) * step_b + size))
         except StreamError:
-            self._one(page, a, b)
-            return 1
+            return False
         # Between the pages are their numbers, which agree.
-        if stride_a == stride_b and raw_a == raw_b:
+        if step_a == step_b and raw_a == raw_b:
             self._block.same += count
-            return count
+            return True
         for number in range(count):
-            page_a = raw_a[number * stride_a :][:size]
-            page_b = raw_b[number * stride_b :][:size]
-            self._compared(page + number, page_a, page_b, a, b)
-        return count
+            at_a, at_b = number * step_a, number * step_b
+            self._compared(
+                page + number,
+                (raw_a[at_a : at_a + size], raw_b[at_b : at_b + size]),
+                ((kind_a, data_a + at_a), (kind_b, data_b + at_b)),
+            )
+        return True
 
-    def _one(self, page: int, a: PageState, b: PageState) -> None:
+    def _one(self, page: int, sides: tuple[Copy, Copy]) -> None:
         content = []
-        for side, state, (ram, block) in zip("ab", (a, b), self._sides, strict=True):
+        for side, copy, (ram, block) in zip("ab", sides, self._sides, strict=True):
             try:
-                content.append(self._zeros if state is PageState.ZERO else ram.page(block, page))
+                content.append(memoryview(ram.page_of(block, page, copy)))
             except StreamError as error:
                 self._all.problem(side, error)
         if len(content) == 2:
-            self._compared(page, memoryview(content[0]), memoryview(content[1]), a, b)
+            self._compared(page, (content[0], content[1]), sides)
         else:
             self._block.unreadable += 1
 
-    def _compared(
-        self, page: int, a: memoryview, b: memoryview, of_a: PageState, of_b: PageState
-    ) -> None:
+    def _compared(self, page: int, content: tuple[memoryview, memoryview], sides: _Sides) -> None:
+        a, b = content
         if a == b:
             self._block.same += 1
             return
         self._block.different += 1
         both = int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
-        self._note(page, 1, of_a, of_b, len(a) - both.to_bytes(len(a), "big").count(0))
+        self._note(page, 1, sides, len(a) - both.to_bytes(len(a), "big").count(0))
 
-    def _note(self, page: int, count: int, a: PageState, b: PageState, different: int) -> None:
+    def _note(self, page: int, count: int, sides: _Sides, different: int) -> None:
+        a, b = map(_state, sides)
         last = self._block.ranges[-1] if self._block.ranges else None
         continues = last is not None and last.page + last.count == page and last.like(a, b)
         if last is not None and continues and not self._block.dropped:
@@ -281,10 +317,13 @@ class _Pages:
             self._block.dropped += count
             return
         self._all.left -= 1
-        places = [_place(ram, block, page) for ram, block in self._sides]
-        self._block.ranges.append(RamRange(page, count, a, b, different, *places))
+        place_a, place_b = map(_offset, sides)
+        self._block.ranges.append(RamRange(page, count, a, b, different, place_a, place_b))
 
 
-def _place(ram: FinalRam, block: int, page: int) -> int | None:
-    place = ram.place(block, page) if page < len(ram.kinds[block]) else None
-    return place.offset if place is not None and place.input == 0 else None
+def _offset(copy: Copy | None) -> int | None:
+    # Where a copy is in the stream itself, if it is there.
+    if copy is None or copy[0] == PageKind.ABSENT:
+        return None
+    place: Place = unpack(copy[1])
+    return place.offset if place.input == 0 else None

@@ -118,6 +118,16 @@ class RamReport(Result):
 
         return is_complete(self.stream, self.ram)
 
+    @property
+    def pages_sent(self) -> int:
+        """Pages that were sent, of the bytes of the blocks that were asked for."""
+        from qemu_svm.stream.ram.extract import pages_of
+
+        return sum(
+            self.coverage[number].final.tally(*pages_of(self.ram, number, self.span)).sent
+            for number in self.chosen
+        )
+
     def with_files(self, files: Mapping[int, str]) -> RamReport:
         """Return the report with the names of the files that were written."""
         return replace(self, files=files)

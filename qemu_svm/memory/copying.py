@@ -7,7 +7,6 @@ them with the headers between, one that writes them without.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from array import array
@@ -100,17 +99,15 @@ def _compiled(
         (simple if fits else rest).append(one)
     if not simple:
         return rest
-    # A byte for each page of the file, of which only those of this batch take room.
-    written = mmap.mmap(-1, max(place + extent.size for extent, place in simple) // size)
+    length = max(place + extent.size for extent, place in simple) // size
     where = array("Q", [place // size << KIND_BITS | kinds[one.stride] for one, place in simple])
     counts = array("I", [extent.size // size for extent, _ in simple])
     data = array("Q", [extent.word for extent, _ in simple])
     row = 0
     while row < len(simple):
-        row = compiled.ram.copy(files, fd, 0, written, size, where, counts, data, row)
+        row = compiled.ram.copy(files, fd, 0, length, size, where, counts, data, row)
         rest += simple[row : row + 1]
         row += 1
-    written.close()
     return rest
 
 

@@ -1,8 +1,8 @@
 """L1-physical memory: flat tables of where each page is in the input.
 
 A table has a word for each page of 128 MiB of the address space and is made from the
-runs of :class:`~qemu_svm.stream.ram.runs.RamRuns` when it is first needed; no guest
-memory is copied.  The words are:
+last copies of the pages (:class:`~qemu_svm.stream.ram.final.Final`) when it is first
+needed; no guest memory is copied.  The words are:
 
 ===============  ==================================================================
 :data:`NEVER`    RAM that was never sent
@@ -97,8 +97,9 @@ class Physical:
         inside = [one for one in self.ranges if one.start < end and start < one.end]
         if not inside or not 0 <= start < _TOP:
             return self._nothing
-        table = array("Q", self._nothing)
-        for one in inside:
+        unsent = self._unsent(inside, start, end)
+        table = self._alike[NEVER] if unsent else array("Q", self._nothing)
+        for one in () if unsent else inside:
             low, high = max(one.start, start), min(one.end, end)
             first = one.offset + low - one.start >> self._shift
             pages = high - low + self._inside >> self._shift
@@ -108,16 +109,27 @@ class Physical:
         self._tables[number] = table
         return table
 
+    def _unsent(self, inside: Sequence[Range], start: int, end: int) -> bool:
+        # Whether all of it is RAM of one range that was never sent.
+        one = inside[0]
+        return one.start <= start and end <= one.end and self._next_sent(one, start) >= end
+
+    def _next_sent(self, one: Range, address: int) -> int:
+        # The first address of a range from one on that was sent; its end if there is none.
+        page, last = (one.offset + at - one.start >> self._shift for at in (address, one.end))
+        found = self.ram.final(one.block).next_sent(page, last)
+        return one.start + (found << self._shift) - one.offset
+
     def _fill(self, table: array[int], at: int, block: int, first: int, pages: int) -> None:
         table[at : at + pages] = array("Q", (NEVER,)) * pages
-        runs = self.ram.runs
-        for page, count, kind, data in runs.within(block, first, first + pages):
+        strides = self.ram.runs.strides
+        for page, count, kind, data in self.ram.final(block).within(first, first + pages):
             place = at + page - first
             if kind in _WHOLE_KINDS:
                 if count == 1:
                     table[place] = data
                     continue
-                stride = runs.strides[kind]
+                stride = strides[kind]
                 words = array("Q", range(data, data + count * stride, stride))
             else:
                 word = ZERO if kind in _ZERO_KINDS else ENCODED
@@ -206,6 +218,11 @@ class Physical:
                 at = bisect_right(self._starts, start)
                 stop = min(end, self._starts[at]) if at < len(self._starts) else end
                 yield Extent(start, stop - start, NOTHING, 0)
+            elif table is self._alike[NEVER]:
+                one = self.range_at(start)
+                assert one is not None
+                stop = min(end, self._next_sent(one, start))
+                yield Extent(start, stop - start, NEVER, self.page_size)
             else:
                 yield from self._extents(table, start, stop)
             start = stop

@@ -21,12 +21,13 @@ _STRUCTURE = (KIB, 64 * KIB)  # bytes of a fixed structure: usually, at most
 
 
 def name_text(raw: bytes) -> str:
-    """Decode a name from the wire; what is not UTF-8 becomes a backslash escape.
+    r"""Decode a name from the wire; what is not UTF-8 becomes an escape such as ``\xff``.
 
-    Names are ASCII in practice.  Control characters are kept: whoever prints a
+    Different names stay different: where the wire has the text ``\x``, its backslash
+    becomes ``\x5c``.  Names are ASCII in practice.  Control characters are kept: whoever prints a
     name escapes them (:mod:`qemu_svm.render.escape`).
     """
-    return raw.decode("utf-8", "backslashreplace")
+    return raw.replace(b"\\x", b"\\x5cx").decode("utf-8", "backslashreplace")
 
 
 class Reader:

@@ -69,13 +69,43 @@ def test_real_captures(entry: dict[str, str], svmstream: Run, tmp_path: Path) ->
         assert (tmp_path / "out" / block["file"]).stat().st_size == block["size"]
 
 
-def test_a_guest_that_is_too_large(svmstream: Run, tmp_path: Path) -> None:
-    path = tmp_path / "dump.bin"
-    path.write_bytes(builders.stream([], [page(0, b"x", "m")], {"m": 1 << 62}))
-    done = svmstream("ram", "--extract", tmp_path / "out", path)
-    assert (done.returncode, done.stdout) == (3, b"")
-    assert b"too many pages" in done.stderr
-    assert not (tmp_path / "out").exists()
+def measured(*args: str | Path) -> tuple[int, bytes, int]:
+    """Run the command; status, output and the most memory that it had, in MiB."""
+    program = Path(sys.executable).with_name("svmstream")
+    with subprocess.Popen(
+        [program, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as ran:
+        assert ran.stdout is not None
+        output = ran.stdout.read()
+        _, status, usage = os.wait4(ran.pid, 0)
+        ran.returncode = os.waitstatus_to_exitcode(status)
+    return ran.returncode, output, usage.ru_maxrss >> 10
+
+
+@pytest.mark.parametrize("bits", [40, 44, 62])
+def test_memory_follows_what_was_sent(bits: int, tmp_path: Path) -> None:
+    size, paths = 1 << bits, [tmp_path / "a", tmp_path / "b"]
+    for path, at in zip(paths, (0, size - PAGE), strict=True):
+        path.write_bytes(builders.stream([], [zero(0, "m") + page(at, b"x")], {"m": size}))
+    status, output, most = measured("ram", "--json", paths[1])
+    assert (status, json.loads(output)["blocks"][0]["pages"]["never"]) == (0, size // PAGE - 2)
+    assert most <= 120
+    status, output, most = measured("diff", "--ram", "--json", *paths)
+    assert (status, json.loads(output)["ram"][0]["pages"]["never"]) == (1, size // PAGE - 2)
+    assert most <= 120
+    status, output, most = measured("ram", "--extract", tmp_path / "out", paths[1])
+    assert most <= 120
+    if status:  # the file system decides
+        assert status == 4
+        assert f"holds no file of {size:#x} bytes, the length of RAM block 'm'" in output.decode()
+        assert not (tmp_path / "out").exists()
+    else:
+        with (tmp_path / "out" / "m").open("rb") as file:
+            assert file.seek(0, os.SEEK_END) == size
+            file.seek(size - PAGE)
+            assert file.read() == b"x".ljust(PAGE, b"\0")
+        assert (tmp_path / "out" / "m").stat().st_blocks * 512 <= 4 * PAGE
+        (tmp_path / "out" / "m").unlink()
 
 
 def test_extracted_files(dump: Path, svmstream: Run, tmp_path: Path) -> None:
@@ -117,6 +147,57 @@ def test_nothing_is_overwritten(dump: Path, svmstream: Run, tmp_path: Path) -> N
     assert victim.read_text() == "precious"
     assert not (out / "pc.ram").is_symlink()
     assert len(os.listdir(out)) == len(BLOCKS)
+
+
+@pytest.mark.parametrize("force", [(), ("-f",)])
+def test_a_folder_with_the_name_of_a_block(
+    force: tuple[str, ...], dump: Path, svmstream: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "%1B%5B2J").mkdir(parents=True)  # of the last block
+    (out / "pc.ram").write_text("precious")
+    done = svmstream("ram", *force, "--extract", out, dump)
+    assert done.returncode == (4 if force else 2)
+    assert (b"%1B%5B2J': Is a directory" if force else b"exists already") in done.stderr
+    assert sorted(os.listdir(out)) == ["%1B%5B2J", "pc.ram"]
+    assert (out / "pc.ram").read_text() == "precious"
+
+
+def test_no_folder_is_called_minus(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+    done = svmstream("ram", "--extract", "-", dump, cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"directory" in done.stderr
+    assert os.listdir(tmp_path) == ["dump.bin"]
+
+
+def two_blocks(*names: bytes) -> bytes:
+    """A stream with blocks of these names, each with a page that has its number."""
+    head, tail = builders.stream([], [b"<pages>"], {"m": PAGE}).split(b"<pages>")
+    at = head.index(builders.word(PAGE | 4))
+    sizes = b"".join(bytes((len(name),)) + name + builders.word(PAGE) for name in names)
+    pages = b"".join(
+        builders.word(0x08) + bytes((len(name),)) + name + bytes((number + 1,)) * PAGE
+        for number, name in enumerate(names)
+    )
+    listed = len(builders.word(PAGE | 4)) + 2 + 8
+    head = head[:at] + builders.word(len(names) * PAGE | 4) + sizes + head[at + listed :]
+    return head + pages + tail
+
+
+def test_names_that_look_alike(svmstream: Run, tmp_path: Path) -> None:
+    path, out = tmp_path / "dump.bin", tmp_path / "out"
+    path.write_bytes(two_blocks(b"\xff", b"\\xff", b"\\x5cxff"))
+    assert svmstream("ram", "--extract", out, path).returncode == 0
+    assert sorted(file.read_bytes()[:1] for file in out.iterdir()) == [b"\1", b"\2", b"\3"]
+
+
+def test_two_blocks_of_one_name(svmstream: Run, tmp_path: Path) -> None:
+    path, out = tmp_path / "dump.bin", tmp_path / "out"
+    path.write_bytes(two_blocks(b"same", b"same"))
+    done = svmstream("ram", "--extract", out, path)
+    assert done.returncode == 3
+    assert b"two RAM blocks have the same name" in done.stderr
+    assert not out.exists() or not os.listdir(out)
 
 
 def test_nothing_stays_after_an_error(dump: Path, svmstream: Run, tmp_path: Path) -> None:
@@ -183,6 +264,24 @@ def test_a_name_taken_meanwhile(tmp_path: Path) -> None:
             files.commit()
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_a_name_that_cannot_be_given(tmp_path: Path) -> None:
+    # Some had theirs already: they get back what they were.
+    (tmp_path / "a").write_text("mine")
+    with BlockFiles(str(tmp_path), ["a", "b", "c"], replace=True) as files:
+        for number, descriptor in enumerate(files.descriptors):
+            os.write(descriptor, b"%d" % number)
+        (tmp_path / "c").mkdir()
+        with pytest.raises(OSError, match=r"directory|permitted"):
+            files.commit()
+    assert sorted(os.listdir(tmp_path)) == ["a", "c"]
+    assert (tmp_path / "a").read_text() == "mine"
+    with BlockFiles(str(tmp_path), ["a", "b"], replace=True) as files:
+        os.write(files.descriptors[0], b"new")
+        files.commit()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
+    assert (tmp_path / "a").read_text() == "new"
 
 
 def test_damage_is_reported_once(dump: Path, svmstream: Run) -> None:

@@ -10,12 +10,11 @@ from qemu_svm.findings.results import RamReport
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, size_words
 from qemu_svm.stream.ram.coverage import BlockCoverage
+from qemu_svm.stream.ram.final import Final
 from qemu_svm.stream.ram.read import Ram
-from qemu_svm.stream.ram.runs import PageKind
 
 _WIDTH = 64
 _ROWS = 8
-_ZERO = bytes((PageKind.ZERO, PageKind.ABSENT))
 _LEGEND = ". zero   - up to half data   + more   # all data   ' ' never sent"
 
 
@@ -105,18 +104,22 @@ def _map(
     yield Text(f"  {printable(ram.blocks[number].name)}").append(
         f", a character is {size_words(cell * size)}", FAINT
     )
-    for row in range(first, last, cell * _WIDTH):
-        cells = range(row, min(last, row + cell * _WIDTH), cell)
-        text = "".join(_cell(covered.kinds[at : min(at + cell, last)]) for at in cells)
-        yield Text(f"  {row * size:>11x} ", FAINT).append(text.rstrip() or " ", "default")
+    row, step = first, cell * _WIDTH
+    while row < last:
+        # The map of each page leaves out lines of which nothing was sent.
+        empty = (covered.final.next_sent(row, last) - row) // step if each else 0
+        row += empty * step
+        cells = range(row, min(last, row + step), cell)
+        if cells:
+            text = "".join(_cell(covered.final, at, min(at + cell, last)) for at in cells)
+            yield Text(f"  {row * size:>11x} ", FAINT).append(text.rstrip() or " ", "default")
+        row += step
 
 
-def _cell(kinds: bytearray) -> str:
-    never = kinds.count(0)
-    zero = sum(kinds.count(kind) for kind in _ZERO)
-    data = len(kinds) - never - zero
-    if data == len(kinds):
+def _cell(final: Final, first: int, end: int) -> str:
+    found, pages = final.tally(first, end), end - first
+    if found.data == pages:
         return "#"
-    if data:
-        return "+" if 2 * data > len(kinds) else "-"
-    return "." if zero else " "
+    if found.data:
+        return "+" if 2 * found.data > pages else "-"
+    return "." if found.zero else " "

@@ -1,7 +1,7 @@
 /*
  * The work that is done for every RAM record, in C.
  *
- * scan.py and coverage.py have the same in Python, and explain it; tests compare
+ * scan.py and final.py have the same in Python, and explain it; tests compare
  * both.  The code here does not know what a stream is: it reads bytes and returns
  * numbers, and leaves unusual records to Python.
  *
@@ -9,8 +9,6 @@
  * from the input is added to before it is checked for overflow.
  */
 #include "_ram.h"
-
-#include <string.h>
 
 enum { ZERO = 0x02, PAGE = 0x08, CONTINUE = 0x20, XBZRLE = 0x40 };
 
@@ -66,7 +64,7 @@ scan_window(struct window *window, struct rows *rows, const struct block *block)
         uint32_t count = 0;
         int kind = classify(window, word & mask, page_size, &length);
 
-        if (!kind || word > most || page < rows->next)
+        if (!kind || word > most)
             return;
         do {
             count++;
@@ -75,7 +73,6 @@ scan_window(struct window *window, struct rows *rows, const struct block *block)
         } while (kind != KIND_XBZRLE && expected <= most && window->size - window->at >= HEAD &&
                  word_at(window->bytes + window->at) == expected &&
                  (kind != KIND_ZERO || window->bytes[window->at + WORD] == 0));
-        rows->next = page + count;
         rows->pages[kind] += count;
         rows->data[rows->used] = data;
         rows->where[rows->used] = page << KIND_BITS | (uint64_t)kind;
@@ -87,7 +84,7 @@ scan_window(struct window *window, struct rows *rows, const struct block *block)
 int
 good_page_size(unsigned long long size)
 {
-    return size >= 1024 && size <= 1 << 24 && !(size & (size - 1));
+    return size >= 256 && size <= 1 << 24 && !(size & (size - 1));
 }
 
 int
@@ -143,48 +140,12 @@ scan(PyObject *module, PyObject *args)
     return result;
 }
 
-static PyObject *
-cover(PyObject *module, PyObject *args)
-{
-    Py_buffer where, count, kinds, times;
-    int good = 1;
-
-    (void)module;
-    if (!PyArg_ParseTuple(args, "y*y*w*w*:cover", &where, &count, &kinds, &times))
-        return NULL;
-    const uint64_t *wheres = where.buf;
-    const uint32_t *counts = count.buf;
-    unsigned char *kind = kinds.buf, *time = times.buf;
-    const Py_ssize_t rows = count.len / (Py_ssize_t)sizeof(uint32_t);
-    const uint64_t pages = (uint64_t)kinds.len;
-
-    good = where.len / (Py_ssize_t)sizeof(uint64_t) == rows && times.len == kinds.len;
-    for (Py_ssize_t row = 0; good && row < rows; row++) {
-        const uint64_t page = wheres[row] >> KIND_BITS;
-
-        good = page <= pages && counts[row] <= pages - page;
-        if (good) {
-            memset(kind + page, (int)(wheres[row] & KIND), counts[row]);
-            for (uint64_t at = page; at < page + counts[row]; at++)
-                time[at] = (unsigned char)(time[at] + (time[at] != 255));
-        }
-    }
-    PyBuffer_Release(&where);
-    PyBuffer_Release(&count);
-    PyBuffer_Release(&kinds);
-    PyBuffer_Release(&times);
-    if (!good) {
-        PyErr_SetString(PyExc_ValueError, "a run past the last page");
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef methods[] = {
     {"scan", scan, METH_VARARGS, "See scan.py."},
     {"scan_file", ram_scan_file, METH_VARARGS, "See scan.py."},
     {"copy", ram_copy, METH_VARARGS, "See extract.py."},
-    {"cover", cover, METH_VARARGS, "See coverage.py."},
+    {"settle", ram_settle, METH_VARARGS, "See final.py."},
+    {"tally", ram_tally, METH_VARARGS, "See final.py."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -201,7 +162,7 @@ PyInit__ram(void)
 {
     PyObject *module = PyModule_Create(&definition);
 
-    if (module && PyModule_AddIntConstant(module, "INTERFACE", 2) < 0) {
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", 3) < 0) {
         Py_DECREF(module);
         return NULL;
     }

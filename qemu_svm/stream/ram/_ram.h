@@ -14,6 +14,7 @@ enum {
     KIND_XBZRLE = 3,
     KIND_PLACED = 5,
     KIND_ABSENT = 6,
+    KIND_FILLED = 7,
     KIND_BITS = 3,
     KIND = (1 << KIND_BITS) - 1,
     INPUT_SHIFT = 56,
@@ -30,7 +31,6 @@ struct rows {
     uint64_t *data, *where;
     uint32_t *count;
     Py_ssize_t room, used;
-    uint64_t next;                                  /* the page after the last row */
     Py_ssize_t pages[KIND_XBZRLE + 1];              /* number of each kind in all rows */
 };
 
@@ -48,5 +48,7 @@ PyObject *ram_found(uint64_t behind, const struct rows *rows);
 
 PyObject *ram_scan_file(PyObject *module, PyObject *args);
 PyObject *ram_copy(PyObject *module, PyObject *args);
+PyObject *ram_settle(PyObject *module, PyObject *args);
+PyObject *ram_tally(PyObject *module, PyObject *args);
 
 #endif

@@ -1,5 +1,5 @@
 from array import array
-from mmap import mmap
+from collections.abc import Sequence
 
 INTERFACE: int
 
@@ -28,12 +28,20 @@ def copy(
     inputs: array[int],
     target: int,
     first: int,
-    written: bytearray | mmap,
+    length: int,
     page_size: int,
-    where: array[int],
-    count: array[int],
-    data: array[int],
+    where: Sequence[int],
+    count: Sequence[int],
+    data: Sequence[int],
     row: int,
     /,
 ) -> int: ...
-def cover(where: array[int], count: array[int], kinds: bytearray, times: bytearray, /) -> None: ...
+def settle(
+    where: Sequence[int], count: Sequence[int], data: Sequence[int], page_size: int, /
+) -> tuple[bytes, bytes, bytes, bytes] | None: ...
+def tally(
+    runs: tuple[Sequence[int], Sequence[int], Sequence[int] | None],
+    pages: tuple[int, int],
+    rows: tuple[int, int],
+    /,
+) -> tuple[tuple[int, ...], int, int]: ...

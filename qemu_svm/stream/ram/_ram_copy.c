@@ -13,11 +13,10 @@ enum {
     RESERVED = 64 << 10,                            /* runs of this size or more are allocated first */
     SHARED = 1 << 20,                               /* from this size on, a second thread helps */
 };
-#define MOST_PAGES ((uint64_t)1 << 38)              /* of a file, so that all offsets fit in 63 bits */
 
 /*
- * Runs of unencoded pages, copied to their place in a block.  They are of one sweep,
- * so no page is in two of them, and their order does not matter.
+ * Runs of unencoded pages, copied to their place in a block.  No page is in two of them,
+ * so their order does not matter.
  */
 struct input {
     int64_t fd, start;                              /* fd < 0: not a file */
@@ -29,7 +28,6 @@ struct copy {
     int to;
     uint64_t first, length;                         /* pages of the block in the file */
     Py_ssize_t page_size;
-    unsigned char *written;                         /* a byte a page */
     const uint64_t *where, *data;
     const uint32_t *count;
 };
@@ -71,7 +69,7 @@ simple(const struct copy *copy, Py_ssize_t row)
         return input < (uint64_t)copy->many && copy->inputs[input].fd >= 0;
     case KIND_ZERO:
     case KIND_ABSENT:
-        return memchr(copy->written + page, 1, count) == NULL ? 2 : 0;
+        return 2;
     default:
         return 0;
     }
@@ -138,8 +136,6 @@ copy_part(void *argument)
             continue;
         if (!copy_row(copy, part->row, &piece))
             break;
-        memset(copy->written + ((copy->where[part->row] >> KIND_BITS) - copy->first), 1,
-               copy->count[part->row]);
     }
     free(piece.bytes);
     return NULL;
@@ -171,36 +167,34 @@ copy_rows(const struct copy *copy, Py_ssize_t row, Py_ssize_t rows)
 PyObject *
 ram_copy(PyObject *module, PyObject *args)
 {
-    Py_buffer inputs, written, where, count, data;
+    Py_buffer inputs, where, count, data;
     struct copy copy;
     Py_ssize_t row, rows, result = -1;
-    unsigned long long first;
+    unsigned long long first, length;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "y*iKw*ny*y*y*n:copy", &inputs, &copy.to, &first, &written,
+    if (!PyArg_ParseTuple(args, "y*iKKny*y*y*n:copy", &inputs, &copy.to, &first, &length,
                           &copy.page_size, &where, &count, &data, &row))
         return NULL;
     rows = count.len / (Py_ssize_t)sizeof(uint32_t);
     copy.inputs = inputs.buf;
     copy.many = inputs.len / (Py_ssize_t)sizeof(struct input);
     copy.first = first;
-    copy.written = written.buf;
-    copy.length = (uint64_t)written.len;
+    copy.length = length;
     copy.where = where.buf;
     copy.count = count.buf;
     copy.data = data.buf;
     if (!good_page_size((unsigned long long)copy.page_size) || copy.page_size > PIECE ||
         row < 0 || row > rows ||
         where.len != rows * (Py_ssize_t)sizeof(uint64_t) || data.len != where.len ||
-        copy.length > MOST_PAGES) {
-        PyErr_SetString(PyExc_ValueError, "runs of different lengths, or invalid page size");
+        copy.length > (uint64_t)(INT64_MAX / copy.page_size)) {
+        PyErr_SetString(PyExc_ValueError, "runs of different lengths, or invalid page size or length");
     } else {
         Py_BEGIN_ALLOW_THREADS
         result = copy_rows(&copy, row, rows);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&inputs);
-    PyBuffer_Release(&written);
     PyBuffer_Release(&where);
     PyBuffer_Release(&count);
     PyBuffer_Release(&data);

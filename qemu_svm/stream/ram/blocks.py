@@ -46,16 +46,18 @@ class BlockEntry:
 
 
 def read_blocks(
-    reader: Reader, total: int, *, mapped: bool, shared: bool
+    reader: Reader, total: int, page_size: int, *, mapped: bool, shared: bool
 ) -> tuple[BlockEntry, ...]:
     """Read the list.
 
     :param total: sum of the lengths of all blocks.
+    :param page_size: of the guest.
     :param mapped: mapped-ram is on.
     :param shared: x-ignore-shared is on.
-    :raises Malformed: the lengths do not add up.
+    :raises Malformed: the lengths do not add up, or two blocks have the same name.
     """
     entries: list[BlockEntry] = []
+    names: set[str] = set()
     listed = 0
     base: int | None = None  # known from the first mapped block on
     while listed < total:
@@ -71,18 +73,27 @@ def read_blocks(
                 found=f"{listed:#x} in {len(entries) + 1} blocks",
             )
         block = RamBlock(name_text(entry.name), entry.used_length, start)
-        page_size = address = placed = None
+        if block.name in names:
+            raise Malformed(
+                "two RAM blocks have the same name",
+                offset=start,
+                section="ram",
+                expected="a name for each block, to which its pages refer",
+                found=repr(block.name),
+            )
+        names.add(block.name)
+        own_size = address = placed = None
         if shared:
             address = reader.u64("a RAM block's address")
         if mapped:
             from qemu_svm.stream.ram.mapped import read_header
 
-            placed, base = read_header(reader, entry.used_length, base)
+            placed, base = read_header(reader, entry.used_length, base, page_size)
         elif _extra(reader):
             word = reader.u64("a RAM block's page size")
             # With an address too, the page size comes first.
-            page_size, address = (address, word) if shared else (word, None)
-        entries.append(BlockEntry(block, page_size, address, placed))
+            own_size, address = (address, word) if shared else (word, None)
+        entries.append(BlockEntry(block, own_size, address, placed))
     return tuple(entries)
 
 

@@ -1,22 +1,22 @@
 """The content of RAM blocks, written to files.
 
-All copies of all pages are applied in the order of sending, so the input is read
-once, front to back.  Zero pages are written only over earlier content: the files are
-sparse.  Unencoded pages are copied from the input to the file, many in one call; by
-the compiled module if the input is a file.
+Only the last copy of each page is read and written, in the order of the pages, and zero
+pages are not written at all: the files are sparse.  Unencoded pages are copied from the
+input to the file, many in one call; by the compiled module if the input is a file.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from qemu_svm.errors import EnvironmentFault
 from qemu_svm.limits import KIB, MIB
 from qemu_svm.stream.ram import compiled
-from qemu_svm.stream.ram.coverage import check_number
 from qemu_svm.stream.ram.read import Ram
-from qemu_svm.stream.ram.runs import KIND, KIND_BITS, PageKind, Place, unpack
+from qemu_svm.stream.ram.runs import KIND, KIND_BITS, Columns, PageKind, Place, unpack
 from qemu_svm.stream.ram.scan import LARGEST
 
 _WINDOW = MIB
@@ -31,6 +31,20 @@ def _silent(_done: int) -> None:
     pass
 
 
+def span_of(ram: Ram, block: int, span: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the bytes of a block that are inside ``span``, ``(start, end)``."""
+    size = ram.entries[block].block.used_length
+    start, end = span or (0, size)
+    end = min(end, size)
+    return min(start, end), end
+
+
+def pages_of(ram: Ram, block: int, span: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the pages of a block that are inside ``span``: the first, and that after the last."""
+    start, end = span_of(ram, block, span)
+    return start // ram.page_size, -(-end // ram.page_size)
+
+
 def extract(
     ram: Ram,
     files: Mapping[int, int],
@@ -43,31 +57,48 @@ def extract(
         file for each block's index.
     :param span: only these bytes of each block, ``(start, end)``, multiples of
         the page size; they start at 0 in the file.
-    :param progress: called with the number of copies in the stream that are done.
-    :raises StreamError: a page is damaged, or there are too many.
+    :param progress: called with the number of pages in the stream that are done.
+    :raises StreamError: a page is damaged.
+    :raises EnvironmentFault: the file system holds no file of that length.
     """
     ahead = _Ahead(ram)
-    targets = {number: _Target(ram, number, fd, span, ahead) for number, fd in files.items()}
     done = 0
-    for block, *runs in ram.runs.pieces():
-        for portion in _portions(runs, ram.runs.strides):
-            if block in targets:
-                targets[block].write(*portion)
-            done += sum(portion[1])
-            progress(done)
-    for target in targets.values():
-        os.ftruncate(target.fd, target.length)  # a block may end inside its last page
+    for block, fd in files.items():
+        start, end = span_of(ram, block, span)
+        first, last = pages_of(ram, block, span)
+        target = _Target(ram, block, fd, (first, last), ahead)
+        _set_length(fd, end - start, ram.blocks[block].name)
+        for rows in ram.final(block).rows(first, last):
+            shown = done
+            for portion in _portions(rows, ram.runs.strides):
+                target.write(*portion)
+                shown += sum(portion[1])
+                progress(shown)
+            done += sum(rows[1])
+        os.ftruncate(fd, end - start)  # a block may end inside its last page
 
 
-def _portions(
-    runs: Sequence[array[int]], strides: Mapping[int, int]
-) -> Iterator[Sequence[array[int]]]:
-    # The same runs (where, count, data) in portions; long runs are split.
+def _set_length(fd: int, length: int, name: str) -> None:
+    try:
+        os.ftruncate(fd, length)
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EFBIG, errno.EINVAL):
+            raise
+        raise EnvironmentFault(
+            f"the file system holds no file of {length:#x} bytes, the length of RAM block '{name}'",
+            hint="write part of it with --range, or into a directory of another file system",
+        ) from error
+
+
+def _portions(runs: Columns, strides: Mapping[int, int]) -> Iterator[Columns]:
+    # The same runs in portions; long runs are split.
     if sum(runs[1]) <= _PORTION:
         yield runs
         return
     rows, pages = (array("Q"), array("I"), array("Q")), 0
     for place, count, data in zip(*runs, strict=True):
+        if place & KIND in _EMPTY:
+            continue
         for done in range(0, count, _PORTION // 4):
             part = min(_PORTION // 4, count - done)
             if pages + part > _PORTION:
@@ -120,81 +151,41 @@ class _Ahead:
 
 
 class _Target:
-    # One block's file; remembers which pages were written.
+    # One block's file.
     def __init__(
-        self, ram: Ram, block: int, fd: int, span: tuple[int, int] | None, ahead: _Ahead
+        self, ram: Ram, block: int, fd: int, pages: tuple[int, int], ahead: _Ahead
     ) -> None:
         self.ram = ram
+        self.block = block
         self.fd = fd
         self.ahead = ahead
         self.strides = ram.runs.strides
-        self.batch = max(1, _WINDOW // ram.page_size)
-        size = ram.entries[block].block.used_length
-        start, end = span or (0, size)
-        end = min(end, size)
-        start = min(start, end)
-        self.first, self.last = start // ram.page_size, -(-end // ram.page_size)
-        check_number(ram, self.last - self.first)
-        self.written = bytearray(self.last - self.first)
-        self.length = end - start
-        os.ftruncate(fd, self.length)
+        self.first, self.length = pages[0], pages[1] - pages[0]
 
-    def write(self, where: array[int], counts: array[int], datas: array[int]) -> None:
-        """Apply runs of one sweep, in the form of :class:`~qemu_svm.stream.ram.runs.RamRuns`."""
+    def write(self, where: Sequence[int], counts: Sequence[int], datas: Sequence[int]) -> None:
+        """Write runs of pages, in the form of :class:`~qemu_svm.stream.ram.runs.RamRuns`."""
         row, rows = 0, len(where)
         while row < rows:
             if self.ahead.files is not None and where[row] & KIND in _COPIED:
                 # Up to the first run that it does not support, or that fails.
                 row = compiled.ram.copy(
-                    self.ahead.files, self.fd, self.first, self.written, self.ram.page_size,
+                    self.ahead.files, self.fd, self.first, self.length, self.ram.page_size,
                     where, counts, datas, row,
                 )  # fmt: skip
                 if row == rows:
                     return
-            self._inside(where[row], counts[row], datas[row])
+            self._run(where[row] >> KIND_BITS, counts[row], where[row] & KIND, datas[row])
             row += 1
 
-    def _inside(self, place: int, pages: int, data: int) -> None:
-        # The part of a run that is inside the span.
-        page, kind, length = (place >> KIND_BITS) - self.first, place & KIND, len(self.written)
-        skip = max(0, -page)
-        rest = min(pages - skip, length - page - skip)
-        if rest > 0:
-            self._run(page + skip, rest, kind, data + skip * self.strides[kind])
-
     def _run(self, page: int, count: int, kind: int, data: int) -> None:
-        place = unpack(data)
         size, stride = self.ram.page_size, self.strides[kind]
         if kind in _WHOLE:
-            self._pages(page, count, place, stride)
-        elif kind in _EMPTY:
-            self._clear(page, count)
-            return
-        elif kind == PageKind.XBZRLE:
-            content = bytearray(os.pread(self.fd, size, page * size).ljust(size, b"\0"))
-            self.ram.apply(content, place)
-            _write(self.fd, [content], page * size)
-        else:
+            self._pages(page - self.first, count, unpack(data), stride)
+        elif kind not in _EMPTY:
             for number in range(count):
-                found = self.ram.content(PageKind(kind), place.plus(number * stride))
-                _write(self.fd, [found], (page + number) * size)
-        if count == 1:
-            self.written[page] = 1
-        else:
-            self.written[page : page + count] = b"\1" * count
-
-    def _clear(self, page: int, count: int) -> None:
-        # Write zeros over earlier content.
-        size, end = self.ram.page_size, page + count
-        start = self.written.find(1, page, end)
-        while start >= 0:
-            stop = self.written.find(0, start, end)
-            stop = end if stop < 0 else stop
-            for place in range(start, stop, self.batch):
-                many = min(self.batch, stop - place)
-                _write(self.fd, [bytes(many * size)], place * size)
-            self.written[start:stop] = bytes(stop - start)
-            start = self.written.find(1, stop, end)
+                copy = kind, data + number * stride
+                found = self.ram.page_of(self.block, page + number, copy)
+                _write(self.fd, [found], (page + number - self.first) * size)
 
     def _pages(self, page: int, count: int, place: Place, stride: int) -> None:
         size = self.ram.page_size

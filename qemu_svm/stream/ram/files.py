@@ -10,9 +10,11 @@ symbolic link is replaced itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -50,6 +52,7 @@ class BlockFiles:
 
     :param replace: existing files may be replaced.
     :raises FileExistsError: a name is taken and ``replace`` is not set.
+    :raises IsADirectoryError: a directory has one of the names.
     :raises OSError: the directory cannot be made or written.
     """
 
@@ -73,30 +76,59 @@ class BlockFiles:
     def _open(self) -> None:
         taken = set(os.listdir(self._directory))
         for name in self.names:
-            if name in taken and not self._replace:
-                raise FileExistsError(17, os.strerror(17), name)
+            if name not in taken:
+                continue
+            if not self._replace:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+            if stat.S_ISDIR(os.lstat(name, dir_fd=self._directory).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
         for _ in self.names:
-            name = _TEMPORARY + secrets.token_hex(8)
+            name = self._fresh()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._temporary.append(name)
             self.descriptors.append(os.open(name, flags, 0o600, dir_fd=self._directory))
 
+    def _fresh(self) -> str:
+        # A temporary name; whatever has it is removed at the end.
+        self._temporary.append(_TEMPORARY + secrets.token_hex(8))
+        return self._temporary[-1]
+
     def commit(self) -> None:
-        """Give the files their final names."""
+        """Give the files their final names; if one cannot get its name, none does.
+
+        :raises FileExistsError: a name is taken and ``replace`` is not set.
+        :raises OSError: a file cannot be renamed.
+        """
+        done: list[tuple[str, str | None]] = []  # names, and those of what they were before
         where = {"src_dir_fd": self._directory, "dst_dir_fd": self._directory}
-        while self._temporary:
-            temporary, name = self._temporary[0], self.names[len(self.names) - len(self._temporary)]
-            if self._replace:
-                os.rename(temporary, name, **where)
-            else:
-                # Unlike a rename, a link never replaces a file.
-                os.link(temporary, name, follow_symlinks=False, **where)
-                os.unlink(temporary, dir_fd=self._directory)
-            self._temporary.pop(0)
-            self._made = None
+        try:
+            for temporary, name in zip(list(self._temporary), self.names, strict=True):
+                before = self._kept(name, where) if self._replace else None
+                if before is None:
+                    # Unlike a rename, a link never replaces a file.
+                    os.link(temporary, name, follow_symlinks=False, **where)
+                done.append((name, before))
+                if before is not None:
+                    os.rename(temporary, name, **where)
+        except BaseException:
+            for name, before in reversed(done):
+                if before is None:
+                    os.unlink(name, dir_fd=self._directory)
+                else:
+                    os.rename(before, name, **where)
+            raise
+        self._made = None
+
+    def _kept(self, name: str, where: dict[str, int]) -> str | None:
+        # A second name for what has a name now; None if nothing has it.
+        fresh = self._fresh()
+        try:
+            os.link(name, fresh, follow_symlinks=False, **where)
+        except FileNotFoundError:
+            return None
+        return fresh
 
     def close(self) -> None:
-        """Remove files without a final name, and close the directory."""
+        """Remove everything under temporary names, and close the directory."""
         for descriptor in self.descriptors:
             os.close(descriptor)
         self.descriptors = []
@@ -153,5 +185,8 @@ def write_blocks(
     except FileExistsError as error:
         raise OutputExists(os.path.join(directory, str(error.filename))) from error
     except OSError as error:
-        raise EnvironmentFault(f"cannot write to '{directory}': {error.strerror}") from error
+        place = directory
+        if isinstance(error, IsADirectoryError) and isinstance(error.filename, str):
+            place = os.path.join(directory, error.filename)
+        raise EnvironmentFault(f"cannot write to '{place}': {error.strerror}") from error
     return dict(zip(blocks, files.names, strict=True))

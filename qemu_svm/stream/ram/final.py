@@ -1,107 +1,235 @@
-"""The final content of each page of RAM.
+"""The last copy of each page of RAM: runs in the order of the pages, none of which overlap.
 
-All copies are gone through once, and for each page the number of the run that
-wrote it last is noted, in four bytes; a delta (XBZRLE) remembers which run it
-was applied to.  Pages can then be read in any order, each from the copies that
-count.
+They are made from the runs in the order of sending (:class:`~qemu_svm.stream.ram.runs.RamRuns`)
+once for each block, by the compiled module or here, and take memory for what was sent,
+whatever size the block has.  Where a stream has one pass over the RAM, they are the same
+runs.  Each has the number of copies of its pages, and the columns have the form of
+``RamRuns``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from qemu_svm.stream.ram.coverage import coverage
-from qemu_svm.stream.ram.read import Ram
-from qemu_svm.stream.ram.runs import NOWHERE, PageKind, Place
+from qemu_svm.stream.ram import compiled
+from qemu_svm.stream.ram.runs import KIND, KIND_BITS, PIECE, Columns, PageKind, RamRuns, Settled
 
-NEVER = 0
-"""Kind of a page that was never sent; the others are of :class:`PageKind`."""
-
-_WHOLE = (PageKind.PAGE, PageKind.PLACED)
+Copy = tuple[int, int]
+"""The :class:`~qemu_svm.stream.ram.runs.PageKind` and ``data`` of a copy of a page."""
 
 
-class FinalRam:
-    """The content of RAM at the end of a stream.
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Numbers of pages in a range of a block.
 
-    :param ram: as read.
-    :raises LimitExceeded: the guest has too many pages to examine each.
+    :param kinds: by the :class:`~qemu_svm.stream.ram.runs.PageKind` of the last copy.
+    :param repeated: pages sent more than once.
+    :param most: copies of the page that was sent most often, up to 255.
     """
 
-    def __init__(self, ram: Ram) -> None:
-        self.ram = ram
-        self.kinds = [part.kinds for part in coverage(ram)]
-        """For each block one byte for each page: its last kind, or :data:`NEVER`."""
-        # 0 means no run, so the numbers start at 1.
-        self._owner = [array("I", bytes(4 * len(kinds))) for kinds in self.kinds]
-        self._before = array("I", bytes(4 * (len(ram.runs) + 1)))
-        for number, (block, page, count, kind) in enumerate(ram.runs.spans(), 1):
-            owner = self._owner[block]
-            if kind == PageKind.XBZRLE:
-                self._before[number] = owner[page]
-            if count == 1:
-                owner[page] = number
-            else:
-                owner[page : page + count] = array("I", (number,)) * count
+    kinds: Sequence[int]
+    repeated: int
+    most: int
 
-    def place(self, block: int, page: int) -> Place | None:
-        """Return the place of a page's last copy.
+    @property
+    def sent(self) -> int:
+        """Pages that were sent."""
+        return sum(self.kinds)
 
-        None if the page was never sent, or is zero and stored nowhere.
+    @property
+    def zero(self) -> int:
+        """Pages that are zero at the end."""
+        return self.kinds[PageKind.ZERO] + self.kinds[PageKind.ABSENT]
+
+    @property
+    def data(self) -> int:
+        """Pages with content at the end."""
+        return self.sent - self.zero
+
+
+class Final(ABC):
+    """The last copies of the pages of one block."""
+
+    @abstractmethod
+    def rows(self, first: int, end: int) -> Iterator[Columns]:
+        """Yield the runs of the pages from ``first`` to before ``end``, some at a time."""
+
+    @abstractmethod
+    def tally(self, first: int, end: int) -> Tally:
+        """Return the numbers of the pages from ``first`` to before ``end``."""
+
+    def within(self, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the runs of the pages from ``first`` to before ``end``.
+
+        Each is ``(page, count, kind, data)``.
         """
-        owner = self._owner[block][page]
-        if not owner:
+        for wheres, counts, datas in self.rows(first, end):
+            for where, count, data in zip(wheres, counts, datas, strict=True):
+                yield where >> KIND_BITS, count, where & KIND, data
+
+    def next_sent(self, page: int, end: int) -> int:
+        """Return the first page from ``page`` on that was sent; ``end`` if none before it was."""
+        found = next(self.within(page, end), None)
+        return end if found is None else found[0]
+
+    def copy(self, page: int) -> Copy | None:
+        """Return the last copy of a page; None if it was never sent."""
+        found = next(self.within(page, page + 1), None)
+        return None if found is None else found[2:]
+
+    def before(self, page: int) -> tuple[Copy | None, Sequence[int]]:
+        """Return what the last copy of a page is made of, if that is a delta (XBZRLE).
+
+        :returns: the copy before all deltas, None if there is none; and ``data`` of the
+            deltas, the oldest first.
+        """
+        return self.copy(page), ()
+
+
+class FinalRuns(Final):
+    """The last copies of the pages of a block whose pages were sent in records.
+
+    :param since: only what was sent after this result of ``RamRuns.seal``.
+    """
+
+    def __init__(self, runs: RamRuns, block: int, since: int = 0) -> None:
+        self._runs = runs
+        self._sent = runs.columns(block, since)
+        self._strides = runs.strides
+        found = settle(*self._sent, runs.page_size)
+        self._where, self._count, self._data = found[:3] if found else self._sent
+        self._times = found[3] if found else None
+        self._deltas: _Deltas | None = None
+
+    def _range(self, first: int, end: int) -> tuple[int, int]:
+        # The rows that have pages from ``first`` to before ``end``.
+        if first >= end:
+            return 0, 0
+        low = bisect_right(self._where, first << KIND_BITS | KIND) - 1
+        if low < 0 or (self._where[low] >> KIND_BITS) + self._count[low] <= first:
+            low += 1
+        return low, bisect_left(self._where, end << KIND_BITS, low)
+
+    def rows(self, first: int, end: int) -> Iterator[Columns]:
+        """Yield the runs of the pages from ``first`` to before ``end``, some at a time."""
+        low, high = self._range(first, end)
+        for at in range(low, high, PIECE):
+            stop = min(at + PIECE, high)
+            rows = self._where[at:stop], self._count[at:stop], self._data[at:stop]
+            if at == low or stop == high:
+                rows = self._clipped(rows, first, end)
+            yield rows
+
+    def _clipped(self, rows: Columns, first: int, end: int) -> Columns:
+        # The same without the pages of its first and last row that are outside.
+        where, count, data = rows
+        over = (where[-1] >> KIND_BITS) + count[-1] - end
+        under = first - (where[0] >> KIND_BITS)
+        if over <= 0 and under <= 0:
+            return rows
+        where, count, data = array("Q", where), array("I", count), array("Q", data)
+        if over > 0:
+            count[-1] -= over
+        if under > 0:
+            count[0] -= under
+            data[0] += under * self._strides[where[0] & KIND]
+            where[0] += under << KIND_BITS
+        return where, count, data
+
+    def tally(self, first: int, end: int) -> Tally:
+        """Return the numbers of the pages from ``first`` to before ``end``."""
+        runs = self._where, self._count, self._times
+        return Tally(*tally(runs, (first, end), self._range(first, end)))
+
+    def copy(self, page: int) -> Copy | None:
+        """Return the last copy of a page; None if it was never sent."""
+        row = bisect_right(self._where, page << KIND_BITS | KIND) - 1
+        if row < 0:
             return None
-        kind, place = self._copy(owner, page)
-        return None if kind is PageKind.ABSENT else place
+        where = self._where[row]
+        into = page - (where >> KIND_BITS)
+        if into >= self._count[row]:
+            return None
+        kind = where & KIND
+        return kind, self._data[row] + into * self._strides[kind]
 
-    def whole(self, block: int, page: int, most: int) -> tuple[int, Place, int]:
-        """Find pages from ``page`` on that are stored unencoded, at a fixed distance.
+    def before(self, page: int) -> tuple[Copy | None, Sequence[int]]:
+        """Return the copy before the deltas of a page, and the deltas."""
+        if self._deltas is None:
+            self._deltas = _Deltas(self._sent, self._strides, self._where)
+        return self._deltas.of(page)
 
-        :returns: how many (at most ``most``; 0 if this one is not), the place of the
-            first, and the distance in bytes.
-        """
-        owners = self._owner[block]
-        owner = owners[page]
-        if not owner:
-            return 0, NOWHERE, 0
-        first, count, kind, _ = self.ram.runs.at(owner - 1)
-        if kind not in _WHOLE:
-            return 0, NOWHERE, 0
-        most = min(most, first + count - page)
-        if owners[page : page + most] != array("I", (owner,)) * most:
-            most = next(at for at in range(1, most) if owners[page + at] != owner)
-        return most, self._copy(owner, page)[1], self.ram.runs.strides[kind]
 
-    def page(self, block: int, page: int) -> bytes:
-        """Return the content of a page; zeros if it was never sent.
+class _Deltas:
+    # For each page whose last copy is a delta, the copies that it is made of: each run
+    # of one delta (it has one page) notes the run that had the page before it.
+    def __init__(self, sent: Columns, strides: dict[int, int], final: Sequence[int]) -> None:
+        self._sent, self._strides = sent, strides
+        xbzrle = int(PageKind.XBZRLE)
+        self._pages = array("Q", (where >> KIND_BITS for where in final if where & KIND == xbzrle))
+        # 0 means no run, so the numbers start at 1.
+        self._last = array("I", bytes(4 * len(self._pages)))
+        self._before = array("I", bytes(4 * (len(sent[0]) + 1)))
+        pages, last, many = self._pages, self._last, len(self._pages)
+        for number, (where, count) in enumerate(zip(sent[0], sent[1], strict=True), 1):
+            page = where >> KIND_BITS
+            at = bisect_left(pages, page)
+            end = page + count
+            while at < many and pages[at] < end:
+                if where & KIND == xbzrle:
+                    self._before[number] = last[at]
+                last[at] = number
+                at += 1
 
-        :raises StreamError: the page's data in the stream is damaged.
-        """
-        owner = self._owner[block][page]
-        deltas = []
-        content = bytes(self.ram.page_size)
-        while owner:
-            kind, place = self._copy(owner, page)
-            if kind is not PageKind.XBZRLE:
-                content = self.ram.content(kind, place)
-                break
-            deltas.append(place)
-            owner = self._before[owner]
-        if not deltas:
-            return content
-        changed = bytearray(content)
-        for place in reversed(deltas):
-            self.ram.apply(changed, place)
-        return bytes(changed)
+    def of(self, page: int) -> tuple[Copy | None, Sequence[int]]:
+        where, _, data = self._sent
+        deltas = array("Q")
+        number = self._last[bisect_left(self._pages, page)]
+        while number:
+            kind = where[number - 1] & KIND
+            if kind != PageKind.XBZRLE:
+                into = page - (where[number - 1] >> KIND_BITS)
+                deltas.reverse()
+                return (kind, data[number - 1] + into * self._strides[kind]), deltas
+            deltas.append(data[number - 1])
+            number = self._before[number]
+        deltas.reverse()
+        return None, deltas
 
-    def read(self, place: Place, size: int) -> bytes:
-        """Return bytes at a place that :meth:`whole` found.
 
-        :raises Truncated: there are fewer.
-        """
-        return self.ram.read_at(place, size)
+def settle_compiled(
+    where: Sequence[int], count: Sequence[int], data: Sequence[int], page_size: int
+) -> Settled | None:
+    """Do the work of :func:`~qemu_svm.stream.ram.settle.settle_runs` in C."""
+    found = compiled.ram.settle(where, count, data, page_size)
+    if found is None:
+        return None
+    where, count, data, times = (memoryview(part) for part in found)
+    return where.cast("Q"), count.cast("I"), data.cast("Q"), times
 
-    def _copy(self, owner: int, page: int) -> tuple[PageKind, Place]:
-        # Kind and place of the copy of ``page`` in run number ``owner``.
-        first, _, kind, place = self.ram.runs.at(owner - 1)
-        return kind, place.plus((page - first) * self.ram.runs.strides[kind])
+
+settle: Callable[[Sequence[int], Sequence[int], Sequence[int], int], Settled | None]
+tally: Callable[
+    [
+        tuple[Sequence[int], Sequence[int], Sequence[int] | None],
+        tuple[int, int],
+        tuple[int, int],
+    ],
+    tuple[tuple[int, ...], int, int],
+]
+if compiled.ram is None:
+    from qemu_svm.stream.ram.settle import settle_runs, tally_runs
+
+    settle, tally = settle_runs, tally_runs
+else:
+    settle, tally = settle_compiled, compiled.ram.tally
+
+
+def final_of(runs: RamRuns, block: int) -> Final:
+    """Return the last copies of the pages of a block."""
+    mapped = runs.mapped.get(block)
+    return FinalRuns(runs, block) if mapped is None else mapped

@@ -15,15 +15,19 @@ Source: QEMU ``migration/ram.c`` (``mapped_ram_setup_ramblock``,
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qemu_svm.errors import Malformed, Unsupported
-from qemu_svm.stream.ram.runs import INPUT_SHIFT
+from qemu_svm.source.base import Source
+from qemu_svm.stream.ram.final import Final, Tally
+from qemu_svm.stream.ram.runs import INPUT_SHIFT, KIND_BITS, KINDS, Columns, PageKind
 from qemu_svm.stream.reader import Reader
 
 _VERSION = 1
-_STEP = 1 << 13  # bytes of bitmap at a time: 64 Ki pages
+_STEP = 1 << 11  # bytes of bitmap at a time: 16 Ki pages
 _SAME = re.compile(b"0+|1+")
 
 
@@ -43,14 +47,15 @@ class MappedBlock:
 
 
 def read_header(
-    reader: Reader, used_length: int, base: int | None
+    reader: Reader, used_length: int, base: int | None, page_size: int
 ) -> tuple[MappedBlock | None, int | None]:
     """Read a block's header and move past the block's pages.
 
     :param base: offset of the stream's first byte in its file; if it is None, the
         bitmap is assumed to follow the header immediately, as QEMU writes it.
+    :param page_size: of the guest.
     :returns: the block, None if it is not saved; and the base.
-    :raises Malformed: offsets that point backwards or into the header.
+    :raises Malformed: another page size, or offsets that point backwards or into the header.
     """
     start = reader.offset
     version = reader.u32("a mapped-ram header")
@@ -62,18 +67,19 @@ def read_header(
             expected=f"{_VERSION}",
             found=f"{version}",
         )
-    page_size = reader.u64("a mapped-ram header")
+    size = reader.u64("a mapped-ram header")
     bitmap, pages = (reader.u64("a mapped-ram header") for _ in range(2))
     if not bitmap and not pages:
         return None, base
     if base is None:
         base = max(0, bitmap - reader.offset)
-    if page_size < 1 << 10 or page_size > 1 << 30 or page_size & (page_size - 1):
+    if size != page_size:
         raise Malformed(
-            "invalid page size in a mapped-ram header",
+            "page size in a mapped-ram header is not that of the guest",
             offset=start + 4,
             section="ram",
-            found=f"{page_size:#x}",
+            expected=f"{page_size}",
+            found=f"{size}",
         )
     count = (used_length + page_size - 1) // page_size
     block = MappedBlock(bitmap - base, pages - base, count, page_size)
@@ -97,14 +103,64 @@ def read_header(
     return block, base
 
 
-def page_runs(reader: Reader, block: MappedBlock) -> Iterator[tuple[bool, int, int]]:
-    """Read a bitmap as runs ``(stored, first page, count)``; the reader's offset changes."""
-    page = 0
-    while page < block.count:
-        reader.offset = block.bitmap + page // 8
-        size = min(_STEP, block.bitmap_size - page // 8)
-        bits = int.from_bytes(reader.take(size, "a mapped-ram bitmap"), "little")
-        text = format(bits, f"0{size * 8}b").encode()[::-1][: block.count - page]
-        for run in _SAME.finditer(text):
-            yield text[run.start()] == ord("1"), page + run.start(), run.end() - run.start()
-        page += size * 8
+class MappedPages(Final):
+    """The pages of a block as its bitmap says, which is read whenever it is needed.
+
+    :param number: of the input; see :class:`~qemu_svm.stream.ram.runs.Place`.
+    :param stored: number of pages that are in the file.
+    :param runs: number of runs of pages that are all in the file, or all not.
+    :raises Truncated: the input ends inside the bitmap.
+    """
+
+    def __init__(self, source: Source, number: int, block: MappedBlock) -> None:
+        self.block = block
+        self._source = source
+        self._data = number << INPUT_SHIFT | block.pages
+        self.stored, self.runs, last = 0, 0, -1
+        for _, count, bits in self._pieces(0, block.count):
+            self.stored += bits.bit_count()
+            # A run begins where a bit differs from the one before it.
+            begins = (bits ^ bits << 1) & (1 << count) - 1 & ~1
+            self.runs += begins.bit_count() + (bits & 1 != last)
+            last = bits >> count - 1
+
+    def _pieces(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        # ``(page, count, bits)``; the lowest bit is the first page's.
+        block = self.block
+        end = min(end, block.count)
+        while first < end:
+            at = first // 8
+            size = min(_STEP, block.bitmap_size - at)
+            data = self._source.read_at(block.bitmap + at, size)
+            if len(data) < size:
+                reader = Reader(self._source, block.bitmap + at)
+                raise reader.truncated("a mapped-ram bitmap", size, len(data))
+            bits = int.from_bytes(data, "little")
+            skip = first - at * 8
+            count = min(size * 8 - skip, end - first)
+            yield first, count, bits >> skip & (1 << count) - 1
+            first += count
+
+    def rows(self, first: int, end: int) -> Iterator[Columns]:
+        """Yield the runs of the pages from ``first`` to before ``end``, some at a time."""
+        size, start = self.block.page_size, self._data
+        kinds = (int(PageKind.ABSENT), int(PageKind.PLACED))
+        for page, count, bits in self._pieces(first, end):
+            text = format(bits, f"0{count}b").encode()[::-1]
+            bounds = [0, *(run.end() for run in _SAME.finditer(text))]
+            stored = [text[at] & 1 for at in bounds[:-1]]
+            runs = list(zip(bounds, stored, strict=False))
+            yield (
+                array("Q", [page + at << KIND_BITS | kinds[bit] for at, bit in runs]),
+                array("I", [after - at for at, after in pairwise(bounds)]),
+                array("Q", [start + (page + at) * size if bit else 0 for at, bit in runs]),
+            )
+
+    def tally(self, first: int, end: int) -> Tally:
+        """Return the numbers of the pages from ``first`` to before ``end``."""
+        kinds = [0] * KINDS
+        for _, count, bits in self._pieces(first, end):
+            stored = bits.bit_count()
+            kinds[PageKind.PLACED] += stored
+            kinds[PageKind.ABSENT] += count - stored
+        return Tally(kinds, 0, int(any(kinds)))

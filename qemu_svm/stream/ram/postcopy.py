@@ -14,14 +14,15 @@ and 10.2.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from qemu_svm.errors import Malformed, StreamError, Truncated
 from qemu_svm.source.base import Source
 from qemu_svm.stream.commands import discarded
 from qemu_svm.stream.constants import MAGIC, Command, RamFlag
 from qemu_svm.stream.ram import records as ram
+from qemu_svm.stream.ram.final import FinalRuns
 from qemu_svm.stream.ram.records import RamState
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.recognise import RESUMED, seen_elsewhere
@@ -63,14 +64,13 @@ class Discards:
         """
         if not self._ranges or state.runs is None:
             return None
-        wanted: dict[int, bytearray] = {}
-        for _, block, first, last in self._ranges:
-            pages = -(-state.blocks[block].used_length // state.page_size)
-            wanted.setdefault(block, bytearray(pages))[first:last] = b"\1" * (last - first)
-        for block, page, count, _ in islice(state.runs.spans(), self._ranges[-1][0], None):
-            if block in wanted:
-                wanted[block][page : page + count] = bytes(count)
-        left = sum(part.count(1) for part in wanted.values())
+        since, left = self._ranges[-1][0], 0
+        finals: dict[int, FinalRuns] = {}
+        for block, first, last in _joined(self._ranges):
+            final = finals.get(block)
+            if final is None:
+                final = finals[block] = FinalRuns(state.runs, block, since)
+            left += last - first - final.tally(first, last).sent
         if not left:
             return None
         return Truncated(
@@ -79,6 +79,19 @@ class Discards:
             section="ram",
             hint="they may have been sent over a further connection: pass its file with --channel",
         )
+
+
+def _joined(ranges: Iterable[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    # The pages of ranges, each page once, as ``(block, first, end)``.
+    ordered = sorted(one[1:] for one in ranges)
+    block, first, end = ordered[0]
+    for number, start, stop in ordered:
+        if number == block and start <= end:
+            end = max(end, stop)
+            continue
+        yield block, first, end
+        block, first, end = number, start, stop
+    yield block, first, end
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -19,9 +19,10 @@ from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RamFlag
 from qemu_svm.stream.model import Stream
 from qemu_svm.stream.ram.blocks import BlockEntry
+from qemu_svm.stream.ram.final import Copy, Final, final_of
 from qemu_svm.stream.ram.problems import channel_problems, extra_problems, is_postcopy
 from qemu_svm.stream.ram.records import RamState
-from qemu_svm.stream.ram.runs import NOWHERE, PageKind, Place, RamRuns, page_counts
+from qemu_svm.stream.ram.runs import NOWHERE, PageKind, Place, RamRuns, page_counts, unpack
 from qemu_svm.stream.ram.scan import Scanner, scan
 from qemu_svm.stream.ram.xbzrle import apply_delta
 from qemu_svm.stream.records import Kind, RamBlock, RamPages
@@ -53,6 +54,7 @@ class Ram:
     flushes: int
     problems: tuple[StreamError, ...]
     extras: tuple[Extra, ...] = ()
+    _finals: dict[int, Final] = field(default_factory=dict, repr=False, compare=False)
 
     def close(self) -> None:
         """Close the temporary files of compressed channels.
@@ -108,28 +110,41 @@ class Ram:
         """Pages sent by kind; each copy counts."""
         return page_counts(self.runs.sums)
 
+    def final(self, block: int) -> Final:
+        """Return the last copies of the pages of a block; made when first asked for."""
+        found = self._finals.get(block)
+        if found is None:
+            found = self._finals[block] = final_of(self.runs, block)
+        return found
+
     def was_sent(self, block: int, page: int) -> bool:
         """Whether the stream contains a copy of a page."""
-        return next(iter(self.runs.history(block, page)), None) is not None
+        return self.final(block).copy(page) is not None
 
     def read_page(self, block: int, page: int) -> bytes:
         """Return the content of a page at the end; zeros if it was never sent.
 
         :raises StreamError: the page's data in the stream is damaged.
         """
-        deltas = []
-        content = bytes(self.page_size)
-        for kind, place in self.runs.history(block, page):
-            if kind is PageKind.XBZRLE:
-                deltas.append(place)
-                continue
-            content = self.content(kind, place)
-            break
-        if not deltas:
-            return content
-        result = bytearray(content)
-        for place in reversed(deltas):
-            self.apply(result, place)
+        copy = self.final(block).copy(page)
+        if copy is None:
+            return bytes(self.page_size)
+        return self.page_of(block, page, copy)
+
+    def page_of(self, block: int, page: int, copy: Copy) -> bytes:
+        """Return the content of a page whose last copy is known.
+
+        :raises StreamError: the page's data in the stream is damaged.
+        """
+        kind, data = copy
+        if kind != PageKind.XBZRLE:
+            return self.content(PageKind(kind), unpack(data))
+        whole, deltas = self.final(block).before(page)
+        result = bytearray(self.page_size)
+        if whole is not None:
+            result[:] = self.content(PageKind(whole[0]), unpack(whole[1]))
+        for delta in deltas:
+            self.apply(result, unpack(delta))
         return bytes(result)
 
     def read(self, block: int, offset: int, size: int) -> bytes:
@@ -319,6 +334,13 @@ class _Merge:
 
     def _apply(self, source: int, packet: Packet) -> None:
         block = self._state.index.get(packet.block)
+        if block in self._runs.mapped:
+            raise Malformed(
+                "multifd page in a stream of mapped-ram",
+                offset=packet.pages[0].data or 0,
+                section=f"multifd channel {source - 1}",
+                expected="no channels: the pages are where the block list says",
+            )
         for pages in packet.pages:
             end = (pages.page + pages.count) * self._state.page_size
             if block is None or end > self._state.tops[block]:

@@ -31,7 +31,7 @@ from qemu_svm.errors import Malformed, Unsupported
 from qemu_svm.limits import MIB
 from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
 from qemu_svm.stream.ram.blocks import BlockEntry, read_blocks
-from qemu_svm.stream.ram.runs import KINDS, NOWHERE, PageKind, Place, RamRuns, Rows, page_counts
+from qemu_svm.stream.ram.runs import KINDS, PageKind, Place, RamRuns, Rows, page_counts
 from qemu_svm.stream.ram.scan import (
     FILE_ROWS,
     LARGEST,
@@ -229,6 +229,15 @@ def _uncommon(reader: Reader, state: RamState) -> int:
             expected="one of ZERO, MEM_SIZE, PAGE, EOS, XBZRLE, HOOK, COMPRESS_PAGE, MULTIFD_FLUSH",
             found=f"{flags:#x}",
         )
+    if state.mapped:
+        # As QEMU: the pages are where the block list says.
+        raise Malformed(
+            "page record in a stream of mapped-ram",
+            offset=start,
+            section="ram",
+            expected="MEM_SIZE or EOS",
+            found=f"{kind.name}",
+        )
     if not flags & _CONTINUE:
         name = name_text(reader.take(reader.u8("a RAM block name"), "a RAM block name"))
         if name not in state.index:
@@ -289,31 +298,29 @@ def _content(reader: Reader, kind: PageKind, page_size: int) -> None:
 
 def _block_list(reader: Reader, state: RamState, total: int) -> None:
     start = reader.offset
-    entries = read_blocks(reader, total, mapped=state.mapped, shared=state.shared)
+    size = state.page_size
+    entries = read_blocks(reader, total, size, mapped=state.mapped, shared=state.shared)
     listed = [(entry.block.name, entry.block.used_length) for entry in entries]
-    if state.entries and listed != [(block.name, block.used_length) for block in state.blocks]:
-        # Runs refer to blocks by their index in the first list.
+    known = [(block.name, block.used_length) for block in state.blocks]
+    if state.entries and (state.mapped or listed != known):
+        # Runs refer to blocks by their index in the first list, bitmaps to its places.
         raise Malformed(
-            "second list of RAM blocks differs from the first",
+            "second list of RAM blocks" + ("" if listed == known else " differs from the first"),
             offset=start,
             section="ram",
-            expected=f"the same {len(state.blocks)} blocks",
+            expected="one list" if state.mapped else f"the same {len(known)} blocks",
             found=f"{len(listed)} blocks of {total:#x} bytes",
         )
     state.take_blocks(entries)
     if not state.mapped:
         return
-    from qemu_svm.stream.ram.mapped import page_runs
+    from qemu_svm.stream.ram.mapped import MappedPages
 
-    end = reader.offset
     for number, entry in enumerate(state.entries):
         if entry.mapped is None:
             continue
-        for stored, page, count in page_runs(reader, entry.mapped):
-            kind = PageKind.PLACED if stored else PageKind.ABSENT
-            state.sums[kind] += count
-            if state.runs is not None:
-                at = entry.mapped.pages + page * entry.mapped.page_size
-                place = Place(state.input, at) if stored else NOWHERE
-                state.runs.add(number, page, count, kind, place)
-    reader.offset = end
+        pages = MappedPages(reader.source, state.input, entry.mapped)
+        state.sums[PageKind.PLACED] += pages.stored
+        state.sums[PageKind.ABSENT] += entry.mapped.count - pages.stored
+        if state.runs is not None:
+            state.runs.map_block(number, pages)

@@ -2,25 +2,28 @@
 
 Pages are sent in order, so most of a stream is a few long runs: records of one kind
 for consecutive pages, at a fixed distance.  A run takes 20 bytes in flat arrays,
-whatever its length; a list of *sweeps* (runs of one block with increasing addresses,
-as one pass over the RAM sends them) gives their blocks and makes them searchable.
+whatever its length; a list of *parts* (runs of one block that follow one another) gives
+their blocks.  The pages of mapped-ram have no runs: their bitmap is read in the input
+(:class:`~qemu_svm.stream.ram.mapped.MappedPages`).
 
 A run also has the place of the first page's content: a whole page, the byte that
 fills it, or the bytes after the header of an encoded one.  A :class:`Place` is an
-input and an offset; in the arrays (here, in :mod:`~qemu_svm.stream.ram.extract` and
+input and an offset; in the arrays (here, in :mod:`~qemu_svm.stream.ram.final` and
 in C) both are packed into one number, ``data``, with the input in its top byte.
 """
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from qemu_svm.stream.records import RamPages
+
+if TYPE_CHECKING:
+    from qemu_svm.stream.ram.mapped import MappedPages
 
 INPUT_SHIFT = 56
 """Position of the input in ``data``; offsets are below ``1 << INPUT_SHIFT``."""
@@ -33,7 +36,8 @@ KIND = KINDS - 1
 
 _OFFSET = (1 << INPUT_SHIFT) - 1
 _MOST = (1 << 32) - 1
-_PIECE = 4096
+PIECE = 4096
+"""Most runs of a piece."""
 _ROOM = 4096
 
 
@@ -73,6 +77,13 @@ class Place(NamedTuple):
 
 NOWHERE = Place(0, 0)
 """For pages without content in any input."""
+
+
+Columns = tuple[Sequence[int], Sequence[int], Sequence[int]]
+"""``where``, ``count`` and ``data`` of runs: arrays, or views of them."""
+
+Settled = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
+"""The columns of runs that do not overlap, and the number of copies of their pages."""
 
 
 def unpack(data: int) -> Place:
@@ -130,7 +141,8 @@ class Rows:
 class RamRuns:
     """All runs of a stream, in the order in which they were sent.
 
-    ``sums`` has the number of pages of each kind; each copy counts.
+    ``sums`` has the number of pages of each kind; each copy counts.  ``mapped`` has the
+    bitmaps of mapped-ram by the number of the block.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -145,17 +157,17 @@ class RamRuns:
             PageKind.FILLED: 9,
         }
         self.sums = [0] * KINDS
+        self.mapped: dict[int, MappedPages] = {}
         self._data = array("Q")
-        self._where = array("Q")  # page << 3 | kind: increases within a sweep
+        self._where = array("Q")  # page << 3 | kind
         self._count = array("I")
-        self._sweep_block = array("I")
-        self._sweep_first = array("Q")  # index of its first run
+        self._part_block = array("I")
+        self._part_first = array("Q")  # index of its first run
         self._of_block: dict[int, array[int]] = {}
-        # What the next run must be to extend the last one, or its sweep.
+        # What the next run must be to extend the last one.
         self._block = -1
         self._where_next = -1
         self._data_next = -1
-        self._page_next = 0
 
     @property
     def records(self) -> int:
@@ -163,7 +175,13 @@ class RamRuns:
         return sum(self.sums)
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._data) + sum(pages.runs for pages in self.mapped.values())
+
+    def map_block(self, block: int, pages: MappedPages) -> None:
+        """Take all pages of a block from a bitmap."""
+        self.mapped[block] = pages
+        self.sums[PageKind.PLACED] += pages.stored
+        self.sums[PageKind.ABSENT] += pages.block.count - pages.stored
 
     def add(self, block: int, page: int, count: int, kind: int, place: Place) -> None:
         """Append pages, which are sent after all others."""
@@ -171,19 +189,15 @@ class RamRuns:
         self.sums[kind] += count
         where = page << KIND_BITS | kind
         stride = self.strides[kind]
-        if block == self._block:
-            if where == self._where_next and (data == self._data_next or not (data or stride)):
-                total = self._count[-1] + count
-                if total <= _MOST and kind not in (PageKind.XBZRLE, PageKind.COMPRESSED):
-                    self._count[-1] = total
-                    self._page_next += count
-                    self._where_next += count << KIND_BITS
-                    self._data_next = data + count * stride
-                    return
-            if page < self._page_next:
-                self._sweep(block)
-        else:
-            self._sweep(block)
+        if block != self._block:
+            self._part(block)
+        elif where == self._where_next and (data == self._data_next or not (data or stride)):
+            total = self._count[-1] + count
+            if total <= _MOST and kind not in (PageKind.XBZRLE, PageKind.COMPRESSED):
+                self._count[-1] = total
+                self._where_next += count << KIND_BITS
+                self._data_next = data + count * stride
+                return
         self._data.append(data)
         self._where.append(where)
         self._count.append(count)
@@ -192,7 +206,7 @@ class RamRuns:
     def extend(
         self, block: int, rows: Rows, used: int, sums: Iterable[int], source: int = 0
     ) -> None:
-        """Append the first ``used`` rows, of increasing pages of one block.
+        """Append the first ``used`` rows, of pages of one block.
 
         :param sums: the number of pages of each kind in all of them.
         :param source: the input that was scanned.
@@ -214,96 +228,77 @@ class RamRuns:
 
     def _expect(self, where: int, count: int, data: int) -> None:
         # Note what the next run must be to extend this one.
-        self._page_next = (where >> KIND_BITS) + count
         self._where_next = where + (count << KIND_BITS)
         self._data_next = data + count * self.strides[where & KIND]
 
-    def _sweep(self, block: int) -> None:
+    def _part(self, block: int) -> None:
         self._block = block
-        self._of_block.setdefault(block, array("Q")).append(len(self._sweep_first))
-        self._sweep_block.append(block)
-        self._sweep_first.append(len(self._data))
+        self._of_block.setdefault(block, array("Q")).append(len(self._part_first))
+        self._part_block.append(block)
+        self._part_first.append(len(self._data))
+
+    def records_of(self, block: int) -> int:
+        """Number of pages of a block that were sent; each copy counts."""
+        mapped = self.mapped.get(block)
+        return sum(self.columns(block)[1]) + (0 if mapped is None else mapped.block.count)
 
     def seal(self) -> int:
         """Prevent later pages from extending the present runs.
 
-        :returns: their number.
+        :returns: their number, without those of bitmaps.
         """
         self._where_next = -1
-        return len(self)
+        return len(self._data)
 
     def drop_last(self) -> None:
         """Remove the last page, because the input ends inside it."""
-        if self._count and self._count[-1]:
+        if self._count:
             self._count[-1] -= 1
             self.sums[self._where[-1] & KIND] -= 1
             self._where_next = -1
+            if not self._count[-1]:
+                for column in (self._data, self._where, self._count):
+                    column.pop()
 
-    def pieces(self) -> Iterator[tuple[int, array[int], array[int], array[int]]]:
-        """Yield all runs as ``(block, where, count, data)``, up to 4096 of one block at a time.
+    def columns(self, block: int, since: int = 0) -> Columns:
+        """Return the runs of a block, in the order of sending, without those of a bitmap.
 
-        The arrays are copies.
+        Nothing may be appended while the result is in use.
+
+        :param since: a result of :meth:`seal`: only runs that were appended later.
         """
-        ends = [*self._sweep_first, len(self._data)][1:]
-        for block, first, end in zip(self._sweep_block, self._sweep_first, ends, strict=True):
-            for at in range(first, end, _PIECE):
-                part = slice(at, min(at + _PIECE, end))
-                yield block, self._where[part], self._count[part], self._data[part]
+        parts = [part for part in self._parts(self._of_block.get(block, ())) if part.stop > since]
+        parts = [slice(max(part.start, since), part.stop) for part in parts]
+        if len(parts) == 1:
+            views = (memoryview(self._where), memoryview(self._count), memoryview(self._data))
+            where, count, data = (view[parts[0]] for view in views)
+            return where, count, data
+        joined = array("Q"), array("I"), array("Q")
+        for column, source in zip(joined, (self._where, self._count, self._data), strict=True):
+            for part in parts:
+                column.extend(source[part])
+        return joined
 
-    def spans(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield all runs as ``(block, page, count, kind)``; faster than iterating."""
-        for block, wheres, counts, _ in self.pieces():
-            for where, count in zip(wheres, counts, strict=True):
-                yield block, where >> KIND_BITS, count, where & KIND
+    def _parts(self, numbers: Iterable[int]) -> Iterator[slice]:
+        last = len(self._part_first) - 1
+        for number in numbers:
+            end = self._part_first[number + 1] if number < last else len(self._data)
+            yield slice(self._part_first[number], end)
+
+    def pieces(self) -> Iterator[tuple[int, Sequence[int], Sequence[int], Sequence[int]]]:
+        """Yield all runs as ``(block, where, count, data)``, some of one block at a time."""
+        for block, pages in self.mapped.items():
+            for where, count, data in pages.rows(0, pages.block.count):
+                yield block, where, count, data
+        for number, whole in enumerate(self._parts(range(len(self._part_first)))):
+            for at in range(whole.start, whole.stop, PIECE):
+                part = slice(at, min(at + PIECE, whole.stop))
+                block = self._part_block[number]
+                yield block, self._where[part], self._count[part], self._data[part]
 
     def __iter__(self) -> Iterator[Run]:
         for block, wheres, counts, datas in self.pieces():
             for where, count, data in zip(wheres, counts, datas, strict=True):
-                yield self._run(block, where, count, data)
-
-    def at(self, index: int) -> tuple[int, int, PageKind, Place]:
-        """Return the run at ``index``, in the order of sending: ``(page, count, kind, place)``."""
-        where = self._where[index]
-        kind = PageKind(where & KIND)
-        return where >> KIND_BITS, self._count[index], kind, unpack(self._data[index])
-
-    def _run(self, block: int, where: int, count: int, data: int) -> Run:
-        kind = PageKind(where & KIND)
-        return Run(block, where >> KIND_BITS, count, kind, unpack(data), self.strides[kind])
-
-    def history(self, block: int, page: int) -> Iterator[tuple[PageKind, Place]]:
-        """Yield all copies of a page as ``(kind, place)``, the newest first."""
-        key = (page + 1) << KIND_BITS
-        last = len(self._sweep_first) - 1
-        for sweep in reversed(self._of_block.get(block, ())):
-            first = self._sweep_first[sweep]
-            end = self._sweep_first[sweep + 1] if sweep < last else len(self._data)
-            index = bisect_right(self._where, key, first, end) - 1
-            if index < first:
-                continue
-            where = self._where[index]
-            into = page - (where >> KIND_BITS)
-            if into < self._count[index]:
                 kind = PageKind(where & KIND)
-                data = self._data[index] + into * self.strides[kind]
-                yield kind, unpack(data)
-
-    def within(self, block: int, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield the parts of runs that are in the pages from ``first`` to before ``end``.
-
-        Each is ``(page, count, kind, data)``, in the order of sending.
-        """
-        last = len(self._sweep_first) - 1
-        for sweep in self._of_block.get(block, ()):
-            start = self._sweep_first[sweep]
-            stop = self._sweep_first[sweep + 1] if sweep < last else len(self._data)
-            index = bisect_right(self._where, (first + 1) << KIND_BITS, start, stop) - 1
-            for at in range(max(index, start), stop):
-                where = self._where[at]
-                page, kind = where >> KIND_BITS, where & KIND
-                if page >= end:
-                    break
-                skip = max(0, first - page)
-                count = min(self._count[at], end - page) - skip
-                if count > 0:
-                    yield page + skip, count, kind, self._data[at] + skip * self.strides[kind]
+                stride = self.strides[kind]
+                yield Run(block, where >> KIND_BITS, count, kind, unpack(data), stride)

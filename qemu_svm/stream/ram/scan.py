@@ -1,9 +1,8 @@
 """Common RAM records of a block of input, read many at a time.
 
 A *scanner* reads records of the most frequent kinds: pages, zero pages and XBZRLE
-deltas that continue a block.  It stops before any other record, before a damaged one,
-and before a page that is earlier in its block than the previous one; the caller
-examines what stopped it.  Consecutive pages of one kind become one row of
+deltas that continue a block.  It stops before any other record and before a damaged
+one; the caller examines what stopped it.  Consecutive pages of one kind become one row of
 :class:`~qemu_svm.stream.ram.runs.Rows`.
 
 There are three scanners, and tests compare them with each other::
@@ -67,12 +66,12 @@ def _scan(
     page_size, top = pages
     mask, most, last = page_size - 1, top - page_size, len(data) - 9
     page_stride = 8 + page_size
-    used = following = 0
+    used = 0
     sums = [0, 0, 0, 0]
     while at <= last and used < rows.room:
         word = _word_at(data, at)[0]
         flags, page, first = word & mask, word // page_size, at
-        if word > most or page < following:
+        if word > most:
             break
         if flags == _SAME_PAGE:
             kind, stride = _KIND_PAGE, page_stride
@@ -102,7 +101,6 @@ def _scan(
                 at += min(many, (most - expected) // page_size + 1) * stride
             count = (at - first) // stride
         sums[kind] += count
-        following = page + count
         rows.data[used], rows.count[used] = base + first + 8, count
         rows.where[used] = page << KIND_BITS | kind
         used += 1

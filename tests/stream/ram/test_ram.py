@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qemu_svm.errors import LimitExceeded, Malformed, PathError, StreamError, Truncated
+from qemu_svm.errors import Malformed, PathError, StreamError, Truncated
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import LayoutOrigin, Walk, read_stream
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.ram.coverage import coverage
 from qemu_svm.stream.ram.gallop import gallop
+from qemu_svm.stream.ram.mapped import MappedBlock, MappedPages
 from qemu_svm.stream.ram.problems import all_problems, is_complete
 from qemu_svm.stream.ram.read import Ram, read_ram
-from qemu_svm.stream.ram.runs import PageKind, Place, RamRuns
+from qemu_svm.stream.ram.runs import PageKind, RamRuns
 from qemu_svm.stream.ram.scan import Scanner, scan, scan_records
 from qemu_svm.stream.vmstate.lend import description_of
 from tests.conftest import STREAMS
@@ -207,11 +208,13 @@ def test_a_cut_stream_keeps_whole_pages() -> None:
         assert ram.read_page(0, 4)[:1] == b"x"
 
 
-def test_too_large_a_guest_is_refused_page_by_page() -> None:
-    ram = ram_of(ram_part(zero(0, "m"), blocks={"m": 1 << 60}))
+def test_a_guest_of_any_size_is_examined() -> None:
+    size = 1 << 60
+    ram = ram_of(ram_part(zero(0, "m"), page(size - PAGE, b"last"), blocks={"m": size}))
     assert ram.read_page(0, 5) == bytes(PAGE)
-    with pytest.raises(LimitExceeded):
-        coverage(ram)
+    assert ram.read_page(0, size // PAGE - 1)[:4] == b"last"
+    (found,) = coverage(ram)
+    assert (found.pages, found.never) == (size // PAGE, size // PAGE - 2)
 
 
 @pytest.mark.parametrize("kinds", ["p", "z", "pz", "d", "pzd", "<z", "<p"])
@@ -373,22 +376,6 @@ def test_gallop_counts(first: int, count: int, spoil: int, junk: bytes) -> None:
     assert found == expected or (found == expected + 1 and junk == zero((first + count) * PAGE))
 
 
-def test_runs_remember_all_copies() -> None:
-    runs = RamRuns(PAGE)
-    runs.add(0, 0, 10, PageKind.PAGE, Place(0, 100))
-    runs.add(0, 10, 5, PageKind.PAGE, Place(0, 100 + 10 * (PAGE + 8)))  # one run with it
-    runs.add(1, 3, 1, PageKind.ZERO, Place(0, 7))
-    runs.add(0, 4, 1, PageKind.XBZRLE, Place(0, 9))
-    runs.add(0, 4, 1, PageKind.XBZRLE, Place(0, 11))
-    assert len(runs) == 4
-    assert [kind for kind, _ in runs.history(0, 4)] == [
-        PageKind.XBZRLE, PageKind.XBZRLE, PageKind.PAGE,
-    ]  # fmt: skip
-    assert [place.offset for _, place in runs.history(0, 4)] == [11, 9, 100 + 4 * (PAGE + 8)]
-    assert list(runs.history(0, 15)) == []
-    assert list(runs.history(2, 0)) == []
-
-
 # What capabilities add to the block list.
 
 
@@ -473,6 +460,50 @@ def test_mapped_blocks_that_are_not_saved() -> None:
     assert ram.problems == ()
     assert [one.mapped for one in ram.entries] == [None, None]
     assert coverage(ram)[0].never == 1
+
+
+@pytest.mark.parametrize("size", [512, 1024, 8192, 65536])
+def test_the_page_size_of_a_mapped_header_must_be_the_guests(size: int) -> None:
+    good = mapped(0, (1 << 99) - 1)
+    bad = good.replace((1).to_bytes(4, "big") + word(PAGE), (1).to_bytes(4, "big") + word(size))
+    (problem,) = ram_of(bad).problems
+    assert (problem.expected, problem.found) == (f"{PAGE}", f"{size}")
+
+
+def test_bitmaps_in_any_pattern() -> None:
+    pages = 40_000  # several pieces
+    for bitmap in (0, (1 << pages) - 1, int("01" * (pages // 2), 2), int("0011" * 10_000, 2) ^ 1):
+        source = BytesSource(bitmap.to_bytes(pages // 8, "little"))
+        mapped_pages = MappedPages(source, 0, MappedBlock(0, 1 << 20, pages, PAGE))
+        runs = RamRuns(PAGE)
+        runs.map_block(0, mapped_pages)
+        bits = [bitmap >> page & 1 for page in range(pages)]
+        starts = [at for at in range(pages) if not at or bits[at] != bits[at - 1]]
+        assert len(runs) == len(starts)
+        assert runs.sums[PageKind.PLACED] == sum(bits)
+        assert runs.sums[PageKind.ABSENT] == pages - sum(bits)
+        found = [
+            (run.page + at, run.place.offset + at * run.stride)
+            for run in runs if run.kind is PageKind.PLACED for at in range(run.count)
+        ]  # fmt: skip
+        assert found == [(page, (1 << 20) + page * PAGE) for page in range(pages) if bits[page]]
+        for first, end in ((0, 1), (77, 16_400), (39_999, pages)):
+            assert mapped_pages.tally(first, end).data == sum(bits[first:end])
+            inside = list(mapped_pages.within(first, end))
+            assert sum(one[1] for one in inside) == end - first
+            assert inside[0][0] == first
+
+
+def test_what_a_stream_of_mapped_ram_does_not_have() -> None:
+    good = mapped(0, 1)
+    at = good.index(word(0x10), good.index(entry("m", 100 * PAGE)))
+    for record, words in (
+        (page(0, b"x", "m"), "page record"), (zero(0, "m"), "page record"),
+        (word(100 * PAGE | 4) + entry("m", 100 * PAGE) + bytes((0, 0, 0, 1)) + bytes(24),
+         "second list"),
+    ):  # fmt: skip
+        (problem,) = ram_of(good[:at] + record + good[at:]).problems
+        assert words in problem.what
 
 
 def test_damaged_mapped_headers() -> None:
