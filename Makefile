@@ -51,6 +51,12 @@ needs: $(STAMP)
 test: needs  ## install what the tests need and run them all
 	$(BIN)/pytest -n 2
 
+.PHONY: test-quick
+test-quick:  ## the tests that need neither a QEMU, nor the box, nor the network
+	@PYTHON="$(PYTHON)" tools/need-venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/pytest -n 2 -m "not qemu and not box"
+
 .PHONY: matrix
 matrix: $(STAMP)  ## save on each kernel and QEMU, restore on each other one (half an hour)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from qemu_svm.limits import Limits as Limits
     from qemu_svm.qmp.features import CaptureOptions as CaptureOptions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [  # noqa: RUF022 - the most important first
     "open",

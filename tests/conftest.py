@@ -114,3 +114,4 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Let one worker run all tests that share the box, so that only one is started."""
     if "box" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.xdist_group("box"))
+        item.add_marker(pytest.mark.box)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,27 @@ from qemu_svm.cli import options, output
 from qemu_svm.cli.status import report_damage
 from qemu_svm.cli.streams import opened
 from qemu_svm.cli.verbs import verb
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+def _complete_path(
+    ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    # One step further in the stream FILE; nothing if it cannot be read.
+    from click.shell_completion import CompletionItem
+
+    from qemu_svm import api
+    from qemu_svm.errors import SvmStreamError
+    from qemu_svm.machine.paths import below
+
+    try:
+        with api.open(ctx.params["file"]) as dump:
+            names = below(dump.machine, incomplete)
+    except (SvmStreamError, OSError):
+        return []
+    return [CompletionItem(name) for name in names]
 
 
 @verb(
@@ -19,7 +41,7 @@ from qemu_svm.cli.verbs import verb
     "svmstream show dump.bin @0x98d7c",
 )
 @options.file_argument
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", shell_complete=_complete_path)
 @options.json_option
 @options.limit_option
 @options.description_option

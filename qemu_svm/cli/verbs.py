@@ -5,15 +5,44 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean …?`` with similar words, or nothing."""
     near = difflib.get_close_matches(word.lower(), list(known), cutoff=0.5)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+_PATHS = {
+    **dict.fromkeys(("FILE", "FILE...", "LOG", "OUT", "VMLINUX", "A", "B", "FACTS"), "file"),
+    **dict.fromkeys(("BINARY", "BINARY|VERSION", "BINARY|VERSION|JSON", "FILE|none"), "file"),
+    "DIR": "dir",
+}
+"""Placeholders for files and directories, which a shell completes."""
+
+
+class _Path(click.ParamType[str]):
+    # Any text; the shell completes names of files or directories.
+    name = "text"
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def shell_complete(
+        self,
+        _ctx: click.Context,
+        _param: click.Parameter,
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type=self._kind)]
 
 
 class Verb(click.Command):
@@ -25,6 +54,9 @@ class Verb(click.Command):
     def __init__(self, *args: Any, examples: Sequence[str] = (), **options: Any) -> None:
         super().__init__(*args, **options)
         self.examples = tuple(examples)
+        for one in self.params:
+            if one.type is click.STRING and one.metavar in _PATHS:
+                one.type = _Path(_PATHS[one.metavar])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the epilogue and the examples."""
@@ -65,7 +97,7 @@ class Verbs(click.Group):
         options.setdefault("subcommand_metavar", "VERB [ARGS]...")
         super().__init__(*args, **options)
         self._package = package
-        self._tasks = verbs
+        self.tasks = verbs
         self._verbs = {name: words for task in verbs.values() for name, words in task.items()}
         self.examples = tuple(examples)
 
@@ -107,7 +139,7 @@ class Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the table of verbs without importing them."""
         width = max(map(len, self._verbs))
-        for task, verbs in self._tasks.items():
+        for task, verbs in self.tasks.items():
             with formatter.section(task):
                 # Padded, so that the columns of all tasks are in line.
                 formatter.write_dl([(name.ljust(width), words) for name, words in verbs.items()])

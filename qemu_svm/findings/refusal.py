@@ -126,9 +126,11 @@ def explain_refusal(machine: Machine, words: Iterable[str]) -> list[Finding]:
 def _finding(meaning: Meaning, place: _Place, file: str) -> Finding:
     do = meaning.do
     if do.startswith(_SHOW):
-        # The whole command; without a path there is nothing to show.
+        # The whole command.
         command = f"{_SHOW} {shlex.quote(file)} {shlex.quote(place.path)}"
-        do = command + do.removeprefix(_SHOW) if place.path else ""
+        do = command + do.removeprefix(_SHOW)
+        if not place.path:
+            do = f"svmstream inspect {shlex.quote(file)} lists the sections"
     text = "; ".join(part for part in (place.about or meaning.means, do) if part)
     rule = f"refused-{meaning.rule}"
     return Finding(Severity.ERROR, rule, text, place.offset, place.path, do)

@@ -1,6 +1,6 @@
 """The TCG plugin svmtrace, built when it is needed.
 
-Its source is in ``plugins/svmtrace`` of a checkout, not in an installed package.
+Its source is in ``plugins/svmtrace`` of a checkout, or in ``_data`` of an installed package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from qemu_svm.lab.box.emulator import comma
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.suites import cache
 
-SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "svmtrace"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "_data" / "svmtrace"
+SOURCE = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "plugins" / "svmtrace"
 EMULATORS = ("10.0", "11.1")
 """Release lines of the QEMUs that svmtrace works in."""
 _SECONDS = 120  # limit for a build
@@ -32,7 +34,7 @@ def plugin() -> Path:
     if not (SOURCE / "Makefile").is_file():
         raise LabError(
             f"the source of svmtrace is not at {SOURCE}",
-            hint="install qemu-svm from a checkout: pip install -e .",
+            hint="pip install --force-reinstall qemu-svm",
         )
     digest = hashlib.sha256()
     with host_faults("read the source of svmtrace"):

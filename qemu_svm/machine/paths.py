@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qemu_svm.errors import PathError
+from qemu_svm.errors import PathError, StreamError
 from qemu_svm.machine.model import Machine
 from qemu_svm.machine.sections import section_values
 from qemu_svm.machine.vcpu import Vcpu
@@ -66,6 +66,22 @@ def find(machine: Machine, path: str) -> Node:
     if place is None:
         raise PathError(f"unknown path '{path}'", near=_near(machine, path))
     return place
+
+
+def below(machine: Machine, start: str) -> list[str]:
+    """Return the paths that begin with ``start``, up to one step beyond its last dot."""
+    stem = start[: start.rfind(".") + 1]
+    if not stem:
+        labels = (section_label(machine, r) for r in machine.stream.records if r.kind in _NAMED)
+        found = [root.name for root in _roots(machine)]
+        found += dict.fromkeys(_SECTION + label for label in labels)
+    else:
+        try:
+            value = find(machine, stem[:-1]).value
+        except (PathError, StreamError):
+            return []
+        found = [join(stem[:-1], child.name) for child in value.children]
+    return [name for name in found if name.startswith(start)]
 
 
 def needs_all_records(machine: Machine, path: str) -> bool:
