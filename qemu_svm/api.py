@@ -25,7 +25,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from qemu_svm.errors import PathError, SourceError, StreamError
+from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.machine import Machine, Vcpu, read_machine
 from qemu_svm.source import Source, open_source
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from qemu_svm.lab.progress import Progress as LabProgress
     from qemu_svm.memory.memory import GuestMemory
+    from qemu_svm.model.scenario import Scenario
     from qemu_svm.qmp.capture import Captured
     from qemu_svm.qmp.features import CaptureOptions
     from qemu_svm.qmp.sync import Connection
@@ -292,6 +293,7 @@ class Dump:
         maxphyaddr: int = 40,
         cpu: str | None = None,
         race: dict[str, int] | None = None,
+        against: str | None = None,
     ) -> SimulationReport:
         """Restore a vCPU in a model of KVM.
 
@@ -304,7 +306,8 @@ class Dump:
         :param cpu: the CPU model of the destination, as for :meth:`check`.
         :param race: fields of vmcb12's save area that L1 changes between check and use; adds
             a second VMRUN to the plan.
-        :raises PlanError: no such kernel, step or field.
+        :param against: a second plan, compared with the first; for one kernel only.
+        :raises PlanError: no such kernel, step or field; or ``against`` with several kernels.
         :raises PathError: no such vCPU.
         """
         from qemu_svm.findings.results import SimulationReport
@@ -314,19 +317,30 @@ class Dump:
 
         names = [kernel] if isinstance(kernel, str) else kernel
         chosen = [profile for name in names for profile in profiles(name)]
-        wanted = scenario(
-            self.machine,
-            self.vcpu(vcpu),
-            plan,
-            npt=npt,
-            irqchip=irqchip,
-            maxphyaddr=maxphyaddr,
-            cpu=cpu,
-            race=race,
-        )
+        if against is not None and len(chosen) != 1:
+            raise PlanError("two plans are compared on one kernel")
+
+        def restore(steps: str) -> Scenario:
+            return scenario(
+                self.machine,
+                self.vcpu(vcpu),
+                steps,
+                npt=npt,
+                irqchip=irqchip,
+                maxphyaddr=maxphyaddr,
+                cpu=cpu,
+                race=race,
+            )
+
+        wanted = restore(plan)
         finished = tuple(wanted.simulate(profile) for profile in chosen)
         judgements = tuple(judge_restore(simulation) for simulation in finished)
-        return SimulationReport(self.machine, plan, finished, judgements)
+        beside = None
+        if against is not None:
+            from qemu_svm.findings.plans import compare_plans
+
+            beside = compare_plans(finished[0], restore(against).simulate(chosen[0]), against)
+        return SimulationReport(self.machine, plan, finished, judgements, beside)
 
     @cached_property
     def ram(self) -> Ram:

@@ -26,6 +26,7 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
     "simulate",
     "svmstream simulate dump.bin --kernel 6.1",
     "svmstream simulate dump.bin --kernel all --plan cpuid,sregs:l1,nested,regs,run",
+    "svmstream simulate dump.bin --against cpuid,nested,sregs,regs,run",
 )
 @options.file_argument
 @options.json_option
@@ -34,6 +35,9 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 @options.channel_option
 @options.kernel_option("6.1")
 @options.plan_option
+@click.option("--against", metavar="PLAN",
+              help="A second plan: show the first step where they part, and what becomes of it.",
+              )  # fmt: skip
 @options.vcpu_option
 @click.option("--race", multiple=True, callback=_race, metavar="FIELD=VALUE",
               help="L1 changes vmcb12 between check and use; adds a second VMRUN.")  # fmt: skip
@@ -51,6 +55,7 @@ def command(
     channels: tuple[str, ...],
     kernels: tuple[str, ...],
     plan: str,
+    against: str | None,
     vcpu: int,
     race: dict[str, int],
     npt: str,
@@ -70,7 +75,7 @@ def command(
     with opened(file, channels=channels, description=lender) as dump:
         report = dump.simulate(plan, kernel=kernels or "6.1", vcpu=vcpu, npt=npt == "on",
                                irqchip=not no_irqchip, maxphyaddr=maxphyaddr, cpu=cpu,
-                               race=race)  # fmt: skip
+                               race=race, against=against)  # fmt: skip
         show(report, as_json=as_json, verbose=verbose)
         unreadable = report_damage(dump)
     if unreadable:

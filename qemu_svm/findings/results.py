@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qemu_svm.findings.compat import Compatibility
     from qemu_svm.findings.diff import Comparison, Difference
     from qemu_svm.findings.masks import Mask
+    from qemu_svm.findings.plans import PlansApart
     from qemu_svm.findings.ram_diff import RamDiff
     from qemu_svm.findings.verdict import Judgement, Verdict
     from qemu_svm.machine import Machine
@@ -57,6 +58,7 @@ class SimulationReport(Result):
 
     :param plan: as given.
     :param judgements: one for each of ``simulations``.
+    :param against: a second plan beside the first; of one kernel only.
     """
 
     verb: ClassVar[str] = "simulate"
@@ -64,14 +66,18 @@ class SimulationReport(Result):
     plan: str
     simulations: tuple[Simulation, ...]
     judgements: tuple[Judgement, ...]
+    against: PlansApart | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict; of several kernels, the worst: ``open right refused wrong broken``."""
+        """The verdict; of several, the worst: ``open right refused wrong broken``."""
         from qemu_svm.findings.verdict import Verdict
 
         badness = (Verdict.OPEN, Verdict.RIGHT, Verdict.REFUSED, Verdict.WRONG, Verdict.BROKEN)
-        return max((one.verdict for one in self.judgements), key=badness.index)
+        judged = [one.verdict for one in self.judgements]
+        if self.against is not None:
+            judged.append(self.against.judgement.verdict)
+        return max(judged, key=badness.index)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

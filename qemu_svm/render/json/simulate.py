@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from qemu_svm.findings.plans import Apart, PlansApart
 from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import Judgement
+from qemu_svm.model.area import Content
 from qemu_svm.model.simulate import Result, Simulation
 from qemu_svm.render.json.base import SCHEMA_VERSION, register
 from qemu_svm.render.json.model_state import area, snapshot
@@ -21,7 +23,38 @@ def render(result: SimulationReport) -> dict[str, Any]:
             _simulation(one, judgement)
             for one, judgement in zip(result.simulations, result.judgements, strict=True)
         ],
+        **({} if result.against is None else {"against": _against(result.against)}),
     }
+
+
+def _against(found: PlansApart) -> dict[str, Any]:
+    return {
+        "plan": found.plan,
+        **_simulation(found.b, found.judgement),
+        "part": {
+            "step": None if found.at_a is None else found.at_a.number,
+            "step_against": None if found.at_b is None else found.at_b.number,
+            "differences": [_apart(one) for one in found.after],
+        }
+        if found.part
+        else None,
+        "run": [_apart(one) for one in found.run],
+    }
+
+
+def _apart(one: Apart) -> dict[str, Any]:
+    return {
+        "where": one.where or None,
+        "register": one.register,
+        "value": _content(one.a),
+        "against": _content(one.b),
+        "written_by_step": one.step_a,
+        "against_written_by_step": one.step_b,
+    }
+
+
+def _content(value: Content | str | None) -> Any:
+    return value if value is None or isinstance(value, str) else register(value)
 
 
 def _simulation(one: Simulation, judgement: Judgement) -> dict[str, Any]:

@@ -26,6 +26,15 @@ FAINT = "dim"
 STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
 """By :class:`~qemu_svm.rules.Severity`."""
 
+VERDICTS = {
+    "right": "bold green",
+    "wrong": "bold red",
+    "refused": "yellow",
+    "broken": "bold red",
+    "open": "blue",
+}
+"""By :class:`~qemu_svm.findings.verdict.Verdict`."""
+
 KEY_WIDTH = 14
 _HANGING = 4
 _GAP = re.compile(r"(?<=\S) {2,}(?=\S)")

@@ -18,16 +18,18 @@ from qemu_svm.model.profiles import ranges
 from qemu_svm.model.simulate import Result, Simulation, Snapshot
 from qemu_svm.nested import bits
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, named_bits, register
-from qemu_svm.render.text.steps import BAD, INDENT, change, heading, indented
+from qemu_svm.render.text.base import (
+    FAINT,
+    HEADING,
+    KEY,
+    VERDICTS,
+    columns,
+    named_bits,
+    register,
+)
+from qemu_svm.render.text.simulate_against import against_lines
+from qemu_svm.render.text.steps import INDENT, change, heading, indented
 
-_STYLES = {
-    Verdict.RIGHT: "bold green",
-    Verdict.WRONG: BAD,
-    Verdict.REFUSED: "yellow",
-    Verdict.BROKEN: BAD,
-    Verdict.OPEN: "blue",
-}
 _SHOWN = (
     *("efer", "cr0", "cr3", "cr4", "rip", "rsp", "rax", "rflags", "dr6", "dr7"),
     *("cs", "ss", "ds", "es", "gdtr", "idtr", "cpl", "int_state"),
@@ -44,6 +46,9 @@ def render(result: SimulationReport, *, verbose: bool) -> Iterable[Text]:
     """
     path = printable(result.machine.stream.source.path)
     yield Text(f"{path}: plan {printable(result.plan)}", HEADING)
+    if result.against is not None:
+        yield from against_lines(result, result.against)
+        return
     if len(result.simulations) > 1:
         yield from _table(result)
         return
@@ -66,7 +71,7 @@ def render(result: SimulationReport, *, verbose: bool) -> Iterable[Text]:
 
 def _verdict(judgement: Judgement) -> Iterator[Text]:
     line = Text("verdict: ", HEADING)
-    yield line.append(judgement.verdict.value, _STYLES[judgement.verdict])
+    yield line.append(judgement.verdict.value, VERDICTS[judgement.verdict])
     for text in judgement.lines[:_BRIEF]:
         yield Text(f"  {text}")
     if len(judgement.lines) > _BRIEF:
@@ -80,7 +85,7 @@ def _table(result: SimulationReport) -> Iterator[Text]:
     for (_, verdict, words), alike in groupby(pairs, lambda pair: _answer(*pair)):
         kernels = [one.kernel for one, _ in alike]
         names = ranges(kernel.name for kernel in kernels)
-        rows.append([names, _basis(kernels), Text(verdict.value, _STYLES[verdict]), words])
+        rows.append([names, _basis(kernels), Text(verdict.value, VERDICTS[verdict]), words])
     yield from columns(rows, ("kernel", "basis", "verdict", "first reason"))
 
 
