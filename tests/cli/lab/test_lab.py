@@ -76,7 +76,7 @@ def test_a_stranger_is_watched_by_its_registers(command: Any) -> None:
     """These captures are of another L1, which has no counters in memory."""
     done = command("restore", STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst")
     assert done.return_value == 0, done.output
-    assert "its registers change" in done.output
+    assert "registers change" in done.output
 
 
 def test_guests_are_listed(svmstream: Run) -> None:
@@ -107,7 +107,7 @@ def test_usage(args: list[str], words: bytes, svmstream: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--host", "6.1"], b"unknown host '6.1'; kernels are 5.10"),
+        (["--host", "6.1"], b"unknown host '6.1'; a host is KERNEL/QEMU"),
         (["--guest", "linux"], b"takes too long"),
         (["--guest", "nestd"], b"unknown guest 'nestd'"),
     ],
