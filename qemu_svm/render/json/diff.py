@@ -7,6 +7,7 @@ from typing import Any
 from qemu_svm.findings.diff import Difference
 from qemu_svm.findings.ram_diff import BlockDiff
 from qemu_svm.findings.results import DiffReport
+from qemu_svm.findings.weights import weight_of
 from qemu_svm.machine import Machine
 from qemu_svm.render.json.base import SCHEMA_VERSION, leaf, problem
 from qemu_svm.render.words import bit_names, meaning
@@ -86,6 +87,7 @@ def _difference(one: Difference) -> dict[str, Any]:
         "group": one.group,
         "path": one.path,
         "change": one.change.value,
+        "weight": weight_of(one).value,
         "a": _side(one.path, one.a),
         "b": _side(one.path, one.b),
         "mask": None if one.mask is None else one.mask.id,

@@ -7,8 +7,9 @@ from itertools import groupby
 
 from rich.text import Text
 
-from qemu_svm.findings.diff import Change, Difference
+from qemu_svm.findings.diff import Change, Comparison, Difference
 from qemu_svm.findings.results import DiffReport
+from qemu_svm.findings.weights import Weight, ranked
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text import diff_ram
 from qemu_svm.render.text.base import FAINT, HEADING, KEY, columns, stream_heading
@@ -16,6 +17,14 @@ from qemu_svm.render.text.values import brief
 from qemu_svm.render.words import bit_names, meaning
 from qemu_svm.stream import Value
 
+_MOST_FIRST = 8
+_MEANING = {
+    Weight.DESTINATION: "the destination must be made for it",
+    Weight.NESTED: "checked by KVM, or L1 or L2 runs differently",
+    Weight.MODE: "how the vCPU works",
+    Weight.DEVICE: "device state",
+    Weight.PROGRESS: "how far the guest was",
+}
 _PATHS = 4
 """Fields that are listed after a mask."""
 
@@ -33,6 +42,7 @@ def render(result: DiffReport, *, all_differences: bool) -> Iterable[Text]:
     yield Text(f"{_count(counting, 'difference')}{f', {masked} more masked' if masked else ''}")
     for side, error in found.problems:
         yield Text(f"  not compared field by field: {side.upper()}: {printable(str(error))}")
+    yield from _first(found)
     shown = found.differences if all_differences else found.counting
     for group, members in _groups(shown):
         yield Text()
@@ -51,6 +61,19 @@ def render(result: DiffReport, *, all_differences: bool) -> Iterable[Text]:
         yield Text("renamed (names are not on the wire; compared)", HEADING)
         for path, name in found.renamed:
             yield Text(f"  {printable(path)} is {printable(name)} in B")
+
+
+def _first(found: Comparison) -> Iterable[Text]:
+    # What a restore may depend on, before the whole list; not where that is as short.
+    order = [pair for pair in ranked(found) if pair[0] is not Weight.PROGRESS]
+    if len(order) < 2 or len(found.counting) <= _MOST_FIRST:
+        return
+    yield Text()
+    yield Text("What matters most", HEADING)
+    rows = [[*_row(one)[:3], Text(_MEANING[weight], FAINT)] for weight, one in order[:_MOST_FIRST]]
+    yield from columns(rows, ("field", "A", "B", ""))
+    if len(order) > _MOST_FIRST:
+        yield Text(f"  and {len(order) - _MOST_FIRST} more of this kind, below", FAINT)
 
 
 def _count(number: int, noun: str) -> str:
