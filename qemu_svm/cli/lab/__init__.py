@@ -18,12 +18,13 @@ _VERBS = {
         "restore": "Restore a stream and check that L2 continues.",
         "witness": "Check which VMCBs the processor is given.",
         "matrix": "Save on each kernel and QEMU, restore on each other.",
+        "bisect": "Find the update that changed an answer.",
         "conform": "Compare the model with a kernel, by random plans.",
     },
     "Cache": {
-        "build": "Fetch kernels and QEMUs of Debian suites.",
-        "list": "List suites, and the boxes that are up.",
-        "clean": "Remove suites.",
+        "build": "Fetch suites, and kernels by version.",
+        "list": "List suites, kernels, and boxes that are up.",
+        "clean": "Remove suites and kernels.",
     },
 }
 
@@ -39,5 +40,6 @@ def command() -> None:
 
     No AMD machine and no root are needed. Kernels 5.10, 6.1, 6.12 and 7.2 and
     QEMUs 5.2, 7.2, 10.0 and 11.1, in any pairing, are fetched from Debian into
-    $XDG_CACHE_HOME/qemu-svm when they are first used.
+    $XDG_CACHE_HOME/qemu-svm when they are first used; so are other kernels, by their
+    version (`lab list --available`).
     """

@@ -21,6 +21,7 @@ from qemu_svm.errors import LabError, PlanError
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import apt
+from qemu_svm.lab.suites.cache import Manifest
 from qemu_svm.lab.suites.catalogue import KERNELS, SUITES, Suite, of_kernel
 from qemu_svm.model.kernels.release import Known, ReleaseError, parse
 from qemu_svm.model.profiles import AUTO, parse_auto
@@ -272,6 +273,34 @@ def no_kernels(mirror: str) -> LabError:
 def main_mirror(mirror: str | None) -> str:
     """Return the URL of a mirror without a slash at its end; that of the host for None."""
     return mirror.rstrip("/") if mirror else apt.host_mirror()
+
+
+def between(
+    first: Order, last: Order, *, mirror: str | None = None, progress: Progress = SILENT
+) -> tuple[Kernel, ...]:
+    """Return the kernels between two versions that can be had, one of each update.
+
+    :raises LabError: the mirror cannot be reached, or a signature is wrong.
+    """
+    dated = apt.is_snapshot(main_mirror(mirror))
+    archives = [
+        one for one in ARCHIVES
+        if dated or (one.first <= last[:2] and (one.last is None or first[:2] <= one.last))
+    ]  # fmt: skip
+    found: dict[Order, Kernel] = {}
+    for kernels in _listed(archives, mirror, progress):
+        for one in kernels:
+            if one.complete and first < one.order < last:
+                known = found.get(one.order)
+                if known is None or sorting(known.version) < sorting(one.version):
+                    found[one.order] = one
+    return tuple(found[order] for order in sorted(found))
+
+
+def of_manifest(manifest: Manifest) -> Kernel:
+    """Return the kernel of something in the cache."""
+    image = f"linux-image-{manifest.release}"
+    return Kernel(manifest.kernel, manifest.release, manifest.suite, manifest.mirror, (image,))
 
 
 def _listed(

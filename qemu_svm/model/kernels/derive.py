@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -145,14 +145,34 @@ def span_of(version: tuple[int, int, int]) -> Span:
     return found
 
 
+def changed_between(before: Release, after: Release) -> tuple[Change, ...]:
+    """The changes of the table that one of two kernels has, in the order of mainline."""
+    return tuple(change for change in CHANGES if change.is_in(before) != change.is_in(after))
+
+
+def with_toggled(release: Release, change: Change) -> Profile | None:
+    """What a kernel would do with one change more, or without it if it has it.
+
+    None before Linux 5.8.
+    """
+    if release.numbers < FIRST.numbers:
+        return None
+    return _built([one for one in CHANGES if one.is_in(release) != (one is change)])
+
+
 @lru_cache(maxsize=512)
 def _derived(major: int, minor: int, update: int) -> Profile:
     release = Release(major, minor, update)
+    return _built([change for change in CHANGES if change.is_in(release)])
+
+
+def _built(changes: Sequence[Change]) -> Profile:
+    # The profile that follows from changes, which are in the order of the table.
     checks, sregs = set(FIRST.set_nested_state), set(FIRST.sregs)
     fields: dict[str, Any] = {}
     vmrun: dict[str, Any] = {}
-    for change in CHANGES:
-        if change.effective and change.is_in(release):
+    for change in changes:
+        if change.effective:
             checks = (checks | set(change.gains)) - set(change.loses)
             sregs |= set(change.sregs)
             _merge(change, fields, vmrun)
