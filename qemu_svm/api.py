@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
-from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.limits import DEFAULT, MIB, Limits
 from qemu_svm.machine import Machine, Vcpu, read_machine
 from qemu_svm.source import Source, open_source
 from qemu_svm.stream import Value, Walk, read_stream
@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int], None]
 """Called with how much is done."""
+
+_LOOKED_AT = 256 * MIB
+"""Size of a stream up to which check looks into guest memory without being asked."""
 
 
 def open(  # noqa: A001 - as svm.open
@@ -259,6 +262,7 @@ class Dump:
         npt: bool = True,
         maxphyaddr: int = 40,
         cpu: str | None = None,
+        ram: bool = False,
     ) -> CheckReport:
         """Tell which kernels accept the nested state, and which rules it meets.
 
@@ -269,6 +273,8 @@ class Dump:
         :param maxphyaddr: the guest's physical address width in bits.
         :param cpu: the CPU model of the destination as QEMU's ``-cpu`` has it, such as
             ``"EPYC-Rome,+svm"``.
+        :param ram: look into guest memory where a rule depends on it, however large the
+            stream is; without it, only in streams of up to 256 MiB.
         :raises PlanError: no such kernel or CPU model, or ``qemu`` is not a version.
         """
         from qemu_svm.findings.check import check
@@ -277,9 +283,12 @@ class Dump:
 
         names = [kernel] if isinstance(kernel, str) else kernel
         chosen = [profile for name in names for profile in profiles(name)] or released()
+        look = ram or self.machine.stream.source.size() <= _LOOKED_AT
         report = check(self.machine, chosen, qemu=qemu,
                        source=profiles(source)[0] if source is not None else None,
-                       maxphyaddr=maxphyaddr, npt=npt, cpu=cpu)  # fmt: skip
+                       maxphyaddr=maxphyaddr, npt=npt, cpu=cpu,
+                       memory=self._memory_aside if look else None,
+                       named=bool(names))  # fmt: skip
         return CheckReport(self.machine, report)
 
     def simulate(
@@ -348,6 +357,14 @@ class Dump:
         from qemu_svm.stream.ram.read import read_ram
 
         return read_ram(self.machine.stream, self.channels)
+
+    def _memory_aside(self) -> GuestMemory:
+        # Damage in RAM does not count where RAM only supports a judgement.
+        from qemu_svm.memory.memory import GuestMemory
+        from qemu_svm.stream.ram.read import read_ram
+
+        own = self.__dict__.get("ram")
+        return GuestMemory(self.machine, own or read_ram(self.machine.stream, self.channels))
 
     @cached_property
     def memory(self) -> GuestMemory:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 @options.host_npt_option
 @options.cpu_option
 @options.maxphyaddr_option
+@click.option("--ram", is_flag=True,
+              help="Look into guest memory for known bugs, however large the stream is.",
+              )  # fmt: skip
 @options.fail_on_option()
 @click.option("-v", "--verbose", is_flag=True, help="Show the verdict of every kernel.")
 @click.option("--rules", "list_rules", is_flag=True, help="List all rules.")
@@ -55,6 +58,7 @@ def command(
     npt: str,
     cpu: str | None,
     maxphyaddr: int,
+    ram: bool,
     verbose: bool,
     list_rules: bool,
     word: str | None,
@@ -84,7 +88,7 @@ def command(
     def judged(file: str) -> tuple[CheckReport, int]:
         with opened(file, channels=channels, description=lender) as dump:
             report = dump.check(kernels, source=source, qemu=qemu_version, npt=npt == "on",
-                                maxphyaddr=maxphyaddr, cpu=cpu)  # fmt: skip
+                                maxphyaddr=maxphyaddr, cpu=cpu, ram=ram)  # fmt: skip
             if not as_json:
                 show(report, as_json=False, verbose=verbose)
             unreadable = report_damage(dump)

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from qemu_svm.doctor.facts import Cpu, Host, Kvm
 from qemu_svm.doctor.model import Check, CheckState
-from qemu_svm.findings.advisories import known_bugs
-from qemu_svm.findings.fixes import FIXES
+from qemu_svm.findings.advisories import EVERY, known_bugs
 from qemu_svm.kvm.layouts import NESTED_STATE_SIZE
 from qemu_svm.model.kernels.changes import Evidence
 from qemu_svm.model.kernels.derive import evidence, profile_of
@@ -27,9 +26,6 @@ SVM_STATE, VMX_STATE = NESTED_STATE_SIZE, 8320
 
 _CRASHES = "O-28"
 """The one known bug that crashes the host, not only a guest."""
-
-_OF_AVIC = frozenset({"K-16", "K-17", "K-18"})
-"""Rules about hosts with AVIC."""
 
 _BOX = "svmstream lab provides an emulated AMD host"
 _NO_REPLAY = "nested SVM state cannot be restored on this host; reading streams does not need it"
@@ -180,14 +176,16 @@ def _basis(kernel: Release, profile: Profile) -> str:
     return "not measured: the answers of check and simulate are derived from its neighbours"
 
 
-def _avic(host: Host, profile: Profile) -> Iterator[Check]:
-    if host.modules.get("kvm_amd", {}).get("avic") not in ("1", "Y"):
-        return
-    for fix in FIXES:
-        if fix.rule.id in _OF_AVIC and fix.concerns(profile):
+def _bugs(host: Host, profile: Profile) -> Iterator[Check]:
+    # Bugs that follow from the kernel and the parameters of kvm_amd alone.
+    parameters = host.modules.get("kvm_amd", {})
+    for one in EVERY:
+        if one.on_host(parameters, profile):
+            rule = one.rule
+            avoid = f", or load kvm_amd with {one.avoided_by}" if one.avoided_by else ""
             yield Check(
-                _KERNEL, f"bug {fix.rule.id}", CheckState.WARNING, f"avic=1: {fix.rule.means}",
-                do=f"{fix.rule.do}, or load kvm_amd with avic=0",
+                _KERNEL, f"bug {rule.id}", CheckState.WARNING, f"{rule.fails_when}: {rule.means}",
+                do=f"{rule.do}{avoid}",
             )  # fmt: skip
 
 
@@ -205,7 +203,7 @@ def _kernel(host: Host) -> Iterator[Check]:
         _KERNEL, "profile", CheckState.OK if best.measured else CheckState.NOTE,
         f"{best.row}: {best.about}", _basis(host.kernel, best),
     )  # fmt: skip
-    yield from _avic(host, best)
+    yield from _bugs(host, best)
     for rule in known_bugs(best):
         state = CheckState.WARNING if rule.id == _CRASHES else CheckState.NOTE
         yield Check(_KERNEL, f"bug {rule.id}", state, f"if {rule.fails_when}: {rule.means}",

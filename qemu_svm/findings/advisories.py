@@ -5,10 +5,11 @@ A predicate sees one vCPU; the rule says which kernels are concerned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
-from qemu_svm.findings.conditions import nested_paging, soft_event
+from qemu_svm.findings import conditions as c
+from qemu_svm.findings.advisory import Advisory, Case, Met
 from qemu_svm.findings.fixes import FIXES
 from qemu_svm.machine import Vcpu
 from qemu_svm.model.kernels.changes import Side
@@ -16,34 +17,15 @@ from qemu_svm.model.kernels.release import Release
 from qemu_svm.model.kernels.table import BY_ID
 from qemu_svm.model.profile import Profile, RunPending
 from qemu_svm.model.profiles import PROFILES, RELEASED
-from qemu_svm.model.saved import Saved
-from qemu_svm.nested import bits
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
 from qemu_svm.trace.rules import rule as order_rule
+from qemu_svm.x86.registers import uses_pae
 
 _SVME = 1 << 12
 
-_Predicate = Callable[[Vcpu, Saved], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Advisory:
-    """A rule, and whether a vCPU meets it.
-
-    :param applies: None if nothing in a stream can show it.
-    :param severity: of the finding; None for the rule's own.
-    """
-
-    rule: Rule
-    applies: _Predicate | None = None
-    severity: Severity | None = None
-
 
 def _l2_uses_pae(vcpu: Vcpu) -> bool:
-    paging, pae, long_mode = 1 << 31, 1 << 5, 1 << 10
-    return bool(
-        vcpu.get("cr0") & paging and vcpu.get("cr4") & pae and not vcpu.get("efer") & long_mode
-    )
+    return uses_pae(vcpu.get("cr0"), vcpu.get("cr4"), vcpu.get("efer"))
 
 
 def _any(vcpu: Vcpu, *names: str) -> bool:
@@ -58,15 +40,6 @@ def _hyperv(vcpu: Vcpu) -> bool:
         return False
     area = vcpu.nested.control.hv_enlightenments
     return bool(area.control or area.partition_assist_page)
-
-
-def _intercepts(saved: Saved, name: str) -> bool:
-    words = saved.control().get("intercepts")
-    return bool(words & bits.INTERCEPTS.mask(name))
-
-
-def _run_pending(saved: Saved) -> bool:
-    return bool(saved.nested.flags & bits.RUN_PENDING)
 
 
 def _released(wanted: Callable[[Profile], bool]) -> tuple[str, ...]:
@@ -89,7 +62,8 @@ ADVISORIES: tuple[Advisory, ...] = (
             "commit 772b81bb2f9b",
             ("5.8",),
         ),
-        lambda _v, s: s.guest_mode and _intercepts(s, "MSR_PROT"),
+        lambda k: k.saved.guest_mode and c.intercepts(k.saved, "MSR_PROT"),
+        common=True,
     ),
     Advisory(
         Rule(
@@ -102,7 +76,9 @@ ADVISORIES: tuple[Advisory, ...] = (
             "commit 00f08d99dd7d",
             _released(lambda kernel: "next_rip" not in kernel.control_fields),
         ),
-        lambda _v, s: s.guest_mode and soft_event(s) and bool(s.control().get("next_rip")),
+        lambda k: (
+            k.saved.guest_mode and c.soft_event(k.saved) and bool(k.saved.control().get("next_rip"))
+        ),
     ),
     Advisory(
         # The series that made VMRUN look at VM_HSAVE_PA made SMM entry use it as well (5.14).
@@ -116,7 +92,7 @@ ADVISORIES: tuple[Advisory, ...] = (
             "measured on 5.10; commit 37be407b2ce8",
             _released(lambda kernel: not kernel.vmrun.hsave_needed),
         ),
-        lambda v, s: v.smm and not s.guest_mode,
+        lambda k: k.vcpu.smm and not k.saved.guest_mode,
     ),
 )
 """Bugs that do not depend on the order of the ioctls."""
@@ -137,7 +113,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
                 )
             ),
         ),
-        lambda _v, s: s.guest_mode and _run_pending(s) and soft_event(s),
+        lambda k: k.saved.guest_mode and c.run_pending(k.saved) and c.soft_event(k.saved),
     ),
     Advisory(
         Rule(
@@ -149,6 +125,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "set it before",
             "derived from nested.c",
         ),
+        unseen="a trace shows that MSRS come after NESTED_STATE (O-11), not which MSRs they are",
     ),
     Advisory(
         Rule(
@@ -160,7 +137,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "do not force guest mode",
             "svm.c",
         ),
-        lambda v, s: v.smm and not s.guest_mode,
+        lambda k: k.vcpu.smm and not k.saved.guest_mode,
     ),
     Advisory(
         Rule(
@@ -173,7 +150,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "commit 063ab16c14db",
             _released(lambda kernel: kernel.ignores_gif),
         ),
-        lambda v, s: s.guest_mode and not v.gif,
+        lambda k: k.saved.guest_mode and not k.vcpu.gif,
     ),
     Advisory(
         Rule(
@@ -186,8 +163,11 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "commit 6f4d3ebc24c6",
             _released(lambda kernel: "SV-03" in kernel.set_nested_state),
         ),
-        lambda _v, s: s.nested.flags == 0 and not s.sregs.get("efer") & _SVME,
-        Severity.INFO,
+        lambda k: (
+            Met(severity=Severity.INFO)
+            if k.saved.nested.flags == 0 and not k.saved.sregs.get("efer") & _SVME
+            else None
+        ),
     ),
     Advisory(
         Rule(
@@ -200,7 +180,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "commit 81f76adad560",
             _released(lambda kernel: kernel.run_pending is RunPending.IGNORED),
         ),
-        lambda _v, s: s.guest_mode and _run_pending(s),
+        lambda k: k.saved.guest_mode and c.run_pending(k.saved),
     ),
     Advisory(
         Rule(
@@ -212,7 +192,11 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "use SREGS2 with PDPTRS_VALID",
             "nested.c",
         ),
-        lambda v, s: s.guest_mode and _l2_uses_pae(v) and v.section.child("cpu/pdptrs") is None,
+        lambda k: (
+            k.saved.guest_mode
+            and _l2_uses_pae(k.vcpu)
+            and k.vcpu.section.child("cpu/pdptrs") is None
+        ),
     ),
     Advisory(
         Rule(
@@ -225,10 +209,12 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "nested.c, 7.2",
             _released(lambda kernel: "SV-17" in kernel.set_nested_state),
         ),
+        unseen="no stream has hdr.svm.gpat, and none says whether the quirk is disabled",
     ),
     Advisory(
         order_rule("O-28"),
-        lambda _v, s: s.guest_mode and nested_paging(s),
+        lambda k: k.saved.guest_mode and c.nested_paging(k.saved),
+        common=True,
     ),
     Advisory(
         Rule(
@@ -240,7 +226,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "",
             "nested.c svm_get_nested_state",
         ),
-        lambda v, s: s.guest_mode and _hyperv(v),
+        lambda k: k.saved.guest_mode and _hyperv(k.vcpu),
     ),
     Advisory(
         Rule(
@@ -253,8 +239,9 @@ DATA_ORDERS: tuple[Advisory, ...] = (
             "nested.c svm_copy_vmrun_state",
             _released(lambda kernel: "erap_ctl" not in kernel.control_fields),
         ),
-        lambda v, s: (
-            s.guest_mode and _any(v, "s_cet", "ssp", "isst_addr", "dbgctl", "br_from", "br_to")
+        lambda k: (
+            k.saved.guest_mode
+            and _any(k.vcpu, "s_cet", "ssp", "isst_addr", "dbgctl", "br_from", "br_to")
         ),
     ),
 )
@@ -262,28 +249,46 @@ DATA_ORDERS: tuple[Advisory, ...] = (
 for O-28, which is a trace's rule as well."""
 
 
+EVERY: tuple[Advisory, ...] = (*DATA_ORDERS, *ADVISORIES, *FIXES)
+"""All of them, in the order in which ``check --rules`` lists them."""
+
+BY_RULE: Mapping[str, Advisory] = MappingProxyType({one.rule.id: one for one in EVERY})
+"""The same by the id of the rule."""
+
+COMMON = frozenset(one.rule.id for one in EVERY if one.common)
+"""Rules that ordinary streams meet."""
+
+
 def advisories(
-    vcpu: Vcpu, saved: Saved, kernels: Sequence[Profile], source: Profile | None = None
+    case: Case, kernels: Sequence[Profile], source: Profile | None = None, *, named: bool = True
 ) -> Iterator[Finding]:
     """Find the advisories that a vCPU meets on some of these kernels.
 
     :param source: the kernel that saved it, if it is known.
+    :param named: the kernels are the reader's; if not, what ordinary streams meet is
+        information, however bad it is on the kernels concerned.
     """
-    for one in (*ADVISORIES, *DATA_ORDERS):
-        rule = one.rule
-        names = tuple(k.name for k in kernels if not rule.kernels or k.row in rule.kernels)
-        if names and one.applies is not None and one.applies(vcpu, saved):
-            message = f"vCPU {vcpu.index}: {rule.fails_when}: {rule.means}"
-            yield rule.finding(message, kernels=names, severity=one.severity)
-    for fix in FIXES:
-        if fix.applies is None or not fix.applies(vcpu, saved):
+    for one in (*ADVISORIES, *DATA_ORDERS, *FIXES):
+        concerned = () if one.side is Side.SOURCE else _concerned(one, kernels)
+        saved_by = source if source is not None and one.side is not Side.DESTINATION else None
+        if not concerned and one.side is Side.DESTINATION:
             continue
-        concerned = [k.name for k in kernels if fix.side is not Side.SOURCE and fix.concerns(k)]
-        saving = source is not None and fix.side is not Side.DESTINATION and fix.concerns(source)
-        if concerned or saving:
-            by = f" (saved by {source.name})" if source is not None and saving else ""
-            message = f"vCPU {vcpu.index}: {fix.rule.fails_when}: {fix.rule.means}{by}"
-            yield fix.rule.finding(message, kernels=tuple(concerned))
+        met = one.met(case)
+        if met is None:
+            continue
+        saving = met.certain if source is None else saved_by is not None and one.concerns(source)
+        if not concerned and not saving:
+            continue
+        by = f" (saved by {saved_by.name})" if saved_by is not None and saving else ""
+        detail = f" ({met.detail})" if met.detail else ""
+        rule = one.rule
+        message = f"vCPU {case.vcpu.index}: {rule.fails_when}{detail}: {rule.means}{by}"
+        severity = Severity.INFO if one.common and not named else met.severity
+        yield rule.finding(message, kernels=concerned, severity=severity)
+
+
+def _concerned(one: Advisory, kernels: Sequence[Profile]) -> tuple[str, ...]:
+    return tuple(kernel.name for kernel in kernels if one.concerns(kernel))
 
 
 def known_bugs(kernel: Profile) -> list[Rule]:

@@ -7,11 +7,14 @@ predicates on what the stream holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from qemu_svm.findings.advisories import advisories
+from qemu_svm.findings.advisories import COMMON, advisories
+from qemu_svm.findings.advisory import Case
 from qemu_svm.findings.consistency import consistency
+from qemu_svm.findings.looks import Looks
 from qemu_svm.findings.qemus import qemu_findings, qemu_plan
 from qemu_svm.findings.rules import RULES
 from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
@@ -23,6 +26,9 @@ from qemu_svm.model.profiles import ranges
 from qemu_svm.model.scenario import scenario
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.rules import Finding, Rule, Severity
+
+if TYPE_CHECKING:
+    from qemu_svm.memory.memory import GuestMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ def check(
     maxphyaddr: int = 40,
     npt: bool = True,
     cpu: str | None = None,
+    memory: Callable[[], GuestMemory] | None = None,
+    named: bool = True,
 ) -> Report:
     """Judge every vCPU of a stream for every kernel.
 
@@ -61,13 +69,15 @@ def check(
     :param maxphyaddr: guest address width in bits.
     :param npt: whether the destination's host uses nested paging.
     :param cpu: the CPU model of the destination, see :mod:`qemu_svm.x86.cpu_models`.
+    :param memory: makes the index of RAM, for rules that look there; None if it is not read.
+    :param named: the kernels are those that the reader asked about, not all.
     :raises PlanError: ``plan``, ``qemu`` or ``cpu`` cannot be understood.
     """
     kernels = list(kernels)
     if plan is None:
         plan = "qemu" if qemu is None else qemu_plan(qemu)
     found = list(consistency(machine))
-    exists = backing(machine)
+    exists, looks = backing(machine), Looks(memory)
     verdicts: dict[int, dict[str, Judgement]] = {}
     known: dict[int, dict[str, tuple[str, ...]]] = {}
     for vcpu in machine.vcpus:
@@ -83,12 +93,11 @@ def check(
             for rule in _failed(simulation):
                 failures.setdefault(rule, []).append(kernel.name)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
-        advised = list(advisories(vcpu, restore.saved, kernels, source))
+        case = Case(vcpu, restore.saved, restore.host.cpuid, npt, exists, looks)
+        advised = list(advisories(case, kernels, source, named=named))
         known[vcpu.index] = {
             kernel.name: tuple(
-                one.rule
-                for one in advised
-                if one.severity is not Severity.INFO and kernel.name in one.kernels
+                one.rule for one in advised if _is_reservation(one) and kernel.name in one.kernels
             )
             for kernel in kernels
         }
@@ -97,6 +106,12 @@ def check(
         found += qemu_findings(machine, qemu)
     bare = frozenset(vcpu.index for vcpu in machine.vcpus if vcpu.nested is None)
     return Report(tuple(found), verdicts, known, bare)
+
+
+def _is_reservation(finding: Finding) -> bool:
+    # What ordinary streams meet may be shown as information, and is bad all the same.
+    own = RULES[finding.rule].severity if finding.rule in COMMON else finding.severity
+    return own is not Severity.INFO
 
 
 def _failed(simulation: Simulation) -> list[str]:

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from qemu_svm.errors import PlanError
-from qemu_svm.findings.advisories import ADVISORIES, DATA_ORDERS
+from qemu_svm.findings.advisories import EVERY
 from qemu_svm.findings.consistency import CONSISTENCY
-from qemu_svm.findings.fixes import FIXES, rules_of
+from qemu_svm.findings.fixes import rules_of
 from qemu_svm.findings.qemus import QEMU_RULES
 from qemu_svm.findings.results import RuleList
 from qemu_svm.model.kernels.table import find as find_changes
@@ -30,9 +30,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         rule.id: rule
         for rule in (
             *CHECKS,
-            *(one.rule for one in DATA_ORDERS),
-            *(one.rule for one in ADVISORIES),
-            *(one.rule for one in FIXES),
+            *(one.rule for one in EVERY),
             *CONSISTENCY,
             *QEMU_RULES,
             *ORDERS,

@@ -135,3 +135,13 @@ def canonical(address: int) -> int:
     """Return the address with bit 47 copied to all bits above it (4-level paging)."""
     low = address & (1 << 48) - 1
     return low | 0xFFFF << 48 if low >> 47 else low
+
+
+_PAGING = CR0.mask("PG")
+_PAE = CR4.mask("PAE")
+_LONG = EFER.mask("LMA")
+
+
+def uses_pae(cr0: int, cr4: int, efer: int) -> bool:
+    """Whether paging is on in the format of PAE, with four PDPTEs (5.2.3, 5.3)."""
+    return bool(cr0 & _PAGING and cr4 & _PAE and not efer & _LONG)

@@ -49,6 +49,8 @@ class Change:
     :param commits: mainline commits, shortened to 12 digits.
     :param since: the mainline release that has it first, such as ``5.16``.
     :param stable: stable updates that have it first, such as ``6.12.86``.
+    :param broken: of a change that repairs a bug: the mainline release, and stable updates, that
+        have the bug first; empty if all do that restore nested state.
     :param until: the mainline release in which it was reverted.
     :param reverted: stable updates in which it was reverted.
     :param cve: CVE numbers.
@@ -67,6 +69,7 @@ class Change:
     since: str
     commits: tuple[str, ...] = ()
     stable: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
     until: str = ""
     reverted: tuple[str, ...] = ()
     cve: tuple[str, ...] = ()
@@ -84,6 +87,11 @@ class Change:
         if self._reached(release, self.until, self.reverted):
             return False
         return self._reached(release, self.since, self.stable)
+
+    def is_missed_by(self, release: Release) -> bool:
+        """Whether a kernel has the bug that this change repairs."""
+        has = not self.broken or self._reached(release, self.broken[0], self.broken[1:])
+        return has and not self.is_in(release)
 
     @property
     def fixed_in(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from qemu_svm.model.kernels.changes import Change, Evidence, Side
+from qemu_svm.model.kernels.changes import Change, Evidence, Side, numbers
 from qemu_svm.model.profile import LateCpuid, RunPending, SysenterCut
 
 _READ, _MEASURED, _DERIVED = Evidence.READ, Evidence.MEASURED, Evidence.DERIVED
@@ -34,7 +34,7 @@ _MAY_6_1 = (*_MAY_6_6, "6.1.175")
 _MAY_5_15 = (*_MAY_6_1, "5.15.209")
 _MAY_5_10 = (*_MAY_5_15, "5.10.258")
 
-CHANGES: tuple[Change, ...] = (
+_BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "msr-bitmap-merged", "L1's MSR bitmap is merged when nested state is restored",
         "5.9", ("772b81bb2f9b",), source="commit",
@@ -148,13 +148,13 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "nested-migration-null", "L2's CR3 is loaded after the switch to L2, so that nested "
         "paging is set up",
-        "5.17", ("e1779c2714c3",), ("5.15.25", "5.16.11"), evidence=_READ, source=_LISTS,
-        sets={"mmu_ready": True, "late_cr3_check": True},
+        "5.17", ("e1779c2714c3",), ("5.15.25", "5.16.11"), cve=("CVE-2022-48793",),
+        evidence=_READ, source=_LISTS, sets={"mmu_ready": True, "late_cr3_check": True},
     ),
     Change(
         "smm-toggle-leaves", "a change of SMM by KVM_SET_VCPU_EVENTS leaves guest mode",
-        "5.17", ("f7e570780efc",), ("5.10.97", "5.15.19", "5.16.5"), evidence=_READ,
-        source=_LISTS, sets={"smm_leaves": True},
+        "5.17", ("f7e570780efc",), ("5.10.97", "5.15.19", "5.16.5"), cve=("CVE-2022-48763",),
+        evidence=_READ, source=_LISTS, sets={"smm_leaves": True},
     ),
     Change(
         "cr0-writes-cr4", "without NPT a change of CR0.PG writes CR4 as well",
@@ -188,12 +188,13 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "tsc-of-l1", "L1's TSC ratio, not L2's, is loaded at #VMEXIT; no WARN without scaling",
-        "6.6", ("0c94e2468491", "7cafe9b8e22b"), ("6.1.54", "6.5.4"), evidence=_READ,
-        source=_DEBIAN,
+        "6.6", ("0c94e2468491", "7cafe9b8e22b"), ("6.1.54", "6.5.4"), broken=("5.16",),
+        evidence=_READ, source=_DEBIAN,
     ),
     Change(
         "x2avic-intercepts", "x2AVIC's MSR intercepts follow the APIC's mode",
-        "6.6", ("b65235f6e102",), ("6.1.62",), cve=("CVE-2023-5090",), evidence=_READ,
+        "6.6", ("b65235f6e102",), ("6.1.62",), broken=("6.0",), cve=("CVE-2023-5090",),
+        evidence=_READ,
         source=_DEBIAN,
     ),
     Change(
@@ -267,7 +268,8 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "next-rip-synced", "NextRIP after L2 ran is saved in the blob", "7.1",
-        ("778d8c1b2a6f",), _MAY_6_1, side=Side.SOURCE, evidence=_READ, source=_LISTS,
+        ("778d8c1b2a6f",), _MAY_6_1, broken=("5.19",), side=Side.SOURCE, evidence=_READ,
+        source=_LISTS,
     ),
     Change(
         "avic-inhibited", "AVIC is inhibited for a vCPU that is restored into guest mode",
@@ -339,7 +341,8 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "next-rip-after-run", "vmcb02's NextRIP is its own after the first VMRUN", "7.1",
-        ("8d397582f6b5",), (*_MAY_7, "6.12.114", "6.1.191"), cve=("CVE-2026-46059",),
+        ("8d397582f6b5",), (*_MAY_7, "6.12.114", "6.1.191"), broken=("5.19",),
+        cve=("CVE-2026-46059",),
         evidence=_READ, source=_LISTS,
     ),
     Change(
@@ -348,12 +351,14 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "lbr-msrs-saved", "KVM_GET_MSRS and KVM_SET_MSRS know the LBR MSRs", "7.1",
-        ("3700f0788da6",), (*_MAY_7, "6.12.114"), cve=("CVE-2026-46014",), side=Side.BOTH,
+        ("3700f0788da6",), (*_MAY_7, "6.12.114"), broken=("5.19",), cve=("CVE-2026-46014",),
+        side=Side.BOTH,
         evidence=_READ, source=_LISTS,
     ),
     Change(
         "lbr-clean-bit", "the LBR clean bit of vmcb12 is left alone", "7.1", ("b53ab5167a81",),
-        (*_MAY_7, "6.12.114", "6.1.191"), cve=("CVE-2026-46071",), evidence=_READ, source=_LISTS,
+        (*_MAY_7, "6.12.114", "6.1.191"), broken=("5.19",), cve=("CVE-2026-46071",),
+        evidence=_READ, source=_LISTS,
     ),
     Change(
         "vmmcall-intercepted", "VMMCALL of L2 is intercepted; #UD if L1 does not handle it", "7.1",
@@ -362,7 +367,8 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "hyperv-flush", "Hyper-V flush hypercalls of L2 without nested paging use L1's addresses",
-        "7.1", ("464af6fc2b1d",), ("6.12.88",), cve=("CVE-2026-46131",), evidence=_READ,
+        "7.1", ("464af6fc2b1d",), ("6.12.88",), broken=("6.2",), cve=("CVE-2026-46131",),
+        evidence=_READ,
         source=_DEBIAN,
     ),
     Change(
@@ -431,6 +437,122 @@ CHANGES: tuple[Change, ...] = (
         source=f"{_DEBIAN}; sources of 6.12.118 and 7.3.4", gains=("SV-18",),
     ),
 )  # fmt: skip
+
+# Bugs of state handling whose repair changes nothing that the model shows.  Titles and updates
+# are those of the changelogs; where no mainline commit is named, none was found.
+_REPAIRS: tuple[Change, ...] = (
+    Change(
+        "cr3-mbz", "only bits 63:52 of L2's CR3 are refused as reserved", "5.10", ("fb0f33fdefe9",),
+        ("5.9.2",), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "pages-cancelled", "a #VMEXIT before the first entry cancels the merge of the MSR bitmap",
+        "5.11", ("f2c7ef3ba955",), ("5.10.13",), broken=("5.10",), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "guests-without-npt", "L2 runs on hosts with npt=0", "5.12", ("a04aead144fd",),
+        ("5.10.20",),
+        evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "pdptr-encryption-bit", "PDPTEs of L2 are read with the whole of CR3 on hosts with SME",
+        "5.12", ("2732be902353",), ("5.10.20",), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "npt-root-level", "shadow pages of L2's nested paging have the host's number of levels",
+        "5.13", ("a3322d5cd87f",), ("5.10.37",), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "int-vector-kept", "the end of an interrupt window keeps L1's int_vector", "5.15",
+        ("aee77e1169c1",), ("5.10.72", "5.14.11"), broken=("5.14", "5.10.60", "5.13.12"),
+        evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "rsm-run-pending", "RSM into L2 counts as a VMRUN, and vmcb01 is marked dirty", "5.17",
+        ("759cbd59674a", "e8efa4ff0037"), ("5.15.25", "5.16.11"), evidence=_READ,
+        source=f"{_DEBIAN}; 5.15.25 is derived",
+    ),
+    Change(
+        "tsc-ratio-checked", "a TSC_RATIO other than 1.0 is refused if the guest has no scaling",
+        "5.17", ("e910a53fb4f2",), ("5.16.12",), broken=("5.16",), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "injected-with-gif-clear", "an interrupt that user space injects while GIF is clear is "
+        "no BUG of the host", "6.0", ("f17c31c48e5c",),
+        ("5.10.137", "5.15.61", "5.18.18", "5.19.2"), cve=("CVE-2022-50228",), evidence=_READ,
+        source=f"{_DEBIAN}; the CVE's record",
+    ),
+    Change(
+        "avic-after-leaving", "AVIC is allowed again when guest mode is left by force", "6.6",
+        ("3fdc6087df3b",), ("6.1.60", "6.5.9"), broken=("6.0",), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "smm-left-at-shutdown", "a SHUTDOWN in SMM leaves SMM before the vCPU is reset", "6.15",
+        ("a2620f8932fa",), ("6.1.191", "6.12.29"), cve=("CVE-2025-37957",), evidence=_READ,
+        source=_DEBIAN,
+    ),
+    Change(
+        "tpr-with-avic", "the TPR that KVM_SET_LAPIC sets reaches the VMCB with AVIC as well",
+        "6.17", ("d02e48830e3f",), ("5.10.245", "6.1.154", "6.12.49"), evidence=_READ,
+        source=_DEBIAN,
+    ),
+    Change(
+        "lbr-nested", "LBR MSRs are switched between L1 and L2 as the two have it enabled", "6.18",
+        ("8a4821412cf2", "fbe5e5f030c2"), ("6.12.61",), broken=("5.19",), evidence=_READ,
+        source=_DEBIAN,
+    ),
+    Change(
+        "soft-exception-replaced", "INT3 or INTO that another vCPU has replaced in memory is not "
+        "skipped", "6.19", ("4da3768e1820",), ("6.1.160", "6.12.62"), broken=("6.0",),
+        cve=("CVE-2025-68259",), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "selective-cr0", "LMSW and writes that change nothing else are no selective CR0 write",
+        "6.19", (), ("5.10.248", "6.1.160", "6.12.64"), evidence=_READ,
+        source=f"{_DEBIAN}; 5.10.248 has a part",
+    ),
+    Change(
+        "exit-code-cleared", "the upper half of the exit code that KVM makes up is 0", "6.19", (),
+        ("6.1.160", "6.12.64"), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "clean-bits-at-vmrun", "VMRUN marks nested_cr3 and the permission maps of vmcb02 dirty",
+        "6.19", (), ("6.1.160", "6.12.64"), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "vmload-of-l1", "VMLOAD and VMSAVE of L2 are emulated with vmcb01", "7.0", (),
+        ("6.1.165", "6.12.75"), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "avic-fields-at-create", "AVIC's fields and the CR8 intercept follow AVIC's state",
+        "7.0", (), ("6.1.167", "6.12.78"), evidence=_READ, source=_DEBIAN,
+    ),
+    Change(
+        "cr2-at-exit", "#VMEXIT writes L2's current CR2 into vmcb12", "7.1", (), _MAY_6_1,
+        evidence=_READ, source=f"{_DEBIAN}; 6.6.140, 6.18.27 and 7.0.4 are derived",
+    ),
+    Change(
+        "event-tracking-cleared", "#VMEXIT forgets that L1 injected an NMI or a soft interrupt",
+        "7.1", (), _MAY_6_1, broken=("5.19",), evidence=_READ,
+        source=f"{_DEBIAN}; 6.6.140, 6.18.27 and 7.0.4 are derived",
+    ),
+    Change(
+        "event-inj-cleared", "#VMEXIT clears EVENTINJ in vmcb12", "7.1", (), _MAY_6_12,
+        evidence=_READ, source=f"{_DEBIAN}; 6.18.27 and 7.0.4 are derived",
+    ),
+    Change(
+        "svme-cleared-by-l2", "an L2 that clears EFER.SVME ends in a triple fault of L1",
+        "7.1", ("cdc69269b18a",), evidence=_READ, source="commit; the release is derived",
+    ),
+    Change(
+        "asid-of-both", "a move to another CPU renews the ASIDs of vmcb01 and vmcb02", "7.4", (),
+        ("6.12.117", "7.3.2"), evidence=_READ, source=_DEBIAN,
+    ),
+)  # fmt: skip
+
+CHANGES: tuple[Change, ...] = tuple(
+    sorted((*_BEHAVIOUR, *_REPAIRS), key=lambda change: numbers(change.since))
+)
 """All changes, in the order of mainline."""
 
 BY_ID: Mapping[str, Change] = MappingProxyType({change.id: change for change in CHANGES})

@@ -21,7 +21,7 @@ from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.vcpu import KvmVcpu
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.x86.cpuid import cr4_reserved, is_legal_gpa, page_address_valid, valid_efer
-from qemu_svm.x86.registers import CR0, CR4, EFER, RFLAGS
+from qemu_svm.x86.registers import CR0, CR4, EFER, RFLAGS, uses_pae
 from qemu_svm.x86.segments import ATTRIBUTES
 
 _HIGH = 0xFFFF_FFFF_0000_0000
@@ -237,7 +237,7 @@ def _bad_apic_base(vcpu: KvmVcpu, area: Area) -> bool:
 
 
 def _pdptrs_without_pae(_vcpu: KvmVcpu, area: Area) -> bool:
-    pae = area.get("cr0") & _PG and area.get("cr4") & _PAE and not area.get("efer") & _LMA
+    pae = uses_pae(area.get("cr0"), area.get("cr4"), area.get("efer"))
     return "pdptr0" in area and not pae
 
 

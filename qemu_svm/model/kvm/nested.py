@@ -22,7 +22,7 @@ from qemu_svm.model.profile import LEAVE, RunPending, SaveCacheFill
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.nested.groups import VMLOAD_GROUP
 from qemu_svm.x86.cpuid import is_legal_gpa
-from qemu_svm.x86.registers import CR0, CR4
+from qemu_svm.x86.registers import CR0, uses_pae
 
 _IN_GUEST_MODE = NestedState(bits.GUEST_MODE, layout.FORMAT_SVM, layout.NESTED_STATE_SIZE)
 _SAVE_CACHE = ("efer", "cr0", "cr3", "cr4", "dr6", "dr7")
@@ -232,8 +232,8 @@ def nested_svm_vmrun_msrpm(vcpu: KvmVcpu) -> bool:
 
 def svm_get_nested_state_pages(vcpu: KvmVcpu) -> bool:
     """Do what KVM_SET_NESTED_STATE left to the first run; False ends KVM_RUN."""
-    pae = vcpu.arch.get("cr0") & CR0.mask("PG") and vcpu.arch.get("cr4") & CR4.mask("PAE")
-    if pae and not vcpu.arch.get("efer") & 1 << 10 and not vcpu.pdptrs_from_userspace:
+    pae = uses_pae(vcpu.arch.get("cr0"), vcpu.arch.get("cr4"), vcpu.arch.get("efer"))
+    if pae and not vcpu.pdptrs_from_userspace:
         vcpu.note("L2 uses PAE paging: its PDPTEs are read from memory at the first run")
     return nested_svm_vmrun_msrpm(vcpu)
 

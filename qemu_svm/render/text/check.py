@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
+from qemu_svm.findings.advisories import COMMON
 from qemu_svm.findings.check import summary
 from qemu_svm.findings.results import CheckReport
-from qemu_svm.model.profiles import ranges
+from qemu_svm.findings.rules import RULES
+from qemu_svm.model.kernels.table import BY_ID
+from qemu_svm.model.profiles import RELEASED, ranges
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns, stream_heading
-from qemu_svm.rules import Severity
+from qemu_svm.rules import Finding, Severity
 
 _ORDER = {severity: place for place, severity in enumerate(Severity)}
 
@@ -38,17 +41,44 @@ def render(result: CheckReport, *, verbose: bool) -> Iterable[Text]:
         yield Text(f"{words} in the part that can be read; the stream is not complete.")
     elif not result.findings:
         yield Text("No findings.")
-    for finding in sorted(result.findings, key=lambda f: _ORDER[f.severity]):
+    common = [one for one in result.findings if one.rule in COMMON and _is_info(one)]
+    own = [one for one in result.findings if one not in common]
+    for finding in sorted(own, key=lambda f: _ORDER[f.severity]):
         line = Text("  ").append(finding.severity.value, STYLES[finding.severity])
         line.append(f" {finding.rule}", HEADING)
         if finding.offset is not None:
             line.append(f" at {finding.offset:#x}")
         yield line.append(f": {printable(finding.message)}")
         if finding.kernels:
-            yield Text(f"    kernels: {ranges(finding.kernels)}", FAINT)
+            yield Text(f"    kernels: {_concerned(finding)}", FAINT)
         yield Text(f"    do: {finding.do}", FAINT)
+    if common:
+        yield from _of_any_such_stream(common)
     if verbose:
         yield from _kernels(result)
+
+
+def _concerned(finding: Finding) -> str:
+    # A row may begin without a fix and end with it: the fix is told, not the rows.
+    change = BY_ID.get(RULES[finding.rule].change) if finding.rule in RULES else None
+    if change is None or not set(finding.kernels) <= set(RELEASED) or len(finding.kernels) == 1:
+        return ranges(finding.kernels)
+    since = f"{change.broken[0]} and later" if change.broken else "all"
+    return f"{since} before {change.fixed_in}"
+
+
+def _is_info(finding: Finding) -> bool:
+    return finding.severity is Severity.INFO
+
+
+def _of_any_such_stream(findings: Sequence[Finding]) -> Iterable[Text]:
+    # They tell about kernels, not about this stream: a line each.
+    yield Text("  info: bugs of these kernels that any such L1 meets (check --explain ID)")
+    rows = {
+        one.rule: [one.rule, one.message.partition(": ")[2].partition(":")[0], _concerned(one)]
+        for one in findings
+    }
+    yield from columns(list(rows.values()), ("rule", "when", "kernels"))
 
 
 def _kernels(result: CheckReport) -> Iterable[Text]:

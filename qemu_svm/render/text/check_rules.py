@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
+from qemu_svm.findings.advisories import BY_RULE
 from qemu_svm.findings.results import RuleList
 from qemu_svm.model.profiles import ranges
 from qemu_svm.render.text.base import HEADING, STYLES, columns, entry
@@ -31,6 +32,8 @@ def _changes(result: RuleList) -> Iterator[Text]:
         yield Text(", ".join([*change.cve, *change.commits]) or change.id, HEADING)
         yield entry("since then", change.title)
         yield entry("fixed in", change.fixed_in)
+        if change.broken:
+            yield entry("broken since", ", ".join(change.broken))
         if change.until:
             gone = ", ".join([*change.reverted, change.until])
             yield entry("reverted in", gone)
@@ -47,4 +50,8 @@ def _explained(rule: Rule) -> Iterator[Text]:
     yield entry("then", rule.consequence)
     yield entry("do", rule.advice)
     yield entry("kernels", ranges(rule.kernels) if rule.kernels else rule.scope or "all")
+    advisory = BY_RULE.get(rule.id)
+    if advisory is not None:
+        nothing = f"nothing: {advisory.unseen}"
+        yield entry("shown by", ", ".join(advisory.shown_by) or nothing)
     yield entry("source", rule.source)
