@@ -3,8 +3,11 @@
 Boundaries of 5.10, 6.1, 6.12, 7.2 and 7.3 were read in the changelogs of Debian's
 linux 5.10.262-1, 6.1.192-3, 6.12.118-1, 7.2.13-1 and 7.3.4-1 (package linux-libc-dev)
 and in the sources of 5.10.223, 5.10.262, 6.1.170, 6.1.192, 6.12.107 to 6.12.118, 7.2.13
-and 7.3.4; those of 5.15, 6.6 and 6.18 in the announcements of stable updates.  7.0.4 has
-what 6.18.27 has: both were reviewed on 4 May 2026.
+and 7.3.4; those of 5.15, 6.6 and 6.18 in the announcements of stable updates; those of
+changes with a CVE number in its record (CVEProject/cvelistV5) as well, which for 7.0 is
+the only source: 7.0.4 is in the records of CVE-2026-45987, -46014, -46032, -46059, -46071,
+-46076 and -46082, and what else 6.18.27 has is taken to be in 7.0.4 too.  5.10.60 is in
+the list of commits of linux-5.10.y (c0883f693187 and 3dc5666baf2a, before v5.10.60).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from qemu_svm.model.profile import LateCpuid, RunPending, SysenterCut
 _READ, _MEASURED, _DERIVED = Evidence.READ, Evidence.MEASURED, Evidence.DERIVED
 _DEBIAN = "Debian's changelogs"
 _LISTS = "Debian's changelogs; announcements of stable updates"
+_RECORD = "Debian's changelogs; the CVE's record"
 
 _SIX = frozenset({"efer", "cr0", "cr3", "cr4", "dr6", "dr7"})
 _EVERYTHING = _SIX | {
@@ -115,12 +119,12 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "int-ctl-bits", "AVIC_ENABLE and other bits of L1's int_ctl do not reach vmcb02",
         "5.14", ("0f923e07124d",), ("5.10.60", "5.13.12"), cve=("CVE-2021-3653",),
-        evidence=_READ, source="Debian's 5.10.46-5 has it as a patch; commit",
+        evidence=_READ, source="commits of v5.10.60; Debian's 5.10.46-5 has it as a patch",
     ),
     Change(
         "vmload-intercepted", "VMLOAD and VMSAVE of L2 are always intercepted",
         "5.14", ("c7dfa4009965",), ("5.10.60", "5.13.12"), cve=("CVE-2021-3656",),
-        evidence=_READ, source="Debian's 5.10.46-5 has it as a patch; commit",
+        evidence=_READ, source="commits of v5.10.60; Debian's 5.10.46-5 has it as a patch",
     ),
     Change(
         "reset-rdx", "a fresh vCPU without CPUID has RDX 0x600", "5.15", ("49d8665cc20b",),
@@ -215,7 +219,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "ncr3-low-bits", "the low bits of nested_cr3 are ignored when PDPTEs are read",
         "6.12", ("f559b2e9c5c5",), ("5.10.229", "5.15.170", "6.1.115", "6.6.59", "6.11.6"),
-        cve=("CVE-2024-50115",), evidence=_READ, source=_DEBIAN,
+        cve=("CVE-2024-50115",), evidence=_READ, source=_RECORD,
     ),
     Change(
         "apic-base-unchanged", "an APIC base that stays as it is is not checked", "6.13",
@@ -336,8 +340,8 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "l1-cr3-triple-fault", "L1's CR3 that cannot be loaded at #VMEXIT is a triple fault", "7.1",
-        ("5d291ef0585e",), ("6.1.191", "6.12.114"), cve=("CVE-2026-46032",), evidence=_READ,
-        source=_DEBIAN,
+        ("5d291ef0585e",), ("7.0.4", "6.12.114", "6.1.191"), cve=("CVE-2026-46032",),
+        evidence=_READ, source=_RECORD,
     ),
     Change(
         "next-rip-after-run", "vmcb02's NextRIP is its own after the first VMRUN", "7.1",
@@ -367,17 +371,16 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "hyperv-flush", "Hyper-V flush hypercalls of L2 without nested paging use L1's addresses",
-        "7.1", ("464af6fc2b1d",), ("6.12.88",), broken=("6.2",), cve=("CVE-2026-46131",),
-        evidence=_READ,
-        source=_DEBIAN,
+        "7.1", ("464af6fc2b1d",), ("7.0.7", "6.18.30", "6.12.88", "6.6.140"), broken=("6.2",),
+        cve=("CVE-2026-46131",), evidence=_READ, source=_RECORD,
     ),
     Change(
         "rsm-checks-controls", "RSM into L2 checks the controls of vmcb12", "7.1",
         ("be5fa8737d42",), ("6.12.88",), evidence=_READ, source=_DEBIAN,
     ),
     Change(
-        "invlpga-ud", "INVLPGA without SVME is #UD", "7.1", (), ("6.1.175", "6.12.86"),
-        cve=("CVE-2026-46082",), evidence=_READ, source=_DEBIAN,
+        "invlpga-ud", "INVLPGA without SVME is #UD", "7.1", (), _MAY_6_1,
+        cve=("CVE-2026-46082",), evidence=_READ, source=_RECORD,
     ),
     Change(
         "failed-vmrun-map", "VMRUN of a vmcb12 that cannot be mapped is #GP", "7.1",
