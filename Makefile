@@ -57,6 +57,10 @@ test-quick:  ## the tests that need neither a QEMU, nor the box, nor the network
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	$(BIN)/pytest -n 2 -m "not qemu and not box"
 
+.PHONY: docs
+docs: $(STAMP)  ## the documentation as a site in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file tools/docs/mkdocs.yml
+
 .PHONY: matrix
 matrix: $(STAMP)  ## save on each kernel and QEMU, restore on each other one (half an hour)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,33 @@ def test_links_resolve(page: Path) -> None:
 def test_files_named_exist(page: Path) -> None:
     for name in _FILE.findall(page.read_text()):
         assert list(ROOT.glob(name.rstrip("/"))), name
+
+
+EXTERNAL = {
+    "https://keepachangelog.com/en/1.1.0/",
+}
+"""What the pages link to elsewhere; not followed by the tests."""
+
+
+def test_external_links_are_listed() -> None:
+    found = {target for page in PAGES for target in _LINK.findall(prose(page)) if "://" in target}
+    assert found == EXTERNAL
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file",
+         ROOT / "tools" / "docs" / "mkdocs.yml", "--site-dir", tmp_path / "site"],
+        capture_output=True, check=False, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    for page in ROOT.glob("docs/*.md"):
+        html = (tmp_path / "site" / f"{page.stem}.html").read_text()
+        assert "<table>" in html or "|--|" not in page.read_text()
+        for target, anchor in re.findall(r'href="([a-zA-Z-]+\.html)(#[^"]*)?"', html):
+            other = (tmp_path / "site" / target).read_text()
+            assert not anchor[1:] or f'id="{anchor[1:]}"' in other, (page.name, target, anchor)
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
