@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qemu_svm.errors import PathError, StreamError
@@ -183,36 +183,53 @@ def _in_section(machine: Machine, path: str) -> Node | None:
         if record.kind in _NAMED
     ]
     named.sort(key=lambda item: len(item[0]), reverse=True)
+    parts = _parts(machine)
+    tried: set[tuple[str, int | None]] = set()
     for label, record in named:
         rest = path.removeprefix(label)
         if not path.startswith(label) or (rest and rest[0] not in ".["):
             continue
-        found = _root(machine, record).resolve(rest.removeprefix("."))
+        if record.kind is Kind.START:
+            # A section that starts again leads to the same parts.
+            if (label, record.section_id) in tried:
+                continue
+            tried.add((label, record.section_id))
+        found = _root(machine, record, parts).resolve(rest.removeprefix("."))
         if found is not None:
             return Node(_SECTION + path, found)
     return None
 
 
-def _root(machine: Machine, record: Record) -> Value:
+def _parts(machine: Machine) -> dict[int | None, list[Record]]:
+    # START, PARTs and END of each section that has them, by its id.
+    found: dict[int | None, list[Record]] = {}
+    for record in machine.stream.records:
+        if record.kind in _PIECES:
+            found.setdefault(record.section_id, []).append(record)
+    return found
+
+
+def _root(machine: Machine, record: Record, parts: dict[int | None, list[Record]]) -> Value:
     # What ``section:NAME`` leads to.
     if record.kind is Kind.FULL:
         return _section_values(machine, record)
-    return _blocks(machine, record) if record.name == "ram" else _pieces(machine, record)
+    if record.name == "ram":
+        return _blocks(machine, record)
+    return _pieces(machine, parts[record.section_id])
 
 
 def _in_pieces(record: Record) -> bool:
     return record.kind is Kind.START and record.name != "ram"
 
 
-def _pieces(machine: Machine, first: Record) -> Value:
+def _pieces(machine: Machine, records: Sequence[Record]) -> Value:
     # START, the PARTs and END of one section, each with what is in it.
     parts: list[Value] = []
-    for record in machine.stream.records:
-        if record.section_id == first.section_id and record.kind in _PIECES:
-            value = _section_values(machine, record)
-            parts.append(replace(value, name=f"[{len(parts)}]", type=record.kind.value))
-    start, end = parts[0].offset, parts[-1].end
-    return Value(first.name or "", IN_PARTS, start, end - start, None, tuple(parts))
+    for record in records:
+        value = _section_values(machine, record)
+        parts.append(replace(value, name=f"[{len(parts)}]", type=record.kind.value))
+    start, end, name = parts[0].offset, parts[-1].end, records[0].name or ""
+    return Value(name, IN_PARTS, start, end - start, None, tuple(parts))
 
 
 def _blocks(machine: Machine, record: Record) -> Value:
@@ -268,7 +285,7 @@ def _inside(machine: Machine, record: Record, offset: int) -> Node:
                         return _deepest(Node(f"vcpu{vcpu.index}.nested", tree), offset)
         root, label = _section_values(machine, record), _SECTION + section_label(machine, record)
         if record.kind is not Kind.FULL:
-            root = _pieces(machine, record)
+            root = _pieces(machine, _parts(machine)[record.section_id])
         return _deepest(Node(label, root), offset)
     if record.kind is Kind.COMMAND and inside:
         payload = machine.stream.source.read_at(record.payload, record.payload_size)
@@ -296,8 +313,9 @@ def _near(machine: Machine, path: str) -> list[str]:
     if path.startswith(_SECTION):
         labels = {section_label(machine, r): r for r in machine.stream.records if r.kind in _NAMED}
         inside = [label for label in labels if path[len(_SECTION) :].startswith(label)]
+        parts = _parts(machine)
         for label in inside:
-            value = _root(machine, labels[label])
+            value = _root(machine, labels[label], parts)
             candidates += [_SECTION + join(label, name) for name, _ in value.walk()]
         candidates = candidates or [_SECTION + label for label in labels]
     else:
