@@ -14,11 +14,12 @@ Arrays are compared element by element; neighbours with equal differences become
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import groupby
+from itertools import groupby, islice
 
 from qemu_svm.errors import StreamError
 from qemu_svm.findings.masks import DEFAULT, Mask, Masks, selects
@@ -30,6 +31,9 @@ from qemu_svm.stream.vmstate.values import join
 
 _NAMED = (Kind.START, Kind.FULL)
 _MOST_RANGES = 1000  # of one field; the rest becomes one range
+_PIECE = 1 << 16  # elements that are compared at once
+_UNLIKE = re.compile(rb"[^\0]+")
+_FROM_FIRST_TO_LAST = re.compile(rb"[^\0](?s:.*[^\0])?")
 _ONE_VALUE = frozenset({"intercepts"})
 """Arrays that are compared as a whole."""
 
@@ -324,43 +328,90 @@ class _Comparer:
         whole = self._masks.find(path, None, None)
         some = [] if whole else self._masks.of_elements(path)
         short = min(len(a.value), len(b.value))
-        wide = max(len(a.value), len(b.value))
-        indexes = [
-            index
-            for index in range(wide)
-            if index >= short
-            or (
-                a.value[index] != b.value[index]
-                and not self._covered.has(_slice(a, index, index), _slice(b, index, index))
-            )
-        ]
-
-        def label(item: tuple[int, int]) -> tuple[int, bool, str]:
-            position, index = item
-            mask = whole or next((m for m in some if selects(m, index)), None)
-            return index - position, index >= short, mask.id if mask else ""
-
-        runs = [[index for _, index in group] for _, group in groupby(enumerate(indexes), label)]
-        rest = [index for run in runs[_MOST_RANGES:] for index in run]
-        for number, run in enumerate(_folded(runs, rest, short)):
-            beyond = run[0] >= short
+        if some or self._covered is not _NOTHING:
+            runs = self._split(differing(a.value, b.value), a, b, some)
+        else:
+            runs = differing(a.value, b.value, _MOST_RANGES)
+        for number, (first, last) in enumerate(_folded(runs, short)):
+            beyond = first >= short
             mask = whole
             if mask is None and number < _MOST_RANGES:
-                mask = next((m for m in some if selects(m, run[0])), None)
-            first, last = run[0], run[-1]
+                mask = next((m for m in some if selects(m, first)), None)
             name = f"{path}[{first}]" if first == last else f"{path}[{first}..{last}]"
             ours = None if beyond and len(a.value) == short else _slice(a, first, last)
             theirs = None if beyond and len(b.value) == short else _slice(b, first, last)
             change = Change.VALUE if ours and theirs else Change.ONLY_A if ours else Change.ONLY_B
             yield Difference(self._group, name, change, ours, theirs, mask)
 
+    def _split(
+        self, runs: Iterator[tuple[int, int]], a: Value, b: Value, masks: Sequence[Mask]
+    ) -> Iterator[tuple[int, int]]:
+        # Runs whose elements share a mask, without those that were compared elsewhere.
+        assert isinstance(a.value, (bytes, tuple))
+        assert isinstance(b.value, (bytes, tuple))
+        short = min(len(a.value), len(b.value))
 
-def _folded(runs: list[list[int]], rest: list[int], short: int) -> list[list[int]]:
+        def label(index: int) -> str | None:
+            if index < short and self._covered.has(*(_slice(v, index, index) for v in (a, b))):
+                return None
+            return next((mask.id for mask in masks if selects(mask, index)), "")
+
+        for first, last in runs:
+            for name, group in groupby(range(first, last + 1), label):
+                if name is not None:
+                    begin = end = next(group)
+                    for index in group:
+                        end = index
+                    yield begin, end
+
+
+def differing(
+    a: bytes | tuple[object, ...], b: bytes | tuple[object, ...], most: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of each run of elements that differ.
+
+    The elements that one side lacks are a run of their own.
+
+    :param most: after so many runs, several may be one, with what is between them.
+    """
+    short, wide = sorted((len(a), len(b)))
+    begin = end = found = 0  # of a run that may go on; runs before it
+    most = short if most is None else most
+    for base in range(0, short, _PIECE):
+        size = min(_PIECE, short - base)
+        left, right = a[base : base + size], b[base : base + size]
+        if left == right:
+            continue
+        if isinstance(left, bytes) and isinstance(right, bytes):
+            both = int.from_bytes(left, "big") ^ int.from_bytes(right, "big")
+            unlike = both.to_bytes(size, "big")
+        else:
+            unlike = bytes(one != other for one, other in zip(left, right, strict=True))
+        runs = _FROM_FIRST_TO_LAST if found > most else _UNLIKE
+        for run in runs.finditer(unlike):
+            first, after = base + run.start(), base + run.end()
+            if first > end:
+                if end > begin:
+                    yield begin, end - 1
+                    found += 1
+                begin = first
+            elif end == begin:
+                begin = first
+            end = after
+    if end > begin:
+        yield begin, end - 1
+    if wide > short:
+        yield short, wide - 1
+
+
+def _folded(runs: Iterator[tuple[int, int]], short: int) -> Iterator[tuple[int, int]]:
     # Above the maximum, the rest becomes one range (or two, if one side is shorter).
-    if not rest:
-        return runs
-    parts = ([i for i in rest if i < short], [i for i in rest if i >= short])
-    return [*runs[:_MOST_RANGES], *(part for part in parts if part)]
+    yield from islice(runs, _MOST_RANGES)
+    rest: dict[bool, tuple[int, int]] = {}
+    for first, last in runs:
+        beyond = first >= short
+        rest[beyond] = rest.get(beyond, (first, last))[0], last
+    yield from rest.values()
 
 
 _Key = tuple[str, int, int]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qemu_svm.findings.diff import Change, Comparison, compare
+from qemu_svm.findings.diff import Change, Comparison, compare, differing
 from qemu_svm.findings.masks import DEFAULT, Mask, Masks, selects, user_masks
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import find
@@ -162,6 +166,41 @@ def test_arrays_become_ranges() -> None:
     assert first.a.value == (2, 3)
     assert second.b.value == 7
     assert second.b.offset - first.a.offset == 16
+
+
+BUFFERS = st.lists(st.tuples(st.sampled_from(b"\0\0\1"), st.integers(1, 4000)), max_size=8)
+
+
+@settings(max_examples=30)
+@given(BUFFERS, BUFFERS, st.booleans())
+def test_runs_of_differing_elements(
+    one: list[tuple[int, int]], two: list[tuple[int, int]], as_tuples: bool
+) -> None:
+    a, b = (b"".join(bytes((value,)) * (count * 9) for value, count in side) for side in (one, two))
+    short = min(len(a), len(b))
+    unlike = [at for at in range(max(len(a), len(b))) if at >= short or a[at] != b[at]]
+    found = list(differing(tuple(a), tuple(b)) if as_tuples else differing(a, b))
+    assert [at for first, last in found for at in range(first, last + 1)] == unlike
+    for (_, last), (first, _) in pairwise(found):
+        assert first > last + 1 or first == short
+
+
+def test_very_many_runs_cost_no_memory() -> None:
+    size = 1 << 20
+    buffer = field("buf", "buffer", size)
+    a = made(section("dev", bytes(size), buffer))
+    b = made(section("dev", b"\1\0" * (size // 2 - 1) + bytes(2), buffer))
+    a_values, b_values = find(a, "section:dev"), find(b, "section:dev")
+    assert a_values.value.size == b_values.value.size == size
+    tracemalloc.start()
+    try:
+        found = compare(a, b).differences
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 1001
+    assert found[-1].path == f"section:dev.buf[2000..{size - 4}]"
+    assert most <= 9 * size  # a part of it for the values themselves
 
 
 def test_structures_in_arrays_are_folded() -> None:
