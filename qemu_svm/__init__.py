@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qemu_svm.api import judge_trace as judge_trace
     from qemu_svm.api import open as open  # noqa: A004 - as svm.open
     from qemu_svm.api import replay_plan as replay_plan
+    from qemu_svm.api import why as why
     from qemu_svm.errors import AddressError as AddressError
     from qemu_svm.errors import BuildError as BuildError
     from qemu_svm.errors import CommandRefused as CommandRefused
@@ -54,6 +55,7 @@ __all__ = [  # noqa: RUF022 - the most important first
     "Dump",
     "diff",
     "judge_trace",
+    "why",
     "capture_stream",
     "CaptureOptions",
     "connect",

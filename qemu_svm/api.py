@@ -32,6 +32,7 @@ from qemu_svm.source import Source, open_source
 from qemu_svm.stream import Value, Walk, read_stream
 
 if TYPE_CHECKING:
+    from qemu_svm.diagnosis.results import Why
     from qemu_svm.findings.inspection import Inspection
     from qemu_svm.findings.masks import Mask
     from qemu_svm.findings.results import (
@@ -559,6 +560,66 @@ def judge_trace(log: PathLike, *, limits: Limits = DEFAULT) -> Trace:
 
     with open_source(os.fspath(log), limits) as source:
         return read_trace(source, limits)
+
+
+def why(
+    file: PathLike | None = None,
+    *,
+    errors: str | Sequence[str] = (),
+    log: PathLike | None = None,
+    source: str | None = None,
+    kernel: str | None = None,
+    limits: Limits = DEFAULT,
+) -> Why:
+    """Tell what an error line, a log and a stream show, and the likely cause.
+
+    :param file: a stream, or a log; told apart by its content.
+    :param errors: lines that a program or a kernel printed.
+    :param log: a log: of QEMU, libvirt, another VMM or the kernel, kvm's tracepoints, or ioctls;
+        ``-`` for standard input.
+    :param source: kernel of the source.
+    :param kernel: kernel of the destination; None for the one that the log names.
+    :raises SourceError: an input cannot be read, or is neither a stream nor text.
+    :raises PlanError: no such kernel, or nothing to explain.
+    """
+    from qemu_svm.diagnosis.diagnose import diagnose
+    from qemu_svm.diagnosis.facts import read_facts
+
+    lines = [errors] if isinstance(errors, str) else list(errors)
+    if file is None and log is None and not lines:
+        raise PlanError("nothing to explain: give a stream, a log or an error line")
+    with ExitStack() as owned:
+        given = None if file is None else owned.enter_context(open_source(os.fspath(file), limits))
+        logged = None if log is None else owned.enter_context(open_source(os.fspath(log), limits))
+        machine = None
+        if given is not None and given.read_at(0, 4) == _MAGIC:
+            machine = read_machine(read_stream(given, limits, Walk.QUICK))
+        elif given is not None and logged is not None:
+            raise SourceError(
+                f"'{given.path}' is not a migration stream",
+                hint="of two logs, give each by itself",
+            )
+        elif given is not None:
+            logged = given
+        for one in (logged,) if logged is not None else ():
+            _is_text(one)
+        facts = read_facts(lines, logged, limits)
+        path = None if logged is None else logged.path
+        return diagnose(facts, machine, log=path, source=source, destination=kernel)
+
+
+_MAGIC = b"QEVM"
+_TEXT = 4096
+
+
+def _is_text(log: Source) -> None:
+    if log.read_at(0, 4) == _MAGIC:
+        raise SourceError(f"'{log.path}' is a migration stream, not a log", hint="give it as FILE")
+    if b"\0\0" in log.read_at(0, _TEXT):
+        raise SourceError(
+            f"'{log.path}' is neither a migration stream nor text",
+            hint="svmstream inspect tells what it knows of it",
+        )
 
 
 def connect(socket: str, *, timeout: float = 30, connect_timeout: float = 5) -> Connection:

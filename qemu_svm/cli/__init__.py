@@ -34,6 +34,7 @@ _VERBS = {
         "diff": "Compare two streams field by field.",
     },
     "Judge": {
+        "why": "Explain an error line or a log, with or without a stream.",
         "check": "Check which kernels accept and restore a stream.",
         "simulate": "Restore a stream in a model of KVM, step by step.",
         "compat": "Check whether a given QEMU accepts a stream.",

@@ -21,6 +21,23 @@ _RETURN_PATH = {1: 4, 2: 4, 4: 12, 6: 4, 7: 0}
 _NAMED = (3, 5)  # requested pages, and received bitmap: with the name of a block
 
 
+LOG_HINT = "this is text: svmstream why FILE explains error messages and logs"
+"""What to do with a log where a stream is expected."""
+
+_CONTROL = frozenset(range(0x20)) - frozenset(b"\t\n\r\x1b")
+
+
+def looks_like_text(head: bytes) -> bool:
+    """Whether input that starts with ``head`` is text: no control characters, valid UTF-8."""
+    if not head or not _CONTROL.isdisjoint(head):
+        return False
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4  # a character that the end of the head cuts
+    return True
+
+
 def seen_elsewhere(head: bytes) -> str | None:
     """Return a name for input that starts with ``head``; None if it is unknown.
 

@@ -19,7 +19,7 @@ from qemu_svm.stream.commands import command_name
 from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordType
 from qemu_svm.stream.ram.records import RamState
 from qemu_svm.stream.reader import Reader, name_text
-from qemu_svm.stream.recognise import seen_elsewhere
+from qemu_svm.stream.recognise import LOG_HINT, looks_like_text, seen_elsewhere
 from qemu_svm.stream.records import Configuration, DescriptionRecord, Kind, Record
 from qemu_svm.stream.sections import NO_LAYOUTS, Footers, Layouts, SectionMeasurer
 from qemu_svm.stream.structs import (
@@ -120,6 +120,7 @@ class Walker:
                 offset=0,
                 expected="'QEVM'",
                 found=head[:8].hex(" "),
+                hint=LOG_HINT if kind is None and looks_like_text(head) else None,
             )
         self.version = self.reader.structure(FileHeader, "the stream header").version
         if self.version != VERSION:

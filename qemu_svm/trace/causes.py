@@ -57,12 +57,16 @@ class Cause:
     :param why: the cause, as the end of "because …".
     :param do: what to do about it.
     :param seen: whether what was called before supports it.
+    :param since: the kernel release from which on it is a cause; empty for all.
+    :param until: the release in which it no longer is one.
     """
 
     rule: str
     why: str
     do: str = ""
     seen: bool = False
+    since: str = ""
+    until: str = ""
 
 
 _Test = Callable[[Circumstances], bool | None]
@@ -78,6 +82,8 @@ class _Row:
     why: str
     do: str
     holds: _Test = lambda _c: None
+    since: str = ""
+    until: str = ""
 
 
 def _before_cpuid(known: Circumstances) -> bool | None:
@@ -143,14 +149,14 @@ _ROWS: tuple[_Row, ...] = (
     _Row(("SET_SREGS2",), ("EINVAL",), "R-08",
          "PDPTRs are passed without PAE paging", "clear the flag PDPTRS_VALID"),
     _Row(("SET_SREGS2", "GET_SREGS2"), ("EINVAL", "ENOTTY"), "R-06",
-         "the kernel does not have SREGS2 (before 5.14)", "use KVM_SET_SREGS"),
+         "the kernel does not have SREGS2 (before 5.14)", "use KVM_SET_SREGS", until="5.14"),
     # CPUID
     _Row(_CPUID, ("EINVAL",), "U-01",
          "the vCPU has run: since 5.16 its CPUID may only be set again unchanged",
-         "set CPUID2 once, before the first KVM_RUN", _late_cpuid),
+         "set CPUID2 once, before the first KVM_RUN", _late_cpuid, since="5.16"),
     _Row(_CPUID, ("EINVAL",), "U-01",
          "the vCPU is in guest mode: 7.0 and later refuse a CPUID that changes",
-         "set CPUID2 before NESTED_STATE", _after_nested),
+         "set CPUID2 before NESTED_STATE", _after_nested, since="7.0"),
     _Row(_CPUID, ("EINVAL",), "",
          "the CPUID contradicts itself or the host: the width of addresses, or features of XSAVE "
          "that need a permission (AMX)", "use what KVM_GET_SUPPORTED_CPUID offers"),
@@ -160,7 +166,7 @@ _ROWS: tuple[_Row, ...] = (
     # Nested state
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "O-03",
          "NESTED_STATE comes before CPUID2: it is checked against a CPUID without SVM",
-         "set CPUID2 first", _before_cpuid),
+         "set CPUID2 first", _before_cpuid, since="5.13"),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "O-01",
          "EFER.SVME is clear when the nested state is put",
          "put SREGS before the nested state", _without_svme),
@@ -169,7 +175,7 @@ _ROWS: tuple[_Row, ...] = (
          "outside guest mode pass flags 0x100", _without_svme),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-01",
          "the format is not SVM: the state is of an Intel host", "restore on the same vendor"),
-    _Row(("SET_NESTED_STATE",), ("EINVAL",), "C-01",
+    _Row(("SET_NESTED_STATE",), ("EINVAL",), "",
          "the controls or the save area are not valid (rules SET-, SV-, C-): svmstream check FILE "
          "tells which", ""),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-04",
@@ -207,7 +213,7 @@ _ROWS: tuple[_Row, ...] = (
          "use a host with the same frequency, or tsc_scaling"),
     _Row(("RUN",), ("EFAULT",), "O-04",
          "CPUID2 came after NESTED_STATE: L2's MMU for nested paging was discarded",
-         "set CPUID2 before any state", _after_nested),
+         "set CPUID2 before any state", _after_nested, since="5.14", until="6.7"),
     _Row(("RUN",), ("EFAULT",), "O-22",
          "guest memory is missing or not mapped where the vCPU reads it",
          "set all memory regions before the vCPUs run", _no_memory),
@@ -252,7 +258,7 @@ def causes(ioctl: str, error: str, known: Circumstances = UNKNOWN) -> tuple[Caus
     if wrong is not None:
         return (wrong,)
     found = [
-        Cause(row.rule, row.why, row.do, holds is True)
+        Cause(row.rule, row.why, row.do, holds is True, row.since, row.until)
         for row in _ROWS
         if name in row.ioctls and error in row.errors and (holds := row.holds(known)) is not False
     ]

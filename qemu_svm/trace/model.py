@@ -138,7 +138,8 @@ def read_trace(log: Log, limits: Limits = DEFAULT) -> Trace:
         if log.damage is not None:
             raise log.damage
         raise SourceError(
-            f"'{log.path}' has no ioctl of a known kind of log (known are {KNOWN_FORMATS})"
+            f"'{log.path}' has no ioctl of a known kind of log (known are {KNOWN_FORMATS})",
+            hint="svmstream why FILE explains error messages and other logs",
         )
     return collector.trace(log, counts, cut)
 

@@ -16,6 +16,7 @@ from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Un
 from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.reader import Reader
+from qemu_svm.stream.recognise import LOG_HINT, looks_like_text
 from qemu_svm.vmruns import structs
 from qemu_svm.vmruns.structs import Flag, RecordKind
 
@@ -108,6 +109,7 @@ class LogReader:
                 offset=0,
                 expected=f"'{structs.MAGIC.decode()}'",
                 found=magic.hex(" "),
+                hint=LOG_HINT if looks_like_text(magic) else None,
             )
         data = self._reader.take(size, "the log's header")
         head = structs.HEADER.parse(data)

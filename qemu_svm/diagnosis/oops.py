@@ -1,0 +1,117 @@
+"""WARN, BUG and oops of a kernel's log, by the functions that they name.
+
+::
+
+    WARNING: CPU: 1 PID: 1234 at arch/x86/kvm/svm/nested.c:1780 svm_set_nested_state+0x2d5/0x310 [kvm_amd]
+    WARNING: arch/x86/kvm/svm/nested.c:1780 at svm_set_nested_state+0x2d5/0x310 [kvm_amd], CPU#1: qemu/1234
+    BUG: kernel NULL pointer dereference, address: 0000000000000000
+    RIP: 0010:0x0
+    Call Trace:
+     kvm_mmu_page_fault+0x1a2/0x5d0 [kvm]
+
+Source: Linux ``kernel/panic.c`` ``__warn``, ``arch/x86/kernel/dumpstack.c`` and
+``arch/x86/mm/fault.c`` (5.10 to 7.2).
+"""  # noqa: E501 - lines of a log
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_KINDS = (
+    ("WARN", re.compile(r"\bWARNING: (?:CPU: \d|\S+:\d+ at )")),
+    ("NULL pointer", re.compile(r"\bBUG: (?:unable to handle )?(?:kernel )?NULL pointer deref")),
+    ("page fault", re.compile(r"\bBUG: unable to handle (?:page fault|kernel paging)")),
+    ("BUG", re.compile(r"\bkernel BUG at |\bBUG: (?!workqueue)")),
+    ("general protection fault", re.compile(r"\bgeneral protection fault")),
+    ("lockup", re.compile(r"\b(?:soft lockup|hard LOCKUP|detected stall|blocked for more than)")),
+    ("panic", re.compile(r"\bKernel panic - not syncing")),
+)  # fmt: skip
+_PLACE = re.compile(
+    r"\bat (?P<file>[\w./-]+\.[ch]):(?P<line>\d+)|WARNING: (?P<file2>[\w./-]+\.[ch]):(?P<line2>\d+)"
+)
+_FUNCTION = re.compile(
+    r"(?<![\w.])(?P<name>[a-zA-Z_][\w.]{2,80})\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(?P<module>\w+)\])?"
+)
+_RIP = re.compile(r"\bRIP: [0-9a-f]{4}:(?:(?P<zero>0x0)\b|(?P<name>[a-zA-Z_][\w.]*)\+0x)")
+_NO_RIP = re.compile(r"Unable to access opcode bytes at (?:RIP )?0xffffffffffffffd6|Bad RIP value")
+_END = re.compile(r"---\[ end (?:trace|Kernel panic)")
+_LONGEST = 120
+_KERNEL = re.compile(
+    r"(?:Linux version |Not tainted |Tainted: [ ()\[\]=,\w-]{0,80}? )"
+    r"(?P<release>\d+\.\d+[\w.+~-]*)"
+)
+_OURS = re.compile(r"svm|nested|kvm|avic|vmcb|x86_emul|paging(?:32|64)|npt", re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class Oops:
+    """One WARN, BUG or oops.
+
+    :param place: file and line in the kernel's source, if it is printed.
+    :param functions: RIP's first, then those of the call trace.
+    :param null_call: the kernel called a function at address 0.
+    """
+
+    line: int
+    kind: str
+    text: str
+    place: str = ""
+    functions: tuple[str, ...] = ()
+    null_call: bool = False
+
+    @property
+    def concerns_kvm(self) -> bool:
+        """Whether it names KVM."""
+        return any(_OURS.search(one) for one in (self.place, *self.functions[:_DEEP]))
+
+
+_DEEP = 24
+
+
+class OopsReader:
+    """Collects them; each ends with its end mark, with the next or after some lines.
+
+    :param limit: how many are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.found: list[Oops] = []
+        self.release: tuple[int, str] | None = None
+        self._limit = limit
+        self._left = 0
+
+    def read(self, line: int, text: str) -> bool:
+        """Read a line; return whether it is part of one."""
+        kernel = _KERNEL.search(text)
+        if kernel is not None and self.release is None:
+            self.release = (line, kernel["release"])
+        kind = next((name for name, pattern in _KINDS if pattern.search(text)), None)
+        if kind is not None and not (kind == "panic" and self._left):
+            if len(self.found) >= self._limit:
+                self._left = 0
+                return True
+            self.found.append(Oops(line, kind, text.strip()[:200]))
+            self._left = _LONGEST
+            self._learn(text)
+            return True
+        if not self._left:
+            return False
+        self._left -= 1
+        if _END.search(text):
+            self._left = 0
+            return True
+        return self._learn(text)
+
+    def _learn(self, text: str) -> bool:
+        one = self.found[-1]
+        place = _PLACE.search(text)
+        if place is not None and not one.place:
+            one.place = f"{place['file'] or place['file2']}:{place['line'] or place['line2']}"
+        rip = _RIP.search(text)
+        if (rip is not None and rip["zero"]) or _NO_RIP.search(text):
+            one.null_call = True
+        names = tuple(found["name"] for found in _FUNCTION.finditer(text))
+        if names and len(one.functions) < _LONGEST:
+            one.functions += names
+        return bool(names) or rip is not None or place is not None
