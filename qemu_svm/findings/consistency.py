@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 from qemu_svm.errors import StreamError
+from qemu_svm.findings.impossible import impossible
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.rules import BAD_VALUE, Finding, Rule, RuleKind, Severity
@@ -37,7 +38,8 @@ _ROWS: tuple[tuple[str, Severity, str, str, str, str], ...] = (
      "KVM_SET_NESTED_STATE fails with EINVAL (SV-03)", BAD_VALUE,
      "nested.c svm_set_nested_state"),
     ("X-06", Severity.WARNING, "vmcb12 is outside the guest's RAM",
-     "accepted, but the next #VMEXIT ends in a shutdown", BAD_VALUE, "measured"),
+     "L1 does not get control back: #VMEXIT becomes #GP in L2 (before 7.0.4) or a shutdown",
+     BAD_VALUE, "measured; nested.c nested_svm_vmexit"),
     ("X-07", Severity.WARNING, "L1's MSR bitmap is outside the guest's RAM",
      "KVM_RUN ends with an internal error", BAD_VALUE, "measured"),
     ("X-08", Severity.WARNING, "VM_HSAVE_PA is 0 in guest mode",
@@ -70,6 +72,7 @@ _RULES = {rule.id: rule for rule in CONSISTENCY}
 def consistency(machine: Machine) -> Iterator[Finding]:
     """Find the contradictions in a stream, above all in its vCPUs."""
     yield from _run_state(machine)
+    yield from impossible(machine)
     exists = _is_memory(machine)
     for vcpu in machine.vcpus:
         if vcpu.nested is None:
@@ -171,7 +174,7 @@ def _in_guest_mode(
     if not exists(nested.vmcb_pa, layout.VMCB_SIZE):
         yield _RULES["X-06"].finding(
             f"{name}: vmcb12 at {nested.vmcb_pa:#x} is outside the guest's RAM: the next #VMEXIT "
-            "ends in a shutdown",
+            "becomes #GP in L2, or a shutdown",
             at - 8,
         )
     control, save = nested.control, nested.l1_save

@@ -3,7 +3,8 @@
 * checks of KVM (``GET- SET- SV- C- S- R- U-``): :mod:`qemu_svm.model.rules`;
 * the order of ioctls (``O- T-``): :mod:`qemu_svm.trace.rules`, and those that depend on
   what a stream holds in :mod:`qemu_svm.findings.advisories`;
-* consistency (``X-``): :mod:`qemu_svm.findings.consistency`;
+* consistency (``X-``): :mod:`qemu_svm.findings.consistency`, states that no processor can
+  be in :mod:`qemu_svm.findings.impossible`;
 * advisories (``A- K- Q-``): :mod:`qemu_svm.findings.advisories`, those that a change of KVM
   repaired in :mod:`qemu_svm.findings.fixes`, about QEMU in :mod:`qemu_svm.findings.qemus`.
 """
@@ -18,6 +19,7 @@ from qemu_svm.errors import PlanError
 from qemu_svm.findings.advisories import EVERY
 from qemu_svm.findings.consistency import CONSISTENCY
 from qemu_svm.findings.fixes import rules_of
+from qemu_svm.findings.impossible import IMPOSSIBLE
 from qemu_svm.findings.qemus import QEMU_RULES
 from qemu_svm.findings.results import RuleList
 from qemu_svm.model.kernels.table import find as find_changes
@@ -32,6 +34,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             *CHECKS,
             *(one.rule for one in EVERY),
             *CONSISTENCY,
+            *IMPOSSIBLE,
             *QEMU_RULES,
             *ORDERS,
         )

@@ -11,6 +11,7 @@ import pytest
 from qemu_svm.findings.advisories import ADVISORIES, DATA_ORDERS, known_bugs
 from qemu_svm.findings.consistency import CONSISTENCY
 from qemu_svm.findings.fixes import FIXES
+from qemu_svm.findings.impossible import IMPOSSIBLE
 from qemu_svm.findings.qemus import QEMU_RULES
 from qemu_svm.findings.rules import RULES
 from qemu_svm.model import kvm
@@ -29,7 +30,7 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "orders of data": tuple(one.rule for one in DATA_ORDERS),
     "advisories": tuple(one.rule for one in ADVISORIES),
     "fixes": tuple(one.rule for one in FIXES),
-    "consistency": CONSISTENCY,
+    "consistency": (*CONSISTENCY, *IMPOSSIBLE),
     "QEMU": QEMU_RULES,
 }
 
