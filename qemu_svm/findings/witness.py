@@ -15,7 +15,7 @@ Source of the reasons: Linux ``arch/x86/kvm/svm/svm.c`` (``svm_set_cr0``,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qemu_svm.findings.verdict import refusals
@@ -26,7 +26,7 @@ from qemu_svm.model.saved import Saved, areas
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested import bits
 from qemu_svm.vmruns.log import AttributedRun, Log
-from qemu_svm.vmruns.roles import Role, state
+from qemu_svm.vmruns.roles import EntryState, Role, state
 from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import TABLES, Segment
 
@@ -65,6 +65,7 @@ class VmcbComparison:
 
     :param level: the level whose registers it must have.
     :param number: record number of the VMRUN.
+    :param late: L1 had control first, because an event was pending for it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class VmcbComparison:
     number: int
     address: int
     fields: tuple[FieldComparison, ...]
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,36 +121,45 @@ _NOT_RESTORED = frozenset({"dr7"})
 
 
 def witness(
-    log: Log, saved: Saved, simulation: Simulation, *, npt: bool, failed: Sequence[str] = ()
+    log: Log,
+    saved: Saved,
+    simulation: Simulation,
+    *,
+    npt: bool,
+    failed: Sequence[str] = (),
+    alone: bool = True,
 ) -> Witness:
     """Compare the log of a restore with the stream and the simulation of that restore.
 
     :param log: of an emulator in which only this restore ran a guest.
-    :param saved: the vCPU; it must be the stream's only one.
+    :param saved: the vCPU.
     :param npt: whether L0's KVM uses nested paging.
     :param failed: ioctls that failed in this restore, in words.
+    :param alone: only this vCPU was restored; otherwise its VMCBs are those that were entered
+        with its RIP, RSP and RAX, or with those of its L1.
     """
-    entries = _Entries(log, saved)
+    entries = _Entries(log, saved, alone=alone)
     outcome = next((r.outcome for r in simulation.results if r.outcome is not None), None)
     parts: list[VmcbComparison] = []
     missing = list(failed)
     if entries.first is None and entries.l1 is not None:
         missing.append(
-            "L2 was not entered: an event for L1, such as a pending interrupt, made KVM leave "
-            "L2 first; the processor never got vmcb02"
+            "L2 was not entered before the end of the log: an event for L1, such as a pending "
+            "interrupt, made KVM leave L2 first"
         )
     elif entries.first is None:
         what = "the VMCB could not be read" if log.vmcbs else "there was none"
+        what = what if alone else f"{what}, or this vCPU did not run (halted, not started)"
         missing.append(f"no first entry: {what}")
     else:
         level = "L2" if saved.guest_mode else "L1"
         entered = outcome.level if outcome is not None and outcome.level else level
         model = outcome.entry if outcome is not None else None
         whose = "L1" if saved.guest_mode else ""
-        expected = _Expected(_stream_l2(saved), model, saved.l1(), whose, npt)
+        expected = _Expected(_stream_l2(saved), model, saved.l1(), whose, npt, entries.late)
         fields = _compare(_L2, _save(entries.first), expected)
         name = "vmcb02" if entered == "L2" else "vmcb01"
-        parts.append(_part(name, level, entries.first, fields))
+        parts.append(replace(_part(name, level, entries.first, fields), late=entries.late))
     if saved.guest_mode and entries.l1 is None:
         missing.append("L1 did not get control back before the end of the log")
     elif saved.guest_mode and entries.l1 is not None:
@@ -158,16 +169,19 @@ def witness(
         expected = _Expected(values, model, saved.sregs, "L2", npt)
         fields = _compare(_L1, _save(entries.l1), expected)
         parts.append(_part("vmcb01", "L1", entries.l1, fields))
-        if entries.first is not None and entries.last is not None:
+        if entries.first is not None and entries.last is not None and not entries.late:
             merged = _control(simulation.kernel, entries, saved)
             parts.append(_part("control", "L2", entries.first, merged))
     return Witness(simulation.kernel, tuple(parts), tuple(missing), refusals(simulation))
 
 
 class _Entries:
-    # The first entry, the first into L1 after it, and the last entry before that.
-    def __init__(self, log: Log, saved: Saved) -> None:
+    # The first entry, the first into L1 after it, and the last entry before that.  Where L1
+    # was entered first, the first entry is L2's next one, which is late.
+    def __init__(self, log: Log, saved: Saved, *, alone: bool) -> None:
         l1 = saved.l1()
+        mine = None if alone else _addresses(log, saved)
+        self.late = False
         back = (l1.get("rip"), l1.get("rsp"), l1.get("rax"))
         self.first: AttributedRun | None = None
         self.last: AttributedRun | None = None
@@ -176,10 +190,18 @@ class _Entries:
         for entry in log.runs():
             if entry.run.entry.page is None:
                 continue
+            if mine is not None and entry.run.address not in mine:
+                continue
+            if self.late:
+                if entry.role is Role.L2 and _pair(log, entry) == pair:
+                    self.first = self.last = entry
+                    return
+                continue
             if pair is None and saved.guest_mode and entry.role is Role.L1:
                 # KVM had an event for L1 and left L2 without ever entering it.
-                self.l1 = entry
-                return
+                self.l1, self.late = entry, True
+                pair = _pair(log, entry)
+                continue
             if self.first is None:
                 self.first = self.last = entry
                 pair = _pair(log, entry)
@@ -191,6 +213,32 @@ class _Entries:
                 self.l1 = entry
                 return
             self.last = entry
+
+
+def _addresses(log: Log, saved: Saved) -> frozenset[int]:
+    # Of one vCPU's VMCBs: the pair that is entered with its registers first.
+    wanted = states(saved)
+    for entry in log.runs():
+        page = entry.run.entry.page
+        if page is None or state(page) not in wanted:
+            continue
+        pair = _pair(log, entry)
+        if pair < 0:
+            return frozenset({entry.run.address})
+        return frozenset(address for address, vmcb in log.roles.vmcbs.items() if vmcb.pair == pair)
+    return frozenset()
+
+
+def states(saved: Saved) -> frozenset[EntryState]:
+    """Return RIP, RSP and RAX with which a vCPU is entered first: its own, or those of its L1."""
+    own = saved.regs["rip"], saved.regs["rsp"], saved.regs["rax"]
+    return frozenset({own, l1_state(saved)}) if saved.guest_mode else frozenset({own})
+
+
+def l1_state(saved: Saved) -> EntryState:
+    """Return RIP, RSP and RAX of L1 after the next #VMEXIT."""
+    l1 = saved.l1()
+    return l1.get("rip"), l1.get("rsp"), l1.get("rax")
 
 
 def _pair(log: Log, entry: AttributedRun) -> int:
@@ -229,6 +277,7 @@ class _Expected:
     other: Area
     whose: str
     npt: bool
+    late: bool = False
 
 
 def _compare(names: tuple[str, ...], given: Area, expected: _Expected) -> Iterator[FieldComparison]:
@@ -248,9 +297,14 @@ def _compare(names: tuple[str, ...], given: Area, expected: _Expected) -> Iterat
             if expected.whose and name in expected.other:
                 mixed = explain_value(name, expected.other.content(name), value, npt=expected.npt)
                 text = f"{expected.whose}'s value" if mixed is not None else ""
+            if expected.late and not text:
+                verdict, text, predicted = FieldVerdict.EXPLAINED, _CHANGED, None
         else:
             verdict, text = FieldVerdict.EXPLAINED if why else FieldVerdict.RIGHT, why
         yield FieldComparison(name, value, said, foreseen, verdict, text, predicted)
+
+
+_CHANGED = "L1 had control first, and may have changed it"
 
 
 def explain_value(name: str, wanted: Content, given: Content, *, npt: bool) -> str | None:

@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from qemu_svm.errors import LabError, PlanError, QmpError, Truncated
-from qemu_svm.findings.witness import Witness, witness
+from qemu_svm.errors import LabError, QmpError, Truncated
+from qemu_svm.findings.witness import Witness, l1_state, witness
 from qemu_svm.lab import svmtrace
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.console import headline
@@ -41,6 +41,7 @@ from qemu_svm.replay.replay import replay
 from qemu_svm.source import Source, open_source
 from qemu_svm.vmruns.log import read_log
 from qemu_svm.vmruns.reader import Event, LogReader
+from qemu_svm.vmruns.roles import EntryState, state
 from qemu_svm.vmruns.structs import RecordKind
 
 _POLL_SECONDS = 0.1
@@ -88,10 +89,18 @@ class WitnessBox:
     def __exit__(self, *_exception: object) -> None:
         self._stack.close()
 
-    def restore(self, source: Source, settings: Settings, *, seconds: float) -> range:
+    def restore(
+        self,
+        source: Source,
+        settings: Settings,
+        *,
+        seconds: float,
+        back: EntryState | None = None,
+    ) -> range:
         """Restore a stream with QEMU, and let it run until L1 has run and L2 is entered again.
 
         :param seconds: how long to wait for that.
+        :param back: RIP, RSP and RAX of the L1 that is meant, if the stream has several vCPUs.
         :returns: the numbers of the log's records of this restore.
         :raises Refused: QEMU or KVM refuses the stream.
         :raises LabError: the kernel in the box crashed.
@@ -102,7 +111,7 @@ class WitnessBox:
             with running(self.box, settings) as vm:
                 vm.load(name)
                 end = time.monotonic() + seconds
-                while not self._follower.returned_to_l1() and time.monotonic() < end:
+                while not self._follower.returned_to_l1(back) and time.monotonic() < end:
                     time.sleep(_POLL_SECONDS)
                     if not vm.qmp.status().running:
                         break
@@ -117,16 +126,24 @@ class WitnessBox:
         return range(first, self._follower.last + 1)
 
     def replay(
-        self, machine: Machine, saved: Saved, steps: tuple[Step, ...], *, seconds: float
+        self,
+        machine: Machine,
+        saved: Saved,
+        steps: tuple[Step, ...],
+        *,
+        seconds: float,
+        vcpu: int = 0,
     ) -> tuple[range, ReplayResult, Simulation]:
         """Restore a vCPU by ioctls, without QEMU.
 
         :param seconds: how long each run may take.
+        :param vcpu: CPU index; any but 0 waits for its start with an APIC in the kernel.
         :returns: the numbers of the log's records, KVM's answers, and the model's.
         :raises LabError: the kernel in the box crashed.
         """
         first = self._follower.skip()
-        job = ReplayJob("witness", saved, steps, ReplayOptions(seconds=seconds, emulated=True))
+        options = ReplayOptions(seconds=seconds, emulated=True, vcpu=vcpu)
+        job = ReplayJob("witness", saved, steps, options)
         done = replay(machine, job, self._kvm)
         if done.result.host is not None:
             raise LabError(f"the kernel in the box crashed: {done.result.host}")
@@ -140,7 +157,7 @@ class Follower:
 
     def __init__(self, source: Source) -> None:
         self._reader = LogReader(source)
-        self._gave_up = False
+        self._gave_up = self._back = False
         self.last = 0
 
     def _events(self) -> Iterator[Event]:
@@ -155,16 +172,21 @@ class Follower:
         """Read all records that were written; return the number of the next one."""
         for _ in self._events():
             pass
-        self._gave_up = False
+        self._gave_up = self._back = False
         return self.last + 1
 
-    def returned_to_l1(self) -> bool:
+    def returned_to_l1(self, back: EntryState | None = None) -> bool:
         """Return whether L1 has run since the last :meth:`skip`, and then L2 again.
 
         That is so if a guest has executed VMRUN, and KVM has entered a guest after it.
+
+        :param back: RIP, RSP and RAX with which L1 has to be entered before that.
         """
         for event in islice(self._events(), _AT_ONCE):
             if event.kind != RecordKind.VMRUN:
+                continue
+            if back is not None and not self._back:
+                self._back = event.page is not None and state(event.page) == back
                 continue
             if self._gave_up and not event.in_guest:
                 return True
@@ -172,50 +194,50 @@ class Follower:
         return False
 
 
-def only_vcpu(machine: Machine) -> Vcpu:
-    """Return the vCPU of a stream with one.
-
-    :raises PlanError: there are several, whose VMCBs could not be told apart.
-    """
-    if len(machine.vcpus) != 1:
-        raise PlanError(f"the stream has {len(machine.vcpus)} vCPUs; a witness needs one")
-    return machine.vcpus[0]
-
-
 def witness_restore(
-    bench: WitnessBox, machine: Machine, plan: str | None = None, *, seconds: float
+    bench: WitnessBox,
+    machine: Machine,
+    plan: str | None = None,
+    *,
+    seconds: float,
+    vcpu: int = 0,
 ) -> Witness:
     """Restore a stream in a witness box; compare what the processor got with stream and model.
 
-    :param machine: with one vCPU.
     :param plan: restore by these ioctls; None to restore with QEMU.
     :param seconds: how long to wait, see :meth:`WitnessBox.restore`.
-    :raises PlanError: the stream has several vCPUs, or an ioctl cannot be replayed.
+    :param vcpu: CPU index of the vCPU that is compared; QEMU restores all of them.
+    :raises PathError: no such vCPU.
+    :raises PlanError: an ioctl cannot be replayed.
     :raises Refused: QEMU or KVM refuses the stream.
     :raises LabError: the kernel in the box crashed, or there is no model of it.
     """
-    saved = from_vcpu(only_vcpu(machine))
+    one = machine.vcpu(vcpu)
+    saved = from_vcpu(one)
+    alone = plan is not None or len(machine.vcpus) == 1
     failed: tuple[str, ...] = ()
     if plan is None:
-        simulation = _as_qemu_does(bench, machine)
-        settings = settings_of(machine)
-        part = bench.restore(machine.stream.source, settings, seconds=seconds)
+        simulation = _as_qemu_does(bench, machine, one)
+        back = None if alone or not saved.guest_mode else l1_state(saved)
+        part = bench.restore(
+            machine.stream.source, settings_of(machine), seconds=seconds, back=back
+        )
     else:
         steps = plans.parse(plan)
-        part, replayed, simulation = bench.replay(machine, saved, steps, seconds=seconds)
+        part, replayed, simulation = bench.replay(machine, saved, steps, seconds=seconds, vcpu=vcpu)
         failed = tuple(_failures(replayed))
     with open_source(str(bench.log)) as source:
         log = read_log(source, part)
-        return witness(log, saved, simulation, npt=bench.npt, failed=failed)
+        return witness(log, saved, simulation, npt=bench.npt, failed=failed, alone=alone)
 
 
-def _as_qemu_does(bench: WitnessBox, machine: Machine) -> Simulation:
+def _as_qemu_does(bench: WitnessBox, machine: Machine, vcpu: Vcpu) -> Simulation:
     version = bench.box.versions["kernel"]
     release = parse_if_any(version)
     kernel = None if release is None else profile_of(release)
     if kernel is None:
         raise LabError(f"no profile of kernel {version}")
-    restore = scenario(machine, machine.vcpus[0], "qemu", npt=bench.npt)
+    restore = scenario(machine, vcpu, "qemu", npt=bench.npt)
     simulation = restore.simulate(kernel)
     failed = next((one for one in simulation.results if one.failed), None)
     if failed is None:

@@ -108,12 +108,64 @@ def test_l1_first_is_no_mistake() -> None:
     log.run(0xB000, vmcb(0, **l2), vmcb(0x72, **l2))
     simulation = simulate(PROFILES["6.12"], saved, plans.parse("qemu"))
     found = witness(read_log(log.source()), saved, simulation, npt=True)
-    (part,) = found.parts
-    assert (part.name, part.level) == ("vmcb01", "L1")
-    assert [line for line in found.missing if line.startswith("L2 was not entered")]
+    late, part = found.parts
+    assert (late.name, late.level, late.late) == ("vmcb02", "L2", True)
+    assert (part.name, part.level, part.late) == ("vmcb01", "L1", False)
+    assert found.missing == ()
     fields = {field.name: field for field in part.fields}
     for name in ("rip", "rsp", "rax", "cr3"):
         assert fields[name].verdict is FieldVerdict.RIGHT
+    fields = {field.name: field for field in late.fields}
+    assert fields["rip"].verdict is fields["rsp"].verdict is FieldVerdict.RIGHT
+    why = "L1 had control first, and may have changed it"
+    assert (fields["cr3"].verdict, fields["cr3"].why) == (FieldVerdict.EXPLAINED, why)
+
+
+def test_l2_that_is_not_entered_again_was_not_seen() -> None:
+    saved = saved_of(LOGS[0])
+    kept = saved.l1()
+    l1 = {name: kept.get(name) for name in ("rip", "rsp", "rax", "cr3", "cr0", "efer")}
+    l2 = {"rip": 0x1002A2, "rsp": 0x10C000}
+    log = Writer()
+    log.run(0xA000, vmcb(0, **l1), vmcb(0x400, **l1))
+    vmrun = l1 | {"rip": l1["rip"] + 0x20}
+    log.run(0xA000, vmcb(0x400, **l1), vmcb(0x80, **vmrun), vmcb12=vmcb(0x60, **l2))
+    log.run(0xA000, vmcb(0x400, **l1), vmcb(0x80, **vmrun))
+    simulation = simulate(PROFILES["6.12"], saved, plans.parse("qemu"))
+    found = witness(read_log(log.source()), saved, simulation, npt=True)
+    assert not found.clean
+
+
+def test_one_of_several_vcpus() -> None:
+    """Another vCPU's VMCBs come before and between; the registers tell which are meant."""
+    saved = saved_of(LOGS[0])
+    kept = saved.l1()
+    l1 = {name: kept.get(name) for name in ("rip", "rsp", "rax", "cr3", "cr0", "efer")}
+    vmrun = l1 | {"rip": l1["rip"] + 0x20}
+    l2 = {name: saved.regs[name] for name in ("rip", "rsp", "rax")} | {"cr3": 0x104000}
+    other = {"rip": 0x5000, "rsp": 0x6000, "rax": 0x7000, "cr3": 0x8000}
+    log = Writer()
+    log.run(0xC000, vmcb(0, **other), vmcb(0x400, **other))
+    log.run(0xB000, vmcb(0, **l2), vmcb(0x72, **l2))
+    log.run(0xC000, vmcb(0x400, **other), vmcb(0x400, **other))
+    log.run(0xA000, vmcb(0x72, **l1), vmcb(0x80, **vmrun), vmcb12=vmcb(0x60, **l2))
+    log.run(0xB000, vmcb(0, **l2), vmcb(0x72, **l2))
+    simulation = simulate(PROFILES["6.12"], saved, plans.parse("qemu"))
+    whole = read_log(log.source())
+    found = witness(whole, saved, simulation, npt=True, alone=False)
+    assert [(part.name, part.address) for part in found.parts] == [
+        ("vmcb02", 0xB000), ("vmcb01", 0xA000), ("control", 0xB000),
+    ]  # fmt: skip
+    fields = {field.name: field for part in found.parts[:1] for field in part.fields}
+    for name in ("rip", "rsp", "rax", "cr3"):
+        assert fields[name].verdict is FieldVerdict.RIGHT
+    alone = witness(whole, saved, simulation, npt=True)
+    assert alone.parts[0].address == 0xC000  # taken for the only one
+    elsewhere = replace(
+        saved, regs={**saved.regs, "rip": 0x9000}, nested=replace(saved.nested, flags=0x100)
+    )
+    nothing = witness(whole, elsewhere, simulation, npt=True, alone=False)
+    assert "did not run" in nothing.missing[0]
 
 
 CODE = Segment(8, 0, 0xFFFF_FFFF, 0xA9B)

@@ -24,6 +24,7 @@ from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL
 )
 @options.file_argument
 @box_options
+@options.vcpu_option
 @click.option("--plan", metavar="PLAN",
               help="Restore by these ioctls instead of QEMU; see simulate.")  # fmt: skip
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True),
@@ -38,6 +39,7 @@ from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL
 def command(
     *,
     file: str,
+    vcpu: int,
     plan: str | None,
     seconds: float,
     log: str | None,
@@ -49,13 +51,15 @@ def command(
 ) -> int:
     """Restore the stream FILE in a box and check what the processor is given.
 
-    For every field of the VMCB of the first entry into L2, and of the first
-    into L1 after it: what the stream says, what the model of the kernel
-    predicts, and what the emulated processor got. The exit status is 0 if each level
-    got its own registers and the model predicted it, else 1.
+    QEMU restores all vCPUs of the stream; one of them is compared. For every
+    field of the VMCB of the first entry into L2, and of the first into L1 after
+    it: what the stream says, what the model of the kernel predicts, and what
+    the emulated processor got. If an event for L1 is pending, L1 is entered
+    first, and L2's next entry counts. The exit status is 0 if each level got
+    its own registers and the model predicted it, else 1.
     """
     from qemu_svm.lab.results import WitnessReport
-    from qemu_svm.lab.witness import WitnessBox, only_vcpu, qemu_for, witness_restore
+    from qemu_svm.lab.witness import WitnessBox, qemu_for, witness_restore
     from qemu_svm.qmp.output import writing
 
     signals.interrupt_on_termination()
@@ -64,7 +68,7 @@ def command(
         if not machine.vcpus:
             report_damage(dump)
             return EXIT_UNREADABLE
-        only_vcpu(machine)  # before a box is booted
+        dump.vcpu(vcpu)  # before a box is booted
         arguments = box_arguments(box)
         kernel = arguments.pop("kernel", DEFAULT_KERNEL)
         arguments.setdefault("qemu", qemu_for(machine.name, kernel))
@@ -72,12 +76,13 @@ def command(
             with progress.steps() as shown:
                 bench = stack.enter_context(WitnessBox(kernel, progress=shown, **arguments))
             try:
-                found = witness_restore(bench, machine, plan, seconds=seconds)
+                found = witness_restore(bench, machine, plan, seconds=seconds, vcpu=vcpu)
             finally:
                 if log is not None:
                     with writing(log):
                         shutil.copy(bench.log, log)
             versions = dict(bench.box.versions)
     how = "restored by QEMU" if plan is None else f"plan {plan}"
+    how = f"vCPU {vcpu}, {how}" if len(machine.vcpus) > 1 else how
     show(WitnessReport(file, how, versions, found), as_json=as_json, verbose=verbose)
     return EXIT_FINDINGS if not found.clean and options.fails() else 0

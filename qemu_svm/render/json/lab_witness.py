@@ -31,6 +31,7 @@ def _part(part: VmcbComparison) -> dict[str, Any]:
     return {
         "name": part.name,
         "level": part.level,
+        "late": part.late,
         "number": part.number,
         "vmcb": hex_text(part.address),
         "fields": [_field(field) for field in part.fields],

@@ -27,6 +27,7 @@ _TITLES = {
     ("control", "L2", False): "control area of the first entry: what KVM merged for L2",
 }
 """By name, level and whether it is the first."""
+_LATE = "the first entry of L2, after L1 has run: vmcb02"
 _QUIET = frozenset({"control"})
 
 
@@ -50,7 +51,7 @@ def render(result: WitnessReport, *, verbose: bool) -> Iterable[Text]:
 
 
 def _part(part: VmcbComparison, *, first: bool, verbose: bool) -> Iterator[Text]:
-    title = _TITLES[part.name, part.level, first]
+    title = _LATE if part.late else _TITLES[part.name, part.level, first]
     yield Text(f"VMRUN {part.number}, VMCB at {part.address:#x}, {title}", HEADING)
     rows = [_row(field, verbose=verbose) for field in part.fields if verbose or _shown(part, field)]
     header = ("", "the processor got", "stream", "model", "")
