@@ -97,7 +97,7 @@ def judge_restore(simulation: Simulation) -> Judgement:
     outcome = runs[0].outcome
     assert outcome is not None
     if outcome.result in _BROKEN:
-        lines.append(_BROKEN[outcome.result])
+        lines.append(_broken(runs[0]))
         return Judgement(Verdict.BROKEN, tuple(lines))
     if outcome.result in _NOT_ENTERED:
         lines.append(_NOT_ENTERED[outcome.result])
@@ -137,7 +137,19 @@ _BROKEN = {
     RunEnd.RESET: "INIT is pending: KVM_RUN resets the vCPU, and L2 is gone.",
     RunEnd.EIO: "KVM_RUN fails with EIO: the MMU for nested paging was destroyed.",
     RunEnd.HANG: "KVM_RUN never returns: the MMU for nested paging was destroyed.",
+    RunEnd.L2: "L2's next #VMEXIT becomes #GP in L2, since vmcb12 is not in guest memory: L1 does "
+    "not get control back.",
 }
+_KILLED = "KVM kills the VM (EIO): EFER.LMA is set and CR4.PAE clear, which no processor can run."
+_STUCK = "KVM_RUN never returns: vmcb12 is not in guest memory, so L2 cannot exit to L1."
+
+
+def _broken(run: Result) -> str:
+    assert run.outcome is not None
+    if run.state.dead:
+        return _KILLED
+    stuck = run.outcome.result is RunEnd.HANG and run.outcome.level == "L2"
+    return _STUCK if stuck else _BROKEN[run.outcome.result]
 
 
 def refusals(simulation: Simulation) -> tuple[str, ...]:

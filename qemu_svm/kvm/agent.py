@@ -219,16 +219,25 @@ def _fatal_for_emulator(vcpu: Vcpu) -> bool:
     # QEMU's TCG does not return from a guest with EFER.LME set, paging off and
     # CR4.PAE clear: at #VMEXIT it restores CR0 before CR4, which leaves paging
     # off in the host (``target/i386/tcg/sysemu/svm_helper.c``, 7.2).
-    sregs = vcpu.get("SREGS")
+    try:
+        sregs = vcpu.get("SREGS")
+    except KvmRefused:
+        return False  # KVM_RUN fails as well
     return bool(sregs["efer"] & _LME and not sregs["cr0"] & _PG and not sregs["cr4"] & _PAE)
 
 
 def _state(vcpu: Vcpu, msrs: list[int]) -> dict[str, str]:
     state = {name: _current(vcpu, name) for name in (*_RECORDED, "NESTED_STATE")}
     if msrs:
-        found = vcpu.get_msrs(msrs)
-        state["MSRS"] = layouts.pack_msrs(list(found.items())).hex()
+        state["MSRS"] = _msrs(vcpu, msrs)
     return state
+
+
+def _msrs(vcpu: Vcpu, msrs: list[int]) -> str:
+    try:
+        return layouts.pack_msrs(list(vcpu.get_msrs(msrs).items())).hex()
+    except KvmRefused as refused:
+        return f"errno {refused.errno}"
 
 
 def _current(vcpu: Vcpu, name: str) -> str:

@@ -68,6 +68,15 @@ class LateCpuid(StrEnum):
     """EINVAL if it changes anything."""
 
 
+class Shutdown(StrEnum):
+    """What a triple fault of the guest does to the vCPU."""
+
+    RESET = "reset"
+    """The processor reports it (intercept SHUTDOWN): the VMCB is as after a reset."""
+    KEPT = "kept"
+    """KVM intercepts #GP and sees it first: nothing changes."""
+
+
 class SysenterCut(StrEnum):
     """When the SYSENTER addresses are cut to 32 bits."""
 
@@ -126,6 +135,9 @@ class Profile:
     :param late_cpuid: what KVM_SET_CPUID2 does in guest mode.
     :param pages_rearmed: a failed merge of the MSR bitmap is repeated by the next KVM_RUN.
     :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
+    :param lma_needs_pae: KVM kills the VM (``KVM_BUG_ON`` in ``kvm_calc_cpu_role``) if EFER.LMA
+        meets CR4.PAE clear with paging.
+    :param shutdown: what is left of a vCPU whose guest has had a triple fault.
     :param l1_dr7: DR7 after a #VMEXIT.
     :param l2_vmmcall: KVM intercepts VMMCALL while L2 runs even if L1 does not.
     :param has_sregs2: KVM_SET_SREGS2 exists.
@@ -171,6 +183,8 @@ class Profile:
     late_cpuid: LateCpuid = LateCpuid.HARMLESS
     pages_rearmed: bool = False
     exit_without_vmcb12: bool = False
+    lma_needs_pae: bool = False
+    shutdown: Shutdown = Shutdown.RESET
     l1_dr7: int = 0x400
     l2_vmmcall: bool = False
     has_sregs2: bool = True

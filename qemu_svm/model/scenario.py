@@ -9,6 +9,7 @@ from qemu_svm.errors import PlanError
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.memory.layout import backing
 from qemu_svm.model import plans
+from qemu_svm.model.kvm.run import GuestCode
 from qemu_svm.model.kvm.vcpu import VMRUN_FIELDS, Host
 from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
@@ -29,6 +30,7 @@ class Scenario:
     """Everything that a simulation depends on, apart from the kernel.
 
     :param race: save fields that change in memory during ``vmrun``.
+    :param code: what L2 does in a ``run``, by the number of the step; it exits to L1 otherwise.
     """
 
     saved: Saved
@@ -36,6 +38,7 @@ class Scenario:
     host: Host = field(default_factory=Host)
     backed: Backed = _everywhere
     race: Mapping[str, int] = field(default_factory=dict)
+    code: Mapping[int, GuestCode] = field(default_factory=dict)
 
     def simulate(self, profile: Profile) -> Simulation:
         """Run the plan in the model of one kernel.
@@ -49,6 +52,7 @@ class Scenario:
             host=self.host,
             backed=self.backed,
             race=self.race,
+            code=self.code,
         )
 
 

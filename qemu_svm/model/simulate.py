@@ -9,7 +9,7 @@ from qemu_svm.model import arguments
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm import nested, smm, x86
 from qemu_svm.model.kvm.checks import Argument, errno_of
-from qemu_svm.model.kvm.run import Outcome, vcpu_run
+from qemu_svm.model.kvm.run import GuestCode, Outcome, vcpu_run
 from qemu_svm.model.kvm.vcpu import Host, KvmVcpu, Mmu, MmuFault
 from qemu_svm.model.plans import WITHOUT_EFFECT, Step
 from qemu_svm.model.profile import Profile
@@ -24,6 +24,7 @@ class Snapshot:
 
     :param nested: the header that KVM_GET_NESTED_STATE returns.
     :param shadow: the interrupt shadow in force.
+    :param dead: KVM has killed the VM.
     """
 
     areas: Mapping[str, Area]
@@ -37,6 +38,7 @@ class Snapshot:
     requests: tuple[str, ...]
     save_cache_valid: bool
     shadow: int
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,13 @@ def simulate(
     host: Host | None = None,
     backed: Callable[[int, int], bool] | None = None,
     race: Mapping[str, int] | None = None,
+    code: Mapping[int, GuestCode] | None = None,
 ) -> Simulation:
     """Run ``plan`` with the values of ``saved`` on a fresh vCPU.
 
     :param backed: whether guest memory exists at (address, size).
     :param race: save fields that change in memory during ``vmrun``.
+    :param code: what L2 does in a ``run``, by the number of the step; it exits to L1 otherwise.
     :raises PlanError: an invalid step, such as one with an unknown register.
     """
     vcpu = KvmVcpu(kernel, host or Host())
@@ -91,7 +95,8 @@ def simulate(
     for number, step in enumerate(plan, 1):
         vcpu.step = number
         vcpu.notes.clear()
-        failed, outcome = _perform(vcpu, saved, step, dict(race or {}))
+        does = (code or {}).get(number, GuestCode.EXITS)
+        failed, outcome = _perform(vcpu, saved, step, dict(race or {}), does)
         results.append(
             Result(
                 number,
@@ -120,16 +125,19 @@ def snapshot(vcpu: KvmVcpu) -> Snapshot:
         requests=tuple(sorted(vcpu.requests)),
         save_cache_valid=vcpu.nested.save_valid,
         shadow=vcpu.current_control.get("int_state") & 1,
+        dead=vcpu.dead,
     )
 
 
 def _perform(
-    vcpu: KvmVcpu, saved: Saved, step: Step, race: dict[str, int]
+    vcpu: KvmVcpu, saved: Saved, step: Step, race: dict[str, int], does: GuestCode
 ) -> tuple[str | None, Outcome | None]:
     if step.name in WITHOUT_EFFECT:
         return None, None
     if step.name == "run":
-        return None, vcpu_run(vcpu)
+        return None, vcpu_run(vcpu, does)
+    if vcpu.dead and step.name in _IOCTLS:
+        return "U-06", None
     if step.name == "vmrun":
         return _vmrun(vcpu, race)
     if step.name in ("smi", "rsm"):

@@ -3,7 +3,9 @@
 Every step must have the same errno and the same state.  KVM_RUN executes guest code,
 which the model does not: state that code can change is not compared after it, and
 where the code decided how the run ended (it faulted, halted, never left), the rest of
-the plan is not compared; the reason is in ``open``.
+the plan is not compared; the reason is in ``open``.  A shortened replay has known code
+wherever the vCPU may continue, so that runs of L1, and of an L2 that does not exit, are
+compared as well.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from qemu_svm.model.plans import Step
 from qemu_svm.model.simulate import Result, Simulation
 from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.replay.job import ReplayResult, ReplayStep
+from qemu_svm.replay.memory import STUB_BYTES, handlers
 
 KERNEL_DECIDES = frozenset(
     {RunEnd.INTERNAL_ERROR, RunEnd.EFAULT, RunEnd.EINVAL, RunEnd.EIO, RunEnd.HANG}
@@ -41,11 +44,21 @@ _BY_CODE = frozenset(
     | {f"shared.{name}" for name in (*VMLOAD_SEGMENTS, *SHARED_REGISTERS)}
 )
 """State that L2's code can change for L1 as well: #VMEXIT does not load it."""
+_BY_STUB = frozenset(
+    {"shadow", "regs.rip", *(f"regs.{name}" for name in ("rax", "rbx", "rcx", "rdx"))}
+)
+"""State that the code of a shortened replay changes: it may execute CPUID."""
+_BY_EXCEPTION = frozenset({"regs.rsp", "regs.rflags", "sregs.cr2", "sregs.cs", "sregs.ss"})
+"""What the delivery of an exception changes besides."""
+_IN_CTL = frozenset(
+    f"ctl.{name}"
+    for name in ("event_inj", "event_inj_err", "int_ctl", "int_vector", "int_state", "next_rip")
+)
+"""Control fields that KVM takes back from vmcb02 after L2 has run."""
 _REWRITES = {"sregs": "sregs.", "sregs2": "sregs.", "regs": "regs.r", "debugregs": "regs.dr"}
 """Steps after which registers are known again: the start of their names."""
 _EVENTS = ("exc_", "int_", "nmi_", "triple_", "smm_pending")
 _LOW = 0xFFFF_FFFF
-_GIVEN_UP = "EIO"  # what KVM answers to everything once it has given a VM up
 _VALID = 1 << 31
 _32_BITS = frozenset({"msr.sysenter_cs", "shared.sysenter_cs"})
 """Registers of which the processor keeps 32 bits, regardless of what KVM loaded."""
@@ -67,11 +80,14 @@ class StepComparison:
     """One step.
 
     :param open: why nothing after it can be compared; None if it can.
+    :param stays: L2 did not exit to L1, so the rest must be compared with a simulation in
+        which it does not.
     """
 
     number: int
     mismatches: tuple[Mismatch, ...]
     open: str | None = None
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +104,16 @@ class Comparison:
     def equal(self) -> bool:
         """Whether nothing differs."""
         return self.ending is None and not any(step.mismatches for step in self.steps)
+
+    @property
+    def open(self) -> StepComparison | None:
+        """The last step, if the rest could not be compared."""
+        return self.steps[-1] if self.steps and self.steps[-1].open else None
+
+    @property
+    def stays(self) -> int | None:
+        """The number of a run in which L2 did not exit, unlike in the simulation."""
+        return self.steps[-1].number if self.steps and self.steps[-1].stays else None
 
     def first(self) -> tuple[int, Mismatch] | None:
         """Return the number of the step and its first difference, or None."""
@@ -111,15 +137,25 @@ def compare(simulation: Simulation, replayed: ReplayResult, *, shortened: bool) 
         elif seen.errno is None and seen.step.name == "events":
             unknown.discard("shadow")
         elif seen.run is not None:
-            unknown |= _changed_by_run(simulation, result, shortened=shortened)
+            unknown |= _changed_by_run(simulation, result, seen, shortened=shortened)
         compared = _step(simulation, result, seen, unknown, shortened=shortened)
         steps.append(compared)
-        if compared.open is not None or compared.mismatches:
+        if compared.open is not None or compared.mismatches or compared.stays:
             return Comparison(tuple(steps))
     return Comparison(tuple(steps), _ending(simulation, replayed))
 
 
-def _changed_by_run(simulation: Simulation, result: Result, *, shortened: bool) -> set[str]:
+def _changed_by_run(
+    simulation: Simulation, result: Result, seen: ReplayStep, *, shortened: bool
+) -> set[str]:
+    assert seen.run is not None
+    outcome = result.outcome
+    if outcome is None or outcome.result is RunEnd.SHUTDOWN:
+        return set()
+    if seen.run.at_stop and outcome.result in (RunEnd.L1, RunEnd.L2):
+        changed = {*_BY_STUB, *_IN_CTL} if shortened else {*_BY_CODE, *_BY_STUB, *_IN_CTL}
+        in_handler = seen.state["regs.rip"] in handlers(simulation.saved.sregs)
+        return changed | _BY_EXCEPTION if in_handler else changed
     # L1's OUT has ended the interrupt shadow; L2's code may have done anything else.
     if shortened and _l2_undisturbed(simulation, result):
         return {"shadow"}
@@ -130,6 +166,8 @@ def _step(
     simulation: Simulation, result: Result, seen: ReplayStep, unknown: set[str], *, shortened: bool
 ) -> StepComparison:
     number = result.number
+    if result.state.dead or seen.killed:
+        return _dead(result, seen)
     model = flat(result.state, split=simulation.kernel.split)
     kernel = {name: value for name, value in seen.state.items() if name not in unknown}
     if any(one.outcome is not None for one in simulation.results[:number]):
@@ -141,12 +179,23 @@ def _step(
     if seen.run is None:
         wrong = [] if result.errno == seen.errno else [Mismatch("errno", result.errno, seen.errno)]
         return StepComparison(number, (*wrong, *_state(model, kernel)))
+    ended = _run_end(simulation, result, seen, shortened=shortened)
+    return ended or StepComparison(number, tuple(_state(model, kernel)))
+
+
+def _run_end(
+    simulation: Simulation, result: Result, seen: ReplayStep, *, shortened: bool
+) -> StepComparison | None:
+    """Judge how a run ended; None if the state has to agree as well."""
     assert result.outcome is not None
-    ours, theirs = result.outcome.result, seen.run.result
+    assert seen.run is not None
+    number, ours, theirs = result.number, result.outcome.result, seen.run.result
     if theirs == "skipped":
         return StepComparison(number, (), "an emulated host does not survive this KVM_RUN")
     if result.outcome.halted and theirs == RunEnd.HANG:
         return StepComparison(number, (), "the vCPU is halted and no event arrived")
+    if seen.run.at_stop and ours in (RunEnd.EXIT, RunEnd.L1, RunEnd.L2):
+        return _at_stop(simulation, result, seen, shortened=shortened)
     agrees = run_agrees(ours, theirs)
     if ours is RunEnd.EXIT and theirs not in (RunEnd.EXIT, *_NEVER_CODE):
         # An instruction that cannot be fetched or emulated ends a run as well.
@@ -154,9 +203,61 @@ def _step(
         agrees = False if suspicious and _undisturbed(simulation, result) else None
     if agrees is False:
         return StepComparison(number, (Mismatch("run", ours, theirs),))
-    if agrees is None or ours is not RunEnd.EXIT:
-        return StepComparison(number, (), f"the guest's code decided how KVM_RUN ended ({theirs})")
-    return StepComparison(number, tuple(_state(model, kernel)))
+    if agrees is None or ours not in (RunEnd.EXIT, RunEnd.SHUTDOWN):
+        return StepComparison(number, (), f"{_CODE} ({theirs})")
+    return None
+
+
+def _dead(result: Result, seen: ReplayStep) -> StepComparison:
+    # A VM that KVM has killed answers EIO to everything; its state cannot be read.
+    words = {True: "killed", False: "alive"}
+    wrong = []
+    if result.state.dead is not seen.killed:
+        wrong.append(Mismatch("vm", words[result.state.dead], words[seen.killed]))
+    elif seen.run is not None and result.outcome is not None:
+        if result.outcome.result != seen.run.result:
+            wrong.append(Mismatch("run", result.outcome.result, seen.run.result))
+    elif result.errno != seen.errno:
+        wrong.append(Mismatch("errno", result.errno, seen.errno))
+    smi = not result.state.dead and seen.run is not None and seen.run.result == RunEnd.EIO
+    if smi and result.outcome is not None and result.outcome.result is RunEnd.SMI:
+        # enter_smm failed (kvm_vm_dead); the model does not enter SMM by SMI.
+        return StepComparison(result.number, (), "KVM could not enter SMM, and killed the VM")
+    return StepComparison(result.number, tuple(wrong))
+
+
+def _at_stop(
+    simulation: Simulation, result: Result, seen: ReplayStep, *, shortened: bool
+) -> StepComparison | None:
+    """Judge a run that the replay's OUT ended; None if the state decides.
+
+    In guest mode it was L2's: nothing has to be wrong, as long as L2 did not have to exit.
+    """
+    number, outcome = result.number, result.outcome
+    assert outcome is not None
+    assert outcome.entry is not None
+    ours, theirs = outcome.result, RunEnd.L2 if seen.in_guest_mode else RunEnd.EXIT
+    if ours is theirs is RunEnd.EXIT:
+        return None
+    if ours is RunEnd.EXIT and not (shortened and _undisturbed(simulation, result)):
+        return StepComparison(number, (), stays=True)
+    if ours is RunEnd.EXIT or (ours is RunEnd.L2) is not (theirs is RunEnd.L2):
+        return StepComparison(number, (Mismatch("run", ours, theirs),))
+    rip, begun = seen.state["regs.rip"], outcome.entry.get("rip")
+    stubs = begun <= rip < begun + STUB_BYTES or rip in handlers(simulation.saved.sregs)
+    if shortened and stubs:
+        return None
+    return StepComparison(number, (), f"{_CODE} (in {outcome.level})")
+
+
+_CODE = "the guest's code decided how KVM_RUN ended"
+_IMPOSSIBLE = {
+    RunEnd.EXIT: frozenset({RunEnd.INTERNAL_ERROR, *_NEVER_CODE}),
+    RunEnd.SHUTDOWN: frozenset({RunEnd.HANG, *_NEVER_CODE}),
+    RunEnd.L1: _NEVER_CODE,
+    RunEnd.L2: _NEVER_CODE,
+}
+"""Ends that no code of the guest can bring about, by the end that the model predicts."""
 
 
 def run_agrees(outcome: RunEnd, found: str) -> bool | None:
@@ -165,17 +266,12 @@ def run_agrees(outcome: RunEnd, found: str) -> bool | None:
     :param outcome: the model's.
     :param found: the real one, as in :class:`qemu_svm.replay.job.RunResult`.
     """
-    if outcome is RunEnd.WAITS:
-        return found == RunEnd.HANG
-    if outcome in (RunEnd.RESET, RunEnd.SMI):
-        return None
-    if outcome in KERNEL_DECIDES:
-        return outcome == found
-    if outcome is RunEnd.EXIT and found == RunEnd.EXIT:
+    if outcome is RunEnd.WAITS or outcome in KERNEL_DECIDES:
+        return found == (RunEnd.HANG if outcome is RunEnd.WAITS else outcome)
+    wrong = _IMPOSSIBLE.get(outcome, frozenset())
+    if outcome in (RunEnd.EXIT, RunEnd.SHUTDOWN) and found == outcome:
         return True
-    if outcome is RunEnd.EXIT and found in (RunEnd.INTERNAL_ERROR, RunEnd.EFAULT):
-        return False
-    return False if found in _NEVER_CODE else None
+    return False if found in wrong else None
 
 
 def _undisturbed(simulation: Simulation, result: Result) -> bool:
@@ -214,10 +310,6 @@ def _injects(step: Step) -> bool:
     return step.name == "events" and any(name.startswith(_EVENTS) for name, _ in step.settings)
 
 
-def _smi(step: Step) -> bool:
-    return step.name == "events" and bool(dict(step.settings).get("smm_pending"))
-
-
 def _same(one: Area, two: Area, names: tuple[str, ...]) -> bool:
     return all(name in one and name in two and one.content(name) == two.content(name)
                for name in names)  # fmt: skip
@@ -237,8 +329,4 @@ def _ending(simulation: Simulation, replayed: ReplayResult) -> Mismatch | None:
         broken = results[died - 1].state.mmu_broken
         if broken is MmuFault.UNINITIALISED:
             return None  # the model says so: the host crashes where KVM must emulate
-        if _GIVEN_UP in (replayed.error or "") and any(
-            _smi(one.step) for one in results[: died + 1]
-        ):
-            return None  # enter_smm failed (kvm_vm_dead); the model does not enter SMM by SMI
     return Mismatch("end", "done", replayed.host or replayed.error or replayed.end)

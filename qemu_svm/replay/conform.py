@@ -22,7 +22,7 @@ from qemu_svm.model.saved import Saved, from_vcpu
 from qemu_svm.replay.compare import Comparison, Mismatch
 from qemu_svm.replay.generate import sequence
 from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult, profile_of
-from qemu_svm.replay.memory import RamFile, extract_ram
+from qemu_svm.replay.memory import RamFile, extract_ram, with_idt
 from qemu_svm.replay.replay import against_model, perform
 from qemu_svm.replay.shrink import shrink
 from qemu_svm.replay.target import Probe, Target
@@ -56,7 +56,8 @@ def read_guest(machine: Machine, ram: Path) -> Guest:
     if not machine.vcpus:
         raise PlanError(f"{path} has no readable vCPU")
     name = Path(path).name.partition(".mig")[0]
-    return Guest(name, path, from_vcpu(machine.vcpus[0]), extract_ram(machine, str(ram)))
+    file = extract_ram(machine, str(ram), reset_page=True)
+    return Guest(name, path, with_idt(file.read, from_vcpu(machine.vcpus[0])), file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,24 @@ def _save(random: Random, saved: Saved) -> str:
     return f"@{place:#x}/{member.size}={_hex(value, member.size)}"
 
 
+_LMA, _LME, _PAE, _L, _DB = 1 << 10, 1 << 8, 1 << 5, 1 << 9, 1 << 10
+
+
+def _impossible(random: Random, saved: Saved) -> str:
+    # L1's mode as no processor has it: long mode half on, without PAE, CS of two modes.
+    l1 = saved.l1()
+    efer = l1.get("efer") & ~(_LMA | _LME) | random.choice((_LMA, _LMA, _LME, 0, _LMA | _LME))
+    cr4 = l1.get("cr4") & ~_PAE | random.choice((0, 0, _PAE))
+    attrib = l1.segment("cs").attrib & ~(_L | _DB) | random.choice((_L, _L, 0, _DB, _L | _DB))
+    values = {"efer": (efer, 8), "cr4": (cr4, 8)}
+    settings = [(layout.SAVE.member(name).offset, *value) for name, value in values.items()]
+    settings.append((layout.SAVE.member("cs").offset + 2, attrib, 2))
+    return ":".join(
+        f"@{layout.SAVE_OFFSET + offset:#x}/{size}={_hex(value, size)}"
+        for offset, value, size in random.sample(settings, random.choice((2, 3)))
+    )
+
+
 def _save_segment(random: Random, saved: Saved) -> str:
     name = random.choice(("cs", "cs", "ss", "ds", "es", "fs", "gs", "tr", "ldtr", "gdtr", "idtr"))
     place = layout.SAVE_OFFSET + layout.SAVE.member(name).offset
@@ -303,7 +321,10 @@ _SETTINGS: dict[str, tuple[Setting, ...]] = {
     "cpuid": (_cpuid,),
     "sregs": (_control_register, _control_register, _segment, _l1, _apic_base),
     "sregs2": (_control_register, _control_register, _segment, _l1, _apic_base, _pdptrs),
-    "nested": (_flags, _header, _control, _control, _save, _save, _save_segment, _anywhere),
+    "nested": (
+        *(_flags, _header, _control, _control, _save, _save, _save_segment, _anywhere),
+        _impossible,
+    ),
     "get": (_get,),
     "regs": (_regs, _l1),
     "msrs": (_msr,),

@@ -27,6 +27,7 @@ from qemu_svm.replay.target import JobResult, Probe
 
 Json = dict[str, Any]
 
+_KILLED = f"errno {errno.EIO}"
 _MARGIN = 30.0  # seconds that a job may take beyond its runs
 
 
@@ -64,6 +65,12 @@ class RunResult:
     found: Exit
     vmcb12: bytes = b""
 
+    @property
+    def at_stop(self) -> bool:
+        """Whether the OUT that the replay has placed ended the run, in L1 or in L2."""
+        found = self.found
+        return not found.errno and found.reason == IO and found.detail["port"] == STOP_PORT
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayStep:
@@ -78,6 +85,16 @@ class ReplayStep:
     errno: str | None
     state: Observed
     run: RunResult | None = None
+
+    @property
+    def killed(self) -> bool:
+        """Whether KVM has killed the VM: nothing can be read any more (EIO)."""
+        return self.state.get("sregs") == _KILLED
+
+    @property
+    def in_guest_mode(self) -> bool:
+        """Whether the vCPU is in guest mode afterwards."""
+        return bool(self.state.get("nested.flags", 0) & bits.GUEST_MODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +112,20 @@ class ReplayResult:
     error: str | None = None
 
     @property
+    def killed(self) -> int | None:
+        """The number of the step in which KVM killed the VM, or None."""
+        return next((step.number for step in self.steps if step.killed), None)
+
+    @property
     def clean(self) -> bool:
         """Whether every step was accepted, and L1 got control back wherever it ran."""
-        return self.end == "done" and all(
-            step.errno is None and (step.run is None or step.run.result == RunEnd.EXIT)
-            for step in self.steps
+        return (
+            self.end == "done"
+            and self.killed is None
+            and all(
+                step.errno is None and (step.run is None or step.run.result == RunEnd.EXIT)
+                for step in self.steps
+            )
         )
 
 
@@ -206,8 +232,7 @@ def _run(line: Mapping[str, Any], state: Observed) -> RunResult:
         return RunResult("skipped", Exit(0, 0))
     found = decode_run(bytes.fromhex(line["run"]), line["errno"])
     name = found.name
-    stopped = not found.errno and found.reason == IO and found.detail["port"] == STOP_PORT
-    if stopped and not state.get("nested.flags", 0) & bits.GUEST_MODE:
+    if RunResult(name, found).at_stop and not state.get("nested.flags", 0) & bits.GUEST_MODE:
         name = RunEnd.EXIT.value
     elif found.errno == errno.EINTR or (not found.errno and found.reason == INTR):
         name = RunEnd.HANG.value

@@ -7,35 +7,51 @@ a breakpoint (which an emulated host does not honour), and works on every kernel
 has a private copy; the file is not changed.
 
 For conformance runs L2's next instruction is replaced as well, by one that L1
-intercepts, so that a sequence does not depend on L2's own code.
+intercepts, so that a sequence does not depend on L2's own code.  Stops are also placed
+wherever a vCPU may continue whose registers were not all loaded, among these the reset
+vector, and L2 gets an IDT if it has room for one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from qemu_svm.errors import Malformed
 from qemu_svm.machine import Machine
 from qemu_svm.memory.layout import Use
 from qemu_svm.model import arguments
-from qemu_svm.model.area import Area
+from qemu_svm.model.area import RESET, Area
 from qemu_svm.model.plans import Step
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.nested import bits
 from qemu_svm.replay.encode import STOP_PORT
 from qemu_svm.source import Source
 from qemu_svm.x86.paging import Paging, Read, through
+from qemu_svm.x86.registers import CR0, EFER
+from qemu_svm.x86.segments import Segment
 
 STOP = bytes((0xE6, STOP_PORT, 0xF4))  # out %al, $port; hlt
+_STOPS = 3 * STOP[:2] + STOP
+"""Stops each of several runs: the OUT that ended a run is completed by the next one."""
+STUB_BYTES = 16
+"""No stub is longer."""
 _NESTED_PAGING = 1
 _MEMORY = (Use.RAM, Use.DIMM, Use.VIRTIO_MEM)
 _RESET_RIP, _RESET_BASE = 0xFFF0, 0xFFFF_0000
-_HLT = b"\xf4"
-_EXITS = (("CPUID", b"\x0f\xa2" + _HLT), ("VMMCALL", b"\x0f\x01\xd9" + _HLT), ("HLT", _HLT))
-"""Instructions by the intercept that makes them exit to L1.  The HLT after them ends a
-run in which they do not, because L2's code runs in L1's context."""
+_EXITS = (("CPUID", b"\x0f\xa2"), ("VMMCALL", b"\x0f\x01\xd9"), ("HLT", b"\xf4"))
+"""Instructions by the intercept that makes them exit to L1.  A stop after them ends a
+run in which they do not, because L2's code runs in L1's context, or L1's intercepts changed."""
+_PAGE = 0x1000
+_IDT_PAGES = range(_PAGE, 8 * _PAGE, _PAGE)
+_VECTORS, _HANDLER = 32, 0x200
+_INTERRUPT_GATE = 0x8E
+_RESET_PAGE = 0xFFFF_F000
+"""The page with the reset vector."""
+_PE = CR0.mask("PE")
+_LMA = EFER.mask("LMA")
 
 Patch = tuple[int, bytes]
 
@@ -80,10 +96,13 @@ class RamFile:
         return found
 
 
-def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) -> RamFile:
+def extract_ram(
+    machine: Machine, path: str, channels: Sequence[Source] = (), *, reset_page: bool = False
+) -> RamFile:
     """Write the stream's main RAM to a new file.
 
     :param channels: other inputs with pages of the stream, as for ``read_ram``.
+    :param reset_page: there is memory at the reset vector too; a real machine has ROM there.
     :raises StreamError: there is no RAM, or it cannot be read completely.
     :raises OSError: the file cannot be written.
     """
@@ -109,6 +128,9 @@ def extract_ram(machine: Machine, path: str, channels: Sequence[Source] = ()) ->
                     placed.append((one.start, one.size, offset))
                     offset += one.size
             copy_all(physical, placed, fd)
+            if reset_page and not any(a <= _RESET_PAGE < a + size for a, size, _ in placed):
+                placed.append((_RESET_PAGE, _PAGE, offset))
+                offset += _PAGE
             os.ftruncate(fd, offset)
         except BaseException:
             os.close(fd)
@@ -124,7 +146,8 @@ def paging(area: Area) -> Paging:
 def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -> list[Patch]:
     """Return the changes of memory that make a replay of ``steps`` end at L1.
 
-    :param shorten: replace L2's next instruction as well, and place a HLT where a
+    :param saved: as :func:`with_idt` returns it, if ``shorten``.
+    :param shorten: replace L2's next instruction as well, and place a stop where a
         vCPU continues whose registers were not all loaded.
     """
     changed: dict[int, bytes] = {}
@@ -134,37 +157,96 @@ def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -
             _, save = areas(given.vmcb)
             place = paging(save).walk(read, _linear(save, save.get("rip")))
             if place is not None:
-                changed.setdefault(place, STOP)
+                changed.setdefault(place, _STOPS if shorten else STOP)
     if shorten:
-        short = _shortening(read, saved) if saved.guest_mode else None
-        if short is not None:
-            changed.setdefault(*short)
+        code = _exit_of(saved) if saved.guest_mode else None
+        place = _l2_address(read, saved, _linear(saved.sregs, saved.regs["rip"]))
+        if code is not None and place is not None:
+            changed.setdefault(place, code + _STOPS)
+        for address, data in _idt(read, saved):
+            changed.setdefault(address, data)
         for rip in (_RESET_RIP, saved.regs["rip"], saved.l1().get("rip")):
             for place in (rip, _RESET_BASE + rip & 0xFFFF_FFFF):
-                changed.setdefault(place, _HLT)
+                changed.setdefault(place, _STOPS)
     return list(changed.items())
 
 
 def can_shorten(read: Read, saved: Saved) -> bool:
     """Whether L2's next instruction can be one that L1 intercepts."""
-    return saved.guest_mode and _shortening(read, saved) is not None
-
-
-def _shortening(read: Read, saved: Saved) -> Patch | None:
-    control, l1 = saved.control(), saved.l1()
-    intercepts = control.get("intercepts")
-    code = next((c for name, c in _EXITS if intercepts & bits.INTERCEPTS.mask(name)), None)
-    if code is None:
-        return None
     address = _linear(saved.sregs, saved.regs["rip"])
+    return (
+        saved.guest_mode
+        and _exit_of(saved) is not None
+        and _l2_address(read, saved, address) is not None
+    )
+
+
+def with_idt(read: Read, saved: Saved) -> Saved:
+    """Return what a shortened replay loads: L2 with an IDT whose handlers end the run.
+
+    The IDT is placed in an empty page below 32 KiB that L2 maps; without one L2 keeps its own.
+    """
+    page = _idt_page(read, saved)
+    if page is None:
+        return saved
+    sregs = saved.sregs.copy()
+    limit = _VECTORS * _gate_bytes(saved.sregs) - 1
+    sregs.set("idtr", Segment(0, page, limit, 0), RESET)
+    return replace(saved, sregs=sregs)
+
+
+def handlers(sregs: Area) -> range:
+    """Return where RIP may be in a handler of :func:`with_idt`; nowhere if there is none."""
+    table = sregs.segment("idtr")
+    if table.base not in _IDT_PAGES or table.limit != _VECTORS * _gate_bytes(sregs) - 1:
+        return range(0)
+    return range(table.base + _HANDLER, table.base + _HANDLER + STUB_BYTES)
+
+
+def _idt_page(read: Read, saved: Saved) -> int | None:
+    if not saved.guest_mode or not saved.sregs.get("cr0") & _PE:
+        return None
+    for page in _IDT_PAGES:
+        place = _l2_address(read, saved, page)
+        if place is not None and read(place, _PAGE) == bytes(_PAGE):
+            return page
+    return None
+
+
+def _gate_bytes(sregs: Area) -> int:
+    return 16 if sregs.get("efer") & _LMA else 8
+
+
+def _idt(read: Read, saved: Saved) -> Iterator[Patch]:
+    # The table that with_idt has put into IDTR, and the one handler of all its gates.
+    found = handlers(saved.sregs)
+    if not found:
+        return
+    offset, selector = found.start, saved.sregs.segment("cs").selector
+    gate = struct.pack("<HHBBHQ", offset & 0xFFFF, selector, 0, _INTERRUPT_GATE, 0, 0)
+    for address, data in (
+        (offset - _HANDLER, gate[: _gate_bytes(saved.sregs)] * _VECTORS),
+        (offset, _STOPS),
+    ):
+        place = _l2_address(read, saved, address)
+        if place is not None:
+            yield place, data
+
+
+def _exit_of(saved: Saved) -> bytes | None:
+    intercepts = saved.control().get("intercepts")
+    return next((c for name, c in _EXITS if intercepts & bits.INTERCEPTS.mask(name)), None)
+
+
+def _l2_address(read: Read, saved: Saved, address: int) -> int | None:
+    # The guest-physical address of a linear one of L2.
+    control, l1 = saved.control(), saved.l1()
     if not control.get("nested_ctl") & _NESTED_PAGING:
-        place = paging(saved.sregs).walk(read, address)
-        return None if place is None else (place, code)
+        return paging(saved.sregs).walk(read, address)
     tables = Paging(l1.get("cr0"), control.get("nested_cr3"), l1.get("cr4"), l1.get("efer"))
     inner = through(read, lambda one: tables.walk(read, one))
     place = paging(saved.sregs).walk(inner, address)
-    place = None if place is None else tables.walk(read, place)
-    return None if place is None else (place, code)
+    return None if place is None else tables.walk(read, place)
 
 
 def _linear(area: Area, rip: int) -> int:

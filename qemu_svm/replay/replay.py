@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.model import plans
+from qemu_svm.model.kvm.run import GuestCode
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.scenario import Scenario
 from qemu_svm.model.simulate import Simulation
@@ -25,7 +26,7 @@ from qemu_svm.replay.job import (
     host_of,
     profile_of,
 )
-from qemu_svm.replay.memory import RamFile, can_shorten, extract_ram
+from qemu_svm.replay.memory import RamFile, can_shorten, extract_ram, with_idt
 from qemu_svm.replay.target import Probe, Target
 from qemu_svm.results import Result
 from qemu_svm.source import Source
@@ -77,9 +78,16 @@ def against_model(
     :raises EnvironmentFault: there is no profile of this kernel.
     """
     restore = Scenario(job.saved, job.steps, host_of(probe, job.options), ram.backed)
-    simulation = restore.simulate(profile_of(probe))
+    kernel = profile_of(probe)
     shortened = job.options.shorten and can_shorten(ram.read, job.saved)
-    return simulation, compare(simulation, result, shortened=shortened)
+    while True:
+        simulation = restore.simulate(kernel)
+        comparison = compare(simulation, result, shortened=shortened)
+        if comparison.stays is None:
+            return simulation, comparison
+        # What L2 did is known only now: it did nothing that L1 intercepts.
+        code = {**restore.code, comparison.stays: GuestCode.STAYS}
+        restore = replace(restore, code=code)
 
 
 def prepare(machine: Machine, vcpu: Vcpu, plan: str, options: ReplayOptions) -> ReplayJob:
@@ -112,7 +120,10 @@ def replay(
     """
     path = target.folder / f"ram-{secrets.token_hex(4)}"
     try:
-        with closing(extract_ram(machine, str(path), channels)) as ram:
+        shorten = job.options.shorten
+        with closing(extract_ram(machine, str(path), channels, reset_page=shorten)) as ram:
+            if shorten:
+                job = replace(job, saved=with_idt(ram.read, job.saved))
             probe = target.probe()
             (result,) = perform(target, ram, [job], probe)
             beside = against_model(job, ram, probe, result) if compared else (None, None)

@@ -243,7 +243,7 @@ ORDERS: tuple[Rule, ...] = (
         f"{_NESTED_C} (fixed by 232f75d3b4b5 and e1779c2714c3); {_MEASURED} on 5.10.223",
         kernels=(
             *("5.8", "5.10.0", "5.10.28", "5.10", "5.10.262", "5.11.0", "5.11"),
-            *("5.14.0", "5.15", "5.15.19", "5.16.0", "5.16.5"),
+            *("5.12.0", "5.14.0", "5.15", "5.15.19", "5.16.0", "5.16.5"),
         ),
         scope="5.8 to 5.12, 5.14 to 5.15.24, 5.16 to 5.16.10",
         requires="SREGS once more after NESTED_STATE, on kernels that need it",

@@ -128,21 +128,78 @@ def test_run_pending_is_kept_without_a_word(run: Run, kernel: str, kept: int) ->
     assert after.state.run_pending == 0
 
 
+NO_VMCB12 = "cpuid,sregs{},nested:vmcb_pa=0x7ff000000{},regs,run"
+GP = ":@0x8/4=0x2000"  # L1 intercepts #GP
+SHUTDOWN = ":@0xc/4=0x80040000"  # and SHUTDOWN, besides CPUID
+IDT = ":idt.limit=0xfff"
+
+
 @pytest.mark.parametrize(
-    ("kernel", "guest_mode"), [("5.10", True), ("6.1", True), ("6.12", True), ("7.2", False)]
+    ("kernel", "sregs", "nested", "ends", "guest_mode"),
+    [
+        ("5.10", "", "", "SHUTDOWN", False),  # the reset of the VMCB ends guest mode
+        ("6.1", "", "", "SHUTDOWN", True),
+        ("6.12", "", "", "SHUTDOWN", True),
+        ("7.2", "", "", "SHUTDOWN", False),
+        ("5.10", IDT, "", "l2", True),
+        ("6.1", IDT, "", "l2", True),
+        ("6.12.118", IDT, "", "l2", True),
+        ("7.2", IDT, "", "SHUTDOWN", False),
+        ("6.1", "", GP, "hang", True),
+        ("5.10", "", SHUTDOWN, "hang", True),
+        ("6.1", "", SHUTDOWN, "SHUTDOWN", True),
+    ],
 )
-def test_a_vmcb12_that_is_no_memory_ends_in_a_shutdown(
-    run: Run, kernel: str, guest_mode: bool
+def test_a_vmcb12_that_is_no_memory(
+    run: Run, kernel: str, sregs: str, nested: str, ends: str, guest_mode: bool
 ) -> None:
     result = last(
-        run(kernel, "cpuid,sregs,nested:vmcb_pa=0x7ff000000,regs,run",
+        run(kernel, NO_VMCB12.format(sregs, nested),
             backed=lambda address, _size: address < 1 << 30)
     )  # fmt: skip
     assert "vmcb12 is not in guest memory, so L2's state cannot be written to it" in result.notes
     assert result.outcome is not None
-    assert result.outcome.result == "SHUTDOWN"
+    assert result.outcome.result == ends
     assert result.state.guest_mode is guest_mode
-    assert (result.outcome.l1 is None) is guest_mode  # 7.2 has loaded L1 by then
+    loaded = kernel == "7.2"  # L1 is loaded first
+    assert (result.outcome.l1 is not None) is loaded
+
+
+def test_5_10_resets_the_vcpu_at_a_shutdown(run: Run) -> None:
+    result = last(
+        run("5.10", NO_VMCB12.format("", ""), backed=lambda address, _size: address < 1 << 30)
+    )
+    arch = result.state.areas["arch"]
+    assert [arch.get(name) for name in ("cr0", "cr4", "efer", "rip")] == [0x60000010, 0, 0, 0xFFF0]
+    assert arch.get("cr3") == 0x104000
+    assert arch.get("rsp") == 0x10C000
+    assert result.state.gif
+
+
+@pytest.mark.parametrize("kernel", ["5.13", "6.1", "6.12", "7.2"])
+def test_cr0_after_leaving_guest_mode_is_that_of_the_vmcb(run: Run, kernel: str) -> None:
+    """svm_handle_exit takes CR0 from vmcb01, which has L1's."""
+    done = run(kernel, "cpuid,sregs:cr0=0x80010011,nested,regs,nested:flags=0x100,run")
+    before, after = (one.state.areas["arch"].get("cr0") for one in done.results[-2:])
+    assert (before, after) == (0x80010011, 0x80000011)
+
+
+def test_cr0_stays_where_its_writes_are_intercepted(run: Run) -> None:
+    """CD never reaches the VMCB, so KVM intercepts writes of CR0 from then on."""
+    done = run("6.1", "cpuid,sregs:cr0=0xc0010011,nested,regs,nested:flags=0x100,run")
+    assert last(done).state.areas["arch"].get("cr0") == 0xC0010011
+
+
+@pytest.mark.parametrize(("kernel", "killed"), [("6.1", 0), ("6.12.117", 4), ("7.3.2", 0)])
+def test_a_killed_vm_answers_eio(run: Run, kernel: str, killed: int, saved_npt: Saved) -> None:
+    """7.3.2 refuses L1's state before its paging is worked out."""
+    plan = "cpuid,sregs,nested:@0x4d0=0x1400:@0x548=0x0,regs,run"
+    done = run(kernel, plan, saved=saved_npt)
+    failed = [one.number for one in done.results if one.errno == "EIO"]
+    assert failed == ([killed] if killed else [])
+    outcome = last(done).outcome
+    assert outcome is not None
+    assert (outcome.result == "EIO") is bool(killed)
 
 
 @pytest.mark.parametrize(("kernel", "ends"), [("5.10", "exit"), ("6.1", "SHUTDOWN")])

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from qemu_svm.model.kernels.changes import Change, Evidence, Side, numbers
-from qemu_svm.model.profile import LateCpuid, RunPending, SysenterCut
+from qemu_svm.model.profile import LateCpuid, RunPending, Shutdown, SysenterCut
 
 _READ, _MEASURED, _DERIVED = Evidence.READ, Evidence.MEASURED, Evidence.DERIVED
 _DEBIAN = "Debian's changelogs"
@@ -63,6 +63,12 @@ _BEHAVIOUR: tuple[Change, ...] = (
         "5.12", ("3c346c0c60ab",), ("5.10.28", "5.11.12"),
         evidence=_READ, source=f"{_DEBIAN}; source of 5.10.262",
         gains=("SV-12",), sets={"vmrun.svme_forced": True},
+    ),
+    Change(
+        "gp-intercepted", "#GP of the guest is intercepted, so that KVM sees a triple fault "
+        "before the processor does and keeps the vCPU's state",
+        "5.12", ("82a11e9c6fa2",), source="measured on 6.1; commit",
+        sets={"shutdown": Shutdown.KEPT},
     ),
     Change(
         "vmcb-split", "L1 and L2 have a VMCB each",
@@ -432,7 +438,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "lma-without-pae-bug", "the VM is killed (EIO) if EFER.LMA meets CR4.PAE clear", "7.4",
         ("34dacbe7ae93", "115f9405a2ed"), ("6.12.117", "7.3.2"), evidence=_MEASURED,
-        source="6.12.117",
+        source="6.12.117", sets={"lma_needs_pae": True},
     ),
     Change(
         "lma-without-lme", "a blob whose L1 has EFER.LMA without LME is refused", "7.4",

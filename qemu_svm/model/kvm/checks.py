@@ -90,7 +90,7 @@ class Check:
     fails: Predicate
 
 
-ERRNOS: Mapping[str, str] = {"GET-01": "E2BIG", "GET-02": "E2BIG"}
+ERRNOS: Mapping[str, str] = {"GET-01": "E2BIG", "GET-02": "E2BIG", "U-06": "EIO"}
 """The errno of an ioctl whose check fails, if it is not EINVAL."""
 
 

@@ -22,7 +22,7 @@ from qemu_svm.model.profile import LEAVE, RunPending, SaveCacheFill
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.nested.groups import VMLOAD_GROUP
 from qemu_svm.x86.cpuid import is_legal_gpa
-from qemu_svm.x86.registers import CR0, uses_pae
+from qemu_svm.x86.registers import CR0, CR4, EFER, uses_pae
 
 _IN_GUEST_MODE = NestedState(bits.GUEST_MODE, layout.FORMAT_SVM, layout.NESTED_STATE_SIZE)
 _SAVE_CACHE = ("efer", "cr0", "cr3", "cr4", "dr6", "dr7")
@@ -201,9 +201,22 @@ def nested_vmcb02_prepare_control(vcpu: KvmVcpu, writer: Writer) -> None:
     control.set("intercepts", merged, writer)
 
 
+def kvm_calc_cpu_role(vcpu: KvmVcpu, area: Area) -> None:
+    """Work out the paging that an area selects; kills the VM if that is impossible (mmu.c).
+
+    :param area: EFER, CR0 and CR4 of the level that pages.
+    """
+    paging = area.get("cr0") & CR0.mask("PG")
+    lma, pae = area.get("efer") & EFER.mask("LMA"), area.get("cr4") & CR4.mask("PAE")
+    if vcpu.kernel.lma_needs_pae and paging and lma and not pae:
+        vcpu.dead = True
+        vcpu.note("EFER.LMA is set and CR4.PAE clear: KVM kills the VM (KVM_BUG_ON)")
+
+
 def _prepare_mmu(vcpu: KvmVcpu) -> None:
     if not nested_npt_enabled(vcpu):
         return
+    kvm_calc_cpu_role(vcpu, vcpu.l1_save)
     vcpu.mmu = Mmu.GUEST
     if not vcpu.kernel.mmu_ready:
         vcpu.mmu_broken = MmuFault.UNINITIALISED
@@ -239,10 +252,11 @@ def svm_get_nested_state_pages(vcpu: KvmVcpu) -> bool:
 
 
 def nested_svm_vmexit(vcpu: KvmVcpu) -> bool:
-    """#VMEXIT from L2 to L1; return False if it ends in a triple fault.
+    """#VMEXIT from L2 to L1; return False if L1 does not run afterwards.
 
     Writes L2's state to vmcb12 in memory and loads L1's from where it was kept.
-    Neither reads nor writes the save cache.
+    Neither reads nor writes the save cache.  Without vmcb12 the vCPU stays in guest mode, or
+    a triple fault follows, by kernel; it does as well if L1's CR3 cannot be loaded.
     """
     kernel, nested = vcpu.kernel, vcpu.nested
     writer = vcpu.writer("nested_svm_vmexit")
@@ -277,6 +291,7 @@ def nested_svm_vmexit(vcpu: KvmVcpu) -> bool:
         vcpu.arch.set("dr7", kernel.l1_dr7, writer)
     vcpu.mmu, vcpu.mmu_broken = Mmu.ROOT, None
     loaded = nested_svm_load_cr3(vcpu, source.get("cr3"), source.writer("cr3"))
+    kvm_calc_cpu_role(vcpu, vcpu.arch)
     nested.save_valid = False
     if not kernel.split and not loaded:
         vcpu.note("L1's CR3 is not a legal address: L1 continues with L2's page tables")

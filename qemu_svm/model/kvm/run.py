@@ -1,27 +1,48 @@
 """KVM_RUN: pending work, the first entry, the first #VMEXIT to L1.
 
-Guest code is not modelled: L2 is assumed to run until something that L1 intercepts.
+Guest code is not modelled: L2 is assumed to run until something that L1 intercepts, unless
+the caller knows better (:class:`GuestCode`).
 
 Source: Linux ``arch/x86/kvm/x86.c`` (``vcpu_enter_guest``),
-``arch/x86/kvm/svm/svm.c`` (``svm_vcpu_run``), 5.10 to 7.2.
+``arch/x86/kvm/svm/svm.c`` (``svm_vcpu_run``, ``svm_handle_exit``,
+``shutdown_interception``), 5.10 to 7.2.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.lapic import enters_smm, kvm_apic_accept_events
 from qemu_svm.model.kvm.nested import nested_svm_vmexit, svm_get_nested_state_pages
+from qemu_svm.model.kvm.svm import init_vmcb, svm_set_rflags
 from qemu_svm.model.kvm.vcpu import HALTED, PAGES, RESET_HOLD, RUNNABLE, KvmVcpu, MmuFault, RunEnd
+from qemu_svm.model.profile import Shutdown
+from qemu_svm.nested import bits
 from qemu_svm.nested.groups import VMLOAD_SEGMENTS
-from qemu_svm.x86.registers import CR0, EFER, canonical
+from qemu_svm.x86.registers import CR0, EFER, RFLAGS, canonical
 
 _VMRUN_BASES = ("es", "cs", "ss", "ds", "gdtr", "idtr")
 _ET = CR0.mask("ET")
 _RFLAGS = 0xFFFF_FFFF
 _DR6_ACTIVE_LOW = 0xFFFF_0FF0
 _EFER = EFER.mask(*(name for _, name in EFER.items()))
+
+
+_RF = RFLAGS.mask("RF")
+_GP = 13
+_CR0_WRITE, _SHUTDOWN = (bits.INTERCEPTS.mask(name) for name in ("CR0_WRITE", "SHUTDOWN"))
+_GP_INTERCEPT = bits.INTERCEPTS.mask("EXCEPTION_GP")
+
+
+class GuestCode(StrEnum):
+    """What L2's code does in a run."""
+
+    EXITS = "exits"
+    """Something that L1 intercepts."""
+    STAYS = "stays"
+    """Something that ends KVM_RUN, and that L1 does not intercept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +69,13 @@ _DESTROYED = {
 }
 
 
-def vcpu_run(vcpu: KvmVcpu) -> Outcome:
-    """Run the vCPU until L1 has control (``vcpu_run``, ``vcpu_block``)."""
+def vcpu_run(vcpu: KvmVcpu, code: GuestCode = GuestCode.EXITS) -> Outcome:
+    """Run the vCPU until L1 has control (``vcpu_run``, ``vcpu_block``).
+
+    :param code: what L2's code does, if L2 is entered.
+    """
+    if vcpu.dead:
+        return Outcome(RunEnd.EIO)
     stopped = kvm_apic_accept_events(vcpu)
     if stopped is not None:
         return Outcome(stopped)
@@ -59,10 +85,10 @@ def vcpu_run(vcpu: KvmVcpu) -> Outcome:
         vcpu.mp_state = RUNNABLE
     if vcpu.mp_state != RUNNABLE:
         return Outcome(RunEnd.WAITS)
-    return replace(_woken(vcpu), halted=halted)
+    return replace(_woken(vcpu, code), halted=halted)
 
 
-def _woken(vcpu: KvmVcpu) -> Outcome:
+def _woken(vcpu: KvmVcpu, code: GuestCode) -> Outcome:
     if vcpu.guest_mode and PAGES in vcpu.requests:
         if not vcpu.kernel.pages_rearmed:
             vcpu.requests.discard(PAGES)
@@ -75,17 +101,58 @@ def _woken(vcpu: KvmVcpu) -> Outcome:
         return Outcome(RunEnd.SMI)
     if vcpu.guest_mode and vcpu.mmu_broken in _DESTROYED and not _refused(vcpu):
         return Outcome(_DESTROYED[vcpu.mmu_broken])
+    return _entered(vcpu, code)
+
+
+def _entered(vcpu: KvmVcpu, code: GuestCode) -> Outcome:
     entry = enter(vcpu)
     if not vcpu.guest_mode:
+        vcpu.vmcb01.set("dr6", _DR6_ACTIVE_LOW, vcpu.writer("svm_set_dr6"))
         return Outcome(RunEnd.L1, "L1", entry)
     vcpu.nested.run_pending = 0
-    if not nested_svm_vmexit(vcpu):
-        return Outcome(RunEnd.SHUTDOWN, "L2", entry, None if vcpu.guest_mode else _l1(vcpu))
+    if code is GuestCode.STAYS:
+        return Outcome(RunEnd.L2, "L2", entry)
+    returned = nested_svm_vmexit(vcpu)
+    if vcpu.dead:
+        return Outcome(RunEnd.EIO, "L2", entry)
+    if not returned:
+        return _without_l1(vcpu, entry)
     # L1 has control, so the processor was given its VMCB (svm_vcpu_run, svm_set_dr6).
     vcpu.vmcb01.copy_from(vcpu.arch, ("cr2",))
     vcpu.vmcb01.set("dr6", _DR6_ACTIVE_LOW, vcpu.writer("svm_set_dr6"))
     _as_processor_has_it(vcpu)
     return Outcome(RunEnd.EXIT, "L2", entry, _l1(vcpu))
+
+
+def _without_l1(vcpu: KvmVcpu, entry: Area) -> Outcome:
+    if not vcpu.guest_mode:
+        return Outcome(RunEnd.SHUTDOWN, "L2", entry, _l1(vcpu))
+    # vmcb12 cannot be written: kvm_inject_gp, and L2 goes on.
+    intercepts, table = vcpu.nested.ctl.get("intercepts"), vcpu.current.segment("idtr")
+    if intercepts & _GP_INTERCEPT:
+        vcpu.note("L2 gets #GP, which L1 intercepts, so that KVM tries the same #VMEXIT again")
+        return Outcome(RunEnd.HANG, "L2", entry)
+    if table.limit >= (_GP + 1) * _gate_size(vcpu) - 1:
+        vcpu.note("L2 gets #GP, and continues with its own handler")
+        return Outcome(RunEnd.L2, "L2", entry)
+    vcpu.note("L2 gets #GP, and has no IDT: a triple fault")
+    if intercepts & _SHUTDOWN and vcpu.kernel.shutdown is Shutdown.RESET:
+        vcpu.note("L1 intercepts SHUTDOWN, so that KVM tries the same #VMEXIT again")
+        return Outcome(RunEnd.HANG, "L2", entry)
+    if vcpu.kernel.shutdown is Shutdown.RESET:
+        vcpu.note("KVM resets the vCPU, except for its general registers, CR2 and CR3")
+        init_vmcb(vcpu)
+    else:
+        flags = vcpu.current.get("rflags") | _RF
+        svm_set_rflags(vcpu, flags, vcpu.writer("inject_pending_event"))
+    return Outcome(RunEnd.SHUTDOWN, "L2", entry)
+
+
+def _gate_size(vcpu: KvmVcpu) -> int:
+    # Of an IDT entry in long mode, protected mode, real mode.
+    if vcpu.arch.get("efer") & EFER.mask("LMA"):
+        return 16
+    return 8 if vcpu.arch.get("cr0") & CR0.mask("PE") else 4
 
 
 def _refused(vcpu: KvmVcpu) -> bool:
@@ -115,16 +182,21 @@ def _as_processor_has_it(vcpu: KvmVcpu) -> None:
     current, arch = vcpu.current, vcpu.arch
     flags = current.get("rflags") & _RFLAGS | 2
     current.set("rflags", flags, current.writer("rflags"))
-    if current.get("cr0") == arch.get("cr0"):
+    if not _cr0_write_intercepted(vcpu):
         # svm_handle_exit takes CR0 from the VMCB where its writes are not intercepted.
-        for area in (current, arch):
-            area.set("cr0", area.get("cr0") | _ET, area.writer("cr0"))
+        current.set("cr0", current.get("cr0") | _ET, current.writer("cr0"))
+        arch.copy_from(current, ("cr0",))
     for area, names in ((current, _VMRUN_BASES), (vcpu.vmcb01, VMLOAD_SEGMENTS)):
         for name in names:
             segment = area.segment(name)
             if name in area and segment.base != canonical(segment.base):
                 changed = replace(segment, base=canonical(segment.base))
                 area.set(name, changed, area.writer(name))
+
+
+def _cr0_write_intercepted(vcpu: KvmVcpu) -> bool:
+    by_l1 = vcpu.guest_mode and vcpu.nested.ctl.get("intercepts") & _CR0_WRITE
+    return vcpu.cr0_intercepted or bool(by_l1)
 
 
 def _l1(vcpu: KvmVcpu) -> Area:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qemu_svm.model.area import Writer
 from qemu_svm.model.kvm.leave import svm_free_nested, svm_leave_nested
-from qemu_svm.model.kvm.vcpu import KvmVcpu
+from qemu_svm.model.kvm.vcpu import KvmVcpu, reset_save
 from qemu_svm.nested.groups import VMLOAD_GROUP
 from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import Segment
@@ -66,6 +66,7 @@ def svm_set_cr0(vcpu: KvmVcpu, cr0: int, writer: Writer) -> None:
         if vcpu.kernel.paging_writes_cr4 and bool(paging) != bool(pg):
             svm_set_cr4(vcpu, vcpu.arch.get("cr4"), writer)
     vcpu.current.set("cr0", hardware, writer)
+    vcpu.cr0_intercepted = hardware != cr0
 
 
 def svm_set_cr4(vcpu: KvmVcpu, cr4: int, writer: Writer) -> None:
@@ -98,6 +99,29 @@ def svm_set_rflags(vcpu: KvmVcpu, rflags: int, writer: Writer) -> None:
 def svm_set_dr7(vcpu: KvmVcpu, dr7: int, writer: Writer) -> None:
     """Set DR7 in the active VMCB."""
     vcpu.current.set("dr7", dr7, writer)
+
+
+def init_vmcb(vcpu: KvmVcpu) -> None:
+    """Reset the VMCB and what belongs to it, as 5.10 does after a SHUTDOWN intercept.
+
+    General registers, CR2, CR3 and the debug registers stay as they are (``init_vmcb`` and
+    ``shutdown_interception`` of 5.10).
+    """
+    writer = vcpu.writer("init_vmcb")
+    vcpu.guest_mode = vcpu.smm = False
+    vcpu.nested.run_pending = 0
+    vcpu.nested.vmcb12_gpa = 0
+    for name, value in reset_save().items():
+        vcpu.vmcb01.set(name, value, writer)
+    if vcpu.host.npt:
+        vcpu.vmcb01.set("g_pat", vcpu.arch.get("pat"), writer)
+    vcpu.control01.clear()
+    vcpu.control01.set("int_state", 0, writer)
+    svm_set_cr4(vcpu, 0, writer)
+    svm_set_efer(vcpu, 0, writer)
+    svm_set_cr0(vcpu, CR0.mask("NW", "CD", "ET"), writer)
+    vcpu.arch.set("rip", vcpu.vmcb01.get("rip"), writer)
+    svm_set_gif(vcpu, 1)
 
 
 def svm_set_vm_cr(vcpu: KvmVcpu, value: int, writer: Writer) -> str | None:

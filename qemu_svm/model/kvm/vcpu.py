@@ -42,8 +42,8 @@ GPRS = (
 _DATA16 = Segment(0, 0, 0xFFFF, 0x92)  # init_seg: the accessed bit is clear
 
 
-def _reset_save() -> dict[str, Content]:
-    # init_vmcb (svm.c) and kvm_vcpu_reset (x86.c).
+def reset_save() -> dict[str, Content]:
+    """Return the save area of a vCPU after reset (``init_vmcb``, ``kvm_vcpu_reset``)."""
     segments: dict[str, Content] = dict.fromkeys(("ds", "es", "fs", "gs", "ss"), _DATA16)
     numbers: dict[str, Content] = dict.fromkeys(
         (*VMLOAD_MSRS, "cpl", "rax", "rsp", "cr2", "cr3", "cr4"), 0
@@ -123,6 +123,8 @@ class RunEnd(StrEnum):
     HANG = "hang"
     """It does not return."""
     SHUTDOWN = "SHUTDOWN"
+    L2 = "l2"
+    """L2 runs on: KVM itself handles what it does, or an exception that it got."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,9 @@ class KvmVcpu:
     :param smram: the address of vmcb12 that SMM entry saved, or None.
     :param vmcb12: vmcb12's save area in memory, as last written.
     :param mmu_broken: why the MMU in use cannot translate; None if it can.
+    :param dead: KVM has killed the VM: everything fails with EIO from now on.
+    :param cr0_intercepted: writes of CR0 are intercepted, because the VMCB's CR0 is not
+        the guest's.
     """
 
     kernel: Profile
@@ -178,7 +183,7 @@ class KvmVcpu:
     cpuid: Cpuid = NONE
     step: int = 0
     arch: Area = field(default_factory=lambda: Area("arch", _reset_arch()))
-    vmcb01: Area = field(default_factory=lambda: Area("vmcb01", _reset_save()))
+    vmcb01: Area = field(default_factory=lambda: Area("vmcb01", reset_save()))
     vmcb02: Area = field(default_factory=lambda: Area("vmcb02"))
     hsave: Area = field(default_factory=lambda: Area("hsave"))
     control01: Area = field(default_factory=lambda: Area("vmcb01 control", {"int_state": 0}))
@@ -195,6 +200,8 @@ class KvmVcpu:
     mp_state: int = RUNNABLE
     mmu: Mmu = Mmu.ROOT
     mmu_broken: MmuFault | None = None
+    cr0_intercepted: bool = True
+    dead: bool = False
     requests: set[str] = field(default_factory=set)
     pdptrs_from_userspace: bool = False
     smram: int | None = None

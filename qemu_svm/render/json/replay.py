@@ -27,6 +27,7 @@ def render(result: Replay) -> dict[str, Any]:
         "kernel": {"release": probe.release, "version": kernel_of(probe)},
         "steps": [_step(step) for step in replayed.steps],
         "end": replayed.end,
+        "killed": replayed.killed,
         "host": replayed.host,
         "error": replayed.error,
         "model": None if simulation is None else _model(simulation),
@@ -73,6 +74,7 @@ def _model(simulation: Simulation) -> dict[str, Any]:
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "equal": comparison.equal,
+        "complete": comparison.equal and comparison.open is None,
         "steps": [
             {
                 "number": step.number,

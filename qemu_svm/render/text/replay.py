@@ -55,7 +55,7 @@ def _step(
     if not step.errno and step.run is not None:
         line.append("  " + _how(step.run), "" if step.run.result == "exit" else BAD)
     yield line
-    if step.run is None:
+    if step.run is None and not step.killed:
         yield from indented(list(_changes(before, step.state, verbose=verbose)))
     if step.run is not None and step.run.result == "exit":
         yield from _returned(step)
@@ -117,6 +117,8 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _ending(replayed: ReplayResult) -> Iterator[Text]:
+    if replayed.killed:
+        yield Text(f"KVM killed the VM in step {replayed.killed}: every later ioctl is EIO", BAD)
     if replayed.host:
         first = printable(replayed.host.splitlines()[0])
         yield Text(f"the host kernel crashed: {first}", BAD)
@@ -132,5 +134,11 @@ def _verdict(comparison: Comparison) -> Iterator[Text]:
         yield _marked(comparison.ending)
     if count:
         yield Text(f"model and kernel differ in {count} places", BAD)
+    elif comparison.open is not None:
+        yield Text(
+            f"model and kernel agree up to step {comparison.open.number}, whose end and what "
+            "follows could not be compared",
+            "bold yellow",
+        )
     else:
         yield Text(f"model and kernel agree in {len(comparison.steps)} steps", "bold green")

@@ -183,7 +183,7 @@ def _entry(result: Result) -> Iterator[Text]:
 
 def _brief(area: Area) -> Iterator[Text]:
     rows: list[list[str | Text]] = []
-    for name in ("rip", "rsp", "cr3", "efer", "cs"):
+    for name in ("rip", "rsp", "cr0", "cr3", "efer", "cs"):
         if name in area:
             writer = area.writer(name)
             by = f"step {writer.step}" if writer.step else "reset"
