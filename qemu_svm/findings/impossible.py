@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from qemu_svm.errors import StreamError
+from qemu_svm.errors import SvmStreamError
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.paths import vcpu_tree
 from qemu_svm.model.area import Area
@@ -24,7 +24,7 @@ from qemu_svm.model.kvm.checks import pat_valid
 from qemu_svm.model.saved import areas
 from qemu_svm.nested import bits
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
-from qemu_svm.x86.registers import CR0, CR4, EFER, RFLAGS
+from qemu_svm.x86.registers import CR0, CR4, EFER, RFLAGS, uses_pae
 from qemu_svm.x86.segments import ATTRIBUTES, Segment
 
 _DO = "find out what wrote this value: no processor has it"
@@ -113,7 +113,7 @@ class Level:
     @property
     def pae(self) -> bool:
         """Whether paging has PDPTEs that the processor keeps."""
-        return self.paging and bool(self.get("cr4") & _PAE) and not self.long_mode
+        return uses_pae(self.get("cr0"), self.get("cr4"), self.get("efer"))
 
 
 Found = tuple[str, str, str]
@@ -364,7 +364,7 @@ class _Tables:
 
         try:
             return GuestMemory(self._machine, read_ram(self._machine.stream)).physical.read
-        except StreamError:
+        except SvmStreamError:
             return None  # damage is reported where it is found
 
     def entries(self, level: Level, table: int, place: str = "") -> Iterator[Found]:
@@ -382,8 +382,8 @@ class _Tables:
         where = table & 0xFFFF_FFE0
         try:
             data = self._read(where, 32) if self._read is not None else b""
-        except StreamError:
-            return
+        except SvmStreamError:
+            return  # no memory, or not read
         for number in range(len(data) // 8):
             entry = int.from_bytes(data[8 * number : 8 * number + 8], "little")
             if _bad_pdpte(entry):
