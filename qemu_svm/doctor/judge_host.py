@@ -12,6 +12,7 @@ from qemu_svm.model.kernels.changes import Evidence
 from qemu_svm.model.kernels.derive import evidence, profile_of
 from qemu_svm.model.kernels.release import Release
 from qemu_svm.model.profile import Profile
+from qemu_svm.rules import Severity
 
 _PROCESSOR = "processor"
 _KVM = "KVM"
@@ -176,17 +177,22 @@ def _basis(kernel: Release, profile: Profile) -> str:
     return "not measured: the answers of check and simulate are derived from its neighbours"
 
 
-def _bugs(host: Host, profile: Profile) -> Iterator[Check]:
+def _bugs(host: Host, kernel: Release, profile: Profile) -> Iterator[Check]:
     # Bugs that follow from the kernel and the parameters of kvm_amd alone.
     parameters = host.modules.get("kvm_amd", {})
     for one in EVERY:
-        if one.on_host(parameters, profile):
-            rule = one.rule
-            avoid = f", or load kvm_amd with {one.avoided_by}" if one.avoided_by else ""
-            yield Check(
-                _KERNEL, f"bug {rule.id}", CheckState.WARNING, f"{rule.fails_when}: {rule.means}",
-                do=f"{rule.do}{avoid}",
-            )  # fmt: skip
+        if not one.on_host(parameters, profile):
+            continue
+        rule, change = one.rule, one.change
+        # Other series may have the fix in an update that is not in the table.
+        known = change is not None and change.names(profile.numbers) and not kernel.vendor_tree
+        severe = rule.severity is not Severity.INFO or bool(change is not None and change.cve)
+        perhaps = "" if known else "; this kernel may have the fix"
+        yield Check(
+            _KERNEL, f"bug {rule.id}", CheckState.WARNING if known and severe else CheckState.NOTE,
+            f"{rule.fails_when}: {rule.means}{perhaps}",
+            do=f"{rule.do}, or load kvm_amd with {one.avoided_by}",
+        )  # fmt: skip
 
 
 def _kernel(host: Host) -> Iterator[Check]:
@@ -203,7 +209,7 @@ def _kernel(host: Host) -> Iterator[Check]:
         _KERNEL, "profile", CheckState.OK if best.measured else CheckState.NOTE,
         f"{best.row}: {best.about}", _basis(host.kernel, best),
     )  # fmt: skip
-    yield from _bugs(host, best)
+    yield from _bugs(host, host.kernel, best)
     for rule in known_bugs(best):
         state = CheckState.WARNING if rule.id == _CRASHES else CheckState.NOTE
         yield Check(_KERNEL, f"bug {rule.id}", state, f"if {rule.fails_when}: {rule.means}",

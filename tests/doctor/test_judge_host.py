@@ -205,3 +205,41 @@ def test_no_false_alarm(release: str, row: str) -> None:
     assert found["kernel release"].state is CheckState.OK
     assert found["kernel profile"].found.startswith(row)
     assert "kernel bug O-28" not in found
+
+
+@pytest.mark.parametrize(
+    ("release", "state", "words"),
+    [
+        ("5.10.50-amd64", CheckState.WARNING, "vmcb02 after it was freed"),
+        ("5.8.0-63-generic", CheckState.WARNING, ""),
+        ("4.18.0-553.el8_10.x86_64", CheckState.NOTE, "this kernel may have the fix"),
+        ("5.19.0-50-generic", CheckState.NOTE, "this kernel may have the fix"),
+    ],
+)
+def test_a_bug_is_a_warning_if_the_kernel_is_known_to_have_it(
+    release: str, state: CheckState, words: str
+) -> None:
+    found = replace(host("linux6.12"), kernel=parse(release), name=release)
+    bug = checks(found)["kernel bug K-15"]
+    assert bug.state is state
+    assert words in bug.found
+
+
+def test_hosts_of_every_distribution_are_judged() -> None:
+    for release in RELEASES:
+        found = replace(host("linux6.12"), kernel=parse(release), name=release)
+        judged = checks(found)
+        assert "kernel release" in judged, release
+        assert judged["kernel release"].found
+
+
+RELEASES = (
+    "6.12.118+deb13-amd64", "6.1.0-0.deb11.50-cloud-amd64", "5.15.0-1084-aws", "6.8.0-1009-oem",
+    "6.14.0-37-generic", "5.4.174-2-pve", "6.17.2-1-pve", "4.18.0-193.el8.x86_64",
+    "5.14.0-570.12.1.el9_6.x86_64+debug", "6.12.0-55.9.1.el10_0.x86_64", "3.10.0-1160.el7.x86_64",
+    "6.17.8-1.el9.elrepo.x86_64", "6.12.0-104.43.4.2.el9uek.x86_64", "5.4.17-2136.el8uek.x86_64",
+    "5.14.21-150400.24.150-azure", "6.12.0-160000.5-default", "6.12.55-74.119.amzn2023.x86_64",
+    "6.6.104.2-4.azl3", "6.6.87.2-microsoft-standard-WSL2", "6.18.5-arch1-1", "6.6.74-gentoo-dist",
+    "6.12.61-0-lts", "6.1.141+", "6.6.110-flatcar", "6.17.7-x64v3-xanmod1", "7.4.0-rc1",
+    "6.17.0-7.1-liquorix-amd64", "6.6.119_1", "5.10.0-136.12.0.86.oe2203sp1.x86_64", "8.0.1",
+)  # fmt: skip

@@ -93,6 +93,14 @@ class Change:
         has = not self.broken or self._reached(release, self.broken[0], self.broken[1:])
         return has and not self.is_in(release)
 
+    def names(self, version: tuple[int, int, int]) -> bool:
+        """Whether it is known of a release's series in which update the change came, if in any.
+
+        Series before all that are listed did not get it.
+        """
+        listed = {numbers(one)[:2] for one in (*self.stable, self.since)}
+        return version[:2] in listed or version[:2] < min(listed)
+
     @property
     def fixed_in(self) -> str:
         """The releases that have it first: ``6.1.175, 6.12.86, 7.1``."""

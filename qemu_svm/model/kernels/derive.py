@@ -82,14 +82,29 @@ def evidence(release: Release) -> Evidence:
 
 def _about(release: Release, judged: Release, why: str) -> str:
     if why:
-        return f"a {release.distribution} kernel; judged as {judged.version} because {why}"
+        article = "an" if release.distribution.value[0] in "aeiouAEIO" else "a"
+        return f"{article} {release.distribution} kernel; judged as {judged.version} because {why}"
     if release.known is Known.NEWEST:
         return f"{release.version}, the newest update of the series that is known"
     words = {
         Known.STATED: "", Known.MAPPED: f", by the numbers of {release.distribution}",
         Known.AT_LEAST: " or a later update: the release does not say which",
+        Known.CANDIDATE: "",
     }[release.known]  # fmt: skip
-    return f"Linux {release.version}{words}"
+    if release.known is Known.CANDIDATE:
+        return f"{release}; judged as {release.version}{_beyond(judged)}"
+    return f"Linux {release.version}{words}{_beyond(judged)}"
+
+
+def _beyond(release: Release) -> str:
+    # What the table cannot know.
+    series, update = list(abi.NEWEST.items())[-1]
+    if release.numbers[:2] > numbers(series)[:2]:
+        return f"; the table of changes ends at {series}.{update}"
+    known = abi.NEWEST.get(release.series, release.update)
+    if release.update > known:
+        return f"; the table of changes ends at {release.series}.{known} for this series"
+    return ""
 
 
 def _basis(span: Span, judged: Release) -> tuple[tuple[str, ...], tuple[str, ...]]:

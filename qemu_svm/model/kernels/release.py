@@ -40,6 +40,9 @@ class Distribution(StrEnum):
     SUSE = "SUSE"
     FEDORA = "Fedora"
     ARCH = "Arch"
+    LIQUORIX = "Liquorix"
+    ELREPO = "ELRepo"
+    OPENEULER = "openEuler"
     OTHER = "another distribution"
 
 
@@ -52,6 +55,8 @@ class Known(StrEnum):
     """A table of the distribution's numbers names it."""
     AT_LEAST = "at least"
     """It is this one or a later one."""
+    CANDIDATE = "release candidate"
+    """It precedes the mainline release and is taken for it."""
     NEWEST = "newest known"
     """Only the series was given; this is the newest update in the table."""
 
@@ -64,7 +69,7 @@ class Release:
     :param known: how ``update`` is known.
     :param text: the words that were read.
     :param vendor_tree: the number says where the tree began, not what it contains now
-        (Red Hat, SUSE Linux Enterprise).
+        (Red Hat, SUSE Linux Enterprise, openEuler).
     """
 
     major: int
@@ -76,6 +81,8 @@ class Release:
     vendor_tree: bool = False
 
     def __str__(self) -> str:
+        if self.known is Known.CANDIDATE:
+            return f"a release candidate of {self.series}"
         unknown = self.known is Known.AT_LEAST and not self.update
         return self.series if unknown else self.version
 
@@ -96,21 +103,35 @@ class Release:
 
 
 _BASE = re.compile(
-    r"v?(\d{1,2})\.(\d{1,3})(?!\d)(?:\.(\d{1,4})(?!\d)|(?!\.\d))((?![A-Za-z0-9_]).*)",
+    r"v?(\d{1,2})\.(\d{1,3})(?!\d)(?:\.(\d{1,4})(?!\d)|(?!\.\d))((?![A-Za-z0-9]).*)",
     re.ASCII | re.S,
 )
-_RC = re.compile(r"[-~]rc\d+", re.ASCII)
+_RC = re.compile(r"(?<![a-z])rc\d+", re.ASCII)
+_PREFIX = re.compile(
+    r"(?:linux(?:-image)?(?:-unsigned)?|kernel(?:-core|-uek|-default|-rt)?|vmlinu[xz])[-_ ]",
+    re.ASCII | re.IGNORECASE,
+)
+_UNAME_ALL = re.compile(r"Linux (?:version|\S{1,253}) (\d\S*)(?: (.*))?", re.ASCII | re.S)
+_MAINLINE_BUILD = re.compile(
+    r"-0(\d)(\d\d)(\d\d)(?:rc\d+)?(?:daily\w*)?-(?:generic|lowlatency)$", re.A
+)
+"""Ubuntu's builds of mainline kernels: 6.12.58-061258-generic."""
 
 
 def parse(text: str, version: str = "", signature: str = "") -> Release:
     """Read a kernel's release.
 
-    :param text: ``uname -r``, or a version such as ``6.12.118`` or ``6.1``.
+    :param text: ``uname -r``, a version such as ``6.12.118`` or ``6.1``, ``uname -a``, or the
+        name of a package or image (``linux-image-6.1.0-44-amd64``).
     :param version: ``uname -v``, if there is one: Debian's names the stable update.
     :param signature: ``/proc/version_signature`` of Ubuntu.
     :raises ReleaseError: if the text does not begin with a kernel's version.
     """
     text = text.strip()
+    whole = _UNAME_ALL.fullmatch(text)
+    if whole is not None:
+        text, version = whole[1], version or whole[2] or ""
+    text = text[(prefix.end() if (prefix := _PREFIX.match(text)) is not None else 0) :]
     base = _BASE.fullmatch(text)
     if base is None:
         raise ReleaseError(
@@ -157,22 +178,29 @@ def _update_in(major: int, minor: int, texts: tuple[str, str]) -> int | None:
 
 
 def _named(major: int, minor: int, update: int | None, rest: str, text: str) -> Release:
+    candidate = not update and _RC.search(rest) is not None
     for distribution, pattern, number in _DISTRIBUTIONS:
         found = pattern.search(rest)
         if found is None:
             continue
-        vendor = distribution is Distribution.RHEL or (
+        if distribution is Distribution.RHEL and (major, minor, update) not in _OF_RHEL:
+            break  # a package of somebody else for Red Hat's distributions
+        vendor = distribution in (Distribution.RHEL, Distribution.OPENEULER) or (
             distribution is Distribution.SUSE and found.group() != found["plain"]
         )
         known, value = Known.STATED if update else Known.AT_LEAST, update or 0
-        if number is not None and not update:
+        if candidate:
+            known = Known.CANDIDATE
+        elif number is not None and not update:
             known, value = number(f"{major}.{minor}", found)
         return Release(major, minor, value, distribution, known, text, vendor)
+    if candidate:
+        return Release(major, minor, 0, known=Known.CANDIDATE, text=text)
     if update is None and not rest.strip(" -+.y"):
         newest = abi.NEWEST.get(f"{major}.{minor}")
         known = Known.AT_LEAST if newest is None else Known.NEWEST
         return Release(major, minor, newest or 0, known=known, text=text)
-    if update is not None and (not rest or _RC.match(rest)):
+    if update is not None and not rest:
         return Release(major, minor, update, text=text)
     # "6.8.0-something": most distributions put 0 for whatever update it is.
     known = Known.STATED if update else Known.AT_LEAST
@@ -192,6 +220,14 @@ def _ubuntu(series: str, found: re.Match[str]) -> tuple[Known, int]:
     return (Known.MAPPED if exact else Known.AT_LEAST), update
 
 
+def _mainline_build(_series: str, found: re.Match[str]) -> tuple[Known, int]:
+    return Known.STATED, int(found[3])
+
+
+def _liquorix(_series: str, found: re.Match[str]) -> tuple[Known, int]:
+    return Known.MAPPED, int(found["stable"])
+
+
 def _oracle(_series: str, found: re.Match[str]) -> tuple[Known, int]:
     # 5.15.0-206.153.7: the second number is the stable update that was merged last.
     return Known.MAPPED, int(found["stable"])
@@ -201,15 +237,22 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(text, re.ASCII | re.X)
 
 
+_OF_RHEL = frozenset({(2, 6, 32), (3, 10, 0), (4, 18, 0), (5, 14, 0), (6, 12, 0)})
+"""Versions with which Red Hat's releases 6 to 10 began."""
+
 _DISTRIBUTIONS: tuple[tuple[Distribution, re.Pattern[str], _Number | None], ...] = (
     (Distribution.PROXMOX, _pattern(r"-pve(?![a-z])"), None),
     (Distribution.ORACLE, _pattern(r"-\d+\.(?P<stable>\d{1,3})\.\d[\d.]*\.el\d+uek"), _oracle),
     (Distribution.ORACLE, _pattern(r"\.el\d+uek"), None),
+    (Distribution.ELREPO, _pattern(r"\.elrepo"), None),
     (Distribution.RHEL, _pattern(r"\.el\d+(?:[_.]|$)"), None),
+    (Distribution.OPENEULER, _pattern(r"\.(?:oe|ky|hce|uelc)\d"), None),
+    (Distribution.LIQUORIX, _pattern(r"^-(?P<stable>\d{1,3})\.\d+-liquorix"), _liquorix),
+    (Distribution.LIQUORIX, _pattern(r"-liquorix"), None),
     (Distribution.AMAZON, _pattern(r"\.amzn\d+"), None),
     (Distribution.FEDORA, _pattern(r"\.fc\d+"), None),
     (Distribution.SUSE, _pattern(r"(?P<plain>^-\d{1,5}(?:\.g[0-9a-f]+)?-default$)"), None),
-    (Distribution.SUSE, _pattern(r"-1[56]\d{4}\.[\d.]+-[a-z]+(?P<plain>$)"), None),
+    (Distribution.SUSE, _pattern(r"-1[56]\d{4}\.[\d.]+-[a-z0-9]+(?P<plain>$)"), None),
     (Distribution.ARCH, _pattern(r"-(?:arch|zen)\d|^-\d+-(?:lts|hardened)$"), None),
     (
         Distribution.DEBIAN,
@@ -217,6 +260,7 @@ _DISTRIBUTIONS: tuple[tuple[Distribution, re.Pattern[str], _Number | None], ...]
         _debian,
     ),
     (Distribution.DEBIAN, _pattern(r"^\+(?:deb|bpo|kali)\d|^-(?:cloud-|rt-)?amd64$"), None),
+    (Distribution.UBUNTU, _MAINLINE_BUILD, _mainline_build),
     (
         Distribution.UBUNTU,
         _pattern(r"""^-(?P<abi>\d+)-(?:generic|lowlatency|virtual|kvm|aws|azure|gcp|gke|gkeop|ibm

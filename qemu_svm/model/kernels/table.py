@@ -181,8 +181,9 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "leave-on-reset", "a reset or the end of a vCPU leaves guest mode before vmcb02 is freed",
-        "6.1", ("16ae56d7e052", "917401f26a6a", "ed129ec9057f"), ("5.10.157", "6.0.11"),
-        cve=("CVE-2022-3344",), evidence=_READ, source=f"{_DEBIAN}; 5.10.157 has a part",
+        "6.1", ("16ae56d7e052", "917401f26a6a", "ed129ec9057f"), ("5.10.157", "5.15.81", "6.0.11"),
+        cve=("CVE-2022-3344",), evidence=_READ,
+        source=f"{_DEBIAN}; the record of CVE-2025-37957; 5.10.157 has a part",
     ),
     Change(
         "mp-states", "KVM_SET_MP_STATE refuses states that are not x86's", "6.1",
@@ -203,7 +204,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "x2avic-intercepts", "x2AVIC's MSR intercepts follow the APIC's mode",
-        "6.6", ("b65235f6e102",), ("6.1.62",), broken=("6.0",), cve=("CVE-2023-5090",),
+        "6.6", ("b65235f6e102",), ("6.1.62", "6.5.11"), broken=("6.0",), cve=("CVE-2023-5090",),
         evidence=_READ,
         source=_DEBIAN,
     ),
@@ -407,8 +408,8 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "x2apic-intercepts", "x2APIC's MSRs stay intercepted if AVIC is inhibited while L2 runs",
-        "7.2", (), ("6.1.183", "6.12.103"), cve=("CVE-2026-74516",), evidence=_READ,
-        source=_DEBIAN,
+        "7.2", ("7d3aae206663",), ("6.1.183", "6.6.151", "6.12.103", "6.18.44", "7.1.8"),
+        broken=("6.0",), cve=("CVE-2026-74516",), evidence=_READ, source=_RECORD,
     ),
     Change(
         "active-msr-bitmap", "the MSR bitmap of the VMCB in use is consulted", "7.3",
@@ -489,7 +490,7 @@ _REPAIRS: tuple[Change, ...] = (
         "injected-with-gif-clear", "an interrupt that user space injects while GIF is clear is "
         "no BUG of the host", "6.0", ("f17c31c48e5c",),
         ("5.10.137", "5.15.61", "5.18.18", "5.19.2"), cve=("CVE-2022-50228",), evidence=_READ,
-        source=f"{_DEBIAN}; the CVE's record",
+        source=_RECORD,
     ),
     Change(
         "avic-after-leaving", "AVIC is allowed again when guest mode is left by force", "6.6",
@@ -497,13 +498,14 @@ _REPAIRS: tuple[Change, ...] = (
     ),
     Change(
         "smm-left-at-shutdown", "a SHUTDOWN in SMM leaves SMM before the vCPU is reset", "6.15",
-        ("a2620f8932fa",), ("6.1.191", "6.12.29"), cve=("CVE-2025-37957",), evidence=_READ,
-        source=_DEBIAN,
+        ("a2620f8932fa",), ("6.1.191", "6.12.29", "6.14.7"), broken=("6.1", "5.15.81", "6.0.11"),
+        cve=("CVE-2025-37957",), evidence=_READ, source=_RECORD,
     ),
     Change(
         "tpr-with-avic", "the TPR that KVM_SET_LAPIC sets reaches the VMCB with AVIC as well",
-        "6.17", ("d02e48830e3f",), ("5.10.245", "6.1.154", "6.12.49"), evidence=_READ,
-        source=_DEBIAN,
+        "6.17", ("d02e48830e3f",),
+        ("5.10.245", "5.15.194", "6.1.154", "6.6.108", "6.12.49", "6.16.9"), evidence=_READ,
+        source=f"{_DEBIAN}; 5.15.194, 6.6.108 and 6.16.9 are derived",
     ),
     Change(
         "lbr-nested", "LBR MSRs are switched between L1 and L2 as the two have it enabled", "6.18",
@@ -512,8 +514,8 @@ _REPAIRS: tuple[Change, ...] = (
     ),
     Change(
         "soft-exception-replaced", "INT3 or INTO that another vCPU has replaced in memory is not "
-        "skipped", "6.19", ("4da3768e1820",), ("6.1.160", "6.12.62"), broken=("6.0",),
-        cve=("CVE-2025-68259",), evidence=_READ, source=_DEBIAN,
+        "skipped", "6.19", ("4da3768e1820",), ("6.1.160", "6.12.62", "6.17.12", "6.18.1"),
+        broken=("6.0",), cve=("CVE-2025-68259",), evidence=_READ, source=_RECORD,
     ),
     Change(
         "selective-cr0", "LMSW and writes that change nothing else are no selective CR0 write",

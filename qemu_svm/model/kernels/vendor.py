@@ -17,7 +17,7 @@ _Bounds = tuple[tuple[int, tuple[int, int, int], str], ...]
 
 _RHEL: Mapping[str, _Bounds] = {
     "8": (
-        (0, (5, 8, 0), "nested state came with RHEL 8.3 or so"),
+        (240, (5, 8, 0), "nested state came with RHEL 8.3"),
         (348, (5, 15, 0), "RHEL 8.5 has vmcb01 and vmcb02 and loads L2's CR3 before the switch"),
         (372, (5, 17, 0), "RHEL 8.6 and later have the fixes of 5.17"),
     ),
@@ -45,7 +45,7 @@ def judged_as(release: Release) -> tuple[Release, str]:
         return release, ""
     numbers, why = release.numbers, "nothing is known of what was added to it"
     if release.distribution is Distribution.RHEL:
-        named = re.search(r"-(\d+)[.\d]*\.el(\d+)", release.text, re.ASCII)
+        named = re.search(r"-(\d+)[\w.]*\.el(\d+)", release.text, re.ASCII)
         bounds = _RHEL.get(named[2], ()) if named is not None else ()
         for build, judged, because in bounds:
             if named is not None and int(named[1]) >= build:

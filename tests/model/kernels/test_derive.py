@@ -152,7 +152,7 @@ def test_names_that_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("6.2x", "6.2"), ("linux-6.12", "6.12"), ("", "7.3"), ("5.4", "5.8")]
+    ("name", "near"), [("6.2x", "6.2"), ("my-6.12", "6.12"), ("", "7.3"), ("5.4", "5.8")]
 )
 def test_names_that_are_not(name: str, near: str) -> None:
     with pytest.raises(PlanError) as caught:
@@ -172,3 +172,26 @@ def test_ranges() -> None:
 def test_measured_kernels_are_in_series_that_are_known() -> None:
     for version in MEASURED:
         assert numbers(version)[2] <= abi.NEWEST[version.rpartition(".")[0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "about"),
+    [
+        ("8.0.1", "Linux 8.0.1; the table of changes ends at 7.3.4"),
+        ("6.12.9999", "the table of changes ends at 6.12.118 for this series"),
+        ("7.3.0-rc7", "a release candidate of 7.3; judged as 7.3.0"),
+        ("7.4.0-rc1", "a release candidate of 7.4; judged as 7.4.0; the table of changes ends at"),
+        ("5.10.0-136.12.0.86.oe2203sp1.x86_64", "an openEuler kernel; judged as 5.10.0"),
+        ("4.18.0-553.rt7.342.el8_10.x86_64", "a RHEL kernel; judged as 5.17.0"),
+        ("4.18.0-553.16.1.lve.el8.x86_64", "a RHEL kernel; judged as 5.17.0"),
+        ("6.17.8-1.el9.elrepo.x86_64", "Linux 6.17.8"),
+    ],
+)
+def test_what_the_answer_says_of_a_release(name: str, about: str) -> None:
+    assert about in profiles(name)[0].about
+
+
+@pytest.mark.parametrize("name", ["4.18.0-193.el8.x86_64", "5.4.300-1.el8.elrepo.x86_64"])
+def test_kernels_that_do_not_restore_nested_state(name: str) -> None:
+    with pytest.raises(PlanError, match="does not restore nested SVM state"):
+        profiles(name)

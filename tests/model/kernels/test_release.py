@@ -25,7 +25,33 @@ from qemu_svm.model.kernels.release import (
         ("6.1.0", "6.1.0", "mainline", "stated"),
         ("6.1", "6.1.192", "mainline", "newest known"),
         ("6.12.y", "6.12.118", "mainline", "newest known"),
-        ("7.3.0-rc7", "7.3.0", "mainline", "stated"),
+        ("7.3.0-rc7", "7.3.0", "mainline", "release candidate"),
+        ("7.3-rc7", "7.3.0", "mainline", "release candidate"),
+        ("7.3~rc7-amd64", "7.3.0", "mainline", "release candidate"),
+        ("6.12.0-rc3-00012-g1234567890ab", "6.12.0", "mainline", "release candidate"),
+        ("6.18.0-0.rc5.39.fc44.x86_64", "6.18.0", "Fedora", "release candidate"),
+        ("6.12.0-061200rc3-generic", "6.12.0", "Ubuntu", "release candidate"),
+        ("6.12.58-061258-generic", "6.12.58", "Ubuntu", "stated"),
+        ("6.8.0-060800-generic", "6.8.0", "Ubuntu", "stated"),
+        ("6.12.58-00123-gabcdef123456", "6.12.58", "another distribution", "stated"),
+        ("6.17.0-7.1-liquorix-amd64", "6.17.7", "Liquorix", "mapped"),
+        ("6.17.7-1-liquorix-amd64", "6.17.7", "Liquorix", "stated"),
+        ("6.17.8-1.el9.elrepo.x86_64", "6.17.8", "ELRepo", "stated"),
+        ("6.1.0-1.el8.elrepo.x86_64", "6.1.0", "ELRepo", "at least"),
+        ("6.6.52-1.el9.x86_64", "6.6.52", "another distribution", "stated"),
+        ("4.18.0-553.rt7.342.el8_10.x86_64", "4.18.0", "RHEL", "at least"),
+        ("5.10.0-136.12.0.86.oe2203sp1.x86_64", "5.10.0", "openEuler", "at least"),
+        ("6.6.119_1", "6.6.119", "another distribution", "stated"),
+        ("linux-image-6.1.0-44-amd64", "6.1.164", "Debian", "mapped"),
+        ("kernel-core-5.14.0-427.el9.x86_64", "5.14.0", "RHEL", "at least"),
+        ("vmlinuz-6.8.12-4-pve", "6.8.12", "Proxmox", "stated"),
+        ("Linux host 6.1.0-44-amd64 #1 SMP Debian 6.1.164-1 x86_64", "6.1.164", "Debian", "stated"),
+        (
+            "Linux version 6.12.118+deb13-amd64 (debian-kernel@lists.debian.org) (gcc) #1 SMP",
+            "6.12.118",
+            "Debian",
+            "stated",
+        ),
         ("6.1.0-44-amd64", "6.1.164", "Debian", "mapped"),
         ("6.1.0-50-cloud-amd64", "6.1.176", "Debian", "mapped"),
         ("6.1.0-0.deb11.50-amd64", "6.1.176", "Debian", "mapped"),
@@ -59,7 +85,7 @@ from qemu_svm.model.kernels.release import (
 def test_releases(text: str, version: str, distribution: str, known: str) -> None:
     found = parse(text)
     assert (found.version, found.distribution, found.known) == (version, distribution, known)
-    assert found.text == text
+    assert found.text in text
 
 
 @pytest.mark.parametrize(
@@ -87,7 +113,7 @@ def test_tumbleweed_is_what_it_says() -> None:
     assert not parse("6.11.3-1-default").vendor_tree
 
 
-@pytest.mark.parametrize("text", ["", "six", "6", "6.", "linux-6.1", "6.1.12345", "61.1234.1"])
+@pytest.mark.parametrize("text", ["", "six", "6", "6.", "tux-6.1", "6.1.12345", "61.1234.1"])
 def test_what_is_not_a_release(text: str) -> None:
     with pytest.raises(ReleaseError) as caught:
         parse(text)
@@ -98,7 +124,7 @@ def test_what_is_not_a_release(text: str) -> None:
 
 def test_near_releases_resemble_what_was_given() -> None:
     with pytest.raises(ReleaseError) as caught:
-        parse("linux-6.12")
+        parse("my-6.12")
     assert "6.12" in caught.value.near
 
 
