@@ -8,7 +8,8 @@ from qemu_svm.cli import options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
-from qemu_svm.cli.verbs import verb
+from qemu_svm.cli.verbs import suggestion, verb
+from qemu_svm.model.race import FIELDS as RACED
 
 
 def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -19,6 +20,10 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
             race[name] = int(number, 0)
         except ValueError:
             raise click.BadParameter(f"'{value}' is not FIELD=NUMBER, such as efer=0x0") from None
+        if name not in RACED:
+            raise click.BadParameter(
+                f"VMRUN reads no field '{name}'.{suggestion(name, RACED)} Known: {' '.join(RACED)}"
+            )
     return race
 
 
@@ -40,7 +45,8 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
               )  # fmt: skip
 @options.vcpu_option
 @click.option("--race", multiple=True, callback=_race, metavar="FIELD=VALUE",
-              help="L1 changes vmcb12 between check and use; adds a second VMRUN.")  # fmt: skip
+              help="L1 changes vmcb12 between check and use; adds a second VMRUN. FIELD is one of "
+              f"{' '.join(RACED)}.")  # fmt: skip
 @options.host_npt_option
 @options.cpu_option
 @options.irqchip_option

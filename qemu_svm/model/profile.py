@@ -93,6 +93,7 @@ class Vmrun:
     :param hsave_needed: #GP if VM_HSAVE_PA is 0.
     :param cached: save fields that are copied first, then checked, then used.
     :param checked: save fields that are checked.
+    :param controls_cached: the control area is copied before it is checked.
     :param svme_forced: EFER.SVME is set again when memory is read a second time.
     :param save_checks: checks of the save area that KVM_SET_NESTED_STATE does not make.
     """
@@ -102,6 +103,7 @@ class Vmrun:
     checked: frozenset[str]
     svme_forced: bool
     save_checks: tuple[str, ...] = ()
+    controls_cached: bool = False
 
 
 _SIX = frozenset({"efer", "cr0", "cr3", "cr4", "dr6", "dr7"})

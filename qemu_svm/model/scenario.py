@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,9 +11,10 @@ from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.memory.layout import backing
 from qemu_svm.model import plans
 from qemu_svm.model.kvm.run import GuestCode
-from qemu_svm.model.kvm.vcpu import VMRUN_FIELDS, Host
+from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
+from qemu_svm.model.race import FIELDS as RACED
 from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.x86 import cpu_models
@@ -29,7 +31,7 @@ def _everywhere(_address: int, _size: int) -> bool:
 class Scenario:
     """Everything that a simulation depends on, apart from the kernel.
 
-    :param race: save fields that change in memory during ``vmrun``.
+    :param race: fields of vmcb12 that change in memory during ``vmrun``.
     :param code: what L2 does in a ``run``, by the number of the step; it exits to L1 otherwise.
     """
 
@@ -76,15 +78,16 @@ def scenario(
     :param maxphyaddr: the guest's physical address width in bits.
     :param cpu: the CPU model of the destination, see :mod:`qemu_svm.x86.cpu_models`; None
         for one with the features that the saved registers show.
-    :param race: fields of vmcb12's save area that L1 changes between check and use; adds a
-        second VMRUN to the plan.
+    :param race: fields of vmcb12 that L1 changes between check and use, see
+        :mod:`qemu_svm.model.race`; adds a second VMRUN to the plan.
     :param backed: ``backing(machine)``, if the caller has it already.
     :raises PlanError: an unknown step, setting, field, CPU model or feature.
     """
     race = race or {}
     for name in race:
-        if name not in VMRUN_FIELDS:
-            raise PlanError(f"VMRUN reads no field '{name}'", near=VMRUN_FIELDS)
+        if name not in RACED:
+            near = difflib.get_close_matches(name, RACED, cutoff=0.5) or RACED
+            raise PlanError(f"VMRUN reads no field '{name}'", near=tuple(near))
     steps, saved = plans.parse(plan), from_vcpu(vcpu)
     if race and not any(step.name == "vmrun" for step in steps):
         steps += plans.parse("vmrun")

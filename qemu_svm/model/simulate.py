@@ -49,6 +49,7 @@ class Result:
     :param failed: id of the check that failed; None if the ioctl succeeded.
     :param errno: name of the error, or None.
     :param outcome: of ``run``.
+    :param unchecked: of ``vmrun``: what L2 was given without a check, because L1 changed it.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Result:
     notes: tuple[str, ...]
     state: Snapshot
     outcome: Outcome | None = None
+    unchecked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def simulate(
     """Run ``plan`` with the values of ``saved`` on a fresh vCPU.
 
     :param backed: whether guest memory exists at (address, size).
-    :param race: save fields that change in memory during ``vmrun``.
+    :param race: fields of vmcb12 that change in memory during ``vmrun``.
     :param code: what L2 does in a ``run``, by the number of the step; it exits to L1 otherwise.
     :raises PlanError: an invalid step, such as one with an unknown register.
     """
@@ -95,6 +97,7 @@ def simulate(
     for number, step in enumerate(plan, 1):
         vcpu.step = number
         vcpu.notes.clear()
+        vcpu.unchecked.clear()
         does = (code or {}).get(number, GuestCode.EXITS)
         failed, outcome = _perform(vcpu, saved, step, dict(race or {}), does)
         results.append(
@@ -106,6 +109,7 @@ def simulate(
                 tuple(vcpu.notes),
                 snapshot(vcpu),
                 outcome,
+                tuple(vcpu.unchecked),
             )
         )
     return Simulation(kernel, saved, start, tuple(results))

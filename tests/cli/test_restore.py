@@ -131,8 +131,51 @@ def test_simulate_race(svmstream: Run) -> None:
     plan = ["--plan", "cpuid,sregs,nested,regs,msrs,run"]
     old = svmstream("simulate", FILE, "--kernel", "5.10", "--race", "efer=0x0", *plan)
     assert b"L2 runs with efer 0x1000, which was never checked: 0x1500 was" in old.stdout
+    assert old.returncode == 1
+    assert b"verdict: wrong" in old.stdout
     new = svmstream("simulate", FILE, "--kernel", "6.1", "--race", "efer=0x0", *plan)
     assert b"the race has no effect" in new.stdout
+    assert new.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wrong"),
+    [("5.8", True), ("5.10.27", True), ("5.11.11", True), ("5.10.28", False), ("5.11.12", False),
+     ("5.12", False), ("5.13", False), ("6.1", False), ("7.2", False)],
+)  # fmt: skip
+def test_a_race_on_the_controls(svmstream: Run, kernel: str, wrong: bool) -> None:
+    """CVE-2021-29657: up to 5.11, L2 ran without the VMRUN intercept."""
+    arguments = ["--plan", "cpuid,sregs,nested,regs,msrs,run", "--race", "intercepts=0"]
+    done = svmstream("simulate", FILE, "--kernel", kernel, *arguments)
+    assert done.returncode == wrong
+    words = b"L2 runs with intercepts 0x0, which was never checked"
+    assert (words in done.stdout) == wrong
+    assert (b"verdict: wrong" in done.stdout) == wrong
+    assert (b"the race has no effect" in done.stdout) != wrong
+
+
+def test_a_race_that_frees_the_nested_state_is_wrong(svmstream: Run) -> None:
+    arguments = ["--plan", "cpuid,sregs,nested,regs,msrs,run", "--race", "efer=0x0"]
+    done = svmstream("simulate", FILE, "--kernel", "5.8", *arguments)
+    assert done.returncode == 1
+    assert b"freed in use" in done.stdout
+
+
+def test_a_race_on_a_field_that_nothing_checks_is_right(svmstream: Run) -> None:
+    arguments = ["--plan", "cpuid,sregs,nested,regs,msrs,run", "--race", "tsc_offset=5"]
+    done = svmstream("simulate", FILE, "--kernel", "5.8", *arguments)
+    assert done.returncode == 0
+    assert b"tsc_offset is not checked" in done.stdout
+
+
+def test_race_names(svmstream: Run) -> None:
+    from qemu_svm.model.race import FIELDS
+
+    done = svmstream("simulate", FILE, "--race", "intercept=0")
+    assert done.returncode == 2
+    assert b"Did you mean intercepts" in done.stderr
+    words = svmstream("simulate", "--help").stdout.decode().split()
+    assert set(FIELDS) <= {word.strip(".") for word in words}
 
 
 def test_simulate_verbose_fits_and_runs(svmstream: Run) -> None:

@@ -88,6 +88,7 @@ SHOWN_BY: dict[str, Shown] = {
     "vmrun.cached": Shown(TWICE),
     "vmrun.checked": Shown(TWICE, race={"cr3": 0x999000}),
     "vmrun.svme_forced": Shown(TWICE, race={"efer": 0}),
+    "vmrun.controls_cached": Shown(TWICE, race={"intercepts": 0}),
     "vmrun.save_checks": Shown("cpuid,sregs,nested,sregs:cr0=0xa0000031,regs,msrs,run,vmrun"),
 }
 """A plan for each field, of which the field decides what comes out."""

@@ -31,6 +31,9 @@ def test_a_race_needs_a_vmrun_and_a_field_that_it_reads() -> None:
     with pytest.raises(PlanError, match="VMRUN reads no field 'cr33'") as found:
         scenario(MACHINE, VCPU, race={"cr33": 0})
     assert "cr3" in found.value.near
+    assert scenario(MACHINE, VCPU, race={"intercepts": 0}).race == {"intercepts": 0}
+    with pytest.raises(PlanError, match="VMRUN reads no field 'es'"):
+        scenario(MACHINE, VCPU, race={"es": 0})
 
 
 def test_all_of_memory_exists_unless_it_is_said(saved: Saved) -> None:

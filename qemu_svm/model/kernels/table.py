@@ -56,7 +56,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "controls-cached-first", "VMRUN checks its copy of the control area",
         "5.12", ("a58d9166a756",), ("5.10.28", "5.11.12"), cve=("CVE-2021-29657",),
-        evidence=_READ, source=_DEBIAN,
+        evidence=_READ, source=_DEBIAN, sets={"vmrun.controls_cached": True},
     ),
     Change(
         "svme-kept", "EFER.SVME cannot be cleared by VMRUN's second read or by the blob",

@@ -6,6 +6,8 @@ The functions have the kernel's names.  Read in 5.10.262, 6.1.192, 6.12.117 and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.kvm import svm
 from qemu_svm.model.kvm.checks import SET_NESTED_STATE, Argument, Stage
@@ -19,6 +21,7 @@ from qemu_svm.model.kvm.vcpu import (
     MmuFault,
 )
 from qemu_svm.model.profile import LEAVE, RunPending, SaveCacheFill
+from qemu_svm.model.race import CHECKED, CONTROL
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.nested.groups import VMLOAD_GROUP
 from qemu_svm.x86.cpuid import is_legal_gpa
@@ -323,11 +326,11 @@ def _write_vmcb12(vcpu: KvmVcpu) -> None:
     vcpu.vmcb12_control.copy_from(vcpu.current_control, ("int_state",))
 
 
-def nested_svm_vmrun(vcpu: KvmVcpu, race: dict[str, int] | None = None) -> str | None:
+def nested_svm_vmrun(vcpu: KvmVcpu, race: Mapping[str, int] | None = None) -> str | None:
     """VMRUN executed by L1 on the vmcb12 that the last #VMEXIT wrote.
 
-    :param race: save fields that another vCPU of L1 changes in memory after
-        KVM checked them and before it uses them.
+    :param race: fields of vmcb12 that another vCPU of L1 changes in memory after KVM checked
+        them and before it uses them.
     :returns: why VMRUN failed, or None.
     """
     kernel, rules = vcpu.kernel, vcpu.kernel.vmrun
@@ -349,14 +352,32 @@ def nested_svm_vmrun(vcpu: KvmVcpu, race: dict[str, int] | None = None) -> str |
         check = SET_NESTED_STATE[name]
         if check.stage.in_vmrun and check.fails(vcpu, argument):
             return f"exit INVALID: check {name}"
+    _race_controls(vcpu, race or {})
     for name, value in (race or {}).items():
-        memory.set(name, value, Writer(vcpu.step, "race"))
+        if name not in CONTROL:
+            memory.set(name, value, Writer(vcpu.step, "race"))
     _save_l1(vcpu)
     used = memory.copy("vmcb12 as used")
     used.copy_from(vcpu.save_cache(rules.cached, "nested_svm_vmrun") if rules.cached else Area(""))
     for name in race or {}:
-        _note_race(vcpu, name, checked.get(name), used.get(name))
-    return enter_svm_guest_mode(vcpu, used, writer)
+        if name not in CONTROL:
+            _note_race(vcpu, name, checked.get(name), used.get(name))
+    failed = enter_svm_guest_mode(vcpu, used, writer)
+    if failed is not None and race:
+        vcpu.unchecked.append(failed)
+    return failed
+
+
+def _race_controls(vcpu: KvmVcpu, race: Mapping[str, int]) -> None:
+    # Before 5.12 the control area in memory is checked, then copied (CVE-2021-29657).
+    names = [name for name in race if name in CONTROL]
+    checked = vcpu.nested.ctl
+    for name in names:
+        vcpu.vmcb12_control.set(name, race[name], Writer(vcpu.step, "race"))
+    if names and not vcpu.kernel.vmrun.controls_cached:
+        vcpu.nested.ctl = nested_copy_vmcb_control_to_cache(vcpu, vcpu.vmcb12_control)
+    for name in names:
+        _note_race(vcpu, name, checked.get(name), vcpu.nested.ctl.get(name))
 
 
 def _note_race(vcpu: KvmVcpu, name: str, checked: int, used: int) -> None:
@@ -365,8 +386,13 @@ def _note_race(vcpu: KvmVcpu, name: str, checked: int, used: int) -> None:
         used |= 1 << 12
     if used == checked:
         vcpu.note(f"{name} was checked and used as {used:#x}: the race has no effect")
-    elif name in rules.checked:
-        vcpu.note(f"L2 runs with {name} {used:#x}, which was never checked: {checked:#x} was")
+    elif name in rules.checked or name in CHECKED:
+        cause = " (CVE-2021-29657)" if name in CONTROL else ""
+        text = f"L2 runs with {name} {used:#x}, which was never checked: {checked:#x} was{cause}"
+        vcpu.note(text)
+        vcpu.unchecked.append(text)
+    else:
+        vcpu.note(f"{name} is not checked, and L1 may choose it: L2 runs with {used:#x}")
 
 
 def _save_l1(vcpu: KvmVcpu) -> None:

@@ -210,6 +210,7 @@ class KvmVcpu:
     vmcb12_control: Area = field(default_factory=lambda: Area("vmcb12 control"))
     backed: Callable[[int, int], bool] = lambda _address, _size: True
     notes: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.arch.set("rdx", self.kernel.reset_rdx, RESET)
