@@ -199,6 +199,12 @@ def _mode(level: Level) -> Iterator[Found]:
         yield "X-20", "cs", f"CS has L and D set in long mode (attributes {attrib:#x})"
 
 
+def wrong_mode(values: Area) -> str:
+    """Say why EFER, CR0, CR4 and CS select no mode of the processor; empty if they do."""
+    found = next(_mode(Level("", values, str)), None)
+    return "" if found is None else found[2]
+
+
 def _reserved(level: Level) -> Iterator[Found]:
     for name, table in (("cr0", CR0), ("cr4", CR4), ("efer", EFER)):
         value = level.get(name)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qemu_svm.findings.impossible import wrong_mode
 from qemu_svm.findings.rules import RULES
 from qemu_svm.model.area import Area, Content
 from qemu_svm.model.kvm.vcpu import RunEnd
@@ -124,6 +125,9 @@ def _judged(simulation: Simulation) -> Judgement:
     if outcome.result is RunEnd.SHUTDOWN:
         verdict = Verdict.BROKEN
         lines.append("The next #VMEXIT ends in a shutdown.")
+    elif outcome.l1 is not None and wrong_mode(outcome.l1):
+        verdict = Verdict.BROKEN
+        lines.append(f"L1 gets back a state that no processor has: {wrong_mode(outcome.l1)}.")
     elif verdict is Verdict.RIGHT:
         verdict = Verdict.REFUSED if refused else verdict
         lines.append(_RIGHT[outcome.level])

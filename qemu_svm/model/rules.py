@@ -135,7 +135,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
      "KVM_SET_MP_STATE fails with EINVAL",
      "INIT and SIPI are blocked while GIF is clear",
      "x86.c kvm_arch_vcpu_ioctl_set_mpstate"),
-    ("U-06", "", "KVM has killed the VM, because its state was impossible",
+    ("U-06", "nested.l1_save.efer", "KVM has killed the VM, because its state was impossible",
      "every ioctl fails with EIO", "find out what wrote the impossible state: see the step before",
      "Linux virt/kvm/kvm_main.c kvm_vcpu_ioctl, include/linux/kvm_host.h kvm_vm_bugged"),
 )  # fmt: skip

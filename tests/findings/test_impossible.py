@@ -182,3 +182,17 @@ def test_lma_without_lme_is_an_error_on_every_kernel(kernel: str) -> None:
     errors = [one for one in report.findings if one.rule == "X-20"]
     assert [vcpu_tree(machine.vcpus[0]).resolve(one.path.partition(".")[2]) for one in errors]
     assert all(one.offset for one in errors)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "verdict"),
+    [("6.1", "broken"), ("6.12.117", "broken"), ("6.12.118", "wrong"), ("7.2", "broken")],
+)
+def test_an_l1_that_cannot_run_is_not_accepted(kernel: str, verdict: str) -> None:
+    """6.12.118 refuses it, and QEMU's further steps run L2's code as L1."""
+    machine = l1(("efer", 0x1400, 8), ("cr4", 0, 8), data=PAGED)
+    report = check(machine, profiles(kernel))
+    (judged,) = report.verdicts[0].values()
+    assert judged.verdict == verdict
+    killed = any("KVM kills the VM" in line for line in judged.lines)
+    assert killed is (kernel == "6.12.117")
