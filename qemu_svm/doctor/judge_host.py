@@ -190,7 +190,7 @@ def _bugs(host: Host, kernel: Release, profile: Profile) -> Iterator[Check]:
         perhaps = "" if known else "; this kernel may have the fix"
         yield Check(
             _KERNEL, f"bug {rule.id}", CheckState.WARNING if known and severe else CheckState.NOTE,
-            f"{rule.fails_when}: {rule.means}{perhaps}",
+            f"if {rule.fails_when}: {rule.means}{perhaps}",
             do=f"{rule.do}, or load kvm_amd with {one.avoided_by}",
         )  # fmt: skip
 

@@ -61,6 +61,7 @@ class Advisory:
     :param host: whether a host meets it, by the parameters of its kvm_amd.
     :param avoided_by: a parameter of kvm_amd with which the host does not meet it.
     :param trace: rules of ``trace`` that show it.
+    :param vmruns: the #VMEXIT that shows it in a log of VMRUNs, as ``vmruns --exit`` takes it.
     :param unseen: why nothing that is recorded shows it.
     """
 
@@ -70,6 +71,7 @@ class Advisory:
     host: Callable[[Mapping[str, str]], bool] | None = None
     avoided_by: str = ""
     trace: tuple[str, ...] = ()
+    vmruns: str = ""
     unseen: str = ""
 
     @property
@@ -84,10 +86,11 @@ class Advisory:
 
     @property
     def shown_by(self) -> tuple[str, ...]:
-        """What shows it: ``stream``, ``host``, rules of ``trace``."""
+        """What shows it: ``stream``, ``host``, rules of ``trace``, an exit in ``vmruns``."""
         stream = ("stream",) if self.applies is not None else ()
         host = ("host",) if self.host is not None else ()
-        return (*stream, *host, *(f"trace {one}" for one in self.trace))
+        runs = (f"vmruns --exit {self.vmruns}",) if self.vmruns else ()
+        return (*stream, *host, *(f"trace {one}" for one in self.trace), *runs)
 
     def met(self, case: Case) -> Met | None:
         """What of it a vCPU meets; None if nothing."""

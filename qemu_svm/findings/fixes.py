@@ -357,6 +357,7 @@ FIXES: tuple[Advisory, ...] = (
             "pending events of L2 are lost",
         ),
         lambda k: _vmrun_of_l2_fails(k) and c.event_pending(k.saved),
+        vmruns="INVALID",
     ),
     Advisory(
         repaired(
@@ -365,6 +366,7 @@ FIXES: tuple[Advisory, ...] = (
             "a pending TLB flush is lost",
         ),
         lambda k: _vmrun_of_l2_fails(k) and bool(k.saved.control().get("tlb_ctl")),
+        vmruns="INVALID",
     ),
     Advisory(
         repaired(
@@ -495,6 +497,7 @@ FIXES: tuple[Advisory, ...] = (
             "GIF stays set after the failed VMRUN",
         ),
         _vmrun_of_l2_fails,
+        vmruns="INVALID",
     ),
     Advisory(
         repaired(

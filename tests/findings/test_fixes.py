@@ -30,8 +30,11 @@ from qemu_svm.rules import Severity
 from qemu_svm.stream.ram.read import read_ram
 from qemu_svm.stream.vmstate.values import Value
 from qemu_svm.trace.rules import ORDERS
+from qemu_svm.vmruns.log import read_log
+from qemu_svm.vmruns.select import Selection, exit_codes, select
 from tests.conftest import capture_bytes
 from tests.model.conftest import PAGED, PLAIN, machine_of
+from tests.vmruns.written import Writer, vmcb
 
 SMM = capture_bytes("guests/qemu10.0-linux6.12-smm.mig.zst")
 RIP = 0x100288
@@ -340,6 +343,18 @@ def test_one_host_that_meets_it_and_one_that_does_not(
     assert rule in bugs(shows, without)
     assert rule not in bugs(shows, fixed)
     assert rule not in bugs(other, without)
+
+
+def test_a_failed_vmrun_in_a_log_of_vmruns() -> None:
+    shown = [one for one in EVERY if one.vmruns]
+    assert {one.rule.id for one in shown} == {"K-21", "K-22", "K-38"}
+    for code, met in ((0xFFFF_FFFF_FFFF_FFFF, True), (0xFFFF_FFFF, True), (0x400, False)):
+        log = Writer()
+        log.run(0x1000, vmcb(), vmcb(code))
+        read = read_log(log.source())
+        for one in shown:
+            selection = Selection(exits=exit_codes(one.vmruns))
+            assert bool(list(select(read, selection))) is met
 
 
 def test_every_rule_says_what_shows_it() -> None:

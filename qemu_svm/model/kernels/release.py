@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qemu_svm.errors import PathError
@@ -141,6 +141,8 @@ def parse(text: str, version: str = "", signature: str = "") -> Release:
     major, minor, rest = int(base[1]), int(base[2]), base[4]
     update = None if base[3] is None else int(base[3])
     found = _named(major, minor, update, rest, text)
+    if not update and re.search(rf"(?<![\d.]){major}\.{minor}(?:\.0)?~rc\d", version, re.ASCII):
+        return replace(found, update=0, known=Known.CANDIDATE)
     better = _update_in(major, minor, (signature.rpartition(" ")[2], version))
     if better is not None:
         return Release(

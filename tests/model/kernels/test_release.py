@@ -109,6 +109,14 @@ def test_trees_whose_number_says_where_they_began(text: str) -> None:
     assert parse(text).vendor_tree
 
 
+def test_a_candidate_that_only_the_version_names() -> None:
+    # Debian's 7.3~rc7 calls itself 7.3-amd64.
+    found = parse("7.3-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 7.3~rc7-1~exp1 (2026-11-22)")
+    assert (found.version, found.known) == ("7.3.0", Known.CANDIDATE)
+    assert str(found) == "a release candidate of 7.3"
+    assert parse("7.3-amd64").known is Known.AT_LEAST
+
+
 def test_tumbleweed_is_what_it_says() -> None:
     assert not parse("6.11.3-1-default").vendor_tree
 
