@@ -110,7 +110,10 @@ def changed(limits: Limits, assignments: Iterable[str]) -> Limits:
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         if name not in names:
-            raise ValueError(f"unknown limit '{name}'; known are {', '.join(sorted(names))}")
+            from difflib import get_close_matches
+
+            known = get_close_matches(name, names) or sorted(names)
+            raise ValueError(f"unknown limit '{name}'; known are {', '.join(known)}")
         try:
             found[name] = parse_size(text)
         except ValueError:

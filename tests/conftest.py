@@ -110,8 +110,25 @@ def box() -> Iterator[Box]:
         yield made
 
 
+_MARKS = {
+    "box": pytest.mark.box,  # one box for all tests of a run
+    "qemu_7_2": pytest.mark.box,  # out of the lab's cache, as are the next
+    "qemu_10_0": pytest.mark.box,
+    "newer": pytest.mark.box,
+    "vm": pytest.mark.qemu,
+}
+"""By fixture."""
+
+_ROOMS = {"lab": pytest.mark.box, "qmp": pytest.mark.qemu, "plugins": pytest.mark.qemu}
+"""By directory: nearly every test in it needs one."""
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let one worker run all tests that share the box, so that only one is started."""
-    if "box" in getattr(item, "fixturenames", ()):
+    """Mark what a test needs; let one worker run all tests that share the box."""
+    names = getattr(item, "fixturenames", ())
+    if "box" in names:
         item.add_marker(pytest.mark.xdist_group("box"))
-        item.add_marker(pytest.mark.box)
+    for name in set(names) & set(_MARKS):
+        item.add_marker(_MARKS[name])
+    for room in set(item.path.relative_to(ROOT).parts[:-1]) & set(_ROOMS):
+        item.add_marker(_ROOMS[room])

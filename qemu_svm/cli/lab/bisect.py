@@ -9,12 +9,13 @@ from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
+from qemu_svm.cli.verbs import verb
 
 
-@click.command(
+@verb(
     "bisect",
-    epilog="Example: svmstream lab bisect dump.bin --good 6.12.105 --bad 6.12.118 "
-    "--plan cpuid:nosvm,sregs",
+    "svmstream lab bisect dump.bin --good 6.12.105 --bad 6.12.118",
+    "svmstream lab bisect dump.bin --good 6.1 --bad 6.12 --plan cpuid:nosvm,sregs",
 )
 @options.file_argument
 @options.json_option
@@ -30,6 +31,7 @@ from qemu_svm.cli.streams import opened
               help="Try every kernel between the two, not only those that are needed.",
               )  # fmt: skip
 @options.npt_option
+@options.description_option
 @options.channel_option
 @options.vcpu_option
 @click.option("--timeout", default=10.0, show_default=True, type=click.FloatRange(0.01, 3600),
@@ -43,6 +45,7 @@ def command(
     *,
     file: str,
     as_json: bool,
+    lender: str | None,
     plan: str,
     good: str,
     bad: str,
@@ -74,7 +77,7 @@ def command(
         seconds=timeout, irqchip=not no_irqchip, maxphyaddr=maxphyaddr, shorten=shorten,
         emulated=True, vcpu=vcpu,
     )  # fmt: skip
-    with opened(file, channels=channels) as dump:
+    with opened(file, channels=channels, description=lender) as dump:
         if not dump.vcpus:
             report_damage(dump)
             return EXIT_UNREADABLE

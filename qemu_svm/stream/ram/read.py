@@ -94,7 +94,9 @@ class Ram:
         if name not in names:
             from difflib import get_close_matches
 
-            raise PathError(f"no RAM block '{name}'", near=get_close_matches(name, names))
+            raise PathError(
+                f"no RAM block '{name}'", near=get_close_matches(name, names) or names[:8]
+            )
         return names.index(name)
 
     def pages_of(self, block: int) -> int:
