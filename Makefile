@@ -74,6 +74,16 @@ conform: $(STAMP)  ## 5000 random restore sequences on each kernel, model agains
 			streams/*-nested*.mig.zst streams/guests/*.mig.zst || exit; \
 	done
 
+.PHONY: fuzz
+fuzz: $(STAMP)  ## two million inputs, guided by coverage, for everything that reads input (hours)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=2.3'
+	$(BIN)/python tools/fuzz.py $(TARGETS)
+
+.PHONY: sanitize
+sanitize: $(STAMP)  ## the compiled parts under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tools/need-packages "gcc:gcc libc6-dev"
+	tools/sanitize $(VENV)
+
 .PHONY: coverage
 coverage: needs  ## the tests with branch coverage
 	$(BIN)/pytest -n 2 --cov --cov-report=term

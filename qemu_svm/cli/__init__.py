@@ -3,11 +3,13 @@
 One module for each verb, imported when the verb is used, so that ``--help`` stays
 quick.  A verb parses options, calls the library, prints the result and returns the
 exit status; it imports no other verb.  Exit status: 0 clean, 1 findings, 2 usage,
-3 unreadable or truncated input, 4 environment, 5 refused by the target, 130 interrupted.
+3 unreadable or truncated input, 4 environment, 5 refused by the target, 70 a bug in
+svmstream, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -26,6 +28,8 @@ from qemu_svm.cli.verbs import Verbs
 from qemu_svm.errors import SvmStreamError
 
 _STANDARD_STREAMS = 3
+_NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS)
+"""Why nothing can be written, standard output first of all."""
 
 _VERBS = {
     "Look": {
@@ -100,11 +104,17 @@ def main() -> None:
         # The reader of our output is gone.
         _no_output()
         status = EXIT_PIPE
-    except OSError as error:
-        # Files that cannot be read or written raise errors of our own.
-        print_error(f"cannot write the output: {error.strerror}")
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if isinstance(error, OSError) and error.errno in _NO_OUTPUT:
+            # Other files that cannot be written raise errors of our own.
+            what = "the output" if error.filename is None else f"'{error.filename}'"
+            print_error(f"cannot write {what}: {error.strerror}")
+            status = EXIT_ENVIRONMENT
+        else:
+            from qemu_svm.cli.bug import report_bug
+
+            status = report_bug(error)
         _no_output()
-        status = EXIT_ENVIRONMENT
     sys.exit(status)
 
 
@@ -116,6 +126,8 @@ def _standard_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open to the end
+        # What the locale cannot show is shown as an escape.
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _no_output() -> None:

@@ -154,8 +154,9 @@ def release_option(name: str, variable: str, words: str) -> Callable[[_Decorated
 vcpu_option = click.option("--vcpu", default=0, show_default=True, help="CPU index.")
 
 maxphyaddr_option = click.option(
-    "--maxphyaddr", default=40, show_default=True, help="Guest physical address width."
-)
+    "--maxphyaddr", type=click.IntRange(32, 52), default=40, show_default=True,
+    help="Guest physical address width.",
+)  # fmt: skip
 
 npt_option = click.option(
     "--npt", type=click.Choice(("on", "off")), default="on", show_default=True,

@@ -24,7 +24,7 @@ from qemu_svm.cli.status import (
 )
 from qemu_svm.cli.streams import opened
 from qemu_svm.cli.verbs import verb
-from qemu_svm.errors import OutputExists, StreamRefused
+from qemu_svm.errors import EnvironmentFault, OutputExists, StreamRefused
 
 if TYPE_CHECKING:
     from qemu_svm.api import Dump
@@ -104,7 +104,10 @@ def command(
     qemu = _Qemu(target, binary, arguments, timeout)
     with ExitStack() as stack:
         folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="svmstream-"))
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot make '{folder}': {error.strerror}") from error
         try:
             if address is not None:
                 file = _capture(address, os.path.join(folder, _FIRST), qemu_dir, timeout)

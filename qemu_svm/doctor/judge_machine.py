@@ -108,9 +108,9 @@ def _folder(
 ) -> Check:
     # A directory that does not exist yet is judged by its closest existing parent.
     place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
         free = shutil.disk_usage(place).free

@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from qemu_svm.errors import PlanError
 from qemu_svm.machine import Vcpu
 from qemu_svm.model.area import RESET, Area, Writer
 from qemu_svm.nested import NestedState, bits, layout, vmcb_fields
 from qemu_svm.x86.cpuid import Cpuid, infer
 from qemu_svm.x86.segments import Segment
+
+WIDTHS = range(32, 53)
+"""Widths of physical addresses that QEMU gives a guest (``target/i386/cpu.c``, 10.0:
+``x86_cpu_realizefn``, phys-bits)."""
 
 _TABLES = ("gdtr", "idtr")
 _SEGMENT_NAMES = {"ldt": "ldtr", "gdt": "gdtr", "idt": "idtr"}
@@ -56,7 +61,15 @@ class Saved:
 
 
 def guest_cpuid(saved: Saved, maxphyaddr: int = 40) -> Cpuid:
-    """Return the CPUID that the saved vCPU must have had, as far as its registers show."""
+    """Return the CPUID that the saved vCPU must have had, as far as its registers show.
+
+    :raises PlanError: ``maxphyaddr`` is not a width that a processor can have.
+    """
+    if maxphyaddr not in WIDTHS:
+        raise PlanError(
+            f"no guest has physical addresses of {str(maxphyaddr)[:20]} bits; "
+            f"{WIDTHS.start} to {WIDTHS.stop - 1} are possible"
+        )
     l1 = saved.l1()
     # EFER of L1 is under test, so L2's alone counts.
     return infer(saved.sregs.get("cr4"), l1.get("cr4"), saved.sregs.get("efer"), maxphyaddr)

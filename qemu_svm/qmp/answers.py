@@ -136,7 +136,7 @@ def migration(answer: object) -> Migration:
         dirty_rate=number(ram, "dirty-pages-rate"),
         passes=number(ram, "dirty-sync-count"),
         page_size=number(ram, "page-size"),
-        mbps=float(rate) if isinstance(rate, (int, float)) else None,
+        mbps=_rate(rate),
         expected_downtime=number(found, "expected-downtime"),
         downtime=number(found, "downtime"),
         setup_time=number(found, "setup-time"),
@@ -186,9 +186,18 @@ def _unexpected(what: str, answer: object) -> QmpError:
 
 
 def number(answer: Mapping[str, Any], name: str) -> int | None:
-    """Return the integer of that name, or None if there is none."""
+    """Return the 64-bit integer of that name, or None if there is none."""
     value = answer.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 64:
+        return None
+    return value
+
+
+def _rate(value: object) -> float | None:
+    # JSON has numbers of any size, NaN and infinity included as Python reads it.
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < 1 << 63 else None
 
 
 def string(answer: Mapping[str, Any], name: str) -> str | None:

@@ -14,6 +14,7 @@ from qemu_svm.source.base import BackingFile, Source
 
 MOST_OFFSET = (1 << 62) - 1
 """Largest offset of a file; the system rejects larger ones."""
+_LARGE = 1 << 20
 
 
 class FileSource(Source):
@@ -27,6 +28,8 @@ class FileSource(Source):
     def read_at(self, offset: int, size: int) -> bytes:
         if offset > MOST_OFFSET:  # a stream may name any 64-bit number
             return b""
+        if size > _LARGE:  # memory by what is there, not by what is asked for
+            size = min(size, max(0, self.size() - offset))
         chunks = []
         while size > 0:
             # One pread returns at most about 2 GiB; callers request far less.

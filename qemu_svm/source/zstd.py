@@ -22,13 +22,15 @@ _MAGIC = 0xFD2FB528
 _SKIPPABLE = 0x184D2A50  # and the next 15 numbers
 _RLE = 1
 _NO_END = 1 << 62
+_LEAST, _MOST = 1 << 10, 1 << 31
+"""Windows that the library supports (bytes)."""
 
 
 def decompressor(window: int) -> zstandard.ZstdDecompressor:
     """Return a decompressor that refuses frames with a larger window than ``window`` bytes."""
     import zstandard
 
-    return zstandard.ZstdDecompressor(max_window_size=window)
+    return zstandard.ZstdDecompressor(max_window_size=min(max(window, _LEAST), _MOST))
 
 
 class Pieces:

@@ -171,7 +171,6 @@ def read_stream(
     if source.damage is not None:
         problems.append(_source_problem(source, source.damage))
     skipped = any(r.kind is Kind.SKIPPED and not r.count for r in walker.records)
-    description = walker.layouts.description
     return Stream(
         source=source,
         version=walker.version,
@@ -179,7 +178,7 @@ def read_stream(
         records=tuple(walker.records),
         blocks=walker.ram.blocks,
         pages=None if skipped else walker.ram.pages,
-        page_size=(description.page_size if description else None) or walker.ram.page_size,
+        page_size=walker.ram.page_size,
         layouts=walker.layouts,
         described=walker.described,
         problems=tuple(problems),

@@ -26,6 +26,10 @@ from qemu_svm.limits import DEFAULT, Limits
 _Pairs = list[tuple[str, Any]]
 
 
+DEEPEST = 128
+"""Nesting that is refused whatever the limits are: decoding is recursive."""
+
+
 class _Object(list[tuple[str, Any]]):
     # A JSON object as its pairs, in order; a plain list is a JSON array.
     pass
@@ -127,6 +131,11 @@ def parse(text: bytes, offset: int, limits: Limits = DEFAULT) -> Description:
     return _Builder(offset, limits).description(document)
 
 
+def encodable(text: str) -> str:
+    """Return a string of JSON with backslash escapes for lone surrogates, which have no bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
@@ -134,7 +143,7 @@ def _no_constant(name: str) -> NoReturn:
 class _Builder:
     def __init__(self, offset: int, limits: Limits) -> None:
         self._offset = offset
-        self._depth = limits.description_depth
+        self._depth = min(limits.description_depth, DEEPEST)
 
     def _fail(self, what: str, path: str) -> Malformed:
         return Malformed(f"the description has {what}", offset=self._offset, field=path)
@@ -230,7 +239,7 @@ class _Builder:
     def _text(self, value: Any, path: str) -> str:
         if not isinstance(value, str):
             raise self._fail("something that is not a name", path)
-        return value
+        return value if value.isascii() else encodable(value)
 
     def _number(self, value: Any, path: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 40:

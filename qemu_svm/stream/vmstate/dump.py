@@ -19,6 +19,7 @@ from typing import Any
 
 from qemu_svm.errors import LimitExceeded, Malformed
 from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.stream.vmstate.description import DEEPEST, encodable
 
 MACHINE = "vmschkmachine"
 """The key that distinguishes a dump from other JSON."""
@@ -124,7 +125,7 @@ def parse_dump(text: bytes, limits: Limits = DEFAULT) -> Dump:
             found=str(error),
             hint="make it with: qemu-system-x86_64 -M TYPE -dump-vmstate FILE",
         ) from error
-    return _dump(document, limits.description_depth)
+    return _dump(document, min(limits.description_depth, DEEPEST))
 
 
 def _dump(document: Any, depth: int) -> Dump:
@@ -138,14 +139,15 @@ def _dump(document: Any, depth: int) -> Dump:
         )
     machine = _object(classes[MACHINE], MACHINE).get("Name")
     layouts: dict[str, list[DumpLayout]] = {}
-    for name, item in classes.items():
+    for key, item in classes.items():
+        name = _text(key, "top level")
         if name != MACHINE and "Description" in _object(item, name):
             layout = _layout(item["Description"], name, depth)
             same = layouts.setdefault(layout.name, [])
             if layout not in same:
                 same.append(layout)
     found = {name: tuple(same) for name, same in layouts.items()}
-    return Dump(machine if isinstance(machine, str) else None, found)
+    return Dump(encodable(machine) if isinstance(machine, str) else None, found)
 
 
 def _layout(item: Any, path: str, depth: int) -> DumpLayout:
@@ -202,7 +204,7 @@ def _array(value: Any, path: str) -> list[Any]:
 def _text(value: Any, path: str) -> str:
     if not isinstance(value, str):
         raise _fail("something that is not a name", path)
-    return value
+    return value if value.isascii() else encodable(value)
 
 
 def _number(value: Any, path: str) -> int:

@@ -79,7 +79,7 @@ def value(payload: bytes) -> dict[str, Any]:
     """
     try:
         found = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FrameError("expected JSON") from error
     if not isinstance(found, dict):
         raise FrameError("expected a JSON object")

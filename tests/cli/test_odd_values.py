@@ -1,0 +1,133 @@
+"""Every option and argument with values that nobody would give: usage errors, nothing else."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from qemu_svm import cli
+from tests.conftest import STREAMS
+from tests.fuzz.inputs import vcpu_payload, vcpu_stream
+
+NAME = "qemu10.0-linux6.12-nested-npt"
+ODD = (
+    "-1",
+    "0",
+    "9" * 400,
+    "9" * 5000,
+    "",
+    "nan",
+    "inf",
+    "-",
+    "/",
+    "{}",
+    "%s",
+    "\x1b[31m",
+    "-5:3",
+    "0:" + "9" * 400,
+    "\udcff",
+    "x=1",
+)
+LIMITS = (
+    "window_bytes=3G",
+    "window_bytes=0",
+    "window_bytes=99999999T",
+    "description_bytes=9999999T",
+    "description_depth=999999",
+    "section_bytes=99999T",
+    "records=0",
+    "vcpus=0",
+    "spool_bytes=0",
+    "section_values=0",
+    "trace_line_bytes=0",
+    "trace_line_bytes=9999T",
+    "core_loads=0",
+    "window_bytes=" + "9" * 400,
+)
+LOGS = {"trace": f"{NAME}.restore-ioctls.log.zst", "vmruns": f"{NAME}.restore.svmtrace.zst"}
+ARGUMENTS = {
+    "show": ("vcpu0.nested",),
+    "mem read": ("0x1000",),
+    "mem translate": ("0x1000",),
+    "mem search": ("text",),
+    "mem core": ("-o", "core"),
+    "diff": ("FILE",),
+    "compat": ("--qemu", "absent"),
+    "restore": ("--qmp", "absent"),
+    "roundtrip": ("--qemu", "absent"),
+}
+VERBS = (
+    "inspect",
+    "show",
+    "ram",
+    "diff",
+    "check",
+    "simulate",
+    "compat",
+    "trace",
+    "vmruns",
+    "capture",
+    "watch",
+    "restore",
+    "roundtrip",
+    "mem read",
+    "mem translate",
+    "mem map",
+    "mem search",
+    "mem disasm",
+    "mem core",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small stream, in a directory of its own, since options may name files to be written."""
+    place = tmp_path_factory.mktemp("options")
+    small = place / "small.bin"
+    small.write_bytes(vcpu_stream(vcpu_payload()))
+    before = os.getcwd()
+    os.chdir(place)
+    yield small
+    os.chdir(before)
+
+
+def outcome(arguments: list[str], patch: pytest.MonkeyPatch) -> tuple[int, str]:
+    shown = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
+    with patch.context() as inside:
+        inside.setattr(sys, "argv", ["svmstream", *arguments])
+        inside.setattr(sys, "stdout", shown)
+        inside.setattr(sys, "stderr", shown)
+        found = cli._run()
+        shown.flush()
+        return found, shown.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_odd_values(verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = verb.split()
+    command: click.Command = cli.cli
+    for word in words:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None
+        command = found
+    if verb in ("capture", "watch"):
+        base = ["--qmp", "absent"]
+    else:
+        base = [str(STREAMS / LOGS[verb]) if verb in LOGS else str(folder)]
+    base += [str(folder) if word == "FILE" else word for word in ARGUMENTS.get(verb, ())]
+    cases = [base[:at] + [odd] + base[at + 1 :] for at in range(len(base)) for odd in ODD]
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.is_flag and not option.count:
+            values = LIMITS if option.name is None or "--limit" in option.opts else ODD
+            cases += [[*base, option.opts[-1], odd] for odd in values]
+    for arguments in cases:
+        number, shown = outcome([*words, *arguments], monkeypatch)
+        assert number in range(6), arguments
+        assert all(char.isprintable() or char in "\n\t" for char in shown), arguments
