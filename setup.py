@@ -19,6 +19,9 @@ from setuptools.command.sdist import sdist
 DATA = {"qemu_svm._data.svmtrace": "plugins/svmtrace", "qemu_svm._data.docs": "docs"}
 """Packages without code: where the wheel has a directory of the checkout."""
 
+WHEEL = "bdist_wheel" in sys.argv
+"""The compiled part of a wheel works with every later Python (abi3)."""
+
 TREES = ("docs", "examples", "plugins", "qemu_svm", "streams", "tests", "tools", ".ci", ".github")
 FILES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile")
 
@@ -58,6 +61,7 @@ PARTS = ("", "_ahead", "_copy", "_help", "_settle")
 setup(
     packages=[*find_packages(include=["qemu_svm*"]), *DATA],
     package_dir=DATA,
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if WHEEL else {},
     cmdclass={"build_py": Build, "sdist": Source},
     ext_modules=[
         Extension(
@@ -67,6 +71,8 @@ setup(
                 for part in ("", "_ahead", "_copy", "_help", "_settle")
             ],
             depends=["qemu_svm/stream/ram/_ram.h", "qemu_svm/stream/ram/_ram_file.h"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] if WHEEL else [],
+            py_limited_api=WHEEL,
             optional=True,
         ),
     ],

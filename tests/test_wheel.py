@@ -76,6 +76,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(prefix, source)
 
 
+def test_the_compiled_part_is_for_every_python(installed: Installed) -> None:
+    (wheel,) = installed.prefix.parent.glob("*.whl")
+    assert "-cp311-abi3-linux_" in wheel.name
+    code = "from qemu_svm.stream.ram import _ram; print(_ram.__file__)"
+    done = installed.run("-c", code, program="python")
+    assert done.stdout.strip().endswith(b"_ram.abi3.so")
+
+
 def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
     code = "import qemu_svm; print(qemu_svm.__file__)"
     done = installed.run("-c", code, program="python")
