@@ -33,8 +33,8 @@ _APM = "AMD APM volume 2, "
 _ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("X-20", "EFER, CR0, CR4 and CS select no mode of the processor",
      "KVM refuses the state, kills the VM or runs the guest in a wrong mode", "14.5.3, 15.5.1"),
-    ("X-21", "a control register has reserved bits set, or CR0 has NW without CD",
-     "KVM refuses the state, or the VM entry fails", "3.1, 15.5.1"),
+    ("X-21", "a control register or a physical address has reserved bits set, or CR0 NW without CD",
+     "KVM refuses the state, or the VM entry fails", "3.1, 5.3.1, 15.5.1"),
     ("X-22", "an address that must be canonical is not",
      "the VM entry fails, or the processor uses another address", "5.3.1, 15.5.1"),
     ("X-23", "TR holds no busy TSS, or LDTR no LDT",
@@ -52,6 +52,7 @@ _ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("X-29", "event_inj describes no event", "the VM entry fails (VMEXIT_INVALID)", "15.20"),
     ("X-30", "a PDPTE in PAE paging has reserved bits set",
      "KVM_RUN fails, or L1 gets a triple fault", "5.3.4"),
+    ("X-31", "L2's ASID is 0", "the VM entry fails: 0 is the host's", "15.5.1"),
 )  # fmt: skip
 
 IMPOSSIBLE: tuple[Rule, ...] = tuple(
@@ -144,8 +145,10 @@ def _of_vcpu(vcpu: Vcpu, memory: _Tables) -> Iterator[Found]:
         l1 = Level("L1", save, lambda name: f"nested.l1_save.{name}")
         yield from _all(l1, _EVERYWHERE)
         yield from _all(l1, _OF_L1)
-        for rule, name, words in (*_int_ctl(control), *_event(control, running)):
+        for rule, name, words in _controls(control, running):
             yield rule, f"nested.control.{name}", words
+        if nested.vmcb_pa >> _WIDEST:
+            yield "X-21", "nested.vmcb_pa", f"vmcb12's address {nested.vmcb_pa:#x} {_TOO_WIDE}"
         paging = bool(control.get("nested_ctl") & 1)
         yield from memory.entries(l1, l1.get("cr3"))
         if paging and l1.pae:
@@ -322,6 +325,28 @@ _OF_L1: tuple[_Check, ...] = (_l1_privilege,)
 
 _INT_CTL = bits.INT_CTL.mask(*(word for _, word in bits.INT_CTL.items())) | 0xF_00FF
 _V_NMI, _NMI = bits.INT_CTL.mask("V_NMI_ENABLE"), bits.INTERCEPTS.mask("NMI")
+
+
+_WIDEST = 52
+_TOO_WIDE = "has more than 52 bits"
+_IOIO, _MSR = (bits.INTERCEPTS.mask(name) for name in ("IOIO_PROT", "MSR_PROT"))
+_NP_ENABLE = bits.NESTED_CTL.mask("NP_ENABLE")
+
+
+def _controls(control: Area, l2: Level) -> Iterator[Found]:
+    if not control.get("asid"):
+        yield "X-31", "asid", "L2's ASID is 0"
+    intercepts = control.get("intercepts")
+    for name, used in (
+        ("nested_cr3", control.get("nested_ctl") & _NP_ENABLE),
+        ("iopm_base_pa", intercepts & _IOIO),
+        ("msrpm_base_pa", intercepts & _MSR),
+    ):
+        value = control.get(name)
+        if used and value >> _WIDEST:
+            yield "X-21", name, f"{name} {value:#x} {_TOO_WIDE}"
+    yield from _int_ctl(control)
+    yield from _event(control, l2)
 
 
 def _int_ctl(control: Area) -> Iterator[Found]:

@@ -162,7 +162,8 @@ def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -
         code = _exit_of(saved) if saved.guest_mode else None
         place = _l2_address(read, saved, _linear(saved.sregs, saved.regs["rip"]))
         if code is not None and place is not None:
-            changed.setdefault(place, code + _STOPS)
+            room = _PAGE - place % _PAGE  # the next page may be elsewhere
+            changed.setdefault(place, (code + _STOPS)[:room])
         for address, data in _idt(read, saved):
             changed.setdefault(address, data)
         for rip in (_RESET_RIP, saved.regs["rip"], saved.l1().get("rip")):

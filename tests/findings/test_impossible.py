@@ -45,11 +45,11 @@ def l1(*changes: tuple[str, int, int], data: bytes = PLAIN) -> Machine:
     return machine_of(data)
 
 
-def control(name: str, value: int, size: int = 4) -> Machine:
-    nested = machine_of(PLAIN).vcpus[0].nested
+def control(name: str, value: int, size: int = 4, data: bytes = PLAIN) -> Machine:
+    nested = machine_of(data).vcpus[0].nested
     assert nested is not None
     at = nested.vmcb_offset + layout.CONTROL.member(name).offset
-    return patched(PLAIN, at, value.to_bytes(size, "little"))
+    return patched(data, at, value.to_bytes(size, "little"))
 
 
 def found(machine: Machine) -> list[tuple[str, str]]:
@@ -103,6 +103,8 @@ SHAPES: list[tuple[Machine, str, str]] = [
     (register("pat", 0x0007040600070402), "X-27", L2 + "pat"),
     (l1(("g_pat", 8, 8)), "X-27", L1 + "g_pat"),
     # What L1 asked for.
+    (control("asid", 0), "X-31", "nested.control.asid"),
+    (control("nested_cr3", 1 << 60, 8, PAGED), "X-21", "nested.control.nested_cr3"),
     (control("int_ctl", 0x2000), "X-28", "nested.control.int_ctl"),
     (control("int_ctl", 1 << 26), "X-28", "nested.control.int_ctl"),
     (control("event_inj", 0x80000130), "X-29", "nested.control.event_inj"),
@@ -133,6 +135,7 @@ def test_an_impossible_state_is_an_error(machine: Machine, rule: str, path: str)
         register("cr4", 0x1000020),  # bits that only some processors have
         register("efer", 0x205500),
         control("int_ctl", 0x030F_11FF),
+        control("nested_cr3", 1 << 60, 8),  # without nested paging nobody reads it
         control("event_inj", 0x80000B0D),
         control("event_inj", 0x00000130),  # not valid, so nothing
         control("event_inj", 0x80000480),

@@ -75,6 +75,8 @@ _HOW = {
 def _how(run: RunResult) -> str:
     if run.result in _HOW:
         return _HOW[run.result]
+    if run.at_stop:
+        return "L2 ran until the replay's OUT, without an exit to L1"
     details = ", ".join(f"{name} {value:#x}" for name, value in run.found.detail.items())
     return f"ended with {run.result}" + (f" ({details})" if details else "")
 
