@@ -505,6 +505,8 @@ def replay_plan(
     maxphyaddr: int = 40,
     shorten: bool = False,
     compare: bool = False,
+    inside: bool = False,
+    addresses: bool = False,
     timeout: float = 10,
     limits: Limits = DEFAULT,
     progress: LabProgress | None = None,
@@ -523,6 +525,8 @@ def replay_plan(
     :param maxphyaddr: the guest's physical address width in bits.
     :param shorten: L2 executes one instruction that L1 intercepts, instead of its own code.
     :param compare: run the model as well, and compare after each step.
+    :param inside: read the vCPU in the kernel's memory after each step (as root, or in a box).
+    :param addresses: with addresses of the host's memory.
     :param timeout: seconds that a run may take.
     :param progress: shows what is being done while the emulated host starts.
     :param mirror: Debian mirror for a kernel that is not in the lab's cache.
@@ -546,7 +550,10 @@ def replay_plan(
         target = stack.enter_context(
             replay_target(kernel, device, npt=npt, mirror=mirror, progress=progress or SILENT)
         )
-        return replay(dump.machine, job, target, channels=dump.channels, compared=compare)
+        return replay(
+            dump.machine, job, target, channels=dump.channels, compared=compare,
+            inside=inside, addresses=addresses,
+        )  # fmt: skip
 
 
 def judge_trace(log: PathLike, *, limits: Limits = DEFAULT) -> Trace:

@@ -15,7 +15,7 @@ from qemu_svm.cli.verbs import verb
 
 @verb(
     "replay",
-    "svmstream replay dump.bin --lab 6.1 --compare",
+    "svmstream replay dump.bin --lab 6.1 --compare --inside",
     "svmstream replay dump.bin --plan cpuid,sregs:l1,nested,regs,run",
 )
 @options.file_argument
@@ -32,6 +32,8 @@ from qemu_svm.cli.verbs import verb
 @options.channel_option
 @options.vcpu_option
 @click.option("--compare", is_flag=True, help="Compare with the model, and mark differences.")
+@click.option("--inside", is_flag=True, help="Read the vCPU in the kernel's memory after every "
+              "step: both VMCBs, the caches (root, or --lab).")  # fmt: skip
 @click.option("--timeout", default=10.0, show_default=True, type=click.FloatRange(0.01, 3600),
               metavar="SECONDS", help="Limit for each KVM_RUN.")  # fmt: skip
 @click.option("--shorten", is_flag=True, help="L2 executes one instruction that L1 intercepts, "
@@ -40,7 +42,8 @@ from qemu_svm.cli.verbs import verb
 @click.option("--maxphyaddr", default=40, show_default=True, type=click.IntRange(32, 52),
               help="Guest physical address width.")  # fmt: skip
 @options.fail_on_option()
-@click.option("-v", "--verbose", is_flag=True, help="Show the whole state after every step.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the whole state after every step; with "
+              "--inside, also addresses of the host.")  # fmt: skip
 def command(
     *,
     file: str,
@@ -54,6 +57,7 @@ def command(
     channels: tuple[str, ...],
     vcpu: int,
     compare: bool,
+    inside: bool,
     timeout: float,
     shorten: bool,
     no_irqchip: bool,
@@ -74,7 +78,8 @@ def command(
             done = api.replay_plan(
                 dump, plan, kernel=kernel, device=device, mirror=mirror, npt=npt == "on", vcpu=vcpu,
                 irqchip=not no_irqchip, maxphyaddr=maxphyaddr, shorten=shorten,
-                compare=compare, timeout=timeout, progress=shown,
+                compare=compare, inside=inside, addresses=inside and verbose, timeout=timeout,
+                progress=shown,
             )  # fmt: skip
         show(done, as_json=as_json, verbose=verbose)
         unreadable = report_damage(dump)

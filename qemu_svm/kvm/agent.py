@@ -1,6 +1,7 @@
 """Performs sequences of ioctls on this machine's KVM and records the results.
 
 ``python3 -m qemu_svm.kvm.agent probe`` describes this KVM;
+``… agent types FOLDER`` copies the types of this kernel;
 ``… agent perform JOBS RESULTS`` performs jobs.  Both files are JSON lines, bytes
 are hexadecimal.  The first line of JOBS describes the guest's memory, each other
 line is a job::
@@ -18,6 +19,10 @@ job a line ``{"id", "step", "errno", "done", "state": {"SREGS": "…"}}`` is wri
 with the state that has changed since the previous line, and at the end
 ``{"id", "end": "done" | "failed" | "timeout" | "signal N" | "stuck"}``.  The bytes are
 not interpreted here.
+
+If the first line has a map as ``inside`` (:mod:`qemu_svm.kvm.inside`), each line has looks
+into the kernel's memory as ``inside``: that after the step, and before it in the first line
+that of the fresh vCPU.
 """
 
 from __future__ import annotations
@@ -25,13 +30,16 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import shutil
 import signal
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.device import CAP_NESTED_STATE, CAP_SREGS2, KVM_PATH, KvmRefused, System, Vcpu, Vm
+from qemu_svm.kvm.inside import Gone, Inside, Watcher, build_id, type_files
 from qemu_svm.kvm.run import RUN_BYTES, run
 
 _RECORDED = ("SREGS", "REGS", "DEBUGREGS", "VCPU_EVENTS")
@@ -44,6 +52,7 @@ CRASHED = 5
 """Exit status if a child was killed by a signal: the kernel may be damaged."""
 
 _ENVIRONMENT = 4
+_USAGE = "usage: agent probe [KVM] | agent types FOLDER | agent perform JOBS RESULTS [KVM]"
 _LME, _PG, _PAE = 1 << 8, 1 << 31, 1 << 5
 _PR_SET_PDEATHSIG = 1
 
@@ -66,6 +75,24 @@ def probe(path: str = KVM_PATH) -> Json:
         }
 
 
+def types(folder: str) -> Json:
+    """Copy the files with the kernel's types; return their names, and the module's build id.
+
+    :param folder: directory to copy them into.
+    :raises EnvironmentFault: this kernel has none.
+    """
+    found = type_files()
+    if "vmlinux" not in found:
+        raise EnvironmentFault(
+            "this kernel has no types: /sys/kernel/btf/vmlinux does not exist",
+            hint="a kernel with CONFIG_DEBUG_INFO_BTF is needed",
+        )
+    for name, path in found.items():
+        with open(path, "rb") as source, open(os.path.join(folder, name), "wb") as copy:
+            shutil.copyfileobj(source, copy)
+    return {"files": sorted(found), "build_id": build_id()}
+
+
 def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
     """Perform the jobs of a file; return the exit status: 0, :data:`STUCK`, :data:`CRASHED`.
 
@@ -74,10 +101,11 @@ def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
     out = os.open(results, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         with open(jobs, encoding="ascii") as lines:
-            memory = _memory(json.loads(next(lines))["memory"])
+            first = json.loads(next(lines))
+            host = _Host(_memory(first["memory"]), path, _inside(first))
             for line in lines:
                 job = json.loads(line)
-                end = _in_child(job, memory, out, path)
+                end = _in_child(job, host, out)
                 _write(out, {"id": job["id"], "end": end})
                 if end == "stuck":
                     return STUCK
@@ -86,6 +114,18 @@ def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
     finally:
         os.close(out)
     return 0
+
+
+@dataclass(frozen=True)
+class _Host:
+    # What all jobs share: the guest's memory, the KVM, and access to kernel memory.
+    memory: list[tuple[int, mmap.mmap]]
+    kvm: str
+    inside: Inside | None
+
+
+def _inside(first: Json) -> Inside | None:
+    return Inside(first["inside"]) if "inside" in first else None
 
 
 def _memory(regions: list[Json]) -> list[tuple[int, mmap.mmap]]:
@@ -124,7 +164,7 @@ def _write(out: int, line: Json) -> None:
     os.write(out, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
 
-def _in_child(job: Json, memory: list[tuple[int, mmap.mmap]], out: int, path: str) -> str:
+def _in_child(job: Json, host: _Host, out: int) -> str:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     child = os.fork()
     if child == 0:
@@ -132,7 +172,7 @@ def _in_child(job: Json, memory: list[tuple[int, mmap.mmap]], out: int, path: st
         try:
             _die_with_parent()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-            _sequence(job, memory, out, path)
+            _sequence(job, host, out)
             status = 0
         except KeyboardInterrupt:
             status = 130
@@ -168,26 +208,42 @@ def _wait(child: int, timeout: float) -> str:
     return "stuck"
 
 
-def _sequence(job: Json, memory: list[tuple[int, mmap.mmap]], out: int, path: str) -> None:
+def _sequence(job: Json, host: _Host, out: int) -> None:
+    memory = host.memory
     for address, data in job.get("patches", ()):
         patch(memory, address, bytes.fromhex(data))
-    with System(path) as system, system.create_vm() as vm:
+    with System(host.kvm) as system, system.create_vm() as vm:
         if job.get("irqchip"):
             vm.create_irqchip()
         for slot, (address, region) in enumerate(memory):
             vm.add_memory(slot, address, region)
-        with vm.create_vcpu(job.get("vcpu", 0)) as vcpu:
+        index = job.get("vcpu", 0)
+        with vm.create_vcpu(index) as vcpu:
+            watcher = host.inside.watch(os.getpid(), vcpu.fd, index) if host.inside else None
+            looks = _look(watcher)
             seen: dict[str, str] = {}
             for number, step in enumerate(job["steps"], 1):
                 if any("run" in operation for operation in step):
                     os.fsync(out)  # the kernel may crash in it
                 line = {"id": job["id"], "step": number, **_step(vm, vcpu, step)}
+                looks += _look(watcher)  # before the ioctls that read the state
+                if looks:
+                    line["inside"], looks = looks, []
                 state = _state(vcpu, job.get("msrs", ()))
                 line["state"] = {k: v for k, v in state.items() if seen.get(k) != v}
                 seen = state
                 if "run" in line and job.get("read"):
                     line["memory"] = [read(memory, *place).hex() for place in job["read"]]
                 _write(out, line)
+
+
+def _look(watcher: Watcher | None) -> list[Json]:
+    if watcher is None:
+        return []
+    try:
+        return [watcher.look()]
+    except Gone as gone:
+        return [{"gone": gone.what}]
 
 
 def _step(vm: Vm, vcpu: Vcpu, step: list[Json]) -> Json:
@@ -266,17 +322,25 @@ def read(memory: list[tuple[int, mmap.mmap]], address: int, size: int) -> bytes:
 
 def main(arguments: list[str]) -> int:
     """Run the agent's command line; return the exit status."""
-    if arguments[:1] == ["probe"]:
-        try:
-            print(json.dumps(probe(*arguments[1:])))  # noqa: T201
-        except EnvironmentFault as fault:
-            print(fault, file=sys.stderr)  # noqa: T201
-            return _ENVIRONMENT
-        return 0
-    if arguments[:1] == ["perform"] and len(arguments) in (3, 4):
-        return perform(*arguments[1:])
-    print("usage: agent probe [KVM] | agent perform JOBS RESULTS [KVM]", file=sys.stderr)  # noqa: T201
+    command, given = arguments[:1], arguments[1:]
+    try:
+        if command == ["probe"] and len(given) in (0, 1):
+            print(json.dumps(probe(*given)))  # noqa: T201
+            return 0
+        if command == ["types"] and len(given) == 1:
+            print(json.dumps(types(*given)))  # noqa: T201
+            return 0
+        if command == ["perform"] and len(given) in (2, 3):
+            return perform(*given)
+    except EnvironmentFault as fault:
+        print(_on_one_line(fault), file=sys.stderr)  # noqa: T201
+        return _ENVIRONMENT
+    print(_USAGE, file=sys.stderr)  # noqa: T201
     return 2
+
+
+def _on_one_line(fault: EnvironmentFault) -> str:
+    return f"{fault.what} ({fault.hint})" if fault.hint else fault.what
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Self
 
 from qemu_svm.errors import EnvironmentFault, LabError, SvmStreamError
+from qemu_svm.inside.kernel import copied_layout
+from qemu_svm.inside.layout import Layout
 from qemu_svm.kvm.agent import CRASHED, STUCK
 from qemu_svm.kvm.device import KVM_PATH
 from qemu_svm.lab.box.box import Box
@@ -37,7 +39,7 @@ from qemu_svm.replay.target import (
 
 _STALLED = 120.0  # seconds without a result, beyond the timeout of a job
 _MODULES = ("errors.py", "kvm/__init__.py") + tuple(
-    f"kvm/{name}.py" for name in ("numbers", "layouts", "device", "run", "agent")
+    f"kvm/{name}.py" for name in ("numbers", "layouts", "device", "run", "inside", "agent")
 )
 
 
@@ -101,6 +103,7 @@ class InBox:
         self._running = ExitStack()
         self._box: Box | None = None
         self._probe: Probe | None = None
+        self._layout: Layout | None = None
         self._copies: dict[str, str] = {}
         self._number = 0
         self.boots = 0
@@ -153,21 +156,37 @@ class InBox:
     def probe(self) -> Probe:
         """See :meth:`Target.probe`."""
         if self._probe is None:
-            done = self.box.run(self._agent("probe"), timeout=120, env=self._environment)
-            if done.returncode:
-                raise LabError("in the box: " + done.stderr.decode(errors="replace").strip())
-            self._probe = read_probe(done.stdout)
+            self._probe = read_probe(self._answer("probe"))
         return self._probe
 
-    def perform(self, ram: RamFile, jobs: Sequence[Json]) -> Iterator[JobResult]:
+    def layout(self) -> Layout:
+        """See :meth:`Target.layout`."""
+        if self._layout is None:
+            with host_faults(f"make a directory in {self.folder}"):
+                copies = tempfile.TemporaryDirectory(prefix="types", dir=self.folder)
+            with copies as name:
+                place = f"{self._inside}/{Path(name).name}"
+                self._layout = copied_layout(Path(name), self._answer("types", place))
+        return self._layout
+
+    def _answer(self, *arguments: str) -> bytes:
+        done = self.box.run(self._agent(*arguments), timeout=120, env=self._environment)
+        if done.returncode:
+            raise LabError("in the box: " + done.stderr.decode(errors="replace").strip())
+        return done.stdout
+
+    def perform(
+        self, ram: RamFile, jobs: Sequence[Json], inside: Layout | None = None
+    ) -> Iterator[JobResult]:
         """See :meth:`Target.perform`."""
         remaining = list(jobs)
         while remaining:
             self._number += 1
             given, back = (self.folder / f"{kind}{self._number}" for kind in ("jobs", "results"))
-            inside = f"{self._inside}/{self._placed(ram)}"
+            place = f"{self._inside}/{self._placed(ram)}"
+            memory = memory_description(ram, place, copied=True, inside=inside)
             with host_faults(f"write {given}"):
-                write_jobs(given, memory_description(ram, inside, copied=True), remaining)
+                write_jobs(given, memory, remaining)
             command = self.box.start(
                 self._agent("perform", *(f"{self._inside}/{one.name}" for one in (given, back))),
                 env=self._environment,

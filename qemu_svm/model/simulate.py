@@ -22,12 +22,15 @@ from qemu_svm.x86.segments import TABLES, Segment
 class Snapshot:
     """The whole state after a step.
 
+    :param controls: control areas of the VMCBs, as far as they are modelled.
     :param nested: the header that KVM_GET_NESTED_STATE returns.
     :param shadow: the interrupt shadow in force.
+    :param initialized, vmcb12_gpa, last_vmcb12_gpa: of ``svm->nested``.
     :param dead: KVM has killed the VM.
     """
 
     areas: Mapping[str, Area]
+    controls: Mapping[str, Area]
     nested: NestedState
     guest_mode: bool
     gif: bool
@@ -38,6 +41,9 @@ class Snapshot:
     requests: tuple[str, ...]
     save_cache_valid: bool
     shadow: int
+    initialized: bool
+    vmcb12_gpa: int
+    last_vmcb12_gpa: int
     dead: bool = False
 
 
@@ -119,6 +125,7 @@ def snapshot(vcpu: KvmVcpu) -> Snapshot:
     """Copy everything that later steps may change."""
     return Snapshot(
         areas={name: area.copy() for name, area in vcpu.areas().items()},
+        controls={name: area.copy() for name, area in vcpu.controls().items()},
         nested=nested.svm_get_nested_state(vcpu),
         guest_mode=vcpu.guest_mode,
         gif=vcpu.gif,
@@ -130,6 +137,9 @@ def snapshot(vcpu: KvmVcpu) -> Snapshot:
         save_cache_valid=vcpu.nested.save_valid,
         shadow=vcpu.current_control.get("int_state") & 1,
         dead=vcpu.dead,
+        initialized=vcpu.nested.initialized,
+        vmcb12_gpa=vcpu.nested.vmcb12_gpa,
+        last_vmcb12_gpa=vcpu.nested.last_vmcb12_gpa,
     )
 
 

@@ -12,6 +12,7 @@ def command(one: Disagreement, result: ConformReport) -> str:
     """Return the command line that shows one disagreement again."""
     words = ["svmstream", "replay", one.guest.place, "--plan", one.shrunk]
     words += ["--lab", result.kernel, "--compare", "--shorten"]
+    words += [] if result.report.layout is None else ["--inside"]
     words += [] if one.options.irqchip else ["--no-irqchip"]
     words += [] if result.npt else ["--npt", "off"]
     return shlex.join(words)

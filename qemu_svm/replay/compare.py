@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qemu_svm.inside.beside import differences as differences_inside
+from qemu_svm.inside.lazy import FRESH, Circumstances, places
+from qemu_svm.inside.view import Inside
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.vcpu import MmuFault, RunEnd
 from qemu_svm.model.observed import (
@@ -25,7 +28,7 @@ from qemu_svm.model.observed import (
     flat,
 )
 from qemu_svm.model.plans import Step
-from qemu_svm.model.simulate import Result, Simulation
+from qemu_svm.model.simulate import Result, Simulation, Snapshot
 from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.replay.job import ReplayResult, ReplayStep
 from qemu_svm.replay.memory import STUB_BYTES, handlers
@@ -34,6 +37,8 @@ KERNEL_DECIDES = frozenset(
     {RunEnd.INTERNAL_ERROR, RunEnd.EFAULT, RunEnd.EINVAL, RunEnd.EIO, RunEnd.HANG}
 )
 """Ends of KVM_RUN that the model predicts only if guest code has no part in them."""
+INSIDE = "inside."
+"""Start of the names of differences in the kernel's memory."""
 _NEVER_CODE = frozenset({RunEnd.EFAULT})
 _BY_CODE = frozenset(
     {"sregs.cr2", "regs.rbx", "regs.rcx", "regs.rdx", "regs.rsi", "regs.rdi", "regs.rbp"}
@@ -77,7 +82,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class StepComparison:
-    """One step.
+    """One step; number 0 is the fresh vCPU, which is compared in the kernel's memory only.
 
     :param open: why nothing after it can be compared; None if it can.
     :param stays: L2 did not exit to L1, so the rest must be compared with a simulation in
@@ -130,6 +135,11 @@ def compare(simulation: Simulation, replayed: ReplayResult, *, shortened: bool) 
     """
     steps: list[StepComparison] = []
     unknown: set[str] = set()
+    ran = code = False
+    if replayed.start is not None:
+        wrong = tuple(_inside(simulation, simulation.start, replayed.start, FRESH))
+        if wrong:
+            return Comparison((StepComparison(0, wrong),))
     for result, seen in zip(simulation.results, replayed.steps, strict=False):
         if seen.errno is None and seen.step.name in _REWRITES:
             start = _REWRITES[seen.step.name]
@@ -137,8 +147,11 @@ def compare(simulation: Simulation, replayed: ReplayResult, *, shortened: bool) 
         elif seen.errno is None and seen.step.name == "events":
             unknown.discard("shadow")
         elif seen.run is not None:
-            unknown |= _changed_by_run(simulation, result, seen, shortened=shortened)
-        compared = _step(simulation, result, seen, unknown, shortened=shortened)
+            changed = _changed_by_run(simulation, result, seen, shortened=shortened)
+            unknown |= changed
+            ran, code = True, code or bool(changed - {"shadow"})
+        circumstances = Circumstances(ran, code, places(unknown))
+        compared = _step(simulation, result, seen, unknown, circumstances, shortened=shortened)
         steps.append(compared)
         if compared.open is not None or compared.mismatches or compared.stays:
             return Comparison(tuple(steps))
@@ -163,7 +176,13 @@ def _changed_by_run(
 
 
 def _step(
-    simulation: Simulation, result: Result, seen: ReplayStep, unknown: set[str], *, shortened: bool
+    simulation: Simulation,
+    result: Result,
+    seen: ReplayStep,
+    unknown: set[str],
+    circumstances: Circumstances,
+    *,
+    shortened: bool,
 ) -> StepComparison:
     number = result.number
     if result.state.dead or seen.killed:
@@ -176,11 +195,13 @@ def _step(
                 model[name] &= _LOW
             if name in kernel:
                 kernel[name] &= _LOW
+    inside = _inside(simulation, result.state, seen.inside, circumstances)
     if seen.run is None:
         wrong = [] if result.errno == seen.errno else [Mismatch("errno", result.errno, seen.errno)]
-        return StepComparison(number, (*wrong, *_state(model, kernel)))
+        wrong += [*_state(model, kernel), *inside]
+        return StepComparison(number, tuple(wrong))
     ended = _run_end(simulation, result, seen, shortened=shortened)
-    return ended or StepComparison(number, tuple(_state(model, kernel)))
+    return ended or StepComparison(number, (*_state(model, kernel), *inside))
 
 
 def _run_end(
@@ -318,6 +339,15 @@ def _same(one: Area, two: Area, names: tuple[str, ...]) -> bool:
 def _state(model: Observed, kernel: Observed) -> Iterator[Mismatch]:
     for name in differences(model, kernel):
         yield Mismatch(name, model.get(name), comparable(name, kernel[name]))
+
+
+def _inside(
+    simulation: Simulation, state: Snapshot, seen: Inside | None, circumstances: Circumstances
+) -> Iterator[Mismatch]:
+    for name, ours, theirs in differences_inside(
+        state, simulation.kernel, seen or {}, circumstances
+    ):
+        yield Mismatch(INSIDE + name, ours, theirs)
 
 
 def _ending(simulation: Simulation, replayed: ReplayResult) -> Mismatch | None:

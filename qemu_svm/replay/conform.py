@@ -15,6 +15,7 @@ from random import Random
 from typing import IO, Any
 
 from qemu_svm.errors import PlanError
+from qemu_svm.inside.layout import Layout
 from qemu_svm.machine import Machine
 from qemu_svm.model import plans
 from qemu_svm.model.observed import Observed
@@ -80,6 +81,7 @@ class Disagreement:
 class Report:
     """The result of a run.
 
+    :param layout: that of the kernel, if its memory was compared; else None.
     :param crashes: guest, plan and last message of sequences that crashed or hung the host.
     :param open: why sequences could not be compared to their end.
     :param repeated: how many were repeated.
@@ -88,6 +90,7 @@ class Report:
     probe: Probe
     profile: str
     seed: int
+    layout: Layout | None = None
     sequences: int = 0
     steps: int = 0
     compared: int = 0
@@ -118,22 +121,25 @@ def conform(
     seed: int,
     first: int = 0,
     emulated: bool,
+    inside: bool = False,
     record: IO[str] | None = None,
     progress: Callable[[Report], None] = lambda _report: None,
 ) -> Report:
     """Run sequences ``first`` to ``first + sequences - 1`` of a seed, in turn on each guest.
 
     :param emulated: the host's processor is emulated.
+    :param inside: compare with the kernel's memory as well.
     :param record: sequences are written to it as recordings, one per line.
     """
     probe = target.probe()
-    report = Report(probe, profile_of(probe).row, seed)
+    report = Report(probe, profile_of(probe).row, seed, target.layout() if inside else None)
     for start in range(first, first + sequences, BATCH):
         numbers = range(start, min(start + BATCH, first + sequences))
         for turn, guest in enumerate(guests):
             mine = [number for number in numbers if number % len(guests) == turn]
             jobs = [job_of(guest, seed, number, emulated=emulated) for number in mine]
-            for job, result in zip(jobs, perform(target, guest.ram, jobs, probe), strict=True):
+            results = perform(target, guest.ram, jobs, probe, report.layout)
+            for job, result in zip(jobs, results, strict=True):
                 _judge(target, guest, job, result, report)
                 if record is not None:
                     record.write(json.dumps(recording(guest, job, result)) + "\n")
@@ -156,33 +162,33 @@ def _judge(
         return
     report.repeated += 1
     again = replace(job, options=replace(job.options, seconds=_PATIENT))
-    (comparison,) = _compared(target, guest, [again], report.probe)
+    (comparison,) = _compared(target, guest, [again], report)
     found = comparison.first()
     if found is None:
         return
-    shrunk = _shrunk(target, guest, again, report.probe, found[1])
+    shrunk = _shrunk(target, guest, again, report, found[1])
     report.disagreements.append(
         Disagreement(guest, int(job.name), job.plan, shrunk, job.options, *found)
     )
 
 
 def _compared(
-    target: Target, guest: Guest, jobs: Sequence[ReplayJob], probe: Probe
+    target: Target, guest: Guest, jobs: Sequence[ReplayJob], report: Report
 ) -> list[Comparison]:
-    results = perform(target, guest.ram, jobs, probe)
+    results = perform(target, guest.ram, jobs, report.probe, report.layout)
     return [
-        against_model(job, guest.ram, probe, result)[1]
+        against_model(job, guest.ram, report.probe, result)[1]
         for job, result in zip(jobs, results, strict=True)
     ]
 
 
-def _shrunk(target: Target, guest: Guest, job: ReplayJob, probe: Probe, wanted: Mismatch) -> str:
+def _shrunk(target: Target, guest: Guest, job: ReplayJob, report: Report, wanted: Mismatch) -> str:
     def show_all(some: Sequence[str]) -> list[bool]:
         jobs = [
             replace(job, name=str(number), steps=plans.parse(plan))
             for number, plan in enumerate(some)
         ]
-        found = [each.first() for each in _compared(target, guest, jobs, probe)]
+        found = [each.first() for each in _compared(target, guest, jobs, report)]
         return [each is not None and each[1].name == wanted.name for each in found]
 
     return shrink(job.plan, show_all)

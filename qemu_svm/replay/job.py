@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qemu_svm.errors import EnvironmentFault
+from qemu_svm.inside.layout import Layout
+from qemu_svm.inside.view import Inside, Looks
 from qemu_svm.kvm.run import INTR, IO, Exit
 from qemu_svm.kvm.run import decode as decode_run
 from qemu_svm.model import arguments
@@ -78,6 +80,8 @@ class ReplayStep:
 
     :param errno: its name; None if the step succeeded.
     :param state: after the step, see :mod:`qemu_svm.model.observed`.
+    :param inside: what the kernel's memory had, see :mod:`qemu_svm.inside.view`; None if it
+        was not read.
     """
 
     number: int
@@ -85,6 +89,7 @@ class ReplayStep:
     errno: str | None
     state: Observed
     run: RunResult | None = None
+    inside: Inside | None = None
 
     @property
     def killed(self) -> bool:
@@ -104,12 +109,14 @@ class ReplayResult:
     :param steps: those that finished.
     :param end: as in :class:`JobResult`.
     :param host: the host kernel's last message, if it crashed or hung.
+    :param start: the fresh vCPU in the kernel's memory; None if it was not read.
     """
 
     steps: tuple[ReplayStep, ...]
     end: str
     host: str | None = None
     error: str | None = None
+    start: Inside | None = None
 
     @property
     def killed(self) -> int | None:
@@ -206,18 +213,27 @@ def _vmcb12(saved: Saved, steps: Sequence[Step]) -> int:
     return places[-1] if places else saved.nested.vmcb_pa
 
 
-def decode(job: ReplayJob, performed: JobResult) -> ReplayResult:
-    """Read what the agent wrote about a job."""
-    steps = []
+def decode(job: ReplayJob, performed: JobResult, layout: Layout | None = None) -> ReplayResult:
+    """Read what the agent wrote about a job.
+
+    :param layout: that of the kernel, if its memory was read.
+    :raises EnvironmentFault: a vCPU could not be found in the kernel's memory.
+    """
+    steps: list[ReplayStep] = []
     raw: dict[str, str] = {}
+    looks = None if layout is None else Looks(layout)
+    start: Inside | None = None
     for line, step in zip(performed.steps, job.steps, strict=False):
         raw |= line["state"]
         state = observed(raw)
         ran = _run(line, state) if "run" in line or "skipped" in line else None
         number = _errno(job.saved, step, line) if ran is None else 0
         name = errno.errorcode.get(number, str(number)) if number else None
-        steps.append(ReplayStep(line["step"], step, name, state, ran))
-    return ReplayResult(tuple(steps), performed.end, performed.host, performed.error)
+        seen = [looks.see(look) for look in line["inside"]] if looks is not None else [None]
+        if not steps:
+            start = seen[0]
+        steps.append(ReplayStep(line["step"], step, name, state, ran, seen[-1]))
+    return ReplayResult(tuple(steps), performed.end, performed.host, performed.error, start)
 
 
 def _errno(saved: Saved, step: Step, line: Mapping[str, Any]) -> int:

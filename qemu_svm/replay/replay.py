@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from qemu_svm.inside.layout import Layout
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.model import plans
 from qemu_svm.model.kvm.run import GuestCode
@@ -58,16 +59,23 @@ class Replay(Result):
 
 
 def perform(
-    target: Target, ram: RamFile, jobs: Sequence[ReplayJob], probe: Probe
+    target: Target,
+    ram: RamFile,
+    jobs: Sequence[ReplayJob],
+    probe: Probe,
+    inside: Layout | None = None,
 ) -> Iterator[ReplayResult]:
     """Perform jobs on a KVM, in order; each has one result, even if the host crashes.
 
     :param probe: that of ``target``.
+    :param inside: ``target.layout()``, to read the vCPU in the kernel's memory after each
+        step; None not to.
     :raises PlanError: a step that cannot be replayed.
+    :raises EnvironmentFault: the kernel's memory cannot be read.
     """
     encoded = [encode(job, ram, probe) for job in jobs]
-    for job, performed in zip(jobs, target.perform(ram, encoded), strict=True):
-        yield decode(job, performed)
+    for job, performed in zip(jobs, target.perform(ram, encoded, inside), strict=True):
+        yield decode(job, performed, inside)
 
 
 def against_model(
@@ -109,11 +117,15 @@ def replay(
     *,
     channels: Sequence[Source] = (),
     compared: bool = True,
+    inside: bool = False,
+    addresses: bool = False,
 ) -> Replay:
     """Perform one job with the RAM of its stream.
 
     :param channels: other inputs with pages of the stream, as for ``read_ram``.
     :param compared: simulate the plan as well, and compare.
+    :param inside: read the vCPU in the kernel's memory after each step.
+    :param addresses: with addresses of the host.
     :raises StreamError: there is no RAM, or it cannot be read completely.
     :raises EnvironmentFault: the KVM cannot be used, or there is no profile of its kernel.
     :raises LabError: a KVM in a box cannot be used.
@@ -125,7 +137,10 @@ def replay(
             if shorten:
                 job = replace(job, saved=with_idt(ram.read, job.saved))
             probe = target.probe()
-            (result,) = perform(target, ram, [job], probe)
+            layout = target.layout() if inside else None
+            if layout is not None and addresses:
+                layout = layout.with_addresses()
+            (result,) = perform(target, ram, [job], probe, layout)
             beside = against_model(job, ram, probe, result) if compared else (None, None)
     finally:
         path.unlink(missing_ok=True)

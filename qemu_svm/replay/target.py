@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from qemu_svm.errors import EnvironmentFault
+from qemu_svm.inside.kernel import copied_layout
+from qemu_svm.inside.layout import Layout
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.agent import CRASHED, STUCK
 from qemu_svm.kvm.device import KVM_PATH
@@ -82,8 +84,21 @@ class Target(Protocol):
         """
         ...
 
-    def perform(self, ram: RamFile, jobs: Sequence[Json]) -> Iterator[JobResult]:
-        """Perform jobs, in order; each has one result, even if the host crashes."""
+    def layout(self) -> Layout:
+        """Return where a vCPU's parts are in this kernel's memory; it is found once.
+
+        :raises EnvironmentFault: the kernel does not say so.
+        """
+        ...
+
+    def perform(
+        self, ram: RamFile, jobs: Sequence[Json], inside: Layout | None = None
+    ) -> Iterator[JobResult]:
+        """Perform jobs, in order; each has one result, even if the host crashes.
+
+        :param inside: look into the kernel's memory after each step.
+        :raises EnvironmentFault: that is not possible.
+        """
         ...
 
 
@@ -99,10 +114,13 @@ def read_probe(text: bytes) -> Probe:
     )
 
 
-def memory_description(ram: RamFile, place: str, *, copied: bool) -> Json:
+def memory_description(
+    ram: RamFile, place: str, *, copied: bool, inside: Layout | None = None
+) -> Json:
     """Return the first line of the agent's input: the guest's memory.
 
     :param place: path of the RAM's file for the agent.
+    :param inside: the kernel's memory is read as well.
     :param copied: name the extents that hold data, so that holes need not be read.
     """
     regions = []
@@ -112,7 +130,7 @@ def memory_description(ram: RamFile, place: str, *, copied: bool) -> Json:
             region["extents"] = [[start - offset, length] for start, length in
                                  ram.extents(offset, size)]  # fmt: skip
         regions.append(region)
-    return {"memory": regions}
+    return {"memory": regions} | ({} if inside is None else {"inside": inside.map})
 
 
 def write_jobs(path: Path, description: Json, jobs: Sequence[Json]) -> None:
@@ -172,6 +190,7 @@ class Local:
         self._path = path
         self._stack = contextlib.ExitStack()
         self._probe: Probe | None = None
+        self._layout: Layout | None = None
         self._number = 0
 
     def __enter__(self) -> Self:
@@ -182,26 +201,39 @@ class Local:
         self._stack.close()
 
     def _agent(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "qemu_svm.kvm.agent", *arguments, self._path]
+        return [sys.executable, "-m", "qemu_svm.kvm.agent", *arguments]
 
     def probe(self) -> Probe:
         """See :meth:`Target.probe`."""
         if self._probe is None:
-            done = subprocess.run(self._agent("probe"), capture_output=True, check=False)
-            if done.returncode:
-                raise EnvironmentFault(done.stderr.decode(errors="replace").strip())
-            self._probe = read_probe(done.stdout)
+            self._probe = read_probe(self._answer(*self._agent("probe"), self._path))
         return self._probe
 
-    def perform(self, ram: RamFile, jobs: Sequence[Json]) -> Iterator[JobResult]:
+    def layout(self) -> Layout:
+        """See :meth:`Target.layout`."""
+        if self._layout is None:
+            answer = self._answer(*self._agent("types"), str(self.folder))
+            self._layout = copied_layout(self.folder, answer)
+        return self._layout
+
+    def _answer(self, *command: str) -> bytes:
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            raise EnvironmentFault(done.stderr.decode(errors="replace").strip())
+        return done.stdout
+
+    def perform(
+        self, ram: RamFile, jobs: Sequence[Json], inside: Layout | None = None
+    ) -> Iterator[JobResult]:
         """See :meth:`Target.perform`."""
         remaining = list(jobs)
         while remaining:
             self._number += 1
             given, back = (self.folder / f"{kind}{self._number}" for kind in ("jobs", "results"))
-            write_jobs(given, memory_description(ram, ram.path, copied=False), remaining)
+            memory = memory_description(ram, ram.path, copied=False, inside=inside)
+            write_jobs(given, memory, remaining)
             with subprocess.Popen(
-                self._agent("perform", str(given), str(back)), stderr=subprocess.PIPE
+                self._agent("perform", str(given), str(back), self._path), stderr=subprocess.PIPE
             ) as agent:
                 try:
                     yield from self._results(agent, Results(back), remaining)

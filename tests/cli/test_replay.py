@@ -72,6 +72,23 @@ def test_json_and_errnos(in_box: Command) -> None:
     assert made["end"] == "done"
 
 
+def test_inside_is_shown_and_compared(in_box: Command) -> None:
+    plan = ("--plan", "cpuid,sregs,nested,regs,run", "--shorten", "--compare", "--inside")
+    done = in_box(verb.command, FILE, "--lab", "6.1", *plan)
+    assert done.return_value == 0
+    assert "inside: vmcb02 is current, nested.save is empty" in done.stdout
+    assert "current                vmcb02  was vmcb01" in done.stdout
+    assert "vmcb01.save.cr3        0x101000  was 0x0" in done.stdout
+    assert "model and kernel agree in 5 steps" in done.stdout
+    assert "0xffff8" not in done.stdout
+    made = json.loads(in_box(verb.command, FILE, "--lab", "6.1", "--json", *plan).stdout)
+    assert made["start"]["inside"]["current"] == "vmcb01"
+    assert made["steps"][2]["inside"]["nested.save.cr3"] == "0x0"
+    assert made["steps"][2]["inside"]["vmcb01.save.cr3"] == "0x101000"
+    assert made["steps"][4]["inside"]["vmcb02.save.cr3"] == "0x104000"
+    assert made["comparison"]["equal"] is True
+
+
 def test_without_compare_a_refusal_is_a_finding(in_box: Command) -> None:
     done = in_box(verb.command, FILE, "--lab", "6.1", "--plan", "cpuid,nested")
     assert done.return_value == 1
@@ -91,8 +108,10 @@ def test_a_difference_is_marked(in_box: Command, monkeypatch: pytest.MonkeyPatch
 
 def test_conform_reports_and_records(in_box: Command, tmp_path: Path) -> None:
     record = tmp_path / "recorded.jsonl"
-    done = in_box(conform_verb.command, FILE, "--sequences", "10", "--record", record)
+    options = ("--sequences", "10", "--inside", "--record", record)
+    done = in_box(conform_verb.command, FILE, *options)
     assert done.return_value == 0
+    assert "kernel memory compared" in done.stdout
     assert "against profile 6.1: 10 sequences of seed 1" in done.stdout
     assert "model and kernel disagree on 0 of 10 sequences" in done.stdout
     assert len(record.read_text().splitlines()) == 10

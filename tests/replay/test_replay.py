@@ -137,11 +137,14 @@ def test_a_difference_is_found_and_named(in_box: InBox, plain: Guest) -> None:
     assert found == (1, Mismatch("regs.rdx", 0, 0x600))
 
 
-def test_random_sequences_agree(in_box: InBox, plain: Guest, paged: Guest) -> None:
+def test_random_sequences_agree_outside_and_inside(
+    in_box: InBox, plain: Guest, paged: Guest
+) -> None:
     recorded = io.StringIO()
     report = conform(
-        in_box, [plain, paged], sequences=SEQUENCES, seed=SEED, emulated=True, record=recorded
-    )
+        in_box, [plain, paged], sequences=SEQUENCES, seed=SEED, emulated=True, inside=True,
+        record=recorded,
+    )  # fmt: skip
     assert [(one.shrunk, one.mismatch) for one in report.disagreements] == []
     assert (report.sequences, report.ends["done"]) == (SEQUENCES, SEQUENCES)
     assert report.compared > 5 * SEQUENCES

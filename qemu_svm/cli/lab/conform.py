@@ -39,6 +39,9 @@ _REPORT_EVERY = 250  # sequences
               help="Seed of the random sequences.")  # fmt: skip
 @click.option("--first", default=0, type=click.IntRange(0), metavar="K",
               help="Begin with sequence K of the seed.")  # fmt: skip
+@click.option(
+    "--inside", is_flag=True, help="Compare with the kernel's memory too: both VMCBs, the caches."
+)
 @click.option("--record", metavar="NEW", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the kernel's answers into a new file, one line (JSON) per sequence.",
               )  # fmt: skip
@@ -52,6 +55,7 @@ def command(
     sequences: int,
     seed: int,
     first: int,
+    inside: bool,
     record: Path | None,
     mirror: str | None,
 ) -> int:
@@ -88,7 +92,7 @@ def command(
         guests = [_guest(path, target.folder / f"ram{number}") for number, path in enumerate(files)]
         found = conform(
             target, guests, sequences=sequences, seed=seed, first=first, emulated=True,
-            record=answers, progress=report_progress,
+            inside=inside, record=answers, progress=report_progress,
         )  # fmt: skip
     show(ConformReport(found, kernel, npt == "on"), as_json=as_json)
     return EXIT_FINDINGS if found.disagreements else 0

@@ -254,6 +254,16 @@ def svm_get_nested_state_pages(vcpu: KvmVcpu) -> bool:
     return nested_svm_vmrun_msrpm(vcpu)
 
 
+def nested_sync_control_from_vmcb02(vcpu: KvmVcpu) -> None:
+    """Take over what the processor changed in L2's controls: it clears the event to inject.
+
+    Before 5.13 ``sync_nested_vmcb_control``.
+    """
+    writer = vcpu.writer("nested_sync_control_from_vmcb02")
+    for control in (vcpu.current_control, vcpu.nested.ctl):
+        control.set("event_inj", 0, writer)
+
+
 def nested_svm_vmexit(vcpu: KvmVcpu) -> bool:
     """#VMEXIT from L2 to L1; return False if L1 does not run afterwards.
 

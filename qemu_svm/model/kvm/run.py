@@ -15,7 +15,11 @@ from enum import StrEnum
 
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.lapic import enters_smm, kvm_apic_accept_events
-from qemu_svm.model.kvm.nested import nested_svm_vmexit, svm_get_nested_state_pages
+from qemu_svm.model.kvm.nested import (
+    nested_svm_vmexit,
+    nested_sync_control_from_vmcb02,
+    svm_get_nested_state_pages,
+)
 from qemu_svm.model.kvm.svm import init_vmcb, svm_set_rflags
 from qemu_svm.model.kvm.vcpu import HALTED, PAGES, RESET_HOLD, RUNNABLE, KvmVcpu, MmuFault, RunEnd
 from qemu_svm.model.profile import Shutdown
@@ -109,6 +113,7 @@ def _entered(vcpu: KvmVcpu, code: GuestCode) -> Outcome:
     if not vcpu.guest_mode:
         vcpu.vmcb01.set("dr6", _DR6_ACTIVE_LOW, vcpu.writer("svm_set_dr6"))
         return Outcome(RunEnd.L1, "L1", entry)
+    nested_sync_control_from_vmcb02(vcpu)
     vcpu.nested.run_pending = 0
     if code is GuestCode.STAYS:
         return Outcome(RunEnd.L2, "L2", entry)
@@ -165,13 +170,15 @@ def enter(vcpu: KvmVcpu) -> Area:
     vcpu.has_run = True
     vcpu.smi_pending = False
     current = vcpu.current
-    current.copy_from(vcpu.arch, ("rax", "rsp", "rip", "cr2", "dr6"))
+    current.copy_from(vcpu.arch, ("rax", "rsp", "rip", "cr2"))
+    current.set("dr6", _DR6_ACTIVE_LOW, vcpu.writer("svm_set_dr6"))
     if vcpu.host.npt:
         current.copy_from(vcpu.arch, ("cr3",))
     _as_processor_has_it(vcpu)
     seen = current.copy("entry")
-    # Without NPT the hardware runs on shadow pages; what counts is the guest's view.
-    seen.copy_from(vcpu.arch, ("cr0", "cr3", "cr4", "efer"))
+    # Without NPT the hardware runs on shadow pages, and reads of DR6 are intercepted; what
+    # counts is the guest's view.
+    seen.copy_from(vcpu.arch, ("cr0", "cr3", "cr4", "efer", "dr6"))
     seen.copy_from(vcpu.arch, [name for name in vcpu.arch if name not in seen])
     return seen
 

@@ -19,6 +19,7 @@ from qemu_svm.model.area import RESET, Area, Content, Writer
 from qemu_svm.model.profile import Profile
 from qemu_svm.nested.groups import VMLOAD_MSRS
 from qemu_svm.x86.cpuid import HOST_CPUID, NONE, Cpuid
+from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import Segment
 
 RUNNABLE, UNINITIALIZED, INIT_RECEIVED, HALTED, SIPI_RECEIVED = range(5)
@@ -216,10 +217,23 @@ class KvmVcpu:
         self.arch.set("rdx", self.kernel.reset_rdx, RESET)
         if self.kernel.split:
             self.vmcb01.set("dr6", 0, RESET)  # init_vmcb leaves it to svm_set_dr6
+            self.vmcb01.set("rip", 0, RESET)  # and this to svm_vcpu_run
+            self._reset_control_registers()
+            self.nested.vmcb12_gpa = INVALID_GPA
         if not self.host.npt:
             self.vmcb01.set("g_pat", 0, RESET)  # init_vmcb sets it for nested paging only
         if self.host.irqchip and not self.host.bsp:
             self.mp_state = UNINITIALIZED
+
+    def _reset_control_registers(self) -> None:
+        # kvm_vcpu_reset sets them by svm_set_efer, svm_set_cr0 and svm_set_cr4.
+        shadow = not self.host.npt
+        for name, bits in (
+            ("efer", EFER.mask("NX") if shadow else 0),
+            ("cr0", CR0.mask("PG", "WP") if shadow else 0),
+            ("cr4", CR4.mask("MCE") | (CR4.mask("PAE") if shadow else 0)),
+        ):
+            self.vmcb01.set(name, self.vmcb01.get(name) | bits, RESET)
 
     @property
     def current(self) -> Area:
@@ -252,6 +266,12 @@ class KvmVcpu:
         """Add a note to the current step."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def controls(self) -> dict[str, Area]:
+        """Return the control areas that this kernel has, by the name of the VMCB."""
+        if self.kernel.split:
+            return {"vmcb01": self.control01, "vmcb02": self.control02}
+        return {"vmcb01": self.control01, "hsave": self.hsave_control}
 
     def areas(self) -> dict[str, Area]:
         """Return the areas that this kernel has, by name."""

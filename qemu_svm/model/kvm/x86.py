@@ -81,7 +81,7 @@ def set_sregs(vcpu: KvmVcpu, sregs: Area, *, second: bool = False) -> str | None
     vcpu.arch.set("cr2", sregs.get("cr2"), writer)
     vcpu.arch.set("cr3", sregs.get("cr3"), writer)
     vcpu.arch.set("apic_base", sregs.get("apic_base") or _APIC_BASE, writer)
-    if not sregs.get("cr8") & ~_CR8:
+    if not sregs.get("cr8") & ~_CR8 and not vcpu.host.irqchip:  # else it is the APIC's TPR
         vcpu.arch.set("cr8", sregs.get("cr8"), writer)
     svm.svm_set_efer(vcpu, sregs.get("efer"), writer)
     svm.svm_set_cr0(vcpu, sregs.get("cr0"), writer)

@@ -19,6 +19,7 @@ def render(result: ConformReport) -> dict[str, Any]:
         "kernel": kernel_of(found.probe),
         "profile": found.profile,
         "npt": result.npt,
+        "inside": found.layout is not None,
         "seed": found.seed,
         "sequences": found.sequences,
         "steps": found.steps,

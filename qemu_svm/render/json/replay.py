@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qemu_svm.inside.view import Inside
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text, optional_hex
@@ -25,6 +26,7 @@ def render(result: Replay) -> dict[str, Any]:
         "source": {"path": result.path},
         "plan": result.plan,
         "kernel": {"release": probe.release, "version": kernel_of(probe)},
+        "start": {"inside": _inside(replayed.start)},
         "steps": [_step(step) for step in replayed.steps],
         "end": replayed.end,
         "killed": replayed.killed,
@@ -42,7 +44,14 @@ def _step(step: ReplayStep) -> dict[str, Any]:
         "errno": step.errno,
         "run": None if step.run is None else _run(step.run),
         "state": {name: observed(name, value) for name, value in step.state.items()},
+        "inside": _inside(step.inside),
     }
+
+
+def _inside(found: Inside | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {name: observed(name, value) for name, value in found.items()}
 
 
 def _run(run: RunResult) -> dict[str, Any]:

@@ -19,7 +19,8 @@ def render(result: ConformReport) -> Iterable[Text]:
     found = result.report
     yield Text(
         f"Linux {printable(kernel_of(found.probe))} against profile {found.profile}: "
-        f"{found.sequences} sequences of seed {found.seed}, {found.steps} ioctls and runs",
+        f"{found.sequences} sequences of seed {found.seed}, {found.steps} ioctls and runs"
+        + ("" if found.layout is None else ", kernel memory compared"),
         HEADING,
     )
     for why, count in sorted(found.open.items()):

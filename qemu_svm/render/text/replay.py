@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from qemu_svm.inside.view import Inside
 from qemu_svm.model.observed import Observed, comparable
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.escape import printable
@@ -18,6 +19,9 @@ from qemu_svm.replay.job import ReplayResult, ReplayStep, RunResult, kernel_of
 from qemu_svm.replay.replay import Replay
 
 _QUIET = ("ctl.", "shared.", "msr.")
+_QUIET_INSIDE = ("arch.", "requests", "hflags", "cpu", "mode")
+_SAVE = "nested.save."
+_BRIEF_SAVE = frozenset({"cr0", "cr3", "cr4", "efer"})
 _L1 = (
     *("rip", "rsp", "rax", "rflags"),
     *("cr0", "cr3", "cr4", "efer", "cs", "ss", "ds", "es", "gdtr", "idtr"),
@@ -38,10 +42,11 @@ def render(result: Replay, *, verbose: bool) -> Iterable[Text]:
     yield Text(f"Linux {printable(kernel_of(result.probe))}{against}")
     compared = {one.number: one for one in comparison.steps} if comparison else {}
     before: Observed = {}
+    inside: Inside = replayed.start or {}
     for step in replayed.steps:
         yield Text()
-        yield from _step(step, before, compared.get(step.number), verbose=verbose)
-        before = step.state
+        yield from _step(step, before, inside, compared.get(step.number), verbose=verbose)
+        before, inside = step.state, step.inside or {}
     yield Text()
     yield from _ending(replayed)
     if comparison is not None:
@@ -49,7 +54,12 @@ def render(result: Replay, *, verbose: bool) -> Iterable[Text]:
 
 
 def _step(
-    step: ReplayStep, before: Observed, compared: StepComparison | None, *, verbose: bool
+    step: ReplayStep,
+    before: Observed,
+    inside: Inside,
+    compared: StepComparison | None,
+    *,
+    verbose: bool,
 ) -> Iterator[Text]:
     line = heading(step.number, step.step.text, step.errno)
     if not step.errno and step.run is not None:
@@ -59,6 +69,8 @@ def _step(
         yield from indented(list(_changes(before, step.state, verbose=verbose)))
     if step.run is not None and step.run.result == "exit":
         yield from _returned(step)
+    if step.inside is not None:
+        yield from _inside(inside, step.inside, verbose=verbose)
     if compared is not None:
         yield from (Text(INDENT).append_text(_marked(one)) for one in compared.mismatches)
         if compared.open:
@@ -90,6 +102,34 @@ def _changes(before: Observed, after: Observed, *, verbose: bool) -> Iterator[li
             continue
         words = None if old is None else observed(name, old)
         yield [f"  {name}", change(observed(name, value), words, changed=value != old)]
+
+
+def _inside(before: Inside, after: Inside, *, verbose: bool) -> Iterator[Text]:
+    current = after.get("current", "vmcb01")
+    yield Text(f"{INDENT}inside: {current} is current{_save_cache(after)}", KEY)
+    rows: list[list[str | Text]] = []
+    for name, value in after.items():
+        old = before.get(name)
+        quiet = name.startswith(_QUIET_INSIDE) or ".control." in name
+        if not verbose and (value == old or quiet or (old is None and not _any(value))):
+            continue
+        words = None if old is None else observed(name, old)
+        rows.append([f"  {name}", change(observed(name, value), words, changed=value != old)])
+    yield from indented(rows)
+
+
+def _save_cache(inside: Inside) -> str:
+    cache = {name: value for name, value in inside.items() if name.startswith(_SAVE)}
+    if not cache:
+        return ""
+    full = [name for name, value in cache.items() if _any(value)]
+    numbers = [f"{name.removeprefix(_SAVE)} {cache[name]:#x}" for name in full
+               if name.removeprefix(_SAVE) in _BRIEF_SAVE]  # fmt: skip
+    return f", nested.save has {', '.join(numbers)}" if full else ", nested.save is empty"
+
+
+def _any(value: Any) -> bool:
+    return any(value) if isinstance(value, list) else bool(value)
 
 
 def _returned(step: ReplayStep) -> Iterator[Text]:

@@ -1,0 +1,46 @@
+"""The layout of the kernel that an agent runs on, from the types that it copied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qemu_svm.errors import EnvironmentFault
+from qemu_svm.inside.btf import Btf
+from qemu_svm.inside.layout import Layout, read_layout
+
+_LIMIT = 64 << 20  # bytes; the types of a kernel have 5 MB
+
+
+def copied_layout(folder: Path, answer: bytes) -> Layout:
+    """Return the layout of a kernel.
+
+    :param folder: where the agent copied the types to.
+    :param answer: what it printed (``types``).
+    :raises EnvironmentFault: the types are damaged, or kvm-amd's are missing.
+    """
+    try:
+        names = [str(name) for name in json.loads(answer)["files"]]
+    except (ValueError, KeyError, TypeError):
+        raise EnvironmentFault("the agent's answer about types cannot be read") from None
+    kernel = Btf(_read(folder / "vmlinux"), name="/sys/kernel/btf/vmlinux")
+    if "kvm_amd" in names:
+        path = "/sys/kernel/btf/kvm_amd"
+        return read_layout(Btf(_read(folder / "kvm_amd"), kernel, path))
+    if kernel.structure("vcpu_svm") is not None:
+        return read_layout(kernel)  # built in
+    raise EnvironmentFault(
+        "the types of kvm_amd are missing: /sys/kernel/btf/kvm_amd does not exist",
+        hint="kernels have types of modules since 5.11, with CONFIG_DEBUG_INFO_BTF_MODULES",
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LIMIT + 1)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: {error.strerror}") from None
+    if len(data) > _LIMIT:
+        raise EnvironmentFault(f"{path} has more than {_LIMIT >> 20} MiB")
+    return data

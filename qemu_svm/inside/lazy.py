@@ -1,0 +1,126 @@
+"""Members that the kernel or the processor leaves behind, and when that makes them incomparable.
+
+Each rule names members, when it applies, and why.  Everything else that the model has must be
+in the kernel's memory after every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from qemu_svm.inside.layout import REGISTERS
+from qemu_svm.inside.view import Inside
+
+_INVALID = (1 << 64) - 1  # exit code of a VMRUN that the processor refused
+_INVALID_32 = (1 << 32) - 1  # the same, where KVM keeps 32 bits of it
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What happened to a vCPU before a look.
+
+    :param ran: KVM_RUN entered a guest in this or an earlier step.
+    :param code: a guest executed code of its own.
+    :param changed: the members that it may have changed: :func:`places`.
+    """
+
+    ran: bool = False
+    code: bool = False
+    changed: frozenset[str] = frozenset()
+
+
+FRESH = Circumstances()
+"""Nothing was run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """One rule.
+
+    :param names: patterns of members.
+    :param applies: whether they are not compared, from the kernel's memory.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    applies: Callable[[Inside, Circumstances], bool]
+    reason: str
+
+    def covers(self, name: str) -> bool:
+        """Whether a member is one of the rule's."""
+        return any(fnmatchcase(name, pattern) for pattern in self.names)
+
+
+def _refused(seen: Inside, _circumstances: Circumstances) -> bool:
+    code = seen.get("vmcb02.control.exit_code", seen.get("vmcb01.control.exit_code"))
+    return code in (_INVALID, _INVALID_32)
+
+
+def _register(number: int, name: str) -> Lazy:
+    return Lazy(
+        "L-01",
+        (f"arch.{name}",),
+        lambda seen, _circumstances: not seen.get("arch.regs_avail", 0) >> number & 1,
+        "the VMCB has it until something asks for it: its bit in regs_avail is clear",
+    )
+
+
+_PLACES = {
+    "regs": ("arch.{0}", "vmcb01.save.{0}", "vmcb02.save.{0}"),
+    "sregs": ("arch.{0}", "vmcb01.save.{0}", "vmcb02.save.{0}"),
+    "msr": ("arch.{0}", "nested.{0}", "vmcb01.save.{0}", "vmcb02.save.{0}"),
+    "shared": ("vmcb01.save.{0}",),
+    "ctl": ("nested.ctl.{0}", "vmcb02.control.{0}"),
+}
+_SHADOW = ("vmcb01.control.int_state", "vmcb02.control.int_state")
+
+
+def places(changed: Iterable[str]) -> frozenset[str]:
+    """Return the members that have what a guest may have changed.
+
+    :param changed: names of :mod:`qemu_svm.model.observed`.
+    """
+    found: set[str] = set()
+    for name in changed:
+        kind, _, register = name.partition(".")
+        found.update(one.format(register) for one in _PLACES.get(kind, ()))
+        if name == "shadow":
+            found.update(_SHADOW)
+    return frozenset(found)
+
+
+RULES = (
+    *(_register(number, name) for number, name in enumerate(REGISTERS)),
+    Lazy(
+        "L-02",
+        ("vmcb02.save.*",),
+        _refused,
+        "the processor refused VMRUN: what it writes to the save area then is its own affair",
+    ),
+    Lazy(
+        "L-03",
+        ("vmcb02.save.*", "vmcb02.control.*"),
+        lambda _seen, circumstances: circumstances.code,
+        "a guest executed code of its own, which may have changed it",
+    ),
+    Lazy(
+        "L-04",
+        ("vmcb01.save.sysenter_cs",),
+        lambda _seen, circumstances: circumstances.ran,
+        "the processor keeps 32 bits of it",
+    ),
+)
+"""All rules.  Not compared at all: addresses of the host, the TSC, and controls that only the
+processor writes; the controls of vmcb02 that KVM merges, while L1 runs."""
+
+
+def covering(name: str, seen: Inside, circumstances: Circumstances) -> Lazy | None:
+    """Return the rule by which a member is not compared now, or None."""
+    if name in circumstances.changed:
+        return next(rule for rule in RULES if rule.id == "L-03")
+    for rule in RULES:
+        if rule.covers(name) and rule.applies(seen, circumstances):
+            return rule
+    return None
