@@ -7,7 +7,12 @@ import click
 from qemu_svm import api
 from qemu_svm.cli import options
 from qemu_svm.cli.output import show
-from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, print_error
+from qemu_svm.cli.status import (
+    EXIT_FINDINGS,
+    EXIT_UNREADABLE,
+    print_error,
+    report_problems,
+)
 from qemu_svm.cli.verbs import verb
 
 
@@ -54,4 +59,7 @@ def command(
     if answer.facts.damage is not None:
         print_error(str(answer.facts.damage))
         return EXIT_UNREADABLE
+    if answer.machine is not None and not answer.machine.stream.complete:
+        stream = answer.machine.stream
+        return report_problems(stream.source.path, stream.problems, complete=False)
     return EXIT_FINDINGS if answer.found else 0

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
 _IOCTL = re.compile(r"\bKVM_(?P<name>(?:SET|GET)_[A-Z0-9_]{2,40}|RUN|CREATE_VCPU|CREATE_VM"
+                    r"|CHECK_EXTENSION"
                     r"|CREATE_IRQCHIP)\b")  # fmt: skip
 
 _STATES = (
@@ -41,6 +42,10 @@ _STATES = (
     ("REGS", ("regs|general purpose registers?|gp ?regs|gprs|standard registers?|core registers?"
      "|vcpu registers?|registers")),
 )  # fmt: skip
+_COMMON = frozenset({"REGS", "DEBUGREGS", "FPU", "LAPIC"})
+_CONTEXT = re.compile(r"kvm|v ?cpu|qemu|vmm\b|hypervisor|guest|general purpose|crosvm|firecracker")
+"""Other programs have registers too."""
+
 _STATE = tuple((name, re.compile(rf"\b(?:{words})\b")) for name, words in _STATES)
 _RUN = re.compile(
     r"\b(?:kvm run (?:failed|returned|ioctl)|(?:fail(?:ed|ure)?|error|cannot|could not|unable)"
@@ -99,8 +104,10 @@ def failed_call(text: str) -> CallWords | None:
     low = _NOT_WORD.sub(" ", _CAMEL.sub(" ", text.replace("vCPU", "vcpu")).lower())
     error = error_of(text)
     msr = _MSR.search(text)
-    if _PUT.search(low):
-        return CallWords("PUT", error)
+    put = _PUT.search(low)
+    if put is not None:
+        named = _named(low[put.end() :])  # QEMU 10.2 and later add the cause
+        return CallWords("PUT" if named is None else named, error)
     if _ASSERTED.search(text):
         return CallWords("SET_MSRS", None)
     if not (_FAILED.search(low) or error):
@@ -124,7 +131,7 @@ def failed_call(text: str) -> CallWords | None:
 def _named(low: str) -> str | None:
     for name, pattern in _STATE:
         found = pattern.search(low)
-        if found is None:
+        if found is None or (name in _COMMON and not _CONTEXT.search(low)):
             continue
         around = low[max(0, found.start() - 60) : found.start()]
         get, put = _last(_GET, around), _last(_SET, around)

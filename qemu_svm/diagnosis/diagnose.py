@@ -14,7 +14,7 @@ from qemu_svm.diagnosis import dump as dumps
 from qemu_svm.diagnosis.calls import CallWords
 from qemu_svm.diagnosis.dump import DumpMatch, VmcbDump
 from qemu_svm.diagnosis.events import rule_of
-from qemu_svm.diagnosis.facts import Facts, Said
+from qemu_svm.diagnosis.facts import KVM_SAYS, Facts, Said
 from qemu_svm.diagnosis.oops import Oops
 from qemu_svm.diagnosis.results import Answer, KernelSaid, Likelihood, Why
 from qemu_svm.diagnosis.signs import UPDATE, msr_reason
@@ -262,6 +262,7 @@ class _Work:
                 )
             )  # fmt: skip
         for problem in self.machine.stream.problems if self.machine is not None else ():
+            self.happened.append("the stream is damaged")
             self.answers.append(
                 Answer(
                     Likelihood.LIKELY, "the stream is damaged", str(problem), "damage",
@@ -297,7 +298,16 @@ class _Work:
             known.means + (f" ({note})" if note else ""), rule, evidence=(f"line {line}: {note}",),
         )  # fmt: skip
 
-    def _causes(self, ioctl: str, error: str | None, found: Sequence[Cause], said: Said) -> None:
+    def _causes(
+        self,
+        ioctl: str,
+        error: str | None,
+        found: Sequence[Cause],
+        said: Said,
+        *,
+        alone: bool = True,
+    ) -> None:
+        # ``alone``: it is known that it was this ioctl.
         what = f"KVM refused KVM_{ioctl}" + ("" if error is None else f" with {error}")
         fitting = [
             one
@@ -305,7 +315,7 @@ class _Work:
             if self._concerned(one.rule) is not False and self._in_span(one.since, one.until)
         ]
         for one in fitting:
-            likely = one.seen or len(fitting) == 1 or self._new(one.rule)
+            likely = one.seen or (alone and len(fitting) == 1) or self._new(one.rule)
             self._add(
                 Likelihood.LIKELY if likely else Likelihood.POSSIBLE,
                 what, self._with_kernel(one), one.rule, do=one.do, said=said,
@@ -348,7 +358,8 @@ class _Work:
     def _put(self, call: CallWords, said: Said) -> None:
         self.happened.append("KVM refused a part of the vCPU's state")
         for name in _PUT:
-            self._causes(name, call.error, causes(name, call.error or "EINVAL"), said)
+            found = causes(name, call.error or "EINVAL")
+            self._causes(name, call.error, found, said, alone=False)
         if call.error == "EIO":
             self._killed("a put failed with EIO", said)
 
@@ -393,7 +404,7 @@ class _Work:
         if self.machine is not None:
             explained = explain_refusal(self.machine, [one.text for one in said])
             for finding in explained:
-                if finding.rule == "refused-damage":
+                if finding.rule.removeprefix("refused-") in (*KVM_SAYS, "damage"):
                     continue
                 self.answers.append(
                     Answer(
@@ -405,8 +416,8 @@ class _Work:
             return
         for one in said:
             for meaning, _ in meanings_of(one.text):
-                if meaning.rule in ("put-registers", "kvm", "msr", "end", "nested"):
-                    continue  # told by what KVM refused
+                if meaning.rule in KVM_SAYS:
+                    continue
                 self.answers.append(
                     Answer(
                         Likelihood.LIKELY, "QEMU refused the stream", meaning.means,
@@ -420,7 +431,11 @@ class _Work:
         for one in self.facts.msrs.values():
             way = "wrmsr" if one.write else "rdmsr"
             how = "ignored" if one.ignored else "refused"
-            self._msr(one.msr, one.value, one.said, f"KVM {how} a {way} of MSR {one.msr:#x}")
+            what = f"KVM {how} a {way} of MSR {one.msr:#x}"
+            if one.ignored or not (one.write or msr_reason(one.msr).name):
+                self.happened.append(what)  # guests try many MSRs, and do without
+            else:
+                self._msr(one.msr, one.value, one.said, what)
 
     def _msr(self, msr: int, value: int | None, said: Said, what: str) -> None:
         reason = msr_reason(msr)

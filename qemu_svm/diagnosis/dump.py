@@ -124,6 +124,8 @@ class DumpReader:
 
     def read(self, line: int, text: str) -> bool:
         """Read the next line; return whether it belongs to a dump."""
+        if self._open is None and "VMCB" not in text:
+            return False
         head = _HEAD.search(text)
         if head is not None:
             vcpu = _VCPU.search(text)

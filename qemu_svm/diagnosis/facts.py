@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +21,17 @@ from qemu_svm.trace.model import Log, Trace, read_trace
 _DUMPS, _OOPSES, _KEPT = 16, 32, 256
 _IOCTL = ("ioctl(", "_ioctl ", "sys_enter_ioctl", "ioctl:")
 _LONGEST = 4000
+_SHAPES = 4096
+_RESULT = re.compile(r"err|ret|fail|code", re.IGNORECASE)
+_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_QEMU = re.compile(r"qemu|\bkvm[\w.-]{0,30}: ", re.IGNORECASE)
+_TELLING = re.compile(
+    r"kvm|svm|vmcb|nested|v ?cpu|msr|reg|cpu|fault|entry|guest|\bL2\b|lockup|stall|hung|hang|qemu"
+    r"|fail|error|mismatch|unsupported|unknown|state|machine type|block|section|load",
+    re.IGNORECASE,
+)
+KVM_SAYS = frozenset({"put-registers", "kvm", "msr", "end", "nested"})
+"""Rules of QEMU's messages that are about what KVM refused, which is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,8 @@ class _Reader:
     def __init__(self) -> None:
         self.facts = Facts()
         self.ioctls = False
+        self._shapes: set[str] = set()
+        self._shape = ""
         self._dumps = DumpReader(_DUMPS)
         self._oopses = OopsReader(_OOPSES)
 
@@ -133,11 +147,21 @@ class _Reader:
         if self._msr(number, text):
             facts.used["kernel log"] += not oops
             return
-        if not oops:
+        if (not oops or "lockup" in text or "stall" in text) and self._new(text):
             self._words(number, text)
+
+    def _new(self, text: str) -> bool:
+        # Logs repeat themselves: a line that says nothing is not looked at again, with
+        # whatever numbers.
+        if len(text) > _LONGEST:
+            return True
+        self._shape = _NUMBERS.sub("0", text)
+        return self._shape not in self._shapes
 
     def _versions(self, number: int, text: str) -> None:
         facts = self.facts
+        if "kernel: " not in text and "ersion" not in text:
+            return
         kernel = KERNEL.search(text)
         if kernel is not None and facts.kernel is None:
             facts.kernel = (number, kernel["release"])
@@ -146,7 +170,7 @@ class _Reader:
             facts.qemu_version = version["version"]
 
     def _msr(self, number: int, text: str) -> bool:
-        found = UNHANDLED.search(text)
+        found = UNHANDLED.search(text) if "msr" in text.lower() else None
         if found is None:
             return False
         msr, write = int(found["msr"], 16), found["way"].lower() == "wrmsr"
@@ -161,6 +185,9 @@ class _Reader:
 
     def _words(self, number: int, text: str) -> None:
         facts = self.facts
+        if not _TELLING.search(text, 0, _LONGEST):
+            self._says_nothing()
+            return
         call = failed_call(text) if len(text) < _LONGEST and "ioctl(" not in text else None
         sign = sign_of(text[:_LONGEST])
         if call is not None:
@@ -173,11 +200,20 @@ class _Reader:
             facts.signs[sign[0].id] = (sign[0], said)
         if self._of_qemu(number, text) or call is not None or sign is not None:
             facts.used["messages"] += 1
+        else:
+            self._says_nothing()
+
+    def _says_nothing(self) -> None:
+        # Of a line about a result the numbers count.
+        if len(self._shapes) < _SHAPES and not _RESULT.search(self._shape):
+            self._shapes.add(self._shape)
 
     def _of_qemu(self, number: int, text: str) -> bool:
         from qemu_svm.findings.refusal_messages import meanings_of
 
-        if not meanings_of(text):
+        if "ioctl(" in text or (number and not _QEMU.search(text)):
+            return False
+        if all(one.rule in KVM_SAYS for one, _ in meanings_of(text[:_LONGEST])):
             return False
         if len(self.facts.qemu) < _KEPT:
             self.facts.qemu.append(Said(number, text))

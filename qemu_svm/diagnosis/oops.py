@@ -27,6 +27,7 @@ _KINDS = (
     ("lockup", re.compile(r"\b(?:soft lockup|hard LOCKUP|detected stall|blocked for more than)")),
     ("panic", re.compile(r"\bKernel panic - not syncing")),
 )  # fmt: skip
+_WORDS = re.compile(r"BUG|WARN|fault|lockup|LOCKUP|stall|panic|blocked|Linux version|ainted")
 _PLACE = re.compile(
     r"\bat (?P<file>[\w./-]+\.[ch]):(?P<line>\d+)|WARNING: (?P<file2>[\w./-]+\.[ch]):(?P<line2>\d+)"
 )
@@ -83,6 +84,8 @@ class OopsReader:
 
     def read(self, line: int, text: str) -> bool:
         """Read a line; return whether it is part of one."""
+        if not self._left and not _WORDS.search(text):
+            return False
         kernel = _KERNEL.search(text)
         if kernel is not None and self.release is None:
             self.release = (line, kernel["release"])

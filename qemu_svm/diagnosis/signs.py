@@ -103,7 +103,8 @@ SIGNS: tuple[Sign, ...] = (
     ),
     _sign(
         "shutdown",
-        r"triple[ -]?fault|KVM_EXIT_SHUTDOWN|VcpuExit::Shutdown|\bkvm_exit.{0,30}reason shutdown",
+        r"triple[ -]?fault|KVM_EXIT_SHUTDOWN|\bexit(?:ed|s|reason)?\b.{0,24}\bshutdown\b"
+        r"|VcpuExit::Shutdown|kvm_run_exit.{0,30}reason 8\b",
         "a vCPU shut down (triple fault)",
         Reason("T-04", "the program does not save and restore nested state: L2's code continued in "
                "L1's context", "svmstream trace tells, from a log of its ioctls"),
@@ -165,6 +166,18 @@ SIGNS: tuple[Sign, ...] = (
         Reason("", "kvm_amd is loaded with nested=0, or the kernel is older than 5.8, or the "
                "program was built without it", "load kvm_amd with nested=1", likely=True),
         collect=("svmstream doctor on that host",),
+    ),
+    _sign(
+        "msrs-partial",
+        r"(?<![a-z])msrs?\b.{0,80}(?:partial|incomplete|only \d+ (?:of|/|out of) \d+|\d+ (?:of|out of) \d+)"
+        r"|(?:partial|incomplete|only \d+ (?:of|/|out of) \d+|\d+ out of \d+).{0,60}(?<![a-z])msrs?\b"
+        r"|MsrsIncomplete",
+        "KVM_SET_MSRS or KVM_GET_MSRS stopped at an MSR of the list",
+        Reason("T-05", "the MSR at that place is not known to this kernel or not in the guest's "
+               "CPUID, and those behind it were not set", "find the first MSR that is missing: "
+               "compare kernel, kvm_amd's parameters (nested=1) and CPU model with the source's",
+               likely=True),
+        collect=(_COLLECT_STRACE, "dmesg: unhandled wrmsr names the MSR"),
     ),
     _sign(
         "killed-vm",

@@ -232,6 +232,9 @@ _ROWS: tuple[_Row, ...] = (
     _Row(("SET_USER_MEMORY_REGION", "SET_USER_MEMORY_REGION2"), ("EINVAL",), "O-22",
          "address or size is not page-aligned, or the slot's size or flags cannot change so",
          "delete the slot first"),
+    _Row(("CHECK_EXTENSION",), ("EINVAL", "ENOTTY"), "T-06",
+         "it was called on a vCPU's descriptor, or on one that is not KVM's",
+         "call it on the VM's descriptor or that of /dev/kvm"),
     # Any ioctl of a vCPU
     _Row(_ANY, ("EIO",), "",
          "KVM has killed the VM after a bug in KVM (KVM_BUG_ON: every ioctl fails with EIO from "

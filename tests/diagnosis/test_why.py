@@ -425,6 +425,60 @@ def test_a_bug_of_the_source() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("Failed to set all KVM MSRs for this vCPU. Only a partial write was done.", "T-05"),
+        ("KVM_SET_MSRS: 12 of 40 MSRs were set", "T-05"),
+        ("KVM_CHECK_EXTENSION(KVM_CAP_NESTED_STATE) failed: ENOTTY", "T-06"),
+        (
+            "Failed to put registers after init: Failed to set nested state: Invalid argument",
+            "O-03",
+        ),
+        ("ERROR:vmm/src/cpu.rs -- Unexpected VCPU exit: Shutdown", "T-04"),
+        ("BUG: KASAN: slab-use-after-free in svm_vcpu_free+0x12/0x80 [kvm_amd]", "K-15"),
+        ("watchdog: BUG: soft lockup - CPU#3 stuck for 26s! [CPU 0/KVM:4242]", "K-09"),
+    ],
+)
+def test_other_programs(text: str, rule: str) -> None:
+    assert _first(text).rule == rule
+
+
+def test_a_log_without_a_cause() -> None:
+    """What hosts print every day, and other programs' errors."""
+    text = """\
+kvm: vcpu 0: requested 128 ns lapic timer period limited to 200000 ns
+kvm_amd: Nested Virtualization enabled
+SVM: kvm: Nested Paging enabled
+kvm: SMP vm created on host with unstable TSC; guest TSC will not be reliable
+kvm [1]: ignored rdmsr: 0x3a data 0x0
+kvm [1]: vcpu0, guest rIP: 0x1 unhandled rdmsr: 0x1ad
+qemu-system-x86_64: terminating on signal 15
+Failed to set up mount unit: Invalid argument
+nvme0: failed to set APST feature (2)
+ERROR: failed to set registers of camera: -22
+EXT4-fs error (device sda1): ext4_find_entry:1455
+"""
+    from qemu_svm.diagnosis.diagnose import diagnose
+
+    answer = diagnose(_facts(text))
+    assert not answer.found, answer.answers
+    assert not any("camera" in one or "KVM_SET" in one for one in answer.happened)
+
+
+def test_numbers_of_a_result_count() -> None:
+    facts = _facts("vcpu: KVM_SET_SREGS errno 0\n" * 3 + "vcpu: KVM_SET_SREGS errno 22\n")
+    assert {call.error for call in facts.calls} == {"EINVAL"}
+
+
+def test_a_stream_that_is_cut(svmstream: Run, tmp_path: Path, sample: bytes) -> None:
+    file = tmp_path / "cut.mig"
+    file.write_bytes(sample[:-1000])
+    done = svmstream("why", file)
+    assert done.returncode == 3
+    assert b"damaged" in done.stdout
+
+
+@pytest.mark.parametrize(
     "text", ["hello world", "systemd[1]: Started foo.", "error: no such file", "x" * 100_000]
 )
 def test_nothing_is_made_of_other_text(text: str) -> None:
