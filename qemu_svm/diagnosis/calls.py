@@ -106,8 +106,8 @@ def failed_call(text: str) -> CallWords | None:
     msr = _MSR.search(text)
     put = _PUT.search(low)
     if put is not None:
-        named = _named(low[put.end() :])  # QEMU 10.2 and later add the cause
-        return CallWords("PUT" if named is None else named, error)
+        # QEMU 10.2 and later add the cause.
+        return CallWords(_named(low[put.end() :]) or "PUT", error)
     if _ASSERTED.search(text):
         return CallWords("SET_MSRS", None)
     if not (_FAILED.search(low) or error):

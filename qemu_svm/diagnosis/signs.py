@@ -169,8 +169,8 @@ SIGNS: tuple[Sign, ...] = (
     ),
     _sign(
         "msrs-partial",
-        r"(?<![a-z])msrs?\b.{0,80}(?:partial|incomplete|only \d+ (?:of|/|out of) \d+|\d+ (?:of|out of) \d+)"
-        r"|(?:partial|incomplete|only \d+ (?:of|/|out of) \d+|\d+ out of \d+).{0,60}(?<![a-z])msrs?\b"
+        r"(?<![a-z])msrs?\b.{0,80}(?:partial|incomplete|\b\d+ ?(?:of|/|out of) ?\d+\b)"
+        r"|(?:partial|incomplete|\b\d+ ?(?:of|/|out of) ?\d+\b).{0,60}(?<![a-z])msrs?\b"
         r"|MsrsIncomplete",
         "KVM_SET_MSRS or KVM_GET_MSRS stopped at an MSR of the list",
         Reason("T-05", "the MSR at that place is not known to this kernel or not in the guest's "
