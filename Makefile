@@ -39,6 +39,8 @@ lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The tests boot the kernels of these two suites; single kernels, by their exact version, they
+# fetch from a mirror of their own.
 .PHONY: needs
 needs: $(STAMP)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils as:binutils \
@@ -83,6 +85,11 @@ fuzz: $(STAMP)  ## two million inputs, guided by coverage, for everything that r
 sanitize: $(STAMP)  ## the compiled parts under AddressSanitizer and UndefinedBehaviorSanitizer
 	@tools/need-packages "gcc:gcc libc6-dev"
 	tools/sanitize $(VENV)
+
+.PHONY: boundaries
+boundaries: $(STAMP)  ## both sides of boundaries in the table of changes, on 27 kernels (half an hour, 2.5 GiB)
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86
+	$(BIN)/python tools/boundaries.py
 
 .PHONY: coverage
 coverage: needs  ## the tests with branch coverage

@@ -390,7 +390,8 @@ _BEHAVIOUR: tuple[Change, ...] = (
         cve=("CVE-2026-46082",), evidence=_READ, source=_RECORD,
     ),
     Change(
-        "failed-vmrun-map", "VMRUN of a vmcb12 that cannot be mapped is #GP", "7.1",
+        "failed-vmrun-map", "VMRUN of a vmcb12 whose page the host cannot map is #GP, as it was "
+        "where there is no memory", "7.1",
         ("01ddcdc55e09",), _MAY_5_15, evidence=_READ, source=_LISTS,
     ),
     Change(

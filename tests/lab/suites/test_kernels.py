@@ -8,16 +8,21 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click import UsageError
+from click.testing import CliRunner
 
+from qemu_svm.cli import cli
 from qemu_svm.errors import LabError, PlanError
 from qemu_svm.lab.suites import apt, build, cache, kernels
 from qemu_svm.lab.suites.catalogue import Suite, of_kernel
 from qemu_svm.lab.suites.kernels import Wanted
+from tests.conftest import STREAMS
 from tests.lab.processes import SVMSTREAM
 
 from .mirror import Mirror
 
 DEB13 = "+deb13-amd64"
+STREAM = STREAMS / "qemu10.0-linux6.12-nested-npt.mig.zst"
 
 
 @pytest.fixture(autouse=True)
@@ -280,19 +285,31 @@ def test_clean_removes_a_kernel(mirror: Mirror, home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "words"),
+    ("arguments", "error", "words"),
     [
-        (("--kernel", "6.12.105x"), 2, b"unknown kernel '6.12.105x'"),
-        (("--kernel", "6.12.106"), 4, b"nearest: 6.12.105 (trixie-security)"),
+        (("lab", "run", "--kernel", "6.12.105x", "true"), UsageError, "unknown kernel '6.12.105x'"),
+        (("lab", "run", "--kernel", "6.12.106", "true"), LabError, "nearest: 6.12.105 (trixie-sec"),
+        (("lab", "matrix", "--host", "6.12.106/10.0"), LabError, "nearest: 6.12.105 (trixie-sec"),
+        (("lab", "matrix", "--host", "old/10.0"), UsageError, "unknown kernel 'old'"),
+        (("lab", "conform", "--kernel", "6.12.106", STREAM), LabError, "6.12.106 cannot be had"),
+        (("replay", "--lab", "6.12.106", STREAM), LabError, "6.12.106 cannot be had"),
+        (("lab", "witness", "--kernel", "old", STREAM), UsageError, "unknown kernel 'old'"),
+        (
+            ("lab", "list", "--mirror", "http://127.0.0.1"),
+            UsageError,
+            "--mirror is for --available",
+        ),
     ],
 )
-def test_the_command_says_what_is_wrong(
-    mirror: Mirror, arguments: tuple[str, ...], status: int, words: bytes
+def test_verbs_say_what_is_wrong(
+    mirror: Mirror,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str | Path, ...],
+    error: type[Exception],
+    words: str,
 ) -> None:
+    monkeypatch.setenv("SVMSTREAM_MIRROR", mirror.url)
     mirror.add_kernels("trixie-security", ("6.12.105-1", f"6.12.105{DEB13}"))
-    done = subprocess.run(
-        [SVMSTREAM, "lab", "run", *arguments, "--mirror", mirror.url, "--", "true"],
-        capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == status
-    assert words in done.stderr
+    done = CliRunner().invoke(cli, [*map(str, arguments)], standalone_mode=False)
+    assert isinstance(done.exception, error)
+    assert words in str(done.exception)
