@@ -559,12 +559,10 @@ FIXES: tuple[Advisory, ...] = (
     Advisory(
         repaired(
             "K-46", _INFO, "selective-cr0",
-            "L1 intercepts selective writes of CR0, and not all writes",
-            "writes that change nothing are reported to L1, LMSW is not",
+            "L1 intercepts selective writes of CR0",
+            "a write that KVM emulates may end in the wrong #VMEXIT, or in none",
         ),
-        lambda k: k.saved.guest_mode
-        and c.intercepts(k.saved, "SELECTIVE_CR0")
-        and not c.intercepts(k.saved, "CR0_WRITE"),
+        lambda k: k.saved.guest_mode and c.intercepts(k.saved, "SELECTIVE_CR0"),
         common=True,
     ),
     Advisory(

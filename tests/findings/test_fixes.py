@@ -124,6 +124,7 @@ E0 = Edit()
 # Rule, stream, edits that show it, edits that do not, a kernel without the fix, one with it.
 MET: list[tuple[str, bytes, Edit, Edit, str, str]] = [
     ("K-01", PLAIN, SOFT, SOFT | Edit(vmcb={0xC8: (0x1234, 8)}), "6.1.174", "6.1.175"),
+    ("K-01", PLAIN, SOFT, E0, "5.15.100", "6.12.86"),
     ("K-02", PLAIN, SOFT, E0, "6.12.113", "6.12.114"),
     ("K-02", PLAIN, SOFT, SOFT | RUN_PENDING, "5.19", "6.12.114"),
     ("K-03", PLAIN, Edit({0xB8: (1, 8)}), Edit({0xB8: (2, 8)}), "6.12.113", "6.12.114"),
@@ -178,7 +179,7 @@ MET: list[tuple[str, bytes, Edit, Edit, str, str]] = [
     ("K-44", PLAIN, Edit(env={"env.exception_nr": 14}), Edit(env={"env.exception_nr": 13}),
      "6.12.85", "6.12.86"),
     ("K-45", PLAIN, intercepting("VMLOAD"), intercepting("VMLOAD", "VMSAVE"), "6.1.164", "6.1.165"),
-    ("K-46", PLAIN, intercepting("SELECTIVE_CR0"), intercepting("SELECTIVE_CR0", "CR0_WRITE"),
+    ("K-46", PLAIN, intercepting("SELECTIVE_CR0"), intercepting("CR0_WRITE"),
      "6.12.63", "6.12.64"),
     ("K-47", PLAIN, Edit(ram={VMCB12 + 0x74: b"\x12\x34"}), E0, "6.12.63", "6.12.64"),
     ("K-49", PLAIN, Edit({0xB8: (1, 8)}), E0, "6.12.60", "6.12.61"),

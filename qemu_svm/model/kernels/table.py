@@ -20,6 +20,7 @@ from qemu_svm.model.profile import LateCpuid, RunPending, Shutdown, SysenterCut
 
 _READ, _MEASURED, _DERIVED = Evidence.READ, Evidence.MEASURED, Evidence.DERIVED
 _DEBIAN = "Debian's changelogs"
+_REVIEWS = "Debian's changelogs; stable review lists"
 _LISTS = "Debian's changelogs; announcements of stable updates"
 _RECORD = "Debian's changelogs; the CVE's record"
 
@@ -31,6 +32,8 @@ _EVERYTHING = _SIX | {
 _PAGE = (1 << 64) - 1 & ~0xFFF
 _MP_STATES = frozenset({1, 2, 3, 4, 9})  # uninitialised, INIT, halted, SIPI, reset hold
 
+_JANUARY = ("5.10.248", "5.15.198", "6.1.160", "6.6.120", "6.12.64", "6.18.3")
+"""Updates of 29 December 2025 to 19 January 2026."""
 _MAY_7 = ("7.0.4", "6.18.27")
 _MAY_6_12 = (*_MAY_7, "6.12.86")
 _MAY_6_6 = (*_MAY_6_12, "6.6.140")
@@ -244,7 +247,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "exit-code-64", "a failed VMRUN's exit code is all ones in 64 bits", "6.19",
-        stable=("5.10.248", "6.1.160", "6.12.64"), evidence=_READ, source=_DEBIAN,
+        commits=("f402ecd7a8b6",), stable=_JANUARY, evidence=_READ, source=_REVIEWS,
     ),
     Change(
         "gif-without-svme", "flags 0 are accepted without SVME; clearing SVME keeps GIF",
@@ -254,7 +257,8 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "cr3-failure-warn", "a late failure of L2's CR3 does not WARN in the host", "7.0",
-        ("fc3ba56385d0",), ("6.1.165", "6.12.75"), evidence=_READ, source=_DEBIAN,
+        ("fc3ba56385d0",), ("6.1.165", "6.6.128", "6.12.75", "6.18.16", "6.19.6"),
+        evidence=_READ, source=f"{_REVIEWS}; 6.6.128 is derived",
     ),
     Change(
         "cpuid-frozen", "KVM_SET_CPUID2 in guest mode is refused if it changes anything",
@@ -279,12 +283,11 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "next-rip-synced", "NextRIP after L2 ran is saved in the blob", "7.1",
-        ("778d8c1b2a6f",), _MAY_6_1, broken=("5.19",), side=Side.SOURCE, evidence=_READ,
-        source=_LISTS,
+        ("778d8c1b2a6f",), _MAY_6_1, side=Side.SOURCE, evidence=_READ, source=_LISTS,
     ),
     Change(
         "avic-inhibited", "AVIC is inhibited for a vCPU that is restored into guest mode",
-        "7.1", (), _MAY_5_10, evidence=_READ, source=_LISTS,
+        "7.1", ("24f7d36b824b",), _MAY_5_10, evidence=_READ, source=_LISTS,
     ),
     Change(
         "vmcb02-dirty", "all of vmcb02 is marked dirty by a restore", "7.1", (), _MAY_5_15,
@@ -519,37 +522,38 @@ _REPAIRS: tuple[Change, ...] = (
         broken=("6.0",), cve=("CVE-2025-68259",), evidence=_READ, source=_RECORD,
     ),
     Change(
-        "selective-cr0", "LMSW and writes that change nothing else are no selective CR0 write",
-        "6.19", (), ("5.10.248", "6.1.160", "6.12.64"), evidence=_READ,
-        source=f"{_DEBIAN}; 5.10.248 has a part",
+        "selective-cr0", "a write of CR0 that L1 intercepts is no selective one; LMSW may be",
+        "6.19", ("3d80f4c93d3d",), _JANUARY, evidence=_READ,
+        source=f"{_REVIEWS}; 5.10.248 has a part",
     ),
     Change(
-        "exit-code-cleared", "the upper half of the exit code that KVM makes up is 0", "6.19", (),
-        ("6.1.160", "6.12.64"), evidence=_READ, source=_DEBIAN,
+        "exit-code-cleared", "the upper half of the exit code that KVM makes up is 0", "6.19",
+        ("da01f64e7470",), _JANUARY[1:], evidence=_READ, source=_REVIEWS,
     ),
     Change(
         "clean-bits-at-vmrun", "VMRUN marks nested_cr3 and the permission maps of vmcb02 dirty",
-        "6.19", (), ("6.1.160", "6.12.64"), evidence=_READ, source=_DEBIAN,
+        "6.19", ("93c9e107386d", "7c8b465a1c91"), _JANUARY[2:], evidence=_READ, source=_REVIEWS,
     ),
     Change(
-        "vmload-of-l1", "VMLOAD and VMSAVE of L2 are emulated with vmcb01", "7.0", (),
-        ("6.1.165", "6.12.75"), evidence=_READ, source=_DEBIAN,
+        "vmload-of-l1", "VMLOAD and VMSAVE of L2 are emulated with vmcb01", "7.0",
+        ("127ccae2c185",), ("5.15.202", "6.1.165", "6.6.128", "6.12.75", "6.18.16", "6.19.6"),
+        broken=("5.13",), cve=("CVE-2026-43133",), evidence=_READ, source=_RECORD,
     ),
     Change(
         "avic-fields-at-create", "AVIC's fields and the CR8 intercept follow AVIC's state",
         "7.0", (), ("6.1.167", "6.12.78"), evidence=_READ, source=_DEBIAN,
     ),
     Change(
-        "cr2-at-exit", "#VMEXIT writes L2's current CR2 into vmcb12", "7.1", (), _MAY_6_1,
-        evidence=_READ, source=f"{_DEBIAN}; 6.6.140, 6.18.27 and 7.0.4 are derived",
+        "cr2-at-exit", "#VMEXIT writes L2's current CR2 into vmcb12", "7.1", ("5c247d08bc81",),
+        _MAY_6_1, evidence=_READ, source=f"{_DEBIAN}; 6.6.140, 6.18.27 and 7.0.4 are derived",
     ),
     Change(
         "event-tracking-cleared", "#VMEXIT forgets that L1 injected an NMI or a soft interrupt",
-        "7.1", (), _MAY_6_1, broken=("5.19",), evidence=_READ,
-        source=f"{_DEBIAN}; 6.6.140, 6.18.27 and 7.0.4 are derived",
+        "7.1", ("8998e1d012f3",), _MAY_6_1, broken=("5.19",), evidence=_READ,
+        source=f"{_REVIEWS}; 6.6.140 and 6.18.27 are derived",
     ),
     Change(
-        "event-inj-cleared", "#VMEXIT clears EVENTINJ in vmcb12", "7.1", (), _MAY_6_12,
+        "event-inj-cleared", "#VMEXIT clears EVENTINJ in vmcb12", "7.1", ("69b721a86d0d",), _MAY_6_12,
         evidence=_READ, source=f"{_DEBIAN}; 6.18.27 and 7.0.4 are derived",
     ),
     Change(
