@@ -320,12 +320,27 @@ class _Work:
                 Likelihood.LIKELY if likely else Likelihood.POSSIBLE,
                 what, self._with_kernel(one), one.rule, do=one.do, said=said,
             )  # fmt: skip
+        if ioctl == "SET_NESTED_STATE" and error in (None, "EINVAL"):
+            self._new_checks(what, said)
         starts = _OF_IOCTL.get(ioctl, ())
         for rule, finding in self._failing.items():
             if rule.startswith(starts) and starts and finding.severity is Severity.ERROR:
                 known = RULES[rule]
                 self._add(Likelihood.CERTAIN, what, f"{known.fails_when}: {known.means}", rule,
                           said=said)  # fmt: skip
+
+    def _new_checks(self, what: str, said: Said) -> None:
+        # What the destination checks and the source does not: the source had it running.
+        if self.source is None or self.destination is None:
+            return
+        before = frozenset(self.source.set_nested_state)
+        for rule in self.destination.set_nested_state:
+            if rule not in before and rule in RULES:
+                why = (
+                    f"{RULES[rule].fails_when}: {self.destination.name} checks this, "
+                    f"{self.source.name} does not"
+                )
+                self._add(Likelihood.LIKELY, what, why, rule, said=said)
 
     def _with_kernel(self, cause: Cause) -> str:
         change = BY_ID.get(_change_of(cause.rule))
@@ -469,7 +484,7 @@ class _Work:
                 known = self._concerned(one.rule)
                 if known is one.with_fix:
                     continue
-                seen = known is True and sign.id == "hang" and one.rule.startswith("K-")
+                seen = known is True and (sign.id, one.rule) in _TELLING
                 self._add(
                     Likelihood.LIKELY if one.likely or seen else Likelihood.POSSIBLE,
                     sign.what, one.why, one.rule, do=one.do, said=said,
@@ -615,6 +630,7 @@ class _Work:
             self.collect.append(_COLLECT_DMESG)
 
 
+_TELLING = frozenset({("hang", "K-09"), ("vmware", "C-06")})
 _LMA, _LME_LMA = 0x400, 0x500
 _AVIC = 0xC000_0000
 _SOFT = (3, 4)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 
 from qemu_svm.machine import Vcpu
@@ -60,8 +61,6 @@ _NAMES = {
 }  # fmt: skip
 _WORDS = {"cr_read": 0, "cr_write": 0, "dr_read": 1, "dr_write": 1, "exceptions": 2}
 _HALF = {"cr_read": 0, "cr_write": 16, "dr_read": 0, "dr_write": 16, "exceptions": 0}
-_CONTROL = frozenset(member.name for member in layout.CONTROL.members)
-_SAVED = frozenset(member.name for member in layout.SAVE.members)
 _GENERAL = frozenset({"rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16))})
 _HIGH = 0xFFFF_FFFF_0000_0000
 _LONG_MODE_CS = ATTRIBUTES.mask("L", "DB")
@@ -162,6 +161,17 @@ class DumpReader:
 _STRANGERS = 40
 
 
+@cache
+def _sizes() -> tuple[dict[str, int], dict[str, int]]:
+    # Bytes of the fields of control and save area that are numbers.
+    vmcb = parse_vmcb(bytes(layout.VMCB_SIZE))
+    control = {one.name: one.layout.sizeof() for one in layout.CONTROL.members
+               if isinstance(vmcb.control[one.name], int)}  # fmt: skip
+    save = {one.name: one.layout.sizeof() for one in layout.SAVE.members
+            if isinstance(vmcb.save[one.name], int)}  # fmt: skip
+    return control, save
+
+
 class _Open:
     def __init__(self, line: int, cpu: int | None, vcpu: int | None) -> None:
         self.strangers = 0
@@ -218,9 +228,10 @@ class _Open:
         if own in _DECIMAL and not value.isdecimal():
             return False
         number = int(value, 10 if own in _DECIMAL else 16)
-        if not self._save and own in _CONTROL:
+        control, saved = _sizes()
+        if not self._save and own in control:
             self._control[own] = number
-        elif self._save and own in _SAVED:
+        elif self._save and own in saved:
             self._saved.setdefault(own, number)
         elif self._save and own in _GENERAL:
             self._registers[own] = number
@@ -234,15 +245,14 @@ class _Open:
             return None
         vmcb = parse_vmcb(bytes(layout.VMCB_SIZE))
         vmcb.control.intercepts = self._intercepts
-        sizes = {member.name: member.layout.sizeof() for member in layout.CONTROL.members}
+        sizes, saved = _sizes()
         for name, number in self._control.items():
             vmcb.control[name] = number & (1 << 8 * sizes[name]) - 1
-        sizes = {member.name: member.layout.sizeof() for member in layout.SAVE.members}
         for name, value in self._saved.items():
             if isinstance(value, dict):
                 vmcb.save[name].update(value)
             elif isinstance(value, int):
-                vmcb.save[name] = value & (1 << 8 * sizes[name]) - 1
+                vmcb.save[name] = value & (1 << 8 * saved[name]) - 1
         return VmcbDump(
             self._line, self._cpu, self._vcpu, build_vmcb(vmcb), frozenset(self._seen),
             MappingProxyType(self._registers),

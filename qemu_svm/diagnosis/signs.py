@@ -168,6 +168,16 @@ SIGNS: tuple[Sign, ...] = (
         collect=("svmstream doctor on that host",),
     ),
     _sign(
+        "vmware",
+        r"(?:vmware|\besxi?\b).{0,120}(?:power(?:ing)? ?on|fail|n(?:o|')t (?:start|run|boot)|vmrun"
+        r"|crash|hang)|(?:power(?:ing)? ?on|fail|n(?:o|')t (?:start|run|boot)|vmrun)"
+        r".{0,120}(?:vmware|\besxi?\b)",
+        "a hypervisor of VMware does not run its guests",
+        Reason("C-06", "it asks for a TLB flush that KVM refuses at VMRUN: tlb_ctl is neither 0 "
+               "nor 1, which is legal", "use a kernel without this check"),
+        collect=(_COLLECT_EVENTS,),
+    ),
+    _sign(
         "msrs-partial",
         r"(?<![a-z])msrs?\b.{0,80}(?:partial|incomplete|\b\d+ ?(?:of|/|out of) ?\d+\b)"
         r"|(?:partial|incomplete|\b\d+ ?(?:of|/|out of) ?\d+\b).{0,60}(?<![a-z])msrs?\b"

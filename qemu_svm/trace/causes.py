@@ -175,6 +175,15 @@ _ROWS: tuple[_Row, ...] = (
          "outside guest mode pass flags 0x100", _without_svme),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-01",
          "the format is not SVM: the state is of an Intel host", "restore on the same vendor"),
+    _Row(("SET_NESTED_STATE",), ("EINVAL",), "C-06",
+         "tlb_ctl is neither 0 nor 1, as VMware sets it: legal for the processor, refused by this "
+         "check", "use a kernel without this check"),
+    _Row(("SET_NESTED_STATE",), ("EINVAL",), "C-03",
+         "L1 uses nested paging and the host has npt=0", "load kvm_amd with npt=1"),
+    _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-18",
+         "L1's EFER has LMA without LME, which no processor has", ""),
+    _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-05",
+         "an address (vmcb12, a bitmap, CR3) is above the guest's MAXPHYADDR", _MODEL),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "",
          "the controls or the save area are not valid (rules SET-, SV-, C-): svmstream check FILE "
          "tells which", ""),

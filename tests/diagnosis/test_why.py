@@ -119,6 +119,16 @@ def test_a_dump_that_is_cut_is_read_as_far_as_it_goes() -> None:
     assert _facts("\n".join(lines[:3])).dumps == ()
 
 
+def test_a_dump_with_names_that_are_no_numbers() -> None:
+    text = "VMCB Control Area:\ncs: 10\nintercepts: 5\ninsn_bytes: ab\nhv_enlightenments: 5\n"
+    text += "clean: 7\nasid: 99999999999999\nasid: ff\nVMCB State Save Area:\ncs: 10\n"
+    text += "reserved: 5\nefer: ffffffffffffffff\ncpl: 999\ndbgctl: 1\n"
+    (found,) = _facts(text).dumps
+    assert found.save["efer"] == (1 << 64) - 1
+    assert {"clean", "asid", "efer", "cpl", "dbgctl"} <= found.seen
+    assert "cs" not in found.seen
+
+
 def test_many_dumps_are_counted() -> None:
     text = (LOGS / "linux6.1-dump.dmesg").read_text()
     facts = _facts(text * 20)
@@ -287,6 +297,22 @@ def test_the_kernel_decides_between_causes() -> None:
     assert "R-05" not in {one.rule for one in old.answers}
     assert not old.sure
     assert old.answers[0].rule == "O-02"
+
+
+def test_what_only_the_destination_checks_comes_first() -> None:
+    line = "failed to set nested state: Invalid argument"
+    first = _first(line, source="6.12.117", to="6.12.118")
+    assert (first.rule, first.likelihood) == ("SV-18", Likelihood.LIKELY)
+    assert "C-06" not in {one.rule for one in _why(line, to="6.1.76").answers}
+    assert "C-06" in {one.rule for one in _why(line, to="6.1.75").answers}
+
+
+def test_vmware_in_a_guest() -> None:
+    """The report of Ubuntu 2008583: VMRUN with tlb_ctl 3."""
+    line = "VMware ESXi 7: its VMs do not start since the host was updated"
+    assert _first(line, to="6.1.75").rule == "C-06"
+    assert _why(line, to="6.1.75").sure
+    assert not _why(line, to="6.1.76").found
 
 
 def test_cpuid_after_a_run_is_refused_since_5_16() -> None:
