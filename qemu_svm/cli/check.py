@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     "check",
     "svmstream check dump.bin",
     "svmstream check dump.bin --kernel 5.10 --kernel 6.1 --qemu 7.2",
+    "svmstream check dump.bin --from 6.1.100 --to 6.12.118 --cpu EPYC,+svm",
     "svmstream check --explain SV-03",
 )
 @click.argument("files", metavar="FILE...", nargs=-1)

@@ -182,6 +182,18 @@ def _cpu(text: str) -> str:
     return text
 
 
+def _cpus(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from qemu_svm.x86 import cpu_models
+
+    before, comma, last = incomplete.rpartition(",")
+    if not comma:
+        models = (*cpu_models.AS_SAVED, *cpu_models.MODELS)
+        return [one for one in models if one.startswith(incomplete)]
+    sign = last[:1] if last[:1] in ("+", "-") else "+"
+    names = (one for one in cpu_models.FEATURES if one.startswith(last.lstrip("+-")))
+    return [f"{before},{sign}{one}" for one in names]
+
+
 class _CpuOption(click.Option):
     # The words that it accepts are looked up when help is asked for.
 
@@ -193,7 +205,8 @@ class _CpuOption(click.Option):
 
 
 cpu_option = click.option(
-    "--cpu", cls=_CpuOption, type=_cpu, metavar="MODEL[,+FEATURE|,-FEATURE]...",
+    "--cpu", cls=_CpuOption, type=_cpu, shell_complete=_cpus,
+    metavar="MODEL[,+FEATURE|,-FEATURE]...",
     help="The destination's CPU, as QEMU's -cpu has it. With KVM, every model but host and max "
     "needs +svm. phys-bits=N is accepted too.",
 )  # fmt: skip

@@ -87,6 +87,16 @@ def test_words_of_the_cpu_are_in_help() -> None:
     assert "near it: svm" in said
 
 
+def test_models_and_features_are_completed() -> None:
+    def completed(text: str) -> list[str]:
+        found = ShellComplete(cli, {}, "svmstream", "_").get_completions(["check", "--cpu"], text)
+        return [one.value for one in found]
+
+    assert {"EPYC", "EPYC-Rome-v5"} <= set(completed("EPYC"))
+    assert completed("EPYC,+sv") == ["EPYC,+svm"]
+    assert completed("EPYC,+svm,-um") == ["EPYC,+svm,-umip"]
+
+
 def test_a_version_or_a_binary(svmstream: Run) -> None:
     program = shutil.which("qemu-system-x86_64")
     assert program is not None

@@ -553,8 +553,8 @@ _REPAIRS: tuple[Change, ...] = (
         source=f"{_REVIEWS}; 6.6.140 and 6.18.27 are derived",
     ),
     Change(
-        "event-inj-cleared", "#VMEXIT clears EVENTINJ in vmcb12", "7.1", ("69b721a86d0d",), _MAY_6_12,
-        evidence=_READ, source=f"{_DEBIAN}; 6.18.27 and 7.0.4 are derived",
+        "event-inj-cleared", "#VMEXIT clears EVENTINJ in vmcb12", "7.1", ("69b721a86d0d",),
+        _MAY_6_12, evidence=_READ, source=f"{_DEBIAN}; 6.18.27 and 7.0.4 are derived",
     ),
     Change(
         "svme-cleared-by-l2", "an L2 that clears EFER.SVME ends in a triple fault of L1",
