@@ -497,7 +497,7 @@ class _Work:
         for one in self.facts.dumps:
             match = dumps.compare(one, vcpus)
             self.dumps.append((one, match))
-            whose = "" if match is None else f", {match.level}'s of vCPU {match.vcpu}"
+            whose = "" if match is None else f" ({match.level}'s, vCPU {match.vcpu})"
             code = exit_name(one.exit_code)
             what = (
                 f"VMRUN of a VMCB{whose} failed: the processor refused it (VMEXIT_INVALID)"
@@ -673,7 +673,8 @@ def _trace_of(one: Oops) -> tuple[str, ...]:
 def _of_dump(one: VmcbDump, where: str, match: DumpMatch | None) -> tuple[str, ...]:
     area, _, name = where.partition(".")
     value = (one.control if area == "control" else one.save).get(name)
-    text = f"dump: {name} is {value:#x}" if isinstance(value, int) else f"dump: {name}"
+    shown = f"{value:#x}" if isinstance(value, int) else dumps.segment_text(value)
+    text = f"dump: {name} is {shown}"
     if match is None:
         return (text,)
     differs = [entry for entry in match.differs if entry[0] == name]

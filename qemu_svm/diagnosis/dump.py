@@ -407,6 +407,22 @@ def _field(name: str, value: object) -> int:
     return _number(Segment(*(int(value[part]) for part in ("selector", "base", "limit", "attrib"))))
 
 
+def segment_text(value: object) -> str:
+    """A segment of a dump in words; nothing for another value."""
+    if not isinstance(value, dict):
+        return ""
+    return f"{value['selector']:#x}, attributes {value['attrib']:#x}, base {value['base']:#x}"
+
+
+def field_text(name: str, value: int) -> str:
+    """A compared value in words; see :class:`DumpMatch`."""
+    if name in ("gdtr", "idtr"):
+        return f"{value >> 32:#x}"
+    if name in ("cs", "ss"):
+        return f"{value & 0xFFFF:#x}, attributes {value >> 16 & 0xFFF:#x}, base {value >> 32:#x}"
+    return f"{value:#x}"
+
+
 def _number(segment: Segment) -> int:
     # Base, attributes without the accessed bit, selector; tables have neither of the latter.
     return segment.base << 32 | (segment.attrib & 0xFFE) << 16 | segment.selector

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qemu_svm.diagnosis.dump import DumpMatch, VmcbDump, impossible, words
+from qemu_svm.diagnosis.dump import DumpMatch, VmcbDump, field_text, impossible, words
 from qemu_svm.diagnosis.results import Answer, KernelSaid, Why
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.json.base import SCHEMA_VERSION, optional_hex
@@ -70,7 +70,11 @@ def _dump(one: VmcbDump, match: DumpMatch | None) -> dict[str, Any]:
             "level": match.level,
             "same": list(match.same),
             "differs": [
-                {"field": name, "dump": f"{ours:#x}", "stream": f"{theirs:#x}"}
+                {
+                    "field": name,
+                    "dump": field_text(name, ours),
+                    "stream": field_text(name, theirs),
+                }
                 for name, ours, theirs in match.differs
             ],
         },

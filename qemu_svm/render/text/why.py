@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
-from qemu_svm.diagnosis.dump import DumpMatch, VmcbDump, words
+from qemu_svm.diagnosis.dump import DumpMatch, VmcbDump, field_text, words
 from qemu_svm.diagnosis.results import Answer, KernelSaid, Likelihood, Why
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING
 
 _WIDTH = 80
 _FEW = 8
+_BESIDES = 2
 _STYLES = {
     Likelihood.CERTAIN: "bold red",
     Likelihood.LIKELY: "yellow",
@@ -37,9 +38,12 @@ def render(result: Why, *, verbose: bool) -> Iterable[Text]:
         yield from _dump(dump, match, verbose=verbose)
     yield Text()
     yield from _verdict(result)
-    shown = result.answers if verbose else result.answers[:_FEW]
+    shown = result.answers if verbose else _few(result)
+    before: tuple[str, ...] = ()
     for number, answer in enumerate(shown, 1):
-        yield from _answer(number, answer, verbose=verbose)
+        told = () if answer.evidence == before else answer.evidence
+        before = answer.evidence
+        yield from _answer(number, answer, told, verbose=verbose)
     if len(shown) < len(result.answers):
         yield Text(f"  {len(result.answers) - len(shown)} more possibilities (-v lists them)")
     if result.collect:
@@ -81,7 +85,13 @@ def _verdict(result: Why) -> Iterable[Text]:
         yield from _wrapped("Not sure: these fit, and nothing here tells which it is.", 0)
 
 
-def _answer(number: int, one: Answer, *, verbose: bool) -> Iterable[Text]:
+def _few(result: Why) -> Sequence[Answer]:
+    # Behind a cause that is sure, a few that are merely possible.
+    sure = sum(one.likelihood is not Likelihood.POSSIBLE for one in result.answers)
+    return result.answers[: min(_FEW, sure + _BESIDES) if sure else _FEW]
+
+
+def _answer(number: int, one: Answer, told: Sequence[str], *, verbose: bool) -> Iterable[Text]:
     rule = f" [{one.rule}]" if one.rule else ""
     cves = f" {', '.join(one.cves)}" if one.cves else ""
     head = f"  {number}. {one.likelihood.value}: "
@@ -94,8 +104,7 @@ def _answer(number: int, one: Answer, *, verbose: bool) -> Iterable[Text]:
     if one.do:
         yield from _wrapped(f"Do: {one.do}", 7, first="     ")
     where = f" at {one.offset:#x} {one.path}".rstrip() if one.offset is not None else ""
-    evidence = one.evidence if verbose else one.evidence[:2]
-    for text in evidence:
+    for text in told if verbose else told[:2]:
         for line in _wrapped(text, 9, first="       "):
             line.stylize(FAINT)
             yield line
@@ -115,7 +124,8 @@ def _dump(one: VmcbDump, match: DumpMatch | None, *, verbose: bool) -> Iterable[
         f"{' '.join(match.same)}", 4, first="  ",
     )  # fmt: skip
     for name, ours, theirs in match.differs if verbose else match.differs[:4]:
-        yield Text(f"    {name}: {ours:#x} in the dump, {theirs:#x} in the stream")
+        dump, stream = field_text(name, ours), field_text(name, theirs)
+        yield from _wrapped(f"{name}: {dump} in the dump; {stream} in the stream", 8, first="    ")
 
 
 def _wrapped(text: str, indent: int, *, first: str | None = None) -> list[Text]:
