@@ -118,6 +118,7 @@ def test_a_borrowed_description(sample: bytes, sample_file: Path, svmstream: Run
     assert b"--description '/etc/passwd': offset 0x0" in refused.stderr
 
 
+@pytest.mark.qemu
 def test_a_dump_instead_of_a_description(tmp_path: Path, svmstream: Run) -> None:
     path = tmp_path / "vmstate.json"
     subprocess.run(["qemu-system-x86_64", "-M", "pc", "-dump-vmstate", path], check=True)

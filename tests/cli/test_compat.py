@@ -12,6 +12,8 @@ from qemu_svm.stream.constants import RecordType
 from tests.conftest import STREAMS, Run
 from tests.support import builders
 
+pytestmark = pytest.mark.qemu
+
 QEMU = "qemu-system-x86_64"
 OLD = STREAMS / "qemu5.2-linux5.10-nested.mig.zst"
 SAME = STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst"

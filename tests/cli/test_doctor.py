@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from qemu_svm.doctor import probe
 from qemu_svm.render.text.doctor import render
 from tests.conftest import ROOT, Run
@@ -20,6 +22,7 @@ def checks(text: bytes) -> dict[str, dict[str, Any]]:
     return {f"{one['group']} {one['name']}": one for one in json.loads(text)["checks"]}
 
 
+@pytest.mark.qemu
 def test_this_host(svmstream: Run) -> None:
     done = svmstream("doctor", "--json")
     found = checks(done.stdout)
@@ -35,6 +38,7 @@ def test_this_host(svmstream: Run) -> None:
     assert (done.returncode == 4) == bool(missing & {"replay", "restore"})
 
 
+@pytest.mark.qemu
 def test_a_running_vm(tmp_path: Path, svmstream: Run) -> None:
     with running(tmp_path) as vm:
         done = svmstream("doctor", "--qmp", vm.address, "--for", "capture")

@@ -150,6 +150,7 @@ def test_there_is_no_kvm(svmstream: Run) -> None:
     assert b"--lab 6.1" in done.stderr
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

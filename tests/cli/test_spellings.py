@@ -97,6 +97,7 @@ def test_models_and_features_are_completed() -> None:
     assert completed("EPYC,+svm,-um") == ["EPYC,+svm,-umip"]
 
 
+@pytest.mark.qemu
 def test_a_version_or_a_binary(svmstream: Run) -> None:
     program = shutil.which("qemu-system-x86_64")
     assert program is not None
@@ -116,6 +117,7 @@ def test_a_version_or_a_binary(svmstream: Run) -> None:
     assert svmstream("check", FILE, "--kernel", "6.1", "--qemu", program).returncode == 0
 
 
+@pytest.mark.qemu
 def test_a_qemu_of_the_cache(svmstream: Run) -> None:
     from qemu_svm.lab.suites import build
     from qemu_svm.lab.suites.catalogue import of_qemu

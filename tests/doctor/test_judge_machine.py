@@ -53,6 +53,7 @@ def test_the_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "apt" in told.found
 
 
+@pytest.mark.qemu
 def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = {one.name: one for one in judge_machine.judge_programs()}
     assert told["qemu-system-x86_64"].state is CheckState.OK

@@ -16,6 +16,8 @@ from qemu_svm.errors import QmpError
 from qemu_svm.lab import Box
 from qemu_svm.qmp import Client
 
+pytestmark = pytest.mark.qemu
+
 
 def test_the_one_here() -> None:
     found = asyncio.run(qemu.ask("qemu-system-x86_64"))

@@ -14,6 +14,8 @@ from qemu_svm.lab import Box
 from qemu_svm.qmp import Client, sync
 from tests.qmp.vm import Vm, running
 
+pytestmark = pytest.mark.qemu
+
 
 def ask(vm: Vm) -> tuple[target.Target, dict[str, Check]]:
     found = asyncio.run(target.ask(vm.address))

@@ -15,6 +15,8 @@ from tests.conftest import ROOT
 from tests.qmp.vm import running
 from tests.test_rooms import imports
 
+pytestmark = pytest.mark.qemu
+
 EXAMPLES = ROOT / "examples"
 
 

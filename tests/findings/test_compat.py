@@ -20,6 +20,8 @@ from qemu_svm.stream.vmstate.dump import parse_dump
 from tests.conftest import CAPTURES, STREAMS
 from tests.support import builders
 
+pytestmark = pytest.mark.qemu
+
 QEMU = "qemu-system-x86_64"
 
 

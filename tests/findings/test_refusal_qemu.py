@@ -17,6 +17,8 @@ from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.support.real import Monitor, command
 
+pytestmark = pytest.mark.qemu
+
 DEVICES = {
     "blk": "virtio-blk-pci,drive=d,addr=4",
     "serial": "virtio-serial-pci,addr=5,max_ports=40",

@@ -156,6 +156,7 @@ def running(version: str, machine: str, folder: Path) -> Iterator[Monitor]:
         process.wait()
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
 @pytest.mark.parametrize("machine", ["pc", "q35", "microvm"])
 def test_devices_of_a_live_qemu(version: str, machine: str, tmp_path: Path) -> None:

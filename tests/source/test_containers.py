@@ -72,6 +72,7 @@ def whole(path: Path | str) -> bytes:
 # libvirt
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize("name", PACKERS)
 @pytest.mark.parametrize("order", ["little", "big"])
 def test_every_libvirt_format(name: str, order: str, sample: bytes, tmp_path: Path) -> None:
@@ -88,6 +89,7 @@ def test_every_libvirt_format(name: str, order: str, sample: bytes, tmp_path: Pa
         assert (details.xml, details.cookie) == (XML.decode(), "<cookie/>")
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize("name", ["raw", "xz", "lzop"])
 def test_images_of_libvirt_itself(name: str) -> None:
     with open_source(str(DATA / f"libvirt9.0-{name}.save.zst")) as source:
@@ -151,6 +153,7 @@ def test_lzop_without_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_source(str(path))
 
 
+@pytest.mark.qemu
 def test_cut_lzop_is_damage(sample: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.lzo"
     path.write_bytes(lzop(sample)[:-1000])

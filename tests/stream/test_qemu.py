@@ -16,6 +16,8 @@ from qemu_svm.stream import Walk, read_stream
 from tests.conftest import CAPTURES, STREAMS, capture_bytes
 from tests.support.oracle import differences
 
+pytestmark = pytest.mark.qemu
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qemu-svm"
 SCRIPT = CACHE / "analyze-migration.py"
 

@@ -167,6 +167,7 @@ SAVED = {
 }
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize("footers", [True, False])
 @pytest.mark.parametrize("name", SAVED)
 def test_a_real_qemu_that_describes_nothing(name: str, footers: bool, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def answers(commands: list[dict[str, Any]]) -> list[Any]:
     return [one["return"] for one in replies if "return" in one][1:-1]
 
 
+@pytest.mark.qemu
 def test_models_have_the_features_that_qemu_gives_them() -> None:
     (definitions,) = answers([{"execute": "query-cpu-definitions"}])
     names = sorted({one["name"] for one in definitions} & set(MODELS))

@@ -17,6 +17,8 @@ from qemu_svm.stream.ram.problems import is_complete
 from qemu_svm.stream.ram.read import Ram, read_ram
 from tests.support.real import MEMORY, MIB, PATTERN_AT, START, Guest, pattern, resend, sink, touch
 
+pytestmark = pytest.mark.qemu
+
 Streams = tuple[Path, list[Path]]
 
 

@@ -12,6 +12,8 @@ from qemu_svm.errors import LimitExceeded, Malformed, StreamError
 from qemu_svm.limits import Limits
 from qemu_svm.stream.vmstate.dump import Dump, parse_dump
 
+pytestmark = pytest.mark.qemu
+
 
 def made(*fields: dict[str, Any], **more: Any) -> bytes:
     layout = {"name": "dev", "version_id": 2, "minimum_version_id": 1, "Fields": list(fields)}

@@ -21,6 +21,8 @@ from qemu_svm.stream.vmstate.fit import fitted
 from qemu_svm.stream.vmstate.lend import description_of
 from tests.conftest import STREAMS, capture_bytes
 
+pytestmark = pytest.mark.qemu
+
 CAPTURES = ["qemu7.2-linux6.1-nested.mig.zst", "kinds/qemu7.2-xbzrle.mig.zst",
             "kinds/qemu7.2-slirp.mig.zst", "kinds/qemu7.2-block.mig.zst"]  # fmt: skip
 
