@@ -36,14 +36,17 @@ def test_check_reports_what_is_broken(sample: bytes, tmp_path: Path, svmstream: 
     assert b"error C-02 at " + f"{where:#x}".encode() in done.stdout
     assert b"L2's ASID is 0 (control.asid 0x0)" in done.stdout
     one = svmstream("check", "--json", "--kernel", "6.1", path)
-    (finding,) = json.loads(one.stdout)["findings"]
+    (finding,) = (
+        found for found in json.loads(one.stdout)["findings"] if found["severity"] != "info"
+    )
     assert (finding["rule"], finding["kernels"]) == ("C-02", ["6.1"])
 
 
 def test_fail_on(svmstream: Run) -> None:
     file = STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst"
     assert svmstream("check", file).returncode == 0
-    assert svmstream("check", "--fail-on", "warning", file).returncode == 1
+    old = ("--kernel", "5.10.100")
+    assert svmstream("check", "--fail-on", "warning", file, *old).returncode == 1
     assert svmstream("check", "--fail-on", "warning", "--kernel", "6.1", file).returncode == 0
     assert svmstream("check", "--qemu", "5.0", file).returncode == 1
 
@@ -74,9 +77,9 @@ def test_check_of_a_cut_stream(sample: bytes, svmstream: Run) -> None:
     ("args", "words"),
     [
         (["check"], b"Missing argument"),
-        (["check", "x", "--qemu", "new"], b"not a version"),
+        (["check", "x", "--qemu", "new"], b"neither a version"),
         (["check", str(FILE), "--kernel", "6.2x"], b"unknown kernel '6.2x'"),
-        (["simulate", str(FILE), "--kernel", "linux-6.12"], b"near it: 6.12"),
+        (["simulate", str(FILE), "--kernel", "6.12x"], b"near it: 6.12"),
         (["simulate", str(FILE), "--plan", "cpuid,sreg"], b"sregs"),
         (["simulate", str(FILE), "--vcpu", "3"], b"no readable vCPU 3"),
         (["simulate", str(FILE), "--race", "efer"], b"not FIELD=NUMBER"),
