@@ -139,6 +139,10 @@ class _Work:
         self._failing: dict[str, Finding] = {}
 
     def run(self) -> None:
+        if self.too_old:
+            self.happened.append(
+                f"Linux {self.too_old} does not restore nested SVM state: 5.8 is the first"
+            )
         self._check()
         self._trace()
         self._dumps()
@@ -630,7 +634,7 @@ class _Work:
             self.collect.append(_COLLECT_DMESG)
 
 
-_TELLING = frozenset({("hang", "K-09"), ("vmware", "C-06")})
+_TELLING = frozenset({("hang", "K-09"), ("vmware", "C-06"), ("vmrun-failed", "C-06")})
 _LMA, _LME_LMA = 0x400, 0x500
 _AVIC = 0xC000_0000
 _SOFT = (3, 4)
@@ -653,10 +657,16 @@ _EMULATES = ("x86_emulate", "emulator_", "kvm_mmu_page_fault", "translate_nested
              "kvm_arch_vcpu_ioctl_run", "npf_interception")  # fmt: skip
 
 
+_WALKS = ("load_pdptrs", "nested_svm_load_cr3", "svm_set_nested_state", "kvm_translate_gpa",
+          "translate_nested_gpa", "svm_get_nested_state_pages", "mmu_translate")  # fmt: skip
+
+
 def _rules_of_oops(one: Oops) -> Iterator[str]:
     names = one.functions
     null = one.null_call or (one.kind == "NULL pointer" and not names)
-    if null and (not names or any(name.startswith(_EMULATES) for name in names)):
+    walks = one.kind == "NULL pointer" and any(name.startswith(_WALKS) for name in names[:6])
+    emulates = not names or any(name.startswith(_EMULATES) for name in names)
+    if walks or (null and emulates):
         yield "O-28"
     for words, rule in _FUNCTIONS:
         # Of a WARN the first function is where it is; a deeper one only called it.

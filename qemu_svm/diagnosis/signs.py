@@ -83,6 +83,18 @@ SIGNS: tuple[Sign, ...] = (
         collect=(_COLLECT_DUMP,),
     ),
     _sign(
+        "vmrun-failed",
+        r"VMEXIT_INVALID|unexpected VMEXIT.{0,40}0x(?:f{8})+\b|\bVMRUN\b.{0,30}\bfail"
+        r"|\bfail.{0,30}\bVMRUN\b",
+        "a VMRUN failed (VMEXIT_INVALID), as a hypervisor says; if that is L1, KVM or the "
+        "processor refused vmcb12",
+        Reason("C-06", "tlb_ctl is neither 0 nor 1: legal for the processor, refused by KVM",
+               "use a kernel without this check"),
+        Reason("", "the registers of L2 or its controls are a state that VMRUN does not accept",
+               "compare vmcb12 before and after with svmstream show, from two streams"),
+        collect=(_COLLECT_EVENTS,),
+    ),
+    _sign(
         "emulation",
         r"internal error\.? suberror:? ?1\b|emulation[ _]fail|KVM_INTERNAL_ERROR_EMULATION",
         "KVM_RUN ended with an internal error: emulation failed",

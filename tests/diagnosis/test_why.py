@@ -369,6 +369,16 @@ def test_an_oops_after_nested_migration() -> None:
     assert "O-28" not in {one.rule for one in fixed.answers}
 
 
+def test_an_oops_of_a_page_walk() -> None:
+    text = _NULL.format("x").replace("RIP: 0010:0x0", "RIP: 0010:load_pdptrs+0x41/0x210 [kvm]")
+    assert svm.why(errors=text, kernel="5.15.20").answers[0].rule == "O-28"
+
+
+def test_a_kernel_that_is_too_old() -> None:
+    answer = _why("Linux version 4.19.0-27-amd64", "failed to set nested state: Invalid argument")
+    assert any("5.8 is the first" in one for one in answer.happened)
+
+
 def test_the_log_names_the_kernel() -> None:
     answer = svm.why(errors=_NULL.format("5.10.0-8-amd64"))
     assert answer.destination is not None
@@ -434,6 +444,7 @@ def test_signs(text: str, sign: str) -> None:
     found = sign_of(text)
     assert found is not None
     assert found[0].id == sign
+    assert sign in _why(text).facts.signs, "the reader looks at the line"
 
 
 def test_signs_name_rules_that_exist() -> None:
@@ -455,6 +466,7 @@ def test_a_bug_of_the_source() -> None:
     [
         ("Failed to set all KVM MSRs for this vCPU. Only a partial write was done.", "T-05"),
         ("KVM_SET_MSRS: 12 of 40 MSRs were set", "T-05"),
+        ("(XEN) d1v0 unexpected VMEXIT: exit reason = 0xffffffffffffffff", "C-06"),
         ("KVM_CHECK_EXTENSION(KVM_CAP_NESTED_STATE) failed: ENOTTY", "T-06"),
         (
             "Failed to put registers after init: Failed to set nested state: Invalid argument",
