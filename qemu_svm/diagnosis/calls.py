@@ -18,25 +18,27 @@ import re
 from dataclasses import dataclass
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_PLURAL = re.compile(r"[A-Z]{2,10}s\b")
+"""MSRs and XCRs are one word each."""
+
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
 _IOCTL = re.compile(r"\bKVM_(?P<name>(?:SET|GET)_[A-Z0-9_]{2,40}|RUN|CREATE_VCPU|CREATE_VM"
                     r"|CHECK_EXTENSION"
                     r"|CREATE_IRQCHIP)\b")  # fmt: skip
 
 _STATES = (
-    ("NESTED_STATE", ("nested state|nestedstate|nested virtualization state|nested vcpu state"
-     "|nested registers")),
-    ("VCPU_EVENTS", "vcpu events|vcpu s events|vcpuevents|pending events|exception state"),
+    ("NESTED_STATE", "nested (?:\\w+ ){0,2}state|nestedstate|nested registers|nested guest"),
+    ("VCPU_EVENTS", "vcpu (?:s )?events?|vcpuevents?|pending events|exception state"),
     ("MSRS", "msrs|msr entries|model specific registers?|msr"),
+    ("XCRS", "xcrs|xcsr|xcr0|xcr|extended control registers?"),
     ("SREGS2", "sregs2|sregs 2"),
     ("SREGS", ("sregs|special registers?|special regs|system registers?|control registers?"
      "|segment registers?")),
     ("DEBUGREGS", "debugregs|debug registers?|debug regs|dregs"),
-    ("XCRS", "xcrs|xcr0|xcr|extended control registers?"),
-    ("XSAVE", "xsave2?|extended (?:processor )?state"),
+    ("XSAVE", "xsave2?|extended (?:processor |save )?state"),
     ("LAPIC", "lapic|local apic|local interrupt controller|apic state"),
     ("CPUID2", "cpuid2?|cpu id|cpuid entries"),
-    ("MP_STATE", "mp state|mpstate|multi ?processing state|multiprocessor state|mp states"),
+    ("MP_STATE", "mp state|mpstate|multi ?process(?:or|ing) state|mp states"),
     ("TSC_KHZ", "tsc khz|tsc frequency|tsc freq"),
     ("FPU", "fpu|floating point(?: registers?| state)?"),
     ("REGS", ("regs|general purpose registers?|gp ?regs|gprs|standard registers?|core registers?"
@@ -101,7 +103,8 @@ class CallWords:
 
 def failed_call(text: str) -> CallWords | None:
     """Read which ioctl a line says failed; None if it says nothing of the kind."""
-    low = _NOT_WORD.sub(" ", _CAMEL.sub(" ", text.replace("vCPU", "vcpu")).lower())
+    whole = _PLURAL.sub(lambda found: found[0].lower(), text.replace("vCPU", "vcpu"))
+    low = _NOT_WORD.sub(" ", _CAMEL.sub(" ", whole).lower())
     error = error_of(text)
     msr = _MSR.search(text)
     put = _PUT.search(low)

@@ -26,8 +26,8 @@ _RESULT = re.compile(r"err|ret|fail|code", re.IGNORECASE)
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _QEMU = re.compile(r"qemu|\bkvm[\w.-]{0,30}: ", re.IGNORECASE)
 _TELLING = re.compile(
-    r"kvm|svm|vmcb|nested|v ?cpu|msr|reg|cpu|fault|entry|guest|vmware|esx|vmrun|vmexit|\bL2\b|lockup"
-    r"|stall|hung|hang|qemu|fail|error|mismatch|unsupported|unknown|state|machine type|block"
+    r"kvm|svm|vmcb|nested|v ?cpu|msr|reg|cpu|fault|entry|guest|vmware|esx|vmrun|vmexit|\bL2\b"
+    r"|lockup|stall|hung|hang|qemu|fail|error|mismatch|unsupported|unknown|state|machine type|block"
     r"|section|load",
     re.IGNORECASE,
 )

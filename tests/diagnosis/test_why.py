@@ -255,6 +255,17 @@ def test_l2_that_does_not_go_on() -> None:
         ("Failed to restore vCPU events: EINVAL", "SET_VCPU_EVENTS", "EINVAL"),
         ("Failed to put registers after init: Invalid argument", "PUT", "EINVAL"),
         ("Failed to set XSAVE: Invalid argument", "SET_XSAVE", "EINVAL"),
+        ("Failed to set nested guest state: Invalid argument (os error 22)", "SET_NESTED_STATE",
+         "EINVAL"),
+        ("Failed to set extended control registers: Invalid argument", "SET_XCRS", "EINVAL"),
+        ("Failed to set multi processor state: Invalid argument", "SET_MP_STATE", "EINVAL"),
+        ("Setting MSRs: Invalid argument (os error 22)", "SET_MSRS", "EINVAL"),
+        ("Failed to set KVM vcpu event: Invalid argument (os error 22)", "SET_VCPU_EVENTS",
+         "EINVAL"),
+        ("Failed to set XCRs: Invalid argument", "SET_XCRS", "EINVAL"),
+        ("ioctl KVM_SET_SREGS: invalid argument", "SET_SREGS", "EINVAL"),
+        ("kvm_set_nested_state: ret=-22", "SET_NESTED_STATE", "EINVAL"),
+        ("Failed to run vcpu: Input/output error (os error 5)", "RUN", "EIO"),
     ],
 )  # fmt: skip
 def test_words_for_ioctls(text: str, ioctl: str, error: str) -> None:
