@@ -70,6 +70,7 @@ def open(  # noqa: A001 - as svm.open
     *,
     channels: Iterable[PathLike] = (),
     description: PathLike | None = None,
+    page_size: int | None = None,
     limits: Limits = DEFAULT,
 ) -> Dump:
     """Open a migration stream.
@@ -79,6 +80,7 @@ def open(  # noqa: A001 - as svm.open
     :param channels: multifd channels, or further connections of a postcopy migration.
     :param description: a stream, its JSON description, or the output of QEMU's
         ``-dump-vmstate``, used if the stream does not describe itself.
+    :param page_size: of the guest in bytes, a power of two, whatever the stream says.
     :param limits: resource limits for the input.
     :raises SourceError: the input cannot be opened, decompressed or is not a stream.
     :raises StreamError: a channel or the lender of the description is damaged; damage
@@ -87,7 +89,7 @@ def open(  # noqa: A001 - as svm.open
     with ExitStack() as owned:
         lent = _lent(os.fspath(description), limits) if description is not None else None
         source = owned.enter_context(open_source(os.fspath(path), limits))
-        machine = read_machine(read_stream(source, limits, Walk.QUICK, lent))
+        machine = read_machine(read_stream(source, limits, Walk.QUICK, lent, page_size))
         source.size()  # reads a pipe to its end: nothing is left to be read after a fork
         others = [owned.enter_context(open_source(os.fspath(one), limits)) for one in channels]
         return Dump(machine, others, owned.pop_all())
@@ -233,7 +235,11 @@ class Dump:
     def _walked(self) -> Machine:
         # The stream with every RAM record.
         stream = self.machine.stream
-        return read_machine(read_stream(stream.source, stream.limits, Walk.RAM, stream.lent))
+        return read_machine(
+            read_stream(
+                stream.source, stream.limits, Walk.RAM, stream.lent, stream.layouts.page_size
+            )
+        )
 
     def inspect(self, *, ram: bool = False) -> Inspection:
         """Return all that ``svmstream inspect`` shows.

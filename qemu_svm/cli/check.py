@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @options.json_option
 @options.limit_option
 @options.description_option
+@options.page_size_option
 @options.channel_option
 @options.kernel_option("all releases")
 @options.release_option("--to", "destination", "The same, for one destination.")

@@ -24,6 +24,8 @@ from qemu_svm.cli.verbs import verb
 @options.json_option
 @options.limit_option
 @options.fail_on_option()
+@options.description_option
+@options.page_size_option
 @click.option("-v", "--all", "all_differences", is_flag=True, help="Show masked differences too.")
 @options.mask_option
 @click.option("--no-masks", is_flag=True, help="Use only the masks given with --mask.")
@@ -40,6 +42,7 @@ def command(
     as_json: bool,
     all_differences: bool,
     patterns: tuple[str, ...],
+    lender: str | None,
     no_masks: bool,
     ram: bool,
     channels_a: tuple[str, ...],
@@ -65,7 +68,10 @@ def command(
         raise click.UsageError("only one of A and B can be standard input")
     if (channels_a or channels_b) and not ram:
         raise click.UsageError("--channel-a and --channel-b need --ram")
-    with opened(a, channels=channels_a) as first, opened(b, channels=channels_b) as second:
+    with (
+        opened(a, channels=channels_a, description=lender) as first,
+        opened(b, channels=channels_b, description=lender) as second,
+    ):
         shown = progress.share(second.ram.page_count, "of the pages compared") if ram else None
         report = api.diff(first, second, mask=patterns, masks=not no_masks, ram=ram,
                           progress=shown)  # fmt: skip

@@ -20,6 +20,7 @@ from qemu_svm.cli.verbs import verb
 @options.json_option
 @options.limit_option
 @options.description_option
+@options.page_size_option
 @options.channel_option
 @options.fail_on_option("warning")
 @click.option("--ram", is_flag=True, help="Read all RAM records and count the pages.")

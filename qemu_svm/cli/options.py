@@ -105,6 +105,35 @@ description_option = click.option(
     "or the output of QEMU's -dump-vmstate.",
 )  # fmt: skip
 
+
+def _page_size(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    from qemu_svm.limits import parse_size
+    from qemu_svm.stream.ram.page_size import is_page_size
+
+    try:
+        size = parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if not is_page_size(size):
+        raise click.BadParameter(f"'{value}' is not a power of two from 256 to 16M")
+    _keep(ctx, param, size)
+
+
+page_size_option = click.option(
+    "--page-size", metavar="SIZE", callback=_page_size, expose_value=False,
+    help="The guest's page size, such as 4K or 8K, whatever the stream says.",
+)  # fmt: skip
+
+
+def page_size() -> int | None:
+    """Return what ``--page-size`` says, in bytes."""
+    found = _kept("page_size", default=None)
+    assert found is None or isinstance(found, int)
+    return found
+
+
 channel_option = click.option(
     "--channel", "channels", multiple=True, metavar="FILE",
     help="A multifd channel, or a further connection of postcopy; may be repeated.",

@@ -28,6 +28,7 @@ from qemu_svm.errors import OutputExists
     help="Only these bytes of each block; whole pages.",
 )  # fmt: skip
 @options.description_option
+@options.page_size_option
 @options.channel_option
 @click.option("-v", "--verbose", is_flag=True, help="Maps with a character for each page.")
 @click.option("--extract", "directory", metavar="DIR",

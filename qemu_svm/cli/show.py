@@ -45,6 +45,7 @@ def _complete_path(
 @options.json_option
 @options.limit_option
 @options.description_option
+@options.page_size_option
 @options.channel_option
 @click.option("--raw", is_flag=True, help="Write only the raw bytes to standard output.")
 @click.option("-v", "--verbose", is_flag=True, help="Show reserved bytes too.")

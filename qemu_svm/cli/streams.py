@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from qemu_svm import api
-from qemu_svm.cli.options import limits
+from qemu_svm.cli.options import limits, page_size
 from qemu_svm.cli.status import report_damage
 from qemu_svm.errors import PathError, PlanError, SourceError
 
@@ -22,7 +22,13 @@ def opened(
     :raises SourceError: something was not found, perhaps because the stream is damaged;
         the damage is printed first.
     """
-    with api.open(path, channels=channels, description=description, limits=limits()) as dump:
+    with api.open(
+        path,
+        channels=channels,
+        description=description,
+        page_size=page_size(),
+        limits=limits(),
+    ) as dump:
         try:
             yield dump
         except PathError as error:

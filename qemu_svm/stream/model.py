@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from qemu_svm.limits import DEFAULT, MIB, Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.nonvmstate import format_of
+from qemu_svm.stream.ram.page_size import ASSUMED
 from qemu_svm.stream.reader import Reader
 from qemu_svm.stream.records import (
     Configuration,
@@ -71,6 +72,7 @@ class Stream:
     """A stream as read.
 
     :param pages: page records by kind; None if RAM data was skipped.
+    :param page_size_from: what says that this is the page size.
     :param layouts: the description or dump that device sections were read with.
     :param described: description of a section by the offset of its record.
     :param footers: sections end with their id (not those of 2.3 and older machine types).
@@ -85,6 +87,7 @@ class Stream:
     blocks: tuple[RamBlock, ...]
     pages: RamPages | None
     page_size: int
+    page_size_from: str
     layouts: Layouts
     described: Mapping[int, Device]
     problems: tuple[StreamError, ...]
@@ -150,10 +153,12 @@ def read_stream(
     limits: Limits = DEFAULT,
     walk: Walk = Walk.QUICK,
     borrowed: Description | Dump | None = None,
+    page_size: int | None = None,
 ) -> Stream:
     """Read a stream.
 
     :param borrowed: description of another stream, or a dump; used if this one has none.
+    :param page_size: of the guest, whatever the stream says; a power of two.
     :raises StreamError: ``source`` does not start like a stream.
     :raises SourceError: decompression fails before the header is read.
     """
@@ -165,7 +170,7 @@ def read_stream(
         error.path = source.path
         raise
     unparsed: list[StreamError] = []
-    attempts = _attempts(source, limits, walk, borrowed, unparsed)
+    attempts = _attempts(_Given(source, limits, borrowed, page_size), walk, unparsed)
     walker = next(walker for walker in attempts if walker is not None)
     problems = walker.problems + unparsed
     if source.damage is not None:
@@ -179,6 +184,7 @@ def read_stream(
         blocks=walker.ram.blocks,
         pages=None if skipped else walker.ram.pages,
         page_size=walker.ram.page_size,
+        page_size_from=walker.ram.page_size_from or ASSUMED,
         layouts=walker.layouts,
         described=walker.described,
         problems=tuple(problems),
@@ -189,30 +195,39 @@ def read_stream(
     )
 
 
-def _attempts(
-    source: Source,
-    limits: Limits,
-    walk: Walk,
-    borrowed: Description | Dump | None,
-    unparsed: list[StreamError],
-) -> Iterator[Walker | None]:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    # What a stream is read with; see read_stream.
+    source: Source
+    limits: Limits
+    borrowed: Description | Dump | None
+    page_size: int | None
+
+    def layouts(self, known: Layouts) -> Layouts:
+        return known if self.page_size is None else replace(known, page_size=self.page_size)
+
+
+def _attempts(given: _Given, walk: Walk, unparsed: list[StreamError]) -> Iterator[Walker | None]:
     # Ways to read a stream, the best first; None for one that does not apply.
     # A description that cannot be parsed is noted in ``unparsed``.
+    source, limits = given.source, given.limits
     tail = find_description(source, limits)
     if tail is not None:
         description = _parsed(tail, limits, unparsed)
         if description is not None:
+            layouts = given.layouts(Layouts(LayoutOrigin.EMBEDDED, description))
             if walk is not Walk.LINEAR:
-                yield _from_both_ends(source, limits, description, tail, walk)
-            yield _front_to_back(source, limits, Layouts(LayoutOrigin.EMBEDDED, description))
-    plain = _front_to_back(source, limits, NO_LAYOUTS)
+                yield _from_both_ends(source, limits, layouts, tail, walk)
+            yield _front_to_back(source, limits, layouts)
+    plain = _front_to_back(source, limits, given.layouts(NO_LAYOUTS))
     if plain.description is not None and not unparsed:
         # The input does not end with the description, but has one.
         description = _parsed(plain.description, limits, unparsed)
         if description is not None:
-            yield _front_to_back(source, limits, Layouts(LayoutOrigin.EMBEDDED, description))
-    if borrowed is not None:
-        yield _front_to_back(source, limits, borrowed_layouts(borrowed))
+            layouts = given.layouts(Layouts(LayoutOrigin.EMBEDDED, description))
+            yield _front_to_back(source, limits, layouts)
+    if given.borrowed is not None:
+        yield _front_to_back(source, limits, given.layouts(borrowed_layouts(given.borrowed)))
     yield plain
 
 
@@ -295,10 +310,12 @@ def _check_trailing_data(walker: Walker) -> None:
 
 
 def _from_both_ends(
-    source: Source, limits: Limits, description: Description, tail: DescriptionRecord, walk: Walk
+    source: Source, limits: Limits, layouts: Layouts, tail: DescriptionRecord, walk: Walk
 ) -> Walker | None:
     # None if the chain of sections that the description leads to cannot be proved.
-    walker = Walker(source, limits, Layouts(LayoutOrigin.EMBEDDED, description))
+    description = layouts.description
+    assert description is not None
+    walker = Walker(source, limits, layouts)
     walker.header()
     refused = _walk_to_ram_data(walker)
     chain = _chain(walker, description, tail.offset - 1)

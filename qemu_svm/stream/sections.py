@@ -45,11 +45,13 @@ class Layouts:
     :param origin: of these layouts; ``NONE`` if nothing is known.
     :param description: embedded in the stream, or borrowed.
     :param dump: of QEMU's ``-dump-vmstate``, for a stream without a description.
+    :param page_size: that was given; None to take it from the stream.
     """
 
     origin: LayoutOrigin = LayoutOrigin.NONE
     description: Description | None = None
     dump: Dump | None = None
+    page_size: int | None = None
 
 
 NO_LAYOUTS = Layouts()
@@ -154,6 +156,7 @@ class SectionMeasurer:
         """
         full = record.kind is Kind.FULL
         if record.name == "ram" and not full:
+            self._ram.section_id = record.section_id
             ram.step_over(self._reader, self._ram)
             return Measured()
         form = format_of(record)

@@ -17,6 +17,7 @@ from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.commands import command_name
 from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordType
+from qemu_svm.stream.ram.page_size import DESCRIBED, GIVEN, is_page_size
 from qemu_svm.stream.ram.records import RamState
 from qemu_svm.stream.reader import Reader, name_text
 from qemu_svm.stream.recognise import LOG_HINT, looks_like_text, seen_elsewhere
@@ -38,7 +39,6 @@ _TURN = 5  # PARTs of different sections that may take turns, and one
 _MANY = 16  # repetitions that are folded
 _FOLDED = (Kind.PART, Kind.COMMAND)  # an intact stream may have any number of them
 _NUMBERED = (Kind.START, Kind.FULL)
-_PAGE_SIZES = frozenset(1 << bits for bits in range(10, 25))
 
 
 class Walker:
@@ -251,9 +251,9 @@ class Walker:
 
     @staticmethod
     def _page_bits(bits: int, at: int) -> int:
-        if not 10 <= bits <= 24:
+        if not 8 <= bits <= 24:
             raise Malformed(
-                "invalid page size", offset=at, expected="10 to 24 bits", found=f"{bits}"
+                "invalid page size", offset=at, expected="8 to 24 bits", found=f"{bits}"
             )
         return bits
 
@@ -400,8 +400,8 @@ class Walker:
 
 
 def _ram_state(layouts: Layouts) -> RamState:
-    state = RamState()
-    size = None if layouts.description is None else layouts.description.page_size
-    if size is not None and size in _PAGE_SIZES:
-        state.page_size = size
-    return state
+    said = None if layouts.description is None else layouts.description.page_size
+    for size, reason in ((layouts.page_size, GIVEN), (said, DESCRIBED)):
+        if size is not None and is_page_size(size):
+            return RamState(page_size=size, page_size_from=reason)
+    return RamState()

@@ -76,6 +76,7 @@ def options(function: Decorated) -> Decorated:
         shared.file_argument,
         shared.limit_option,
         shared.description_option,
+        shared.page_size_option,
         shared.channel_option,
         click.option(
             "--vcpu", default=0, show_default=True, metavar="N", type=click.IntRange(0),

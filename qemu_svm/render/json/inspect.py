@@ -33,6 +33,7 @@ def render(result: Inspection) -> dict[str, Any]:
             "complete": stream.complete,
             "machine": machine.name,
             "page_size": stream.page_size,
+            "page_size_from": stream.page_size_from,
             "capabilities": list(configuration.capabilities) if configuration else [],
             "uuid": configuration.uuid.hex() if configuration and configuration.uuid else None,
             "description": stream.description_source,

@@ -16,6 +16,7 @@ def render(result: RamReport) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "source": {"path": stream.source.path, "compression": stream.source.compression},
         "page_size": ram.page_size,
+        "page_size_from": stream.page_size_from,
         "complete": result.complete,
         "pages": {
             "normal": counts.normal,

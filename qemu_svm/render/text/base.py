@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from qemu_svm.render.escape import printable
+from qemu_svm.stream.ram.page_size import CONFIGURED, DESCRIBED
 from qemu_svm.x86.segments import TABLES, Segment, attrib_words
 
 if TYPE_CHECKING:
     from qemu_svm.machine import Machine
     from qemu_svm.rules import Finding
+    from qemu_svm.stream import Stream
 
 KEY = "cyan"
 HEADING = "bold"
@@ -130,6 +132,12 @@ def size_words(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.4g} {name}"
     return f"{size} bytes"
+
+
+def page_size_words(stream: Stream) -> str:
+    """Return the page size, and what says so unless the stream states it."""
+    text, reason = size_words(stream.page_size), stream.page_size_from
+    return text if reason in (DESCRIBED, CONFIGURED) else f"{text} ({reason})"
 
 
 def columns(rows: Sequence[Sequence[str | Text]], header: Sequence[str] = ()) -> Iterable[Text]:

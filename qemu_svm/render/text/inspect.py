@@ -19,11 +19,13 @@ from qemu_svm.render.text.base import (
     entry,
     finding_lines,
     named_bits,
+    page_size_words,
     size_words,
 )
 from qemu_svm.render.text.container import container_lines, libvirt_lines
 from qemu_svm.stream import Kind, LayoutOrigin, Record
-from qemu_svm.stream.constants import VERSION
+from qemu_svm.stream.constants import TARGET_PAGE_SIZE, VERSION
+from qemu_svm.stream.ram.page_size import GIVEN
 from qemu_svm.x86.registers import NAMED
 from qemu_svm.x86.segments import Segment, attrib_words
 
@@ -95,6 +97,8 @@ def _head(machine: Machine) -> Iterable[Text]:
         if rest:
             text += f" and {rest} more blocks, {size_words(total)} in total"
         yield entry("RAM", text)
+        if stream.page_size != TARGET_PAGE_SIZE or stream.page_size_from == GIVEN:
+            yield entry("page size", page_size_words(stream))
     devices = sum(1 for _ in stream.sections())
     described = _DESCRIPTION[stream.description_source]
     yield entry("devices", f"{devices} sections, description {described}")

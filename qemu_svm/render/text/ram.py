@@ -8,7 +8,7 @@ from rich.text import Text
 
 from qemu_svm.findings.results import RamReport
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, size_words
+from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, page_size_words, size_words
 from qemu_svm.stream.ram.coverage import BlockCoverage
 from qemu_svm.stream.ram.final import Final
 from qemu_svm.stream.ram.read import Ram
@@ -24,7 +24,7 @@ def render(result: RamReport, *, verbose: bool) -> Iterable[Text]:
     :param verbose: maps with a character for each page.
     """
     ram, covered, chosen = result.ram, result.coverage, result.chosen
-    yield from _pages(ram, covered)
+    yield from _pages(result)
     yield Text("RAM blocks", HEADING)
     rows = [_row(ram, covered, number) for number in chosen]
     yield from columns(rows, ("size", "data", "zero", "never", "sent again", "name"))
@@ -43,7 +43,8 @@ def render(result: RamReport, *, verbose: bool) -> Iterable[Text]:
         )
 
 
-def _pages(ram: Ram, covered: Sequence[BlockCoverage]) -> Iterable[Text]:
+def _pages(result: RamReport) -> Iterable[Text]:
+    ram, covered = result.ram, result.coverage
     counts = ram.counts()
     kinds = {
         "normal": counts.normal,
@@ -64,7 +65,7 @@ def _pages(ram: Ram, covered: Sequence[BlockCoverage]) -> Iterable[Text]:
     if again:
         times = "255 times or more" if most == 255 else f"{most} times"
         yield entry("sent again", f"{again} copies of {repeated} pages; one {times}")
-    yield entry("page size", size_words(ram.page_size))
+    yield entry("page size", page_size_words(result.stream))
     for channel in ram.channels:
         how = " and ".join(channel.methods) or "nothing"
         yield entry(f"channel {channel.number}", f"{len(channel.packets)} packets ({how})")

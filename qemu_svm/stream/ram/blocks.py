@@ -46,12 +46,12 @@ class BlockEntry:
 
 
 def read_blocks(
-    reader: Reader, total: int, page_size: int, *, mapped: bool, shared: bool
+    reader: Reader, total: int, page_size: int | None, *, mapped: bool, shared: bool
 ) -> tuple[BlockEntry, ...]:
     """Read the list.
 
     :param total: sum of the lengths of all blocks.
-    :param page_size: of the guest.
+    :param page_size: of the guest; None if it is not known.
     :param mapped: mapped-ram is on.
     :param shared: x-ignore-shared is on.
     :raises Malformed: the lengths do not add up, or two blocks have the same name.

@@ -23,6 +23,7 @@ from itertools import pairwise
 from qemu_svm.errors import Malformed, Unsupported
 from qemu_svm.source.base import Source
 from qemu_svm.stream.ram.final import Final, Tally
+from qemu_svm.stream.ram.page_size import is_page_size
 from qemu_svm.stream.ram.runs import INPUT_SHIFT, KIND_BITS, KINDS, Columns, PageKind
 from qemu_svm.stream.reader import Reader
 
@@ -47,13 +48,13 @@ class MappedBlock:
 
 
 def read_header(
-    reader: Reader, used_length: int, base: int | None, page_size: int
+    reader: Reader, used_length: int, base: int | None, page_size: int | None
 ) -> tuple[MappedBlock | None, int | None]:
     """Read a block's header and move past the block's pages.
 
     :param base: offset of the stream's first byte in its file; if it is None, the
         bitmap is assumed to follow the header immediately, as QEMU writes it.
-    :param page_size: of the guest.
+    :param page_size: of the guest; None if the header is to tell it.
     :returns: the block, None if it is not saved; and the base.
     :raises Malformed: another page size, or offsets that point backwards or into the header.
     """
@@ -73,16 +74,16 @@ def read_header(
         return None, base
     if base is None:
         base = max(0, bitmap - reader.offset)
-    if size != page_size:
+    if size != page_size and (page_size is not None or not is_page_size(size)):
         raise Malformed(
             "page size in a mapped-ram header is not that of the guest",
             offset=start + 4,
             section="ram",
-            expected=f"{page_size}",
+            expected=f"{page_size or 'a power of two'}",
             found=f"{size}",
         )
-    count = (used_length + page_size - 1) // page_size
-    block = MappedBlock(bitmap - base, pages - base, count, page_size)
+    count = (used_length + size - 1) // size
+    block = MappedBlock(bitmap - base, pages - base, count, size)
     if block.bitmap < reader.offset or block.pages < block.bitmap + block.bitmap_size:
         raise Malformed(
             "overlapping parts of a mapped-ram block",

@@ -228,7 +228,9 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
         # Closed by the returned object, or here if anything fails.
         read, others = _channels(stream, channels, owned)
         runs = RamRuns(stream.page_size)
-        state = RamState(page_size=stream.page_size, runs=runs, scan=scan)
+        state = RamState(
+            page_size=stream.page_size, page_size_from=stream.page_size_from, runs=runs, scan=scan
+        )
         merge = _Merge(state, runs, read)
         state.mark = merge.mark
         walker = Walker(stream.source, stream.limits, stream.layouts, ram=state)

@@ -31,6 +31,7 @@ from qemu_svm.errors import Malformed, Unsupported
 from qemu_svm.limits import MIB
 from qemu_svm.stream.constants import TARGET_PAGE_SIZE, RamFlag
 from qemu_svm.stream.ram.blocks import BlockEntry, read_blocks
+from qemu_svm.stream.ram.page_size import CONFIGURED, find_page_size, of_machine
 from qemu_svm.stream.ram.runs import KINDS, PageKind, Place, RamRuns, Rows, page_counts
 from qemu_svm.stream.ram.scan import (
     FILE_ROWS,
@@ -66,8 +67,10 @@ class RamState:
     """What ``ram`` records carry over from one section to the next.
 
     :param sums: number of pages by :class:`~qemu_svm.stream.ram.runs.PageKind`.
+    :param page_size_from: what says so; empty if that is not known yet.
     :param runs: filled with each page; None to count only.
     :param input: number of the input that is read, for ``runs``.
+    :param section_id: of the section that is read.
     :param open_ended: the records end with the input, not only with EOS.
     :param scan: how common records are read.
     :param mark: called at each EOS, HOOK and MULTIFD_FLUSH.
@@ -79,12 +82,14 @@ class RamState:
     blocks: tuple[RamBlock, ...] = ()
     sums: list[int] = field(default_factory=lambda: [0] * KINDS)
     page_size: int = TARGET_PAGE_SIZE
+    page_size_from: str = ""
     names: frozenset[str] = frozenset()
     mapped: bool = False
     shared: bool = False
     entries: tuple[BlockEntry, ...] = ()
     runs: RamRuns | None = None
     input: int = 0
+    section_id: int | None = None
     open_ended: bool = False
     scan: Scanner = scan
     rows: Rows = field(default_factory=Rows)
@@ -101,8 +106,11 @@ class RamState:
 
     def configure(self, configuration: Configuration) -> None:
         """Take page size and layout from the stream's configuration."""
-        if configuration.page_bits is not None:
-            self.page_size = 1 << configuration.page_bits
+        if not self.page_size_from:
+            of = of_machine(configuration.machine)
+            if configuration.page_bits is not None:
+                of = 1 << configuration.page_bits, CONFIGURED
+            self.page_size, self.page_size_from = of or (self.page_size, "")
         self.mapped = "mapped-ram" in configuration.capabilities
         self.shared = "x-ignore-shared" in configuration.capabilities
 
@@ -127,6 +135,10 @@ def step_over(reader: Reader, state: RamState) -> None:
 
     :raises StreamError: a record is cut, invalid or not supported.
     """
+    if not state.page_size_from:
+        state.page_size, state.page_size_from = find_page_size(
+            reader, state.section_id, mapped=state.mapped, shared=state.shared
+        )
     rows = state.rows
     least = 8
     while True:
