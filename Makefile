@@ -103,6 +103,11 @@ bench: $(STAMP)  ## start-up, decoding, RAM and guest memory, beside other tools
 	$(BIN)/python tools/bench_ram.py
 	$(BIN)/python tools/bench_memory.py
 
+.PHONY: growth
+growth: $(STAMP)  ## twice the input, at most 2.2 times the time, for every generator (some minutes)
+	@tools/need-compiled $(VENV)
+	$(BIN)/python tools/growth.py
+
 .PHONY: cores
 cores: $(STAMP)  ## cores of a Linux in Linux, opened by every debugger (a quarter of an hour, 2 GiB)
 	@tools/need-packages crash:crash makedumpfile:makedumpfile gdb:gdb readelf:binutils

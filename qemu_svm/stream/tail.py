@@ -41,7 +41,7 @@ def find_description(source: Source, limits: Limits) -> DescriptionRecord | None
                 return DescriptionRecord(start + at, data[at + DESCRIPTION_HEADER : end])
         if start == 0 or window >= most or last >= DESCRIPTION_HEADER:
             return None
-        window *= 4
+        window = min(4 * window, most)
 
 
 def find_chain(
