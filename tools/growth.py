@@ -1,7 +1,7 @@
 """Measure how time and memory grow with the input: twice the input, at most 2.2 times the time.
 
 Each case is a generator of inputs of any size and a command that reads them.  The size is
-doubled until the command takes half a second more than it takes for next to nothing; then
+doubled until the command takes 0.3 s more than it takes for next to nothing; then
 this size and its double are measured in turns, several times, and the least CPU times are
 compared, without what the command takes for next to nothing.  The exit status is 1 if a case
 grows faster than the limit.
@@ -36,8 +36,8 @@ from tests.support.builders import EOS, PAGE, RecordType, Section, counted, word
 MOST = 2.2
 """Times the CPU time that twice the input may take."""
 
-ENOUGH = 0.5  # seconds of CPU time that the smaller input of a pair takes
-LARGEST = 1 << 30  # bytes of an input
+ENOUGH = 0.3  # seconds of CPU time that the smaller input of a pair takes
+LARGEST = 1 << 28  # bytes of an input
 STATUSES = (0, 1, 2, 3)
 
 Maker = Callable[[int, Path], None]
