@@ -11,7 +11,7 @@ from qemu_svm.diagnosis.calls import CallWords, failed_call
 from qemu_svm.diagnosis.dump import DumpReader, VmcbDump
 from qemu_svm.diagnosis.events import Events
 from qemu_svm.diagnosis.oops import Oops, OopsReader
-from qemu_svm.diagnosis.signs import KERNEL, QEMU_VERSION, UNHANDLED, Sign, sign_of
+from qemu_svm.diagnosis.signs import KERNEL, PARTIAL, QEMU_VERSION, UNHANDLED, Sign, sign_of
 from qemu_svm.diagnosis.text import plain
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import DEFAULT, Limits
@@ -191,6 +191,8 @@ class _Reader:
             return
         call = failed_call(text) if len(text) < _LONGEST and "ioctl(" not in text else None
         sign = sign_of(text[:_LONGEST])
+        if sign is not None and sign[0].id == PARTIAL and call is not None and not call.error:
+            call = None  # it did not fail, it stopped
         if call is not None:
             known = facts.calls.get(call)
             if known is not None or len(facts.calls) < _KEPT:

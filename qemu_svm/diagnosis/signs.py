@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 UPDATE = "update the kernel"
+PARTIAL = "msrs-partial"
 _COLLECT_DUMP = (
     "echo 1 > /sys/module/kvm_amd/parameters/dump_invalid_vmcb, try again, and give dmesg to "
     "svmstream why: it then has the VMCB that the processor refused"
@@ -190,7 +191,7 @@ SIGNS: tuple[Sign, ...] = (
         collect=(_COLLECT_EVENTS,),
     ),
     _sign(
-        "msrs-partial",
+        PARTIAL,
         r"(?<![a-z])msrs?\b.{0,80}(?:partial|incomplete|\b\d+ ?(?:of|/|out of) ?\d+\b)"
         r"|(?:partial|incomplete|\b\d+ ?(?:of|/|out of) ?\d+\b).{0,60}(?<![a-z])msrs?\b"
         r"|MsrsIncomplete",
