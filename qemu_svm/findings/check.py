@@ -15,7 +15,7 @@ from qemu_svm.findings.advisories import COMMON, advisories
 from qemu_svm.findings.advisory import Case
 from qemu_svm.findings.consistency import consistency
 from qemu_svm.findings.looks import Looks
-from qemu_svm.findings.qemus import qemu_findings, qemu_plan
+from qemu_svm.findings.qemus import cpu_finding, qemu_findings, qemu_plan
 from qemu_svm.findings.rules import RULES
 from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
 from qemu_svm.machine import Machine, Vcpu
@@ -93,6 +93,8 @@ def check(
             for rule in _failed(simulation):
                 failures.setdefault(rule, []).append(kernel.name)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
+        without_svm = cpu_finding(vcpu, restore.host.cpuid)
+        found += [] if without_svm is None else [without_svm]
         case = Case(vcpu, restore.saved, restore.host.cpuid, npt, exists, looks)
         advised = list(advisories(case, kernels, source, named=named))
         known[vcpu.index] = {

@@ -10,6 +10,9 @@ _NP_ENABLE = 1
 NMI, EXCEPTION, SOFT_INTERRUPT = 2, 3, 4
 """Types of an event in ``event_inj`` (AMD64 APM volume 2, 15.20)."""
 
+BREAKPOINT, OVERFLOW = 3, 4
+"""Vectors of the exceptions that an instruction raises on purpose."""
+
 
 def event_pending(saved: Saved) -> bool:
     """Whether an event is to be injected into L2."""
@@ -22,8 +25,9 @@ def event_of(saved: Saved, *types: int) -> bool:
 
 
 def soft_event(saved: Saved) -> bool:
-    """Whether a software interrupt or exception is to be injected into L2."""
-    return event_of(saved, EXCEPTION, SOFT_INTERRUPT)
+    """Whether INT n, INT3 or INTO is to be injected into L2 (``is_evtinj_soft`` of nested.c)."""
+    soft = saved.control().get("event_inj") & 0xFF in (BREAKPOINT, OVERFLOW)
+    return event_of(saved, SOFT_INTERRUPT) or (soft and event_of(saved, EXCEPTION))
 
 
 def nested_paging(saved: Saved) -> bool:

@@ -22,7 +22,7 @@ _V_IRQ = bits.INT_CTL.mask("V_IRQ")
 _SHADOW = 1
 _IF = 1 << 9
 _STI = b"\xfb"
-_BREAKPOINT, _OVERFLOW, _PAGE_FAULT = 3, 4, 14
+_PAGE_FAULT = 14
 _LME, _LMA, _SVME = 1 << 8, 1 << 10, 1 << 12
 _MSRPM_SIZE = 0x2000
 _ON = ("1", "Y", "y")
@@ -44,10 +44,10 @@ def _stale_next_rip(case: Case) -> Met | None:
 
 
 def _soft_length(code: bytes | None) -> int | None:
-    # INT3, INTO and ICEBP have one byte, INT n has two.
+    # INT3 and INTO have one byte, INT n has two.
     if not code:
         return None
-    return 1 if code[0] in (0xCC, 0xCE, 0xF1) else 2 if code[0] == 0xCD else None
+    return 1 if code[0] in (0xCC, 0xCE) else 2 if code[0] == 0xCD else None
 
 
 def _lost_shadow(case: Case) -> Met | None:
@@ -65,11 +65,10 @@ def _lost_shadow(case: Case) -> Met | None:
 def _replaced(case: Case) -> Met | None:
     # What is injected is INT3 or INTO, but memory has another instruction there.
     saved = case.saved
-    event = saved.control().get("event_inj")
-    if not (saved.guest_mode and c.soft_event(saved) and event >> 8 & 7 == c.EXCEPTION):
+    if not (saved.guest_mode and c.soft_event(saved) and c.event_of(saved, c.EXCEPTION)):
         return None
     code = case.looks.code(case.vcpu, 0, 2)
-    if code is None or event & 0xFF not in (_BREAKPOINT, _OVERFLOW):
+    if code is None:
         return None
     return None if _soft_length(code) else Met(f"memory has {code.hex(' ')} there")
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qemu_svm.errors import PlanError
-from qemu_svm.machine import Machine
+from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
 from qemu_svm.stream import Value
+from qemu_svm.x86.cpuid import Cpuid
 
 _NESTED = (5, 1)
 """First QEMU that carries nested SVM state."""
@@ -59,7 +60,16 @@ _SUBSECTION = Rule(
     "use a QEMU that knows it; an older machine type does not help",
     "QEMU migration/vmstate.c vmstate_subsection_load",
 )
-QEMU_RULES = (_TOO_OLD, _MACHINE_TYPE, _SUBSECTION)
+_NO_SVM = Rule(
+    "Q-04",
+    Severity.ERROR,
+    RuleKind.ADVISORY,
+    "the destination's CPU has no SVM and the stream has nested state",
+    "QEMU aborts when it loads the section 'cpu' (an assertion in vmstate_load_state)",
+    "add +svm to the CPU model; with KVM only host and max have it by themselves",
+    "measured on QEMU 7.2 and 10.0; QEMU target/i386/kvm/kvm.c kvm_arch_init_vcpu",
+)
+QEMU_RULES = (_TOO_OLD, _MACHINE_TYPE, _SUBSECTION, _NO_SVM)
 
 
 def qemu_findings(machine: Machine, version: str) -> Iterator[Finding]:
@@ -87,6 +97,17 @@ def qemu_findings(machine: Machine, version: str) -> Iterator[Finding]:
                 subsection.offset,
                 severity=None if certain else Severity.WARNING,
             )
+
+
+def cpu_finding(vcpu: Vcpu, cpuid: Cpuid) -> Finding | None:
+    """Return what a QEMU without SVM for its guest makes of a vCPU's nested state.
+
+    :param cpuid: of the vCPU at the destination.
+    """
+    if vcpu.nested is None or cpuid.has("svm"):
+        return None
+    return _NO_SVM.finding(f"vCPU {vcpu.index}: {_NO_SVM.fails_when}: {_NO_SVM.means}",
+                           vcpu.nested.offset)  # fmt: skip
 
 
 def newer_subsections(cpu: Value) -> Iterator[tuple[Value, str, str]]:

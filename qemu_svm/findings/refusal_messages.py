@@ -197,6 +197,10 @@ MEANINGS = (
      "shows which check refuses MSRs of SVM"),
     Meaning("nested-guest-mode", r"guest-mode inconsistent with migrated kernel nested state",
      "the vCPU's flags and its nested state disagree about guest mode (X-01)", _KERNEL),
+    Meaning("no-svm", r"vmstate_load_state: Assertion `first_elem \|\| !n_elems \|\| !size'",
+     "the stream has state for which this QEMU has no place; of a guest with nested state that "
+     "is what happens if its CPU model has no SVM (Q-04)",
+     "add +svm to -cpu: with KVM only host and max have it by themselves"),
     Meaning("nested", r"(?i:nested state)", "the nested state is refused", _KERNEL),
     Meaning("put-registers",
      r"Failed to set (?P<put>MP state|MSRs|TSC deadline MSR|XCRs|XSAVE|Xen state"

@@ -126,6 +126,7 @@ MET: list[tuple[str, bytes, Edit, Edit, str, str]] = [
     ("K-01", PLAIN, SOFT, SOFT | Edit(vmcb={0xC8: (0x1234, 8)}), "6.1.174", "6.1.175"),
     ("K-01", PLAIN, SOFT, E0, "5.15.100", "6.12.86"),
     ("K-02", PLAIN, SOFT, E0, "6.12.113", "6.12.114"),
+    ("K-02", PLAIN, INT3, Edit({0xA8: (0x8000_030D, 4)}), "6.12.113", "6.12.114"),
     ("K-02", PLAIN, SOFT, SOFT | RUN_PENDING, "5.19", "6.12.114"),
     ("K-03", PLAIN, Edit({0xB8: (1, 8)}), Edit({0xB8: (2, 8)}), "6.12.113", "6.12.114"),
     ("K-03", PLAIN, Edit({0x670: (1, 8)}), Edit({0x670: (2, 8)}), "6.18.26", "6.18.27"),

@@ -56,6 +56,7 @@ def explained(machine: Machine, *lines: str) -> dict[str, Finding]:
          "hook"),
         ("Input validation failed: fifo8_num/fifo", "validation"),
         ("Received nested state when kernel cannot restore it", "nested"),
+        ("vmstate_load_state: Assertion `first_elem || !n_elems || !size' failed.", "no-svm"),
         ("Failed to set special registers", "put-registers"),
         ("does not accept value 'S2Ebad!'", "run-state"),
         ("Property 'memaddr' changed from 0x100000000 to 0x140000000", "virtio-mem"),
