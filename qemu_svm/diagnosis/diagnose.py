@@ -388,7 +388,7 @@ class _Work:
             efer = self.machine.vcpus[0].get("efer")
         return Circumstances(efer=efer)
 
-    def _killed(self, what: str, said: Said) -> None:
+    def _killed(self, what: str, said: Said, evidence: Sequence[str] = ()) -> None:
         kernel = self.destination
         change = BY_ID.get("lma-without-pae-bug")
         has = kernel is not None and change is not None and change.is_in(Release(*kernel.numbers))
@@ -400,7 +400,8 @@ class _Work:
         self._add(
             Likelihood.CERTAIN if seen else likelihood, what,
             "L1's EFER in the nested state has LMA without LME: KVM kills the VM at the next use "
-            "of its MMU", "SV-18", do=UPDATE, said=said, change="lma-without-lme",
+            "of its MMU", "SV-18", do=UPDATE, said=said, evidence=evidence,
+            change="lma-without-lme",
         )  # fmt: skip
 
     def _lma_without_lme(self) -> bool | None:
@@ -605,6 +606,9 @@ class _Work:
             self.happened.append(f"{one.kind} in the host's kernel" + (
                 f" at {one.place}" if one.place else ""))  # fmt: skip
         for rule in fitting:
+            if rule == "SV-18":
+                self._killed(what, said, _trace_of(one))
+                continue
             known = RULES[rule]
             sure = self._concerned(rule)
             why = f"{known.fails_when}: {known.means}"

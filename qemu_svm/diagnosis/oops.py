@@ -114,7 +114,9 @@ class OopsReader:
         rip = _RIP.search(text)
         if (rip is not None and rip["zero"]) or _NO_RIP.search(text):
             one.null_call = True
-        names = tuple(found["name"] for found in _FUNCTION.finditer(text))
-        if names and len(one.functions) < _LONGEST:
-            one.functions += names
+        # "?" marks what was on the stack and perhaps not called.
+        names = tuple(found["name"] for found in _FUNCTION.finditer(text) if " ? " not in text)
+        if len(one.functions) < _LONGEST:
+            # A WARN names its function twice.
+            one.functions += tuple(name for name in names if name not in one.functions[-1:])
         return bool(names) or rip is not None or place is not None

@@ -248,7 +248,7 @@ _ROWS: tuple[_Row, ...] = (
          "it was called on a vCPU's descriptor, or on one that is not KVM's",
          "call it on the VM's descriptor or that of /dev/kvm"),
     # Any ioctl of a vCPU
-    _Row(_ANY, ("EIO",), "",
+    _Row(_ANY, ("EIO",), "U-06",
          "KVM has killed the VM after a bug in KVM (KVM_BUG_ON: every ioctl fails with EIO from "
          "then on; a WARN is in dmesg), or another process than the one that created the VM calls",
          "look at dmesg; svmstream why takes it"),

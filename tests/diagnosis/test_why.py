@@ -350,6 +350,22 @@ def test_a_killed_vm_without_and_with_the_stream(tmp_path: Path, sample: bytes) 
     assert "SV-18" not in {one.rule for one in refuted.answers}
 
 
+def test_a_real_warn_of_a_vm_that_was_killed() -> None:
+    answer = svm.why(LOGS / "linux6.12-killed.dmesg")
+    assert answer.destination is not None
+    assert answer.destination.name == "6.12.117+deb13-amd64"
+    (one,) = answer.facts.oopses
+    assert one.functions[:4] == (
+        *("kvm_calc_cpu_role.isra.0", "kvm_init_shadow_npt_mmu", "nested_vmcb02_prepare_control"),
+        "svm_set_nested_state",
+    )
+    first = answer.answers[0]
+    assert (first.rule, first.likelihood) == ("SV-18", Likelihood.LIKELY)
+    assert first.cves == ("CVE-2026-99345",)
+    refuted = svm.why(NPT, log=LOGS / "linux6.12-killed.dmesg")
+    assert "SV-18" not in {answer.rule for answer in refuted.answers}
+
+
 def test_a_check_that_was_wrong_is_repaired_by_its_revert() -> None:
     line = "kvm_nested_vmenter_failed: !nested_svm_check_tlb_ctl(vcpu, control->tlb_ctl)"
     assert _first(line).fixed_in.startswith("6.1.76")
