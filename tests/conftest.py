@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,10 @@ from qemu_svm.lab import Box
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
+
+# What a capture notes for the case that it is killed is not the user's.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="svmstream-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAMS = ROOT / "streams"

@@ -70,7 +70,7 @@ def command(
     is complete and on the disk.
     """
     from qemu_svm.errors import OutputClosed, OutputExists
-    from qemu_svm.qmp.capture import capture_stream
+    from qemu_svm.qmp.capture import capture_stream, compressed_name
     from qemu_svm.qmp.features import CaptureOptions
 
     chosen = CaptureOptions(
@@ -84,7 +84,7 @@ def command(
         downtime=downtime,
         stop_after=stop_after,
     )
-    contradiction = chosen.contradiction()
+    contradiction = chosen.contradiction() or compressed_name(output)
     if contradiction is not None:
         raise click.UsageError(contradiction)
     if output == "-" and (as_json or sys.stdout.isatty()):

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @click.option("--qemu", type=qemus.binary, metavar="BINARY|VERSION",
               help="Check this QEMU; it is started without a machine.")  # fmt: skip
 @click.option("--qmp", "socket", metavar="SOCKET", help="Check this VM: unix:PATH or HOST:PORT.")
+@click.option("--put-back", is_flag=True,
+              help="Put back what a capture that was killed has left: settings, a paused guest, "
+              "incomplete files. Needs --qmp.")  # fmt: skip
 @click.option("--for", "purposes", multiple=True, type=click.Choice(PURPOSES),
               help="What should be possible; may be repeated.")  # fmt: skip
 @click.option("--directory", default=".", metavar="DIR", show_default=True,
@@ -41,6 +44,7 @@ def command(
     *,
     qemu: str | None,
     socket: str | None,
+    put_back: bool,
     purposes: Sequence[str],
     directory: str,
     show_probe: bool,
@@ -59,6 +63,8 @@ def command(
         return 0
     if other is not None and (qemu or socket):
         raise click.UsageError("--host is for another host: it cannot be used with --qemu or --qmp")
+    if put_back and socket is None:
+        raise click.UsageError("--put-back needs the socket of the VM: --qmp")
     from qemu_svm.doctor import diagnose
     from qemu_svm.doctor.judge_machine import judge_terminal
     from qemu_svm.render.text.base import console
@@ -69,7 +75,8 @@ def command(
         diagnosis = diagnose.of_host(other)
     else:
         terminal = judge_terminal(width, sys.stdout.encoding, colour=not out.no_color)
-        diagnosis = signals.run(diagnose.here(qemu, socket, Path(directory), [terminal]))
+        work = diagnose.here(qemu, socket, Path(directory), [terminal], put_back=put_back)
+        diagnosis = signals.run(work)
     show(diagnosis, as_json=as_json, width=width)
     return _status(diagnosis, {*purposes, "qemu" if qemu else "", "qmp" if socket else ""})
 

@@ -27,7 +27,12 @@ def of_host(path: str) -> Diagnosis:
 
 
 async def here(
-    qemu: str | None, socket: str | None, captures: Path, terminal: Sequence[Check] = ()
+    qemu: str | None,
+    socket: str | None,
+    captures: Path,
+    terminal: Sequence[Check] = (),
+    *,
+    put_back: bool = False,
 ) -> Diagnosis:
     """Check this host.
 
@@ -35,6 +40,7 @@ async def here(
     :param socket: QMP socket of a VM; None for no VM.
     :param captures: directory in which captures would be written.
     :param terminal: checks of the terminal, which are shown last.
+    :param put_back: put back what a killed capture has left in the VM.
     """
     found = probe.host()
     checks = list(judge_host(facts.read(found)))
@@ -45,7 +51,7 @@ async def here(
         checks.append(_missing("QEMU", error, "nothing can be restored", "qemu", "restore"))
     if socket is not None:
         try:
-            vm = await vms.ask(socket)
+            vm = await vms.ask(socket, put_back=put_back)
         except QmpError as error:
             checks.append(_missing("VM", error, "it cannot be driven", "qmp", "capture"))
         else:

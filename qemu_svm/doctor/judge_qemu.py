@@ -99,6 +99,13 @@ def judge_target(found: Target) -> Iterator[Check]:
             "its streams have no nested state", "start it with -cpu host,+svm",
         )  # fmt: skip
     yield from _movable(found)
+    if found.left is not None:
+        yield Check(
+            _SOCKET, "left over", CheckState.OK, f"put back: {found.left.words()}",
+        ) if found.put_back else Check(
+            _SOCKET, "left over", CheckState.WARNING, found.left.words(),
+            f"left by a capture that was killed (process {found.left.pid})", "add --put-back",
+        )  # fmt: skip
     on = [name for name, state in found.capabilities.items() if state]
     yield Check(_SOCKET, "capabilities", CheckState.NOTE, f"on: {', '.join(on) or 'none'}")
 

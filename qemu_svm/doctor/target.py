@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemu_svm.errors import CommandRefused
-from qemu_svm.qmp import Client, Migration, Status, answers
+from qemu_svm.qmp import Client, Migration, Status, answers, journal
 from qemu_svm.qmp.answers import Version
+from qemu_svm.qmp.journal import Left
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Target:
     :param kvm: whether it runs with KVM.
     :param svm: whether the guest's first vCPU is offered SVM.
     :param capabilities: migration capabilities and whether they are on.
+    :param left: what a killed capture has left, before anything was put back.
     """
 
     version: Version
@@ -30,14 +32,19 @@ class Target:
     svm: bool | None
     migration: Migration
     capabilities: dict[str, bool]
+    left: Left | None = None
+    put_back: bool = False
 
 
-async def ask(address: str) -> Target:
+async def ask(address: str, *, put_back: bool = False) -> Target:
     """Query a running QEMU.
+
+    :param put_back: put back what a killed capture has left.
 
     :raises QmpError: it cannot be reached.
     """
     async with Client.connect(address) as qmp:
+        left = await (journal.put_back(qmp) if put_back else journal.left(qmp))
         kvm = await _object(qmp, "query-kvm")
         memory = await _object(qmp, "query-memory-size-summary")
         cpus = await _ask(qmp, "query-cpus-fast")
@@ -55,6 +62,8 @@ async def ask(address: str) -> Target:
             svm=svm if isinstance(svm, bool) else None,
             migration=await qmp.migration(),
             capabilities=await qmp.capabilities(),
+            left=left,
+            put_back=put_back,
         )
 
 

@@ -13,7 +13,7 @@ import secrets
 import shlex
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,13 +26,16 @@ from qemu_svm.errors import (
     StreamError,
 )
 from qemu_svm.qmp import features, hold, timeouts
+from qemu_svm.qmp import journal as journals
 from qemu_svm.qmp.address import Address
 from qemu_svm.qmp.answers import Event, Migration, Status, Version
 from qemu_svm.qmp.client import Client
 from qemu_svm.qmp.features import CaptureOptions
-from qemu_svm.qmp.output import Output, Standard, writing
+from qemu_svm.qmp.journal import Journal
+from qemu_svm.qmp.output import STANDARD, Output, Standard, writing
 from qemu_svm.qmp.receive import Listener, Receiver, pair
 from qemu_svm.qmp.session import Session, finish
+from qemu_svm.qmp.whole import unfinished
 from qemu_svm.results import Result
 from qemu_svm.stream.ram.multifd import channel_number
 
@@ -44,8 +47,9 @@ _FILE_URI = Version(8, 2)
 _SNAPSHOT_OF_STOPPED = Version(9, 0)
 """First QEMU in which a stopped guest stays stopped after a background snapshot."""
 
-STANDARD = "-"
-"""The path that stands for standard output."""
+COMPRESSED = {".gz": "gzip", ".xz": "xz", ".bz2": "bzip2", ".zst": "zstd", ".zstd": "zstd",
+              ".lzo": "lzop", ".lz4": "lz4", ".lzma": "xz --format=lzma"}  # fmt: skip
+"""Suffixes of compressed files, and what makes such a file."""
 
 Progress = Callable[[Migration], None]
 """Called with every answer of ``query-migrate``."""
@@ -62,6 +66,7 @@ class Captured(Result):
     :param migration: QEMU's last answer of ``query-migrate``.
     :param before: run state before the capture.
     :param after: run state after the capture.
+    :param left: incomplete files of an earlier capture that was killed.
     """
 
     verb: ClassVar[str] = "capture"
@@ -73,6 +78,19 @@ class Captured(Result):
     migration: Migration
     before: Status
     after: Status
+    left: tuple[str, ...] = ()
+
+
+def compressed_name(path: str) -> str | None:
+    """Return why a file must not have this name: it would be taken for a compressed one."""
+    name = os.path.basename(path)
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in COMPRESSED:
+        return None
+    return (
+        f"'{name}' is the name of a compressed file, but a capture is not compressed: choose "
+        f"another name, or: svmstream capture ... -o - | {COMPRESSED[suffix]} > {name}"
+    )
 
 
 async def capture_stream(
@@ -138,11 +156,20 @@ async def capture(
     """
     options = options or CaptureOptions()
     channels = [_channel(number) for number in range(options.multifd)]
+    misnamed = compressed_name(path)
+    if misnamed is not None:
+        raise Refused(misnamed)
     if path == STANDARD and (options.multifd or options.mapped_ram or qemu_directory):
         raise Refused("standard output can only be written sequentially, as one stream")
-    made = Standard() if path == STANDARD else Output(path, channels, replace=replace)
-    with made as output:
-        work = _Capture(client, output, options, qemu_directory, progress)
+    leftovers = await journals.refuse_if_left(client)
+    with ExitStack() as stack:
+        journal = Journal(client.address, await journals.identity(client), leftovers)
+        stack.callback(journal.close)  # after the files are gone
+        output = stack.enter_context(
+            Standard() if path == STANDARD else Output(path, channels, replace=replace)
+        )
+        journal.record(files=output.partial())
+        work = _Capture(client, output, journal, options, qemu_directory, progress=progress)
         try:
             with writing(path):
                 return await work.run()
@@ -157,12 +184,15 @@ class _Capture:
         self,
         client: Client,
         output: Output,
+        journal: Journal,
         options: CaptureOptions,
         qemu_directory: str | None,
+        *,
         progress: Progress | None,
     ) -> None:
         self._client = client
         self._output = output
+        self._journal = journal
         self._options = options
         self._qemu_directory = qemu_directory
         self._progress = progress or (lambda _migration: None)
@@ -192,7 +222,10 @@ class _Capture:
             self._hold = hold.Hold(client, receiver, self._output.temporary)
         try:
             # What QEMU writes to outlives its migration: 10.0 crashes if it cannot be opened.
-            async with AsyncExitStack() as target, Session(client, before) as session:
+            async with (
+                AsyncExitStack() as target,
+                Session(client, before, self._journal) as session,
+            ):
                 await session.change(todo.capabilities, todo.parameters)
                 async with client.events("STOP", "RESUME") as events:
                     await self._save(session, receiver, target)
@@ -200,6 +233,7 @@ class _Capture:
         finally:
             await receiver.close()
         output = self._output
+        self._check_end(receiver)
         output.commit()  # nothing is awaited after it: what has a name is returned
         return Captured(
             files=output.files(),
@@ -210,6 +244,7 @@ class _Capture:
             migration=self._migration,
             before=before,
             after=session.after,
+            left=self._journal.leftovers,
         )
 
     def _can_hold(self, before: Status) -> bool:
@@ -289,12 +324,32 @@ class _Capture:
         if name in self._routed:
             raise EnvironmentFault(f"QEMU made two connections for {name[1:] or 'the stream'}")
         self._routed.add(name)
-        return self._output.create(name) if name else self._output.descriptors[name]
+        if not name:
+            return self._output.descriptors[name]
+        made = self._output.create(name)
+        self._journal.record(files=self._output.partial())
+        return made
+
+    def _check_end(self, receiver: Receiver) -> None:
+        # What QEMU says of its migration is not enough: the file must end as a stream does.
+        if self._output.path == STANDARD:
+            wrong = receiver.unlike_a_stream()
+        else:
+            from qemu_svm.source import FileSource
+
+            with FileSource(os.dup(self._output.descriptors[""]), self._output.path) as source:
+                wrong = unfinished(source)
+        if wrong is not None:
+            raise EnvironmentFault(
+                f"QEMU reported that the migration is completed, but {wrong}",
+                hint="nothing was saved" if self._output.path != STANDARD else None,
+            )
 
     # While it runs.
 
     async def _watch(self, session: Session, receiver: Receiver) -> None:
         stop_after = self._options.stop_after
+        ended = 0.0
         while True:
             self._migration = migration = await self._client.migration()
             self._progress(migration)
@@ -322,6 +377,12 @@ class _Capture:
                     await receiver.ended.wait()
             if receiver.ended.is_set():
                 # QEMU reports the end a moment after its last byte.
+                ended = ended or time.monotonic()
+                if time.monotonic() - ended > timeouts.SILENT_END:
+                    raise QmpError(
+                        f"{self._client.address}: the stream has ended, but QEMU does not report "
+                        f"the end of its migration; it reports: {migration.status or 'nothing'}"
+                    )
                 await asyncio.sleep(0.001)
 
     async def _settle(self, receiver: Receiver) -> None:

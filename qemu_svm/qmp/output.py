@@ -16,6 +16,9 @@ from typing import Self
 
 from qemu_svm.errors import EnvironmentFault, OutputExists
 
+STANDARD = "-"
+"""The path that stands for standard output."""
+
 
 class Output:
     """A file and its companions, each named as the file with a suffix.
@@ -59,6 +62,10 @@ class Output:
         """
         with writing(self.path):
             return os.open(self._temporary[""], os.O_WRONLY | os.O_CLOEXEC)
+
+    def partial(self) -> list[str]:
+        """Return the hidden names of all files that were not committed."""
+        return [os.path.abspath(name) for name in self._temporary.values()]
 
     @property
     def temporary(self) -> str:
@@ -158,8 +165,8 @@ class Standard(Output):
     """
 
     def __init__(self) -> None:
-        self.path = "-"
-        with writing("standard output"):
+        self.path = STANDARD
+        with writing(STANDARD):
             self.descriptors = {"": os.dup(1)}
         self._temporary = {}
 
@@ -176,4 +183,5 @@ def writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentFault(f"cannot write '{path}': {error.strerror or error}") from error
+        what = "standard output" if path == STANDARD else f"'{path}'"
+        raise EnvironmentFault(f"cannot write {what}: {error.strerror or error}") from error

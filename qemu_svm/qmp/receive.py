@@ -53,6 +53,7 @@ class Receiver:
         self.received = 0
         self.ended = asyncio.Event()
         self.error: OSError | SvmStreamError | None = None
+        self._head_and_last = b"", b""
         self._route = route
         self._without = without
         self._loop = asyncio.get_running_loop()
@@ -79,6 +80,18 @@ class Receiver:
         for one in list(self._sockets):
             with contextlib.suppress(OSError):
                 one.sendall(data)
+
+    def unlike_a_stream(self) -> str | None:
+        """Return why what went through the only connection is no whole stream, or None.
+
+        Only the first bytes and the last one are known: that of a description or of EOF.
+        """
+        head, last = self._head_and_last
+        if not self.received:
+            return "it sent nothing"
+        if head != b"QEVM" or last not in (b"\0", b"}"):
+            return f"the {self.received} bytes that it sent do not end as a stream does"
+        return None
 
     async def arrived(self, wanted: int, within: float) -> bool:
         """Wait until ``wanted`` connections were made; return False after ``within`` seconds.
@@ -136,6 +149,9 @@ class Receiver:
         target = self._route(bytes(buffer[:_HEAD]))
         while size:
             self.received += size
+            self._head_and_last = (
+                self._head_and_last[0] or bytes(buffer[:4]), bytes(buffer[size - 1 : size])
+            )  # fmt: skip
             self._write(target, buffer[:size])
             try:
                 size = connection.recv_into(buffer)

@@ -18,6 +18,7 @@ from qemu_svm.errors import CommandRefused, QmpError, SvmStreamError
 from qemu_svm.qmp import timeouts
 from qemu_svm.qmp.answers import Migration, Status, Version
 from qemu_svm.qmp.client import Client
+from qemu_svm.qmp.journal import Journal
 
 _T = TypeVar("_T")
 
@@ -38,12 +39,14 @@ class Session:
     """A migration of ours, and all that has to be restored after it.
 
     :param before: the run state at the start.
+    :param journal: told of each change before it is made.
     """
 
-    def __init__(self, client: Client, before: Status) -> None:
+    def __init__(self, client: Client, before: Status, journal: Journal) -> None:
         self.client = client
         self.before = before
         self.after = before
+        self._journal = journal
         self._capabilities: dict[str, bool] = {}
         self._parameters: dict[str, Any] = {}
         self._migrating = False
@@ -54,6 +57,7 @@ class Session:
     ) -> None:
         """Switch capabilities and set parameters; both are restored at the end."""
         self._capabilities = {name: not state for name, state in capabilities.items()}
+        self._journal.record(running=self.before.running, capabilities=self._capabilities)
         await self.client.set_capabilities(capabilities)
         await self._set(parameters)
 
@@ -61,6 +65,7 @@ class Session:
         old = await self.client.parameters()
         found = {name: old[name] for name in parameters if name in old}
         self._parameters = found | self._parameters  # the first value recorded is the original
+        self._journal.record(parameters=self._parameters)
         await self.client.set_parameters(parameters)
 
     async def stop(self) -> None:
@@ -135,6 +140,7 @@ class Session:
             await self.resume()
         await self.client.set_parameters(self._parameters)
         await self.client.set_capabilities(self._capabilities)
+        self._journal.record(running=False, capabilities={}, parameters={})
 
     async def _end_migration(self) -> Migration:
         start = time.monotonic()

@@ -36,6 +36,9 @@ MIGRATION_END = 30.0
 SAFE_CANCEL = 2.0
 """How long a cancel waits for a moment at which no QEMU dies of it."""
 
+SILENT_END = 60.0
+"""From the end of the connections of a migration until QEMU reports how it ended."""
+
 ARRIVAL = 10.0
 """From the end of a migration until its connections, or its file, are all there."""
 

@@ -358,31 +358,108 @@ def test_qemu_is_killed_half_way(tmp_path: Path) -> None:
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
 
 
-def test_we_are_killed_half_way(vm: Vm, tmp_path: Path) -> None:
-    work = Process(vm, tmp_path, *LIMIT)
-    work.wait_for_data()
-    work.process.kill()
-    work.end()
-    assert not work.output.exists()
+def killed(vm: Vm, folder: Path, *options: str) -> Path:
+    """A directory in which a capture was killed while it ran."""
+    out = folder / "killed"
+    out.mkdir()
+    command = [PROGRAM, "capture", "--qmp", vm.address, "-o", out / "dump.bin", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not any(path.stat().st_size for path in out.iterdir()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.kill()
     with sync.connect(vm.address) as qmp:
         while qmp.migration().active:
             time.sleep(0.01)
+    return out
+
+
+def partial(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.endswith(".part")]
+
+
+def test_we_are_killed_half_way(vm: Vm, tmp_path: Path) -> None:
+    before = settings(vm)
+    out = killed(vm, tmp_path, *LIMIT)
+    with sync.connect(vm.address) as qmp:
         assert qmp.status().running
         assert qmp.migration().status == "failed"
-        # Settings are what nobody is left to put back.
-        qmp.execute("migrate-set-parameters", {"max-bandwidth": 128 << 20})
+        # Settings are what nobody is left to put back, until somebody asks for it.
+        assert qmp.parameters()["max-bandwidth"] == 100 << 10
+    assert len(partial(out)) == len(os.listdir(out)) == 1
+    with pytest.raises(Refused, match=r"was killed .*max-bandwidth was \d+; incomplete") as info:
+        take(vm, tmp_path / "dump.bin")
+    assert f"doctor --qmp {vm.address} --put-back" in str(info.value.hint)
+    assert len(os.listdir(out)) == 1
+    told = run_doctor(vm)
+    assert told["state"] == "warning"
+    assert "max-bandwidth was" in told["found"]
+    assert run_doctor(vm, "--put-back")["state"] == "ok"
+    assert settings(vm) == before
+    assert not os.listdir(out)
+    assert run_doctor(vm) == {}
+    assert take(vm, tmp_path / "dump.bin").left == ()
 
 
-def test_the_disk_is_full(vm: Vm, tmp_path: Path) -> None:
+def test_we_are_killed_while_the_guest_is_stopped(vm: Vm, tmp_path: Path) -> None:
+    before = settings(vm)
+    killed(vm, tmp_path, *LIMIT, "--stop")
+    with sync.connect(vm.address) as qmp:
+        assert qmp.status().state == "paused"
+    assert "the guest is paused, it was running" in run_doctor(vm)["found"]
+    assert run_doctor(vm, "--put-back")["state"] == "ok"
+    assert settings(vm) == before
+
+
+def test_a_killed_capture_of_a_qemu_that_is_gone(tmp_path: Path) -> None:
+    with running(tmp_path) as vm:
+        out = killed(vm, tmp_path, *LIMIT, "--stop")
+    with running(tmp_path) as vm:
+        # Another QEMU at the same address: only the file is left, which is no obstacle.
+        done = take(vm, tmp_path / "dump.bin")
+        assert [os.path.dirname(path) for path in done.left] == [str(out)]
+        assert done.after.running
+
+
+def run_doctor(vm: Vm, *more: str) -> dict[str, Any]:
+    """The line of ``doctor`` about what was left."""
+    command = [PROGRAM, "doctor", "--qmp", vm.address, "--json", *more]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    checks = json.loads(done.stdout)["checks"]
+    return next((one for one in checks if one["name"] == "left over"), {})
+
+
+@pytest.mark.parametrize("options", [(), ("--xbzrle",), ("-f",), ("--stop", "-f", "--xbzrle")])
+def test_the_disk_is_full(options: tuple[str, ...], vm: Vm, tmp_path: Path) -> None:
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
 
     before = settings(vm)
-    work = Process(vm, tmp_path, preexec_fn=small, env=UNMEASURED)
+    work = Process(vm, tmp_path, *options, preexec_fn=small, env=UNMEASURED)
     status, said = work.end()
     assert status == 4
     assert said == f"svmstream: cannot write '{work.output}': File too large\n"
     assert work.files == []
+    assert settings(vm) == before
+
+
+@pytest.mark.parametrize("kind", ["device", "file"])
+def test_standard_output_is_full(kind: str, vm: Vm, tmp_path: Path) -> None:
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
+
+    before = settings(vm)
+    target, reason = {
+        "device": ("/dev/full", "No space left on device"),
+        "file": (str(tmp_path / "out"), "File too large"),
+    }[kind]
+    with open(target, "wb") as out:
+        done = subprocess.run(
+            [PROGRAM, "capture", "--qmp", vm.address, "-o", "-"], stdout=out,
+            stderr=subprocess.PIPE, check=False, timeout=60, preexec_fn=small, env=UNMEASURED,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr.decode() == f"svmstream: cannot write standard output: {reason}\n"
     assert settings(vm) == before
 
 

@@ -24,4 +24,5 @@ def render(result: Captured) -> dict[str, Any]:
         "stopped_seconds": result.stopped,
         "guest": {"before": guest(result.before), "after": guest(result.after)},
         "migration": asdict(result.migration) | {"blockers": list(result.migration.blockers)},
+        "left": list(result.left),
     }

@@ -20,6 +20,8 @@ def render(result: Captured) -> Iterable[Text]:
     yield entry("time", f"{result.seconds:.2f} s")
     yield entry("QEMU", str(result.version))
     yield entry("guest", _guest(result))
+    for path in result.left:
+        yield entry("note", f"an earlier capture was killed and left {path}, which is incomplete")
 
 
 def _guest(done: Captured) -> str:
