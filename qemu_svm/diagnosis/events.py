@@ -182,7 +182,8 @@ class Events:
         reason = _REASON.search(found["rest"])
         name = reason["reason"] if reason is not None else "?"
         if not found["inject"]:
-            self.exits[name] += 1
+            if name in self.exits or len(self.exits) < _MANY:
+                self.exits[name] += 1
             self._repeated(line, name, found["rest"])
         rip = _number(_RIP, found["rest"])
         if name in _INVALID and self.invalid is None:

@@ -151,6 +151,11 @@ def test_a_trace_of_a_guest_that_runs(kernel: str) -> None:
     assert not answer.found
 
 
+def test_a_trace_beside_the_stream() -> None:
+    answer = svm.why(NPT, log=LOGS / "linux6.12-nested.trace")
+    assert "L1 runs the vmcb12 at 0x108000, as in the stream" in answer.happened
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_an_l2_that_the_processor_refuses(kernel: str) -> None:
     answer = svm.why(LOGS / f"linux{kernel}-invalid.trace")
@@ -566,6 +571,22 @@ def test_an_ioctl_log_is_judged() -> None:
 
     first = diagnose(facts).answers[0]
     assert (first.rule, first.likelihood) == ("O-02", Likelihood.LIKELY)
+
+
+def test_a_program_that_drops_nested_state_is_sure_only_if_efer_is_seen() -> None:
+    from qemu_svm.diagnosis.diagnose import diagnose
+
+    create = "ioctl(13<anon_inode:kvm-vm>, KVM_CREATE_VCPU, 0) = 20<anon_inode:kvm-vcpu:0>\n"
+    names = ("CPUID2", "REGS", "SREGS", "MSRS", "VCPU_EVENTS")
+    calls = "".join(
+        f"ioctl(20<anon_inode:kvm-vcpu:0>, KVM_SET_{name}, 0x7f00) = {9 * (name == 'MSRS')}\n"
+        for name in names
+    )
+    text = create + calls + "ioctl(20<anon_inode:kvm-vcpu:0>, KVM_RUN, 0) = 0\n"
+    unseen = diagnose(_facts(text)).answers[0]
+    assert (unseen.rule, unseen.likelihood) == ("T-04", Likelihood.POSSIBLE)
+    seen = diagnose(_facts(text.replace("SREGS, 0x7f00", "SREGS, {efer=0x1500}"))).answers[0]
+    assert (seen.rule, seen.likelihood) == ("T-04", Likelihood.LIKELY)
 
 
 def test_qemu_s_log_of_a_restore_that_is_right() -> None:
