@@ -177,6 +177,8 @@ def write_blocks(
     from qemu_svm.stream.ram.extract import extract
 
     names = [ram.blocks[number].name for number in blocks]
+    if not names:
+        return {}
     try:
         with BlockFiles(directory, names, replace=replace) as files:
             descriptors = dict(zip(blocks, files.descriptors, strict=True))

@@ -21,8 +21,10 @@ Source: QEMU ``migration/multifd.h``, ``multifd.c``, ``multifd-zlib.c``,
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from sys import intern
 
 from qemu_svm.errors import Malformed, SourceError, StreamError, Unsupported
 from qemu_svm.limits import KIB, Limits
@@ -55,14 +57,27 @@ class Pages:
     data: int | None
 
 
+_ZERO = (1 << 64) - 1  # instead of an offset, for zero pages
+
+
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet: pages of one block."""
+    """One packet: pages of one block.
+
+    :param runs: three numbers for each run of pages: see :attr:`pages`.
+    """
 
     number: int
     epoch: int
     block: str
-    pages: tuple[Pages, ...]
+    runs: array[int]
+
+    @property
+    def pages(self) -> Iterator[Pages]:
+        """Runs of consecutive pages."""
+        numbers = iter(self.runs)
+        for page, count, data in zip(numbers, numbers, numbers, strict=True):
+            yield Pages(page, count, None if data == _ZERO else data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,22 +229,24 @@ class _State:
                     found=f"{offset:#x}",
                 )
         data = self._payload(flags & 0x3E, normal, size, start) if normal else 0
-        pages = [*self._runs(offsets[:normal], data)]
-        pages += self._runs(offsets[normal : normal + zero], None)
+        runs = array("Q")
+        for stored, part in ((True, offsets[:normal]), (False, offsets[normal : normal + zero])):
+            for first, page, count in self._runs(part):
+                runs.extend((page, count, data + first * self.page_size if stored else _ZERO))
         epoch = self.epoch
         self.epoch += flags & _SYNC
         self.jobs += _jobs(sync=bool(flags & _SYNC), pages=bool(normal + zero))
         self.highest = max(self.highest, number)
-        if not pages:
+        if not runs:
             return None
-        return Packet(number, epoch, name_text(name.rstrip(b"\0")), tuple(pages))
+        return Packet(number, epoch, intern(name_text(name.rstrip(b"\0"))), runs)
 
-    def _runs(self, offsets: tuple[int, ...], data: int | None) -> Iterator[Pages]:
+    def _runs(self, offsets: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+        # ``(index of the first, page, count)`` of consecutive pages.
         first = 0
         for index in range(1, len(offsets) + 1):
             if index == len(offsets) or offsets[index] != offsets[index - 1] + self.page_size:
-                at = None if data is None else data + first * self.page_size
-                yield Pages(offsets[first] // self.page_size, index - first, at)
+                yield first, offsets[first] // self.page_size, index - first
                 first = index
 
     def _payload(self, method: int, normal: int, size: int, start: int) -> int:

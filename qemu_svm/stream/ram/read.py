@@ -341,7 +341,7 @@ class _Merge:
         if block in self._runs.mapped:
             raise Malformed(
                 "multifd page in a stream of mapped-ram",
-                offset=packet.pages[0].data or 0,
+                offset=next(packet.pages).data or 0,
                 section=f"multifd channel {source - 1}",
                 expected="no channels: the pages are where the block list says",
             )
