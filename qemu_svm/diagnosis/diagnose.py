@@ -7,7 +7,7 @@ cannot have is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from qemu_svm.diagnosis import dump as dumps
@@ -15,24 +15,20 @@ from qemu_svm.diagnosis.calls import CallWords
 from qemu_svm.diagnosis.dump import DumpMatch, VmcbDump
 from qemu_svm.diagnosis.events import rule_of
 from qemu_svm.diagnosis.facts import KVM_SAYS, Facts, Said
-from qemu_svm.diagnosis.oops import Oops
+from qemu_svm.diagnosis.kernels import Kernels, change_of, is_bug, repaired, since_words
+from qemu_svm.diagnosis.oops import Oops, rules_of
 from qemu_svm.diagnosis.results import Answer, KernelSaid, Likelihood, Why
 from qemu_svm.diagnosis.signs import UPDATE, msr_reason
 from qemu_svm.errors import PathError
-from qemu_svm.findings.advisories import ADVISORIES, DATA_ORDERS
 from qemu_svm.findings.check import check
-from qemu_svm.findings.fixes import CHANGE_OF, FIXES
 from qemu_svm.findings.refusal import explain_refusal
 from qemu_svm.findings.refusal_messages import meanings_of
 from qemu_svm.findings.rules import RULES
 from qemu_svm.machine import Machine
-from qemu_svm.model.kernels.changes import Change, Side
-from qemu_svm.model.kernels.changes import numbers as numbers_of
 from qemu_svm.model.kernels.release import Release
 from qemu_svm.model.kernels.table import BY_ID
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.profiles import profiles, released
-from qemu_svm.model.rules import CHECKS
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.rules import Finding, Severity
 from qemu_svm.trace.causes import Cause, Circumstances, causes
@@ -40,9 +36,6 @@ from qemu_svm.trace.verdict import RuleOutcome
 
 _RANK = {Likelihood.CERTAIN: 0, Likelihood.LIKELY: 1, Likelihood.POSSIBLE: 2}
 _PUT = ("SET_SREGS", "SET_NESTED_STATE", "SET_MSRS")
-_ADVISED = {one.rule.id: one.rule for one in (*ADVISORIES, *DATA_ORDERS)}
-_CHECKED = frozenset(rule.id for rule in CHECKS)
-_BY_PROFILE = ("SV-", "C-", "S-", "R-")
 _OF_IOCTL = {
     "SET_NESTED_STATE": ("SET-", "SV-", "C-"), "SET_SREGS": ("R-",), "SET_SREGS2": ("R-",),
     "GET_NESTED_STATE": ("GET-",), "SET_MSRS": ("U-02",), "SET_VCPU_EVENTS": ("U-04",),
@@ -81,7 +74,7 @@ def diagnose(
     if destination is None and facts.kernel is not None:
         line, name = facts.kernel
         try:
-            work.destination = _kernel(name)
+            work.kernels.destination = _kernel(name)
         except PathError:
             work.too_old = name
         said = KernelSaid(name, "log", line)
@@ -129,7 +122,7 @@ class _Work:
         destination: Profile | None,
     ) -> None:
         self.facts, self.machine = facts, machine
-        self.source, self.destination = source, destination
+        self.kernels = Kernels(source, destination)
         self.too_old = ""
         self.answers: list[Answer] = []
         self.happened: list[str] = []
@@ -171,7 +164,7 @@ class _Work:
         change: str = "",
     ) -> None:
         # An answer with what is known of its rule; one that the stream confirms is certain.
-        found = BY_ID.get(change or _change_of(rule))
+        found = BY_ID.get(change or change_of(rule))
         known = RULES.get(rule)
         of_stream = self._failing.get(rule)
         texts = [*([_quoted(said)] if said is not None else []), *evidence]
@@ -183,59 +176,20 @@ class _Work:
         self.answers.append(
             Answer(
                 likelihood, what, why, rule,
-                () if found is None or not _is_bug(rule) else found.cve,
-                "" if found is None or not _is_bug(rule) else _repaired(found),
+                () if found is None or not is_bug(rule) else found.cve,
+                "" if found is None or not is_bug(rule) else repaired(found),
                 do or ("" if known is None else known.do), tuple(texts),
                 None if said is None else said.line, offset, path,
             )
         )  # fmt: skip
-
-    def _concerned(self, rule: str) -> bool | None:
-        # Whether the kernel that restores (or saved) makes the check or has the bug.
-        fix = next((one for one in FIXES if one.rule.id == rule), None)
-        if fix is not None:
-            sides = []
-            if fix.side is not Side.SOURCE:
-                sides.append(self.destination)
-            if fix.side is not Side.DESTINATION:
-                sides.append(self.source)
-            known = [fix.concerns(kernel) for kernel in sides if kernel is not None]
-            if any(known):
-                return True
-            return False if len(known) == len(sides) else None
-        kernel = self.destination
-        # An L1 with LMA and without LME is refused where that is checked, fatal where it is not.
-        if kernel is not None and rule != "SV-18":
-            if rule in _CHECKED and rule.startswith(_BY_PROFILE):
-                return rule in kernel.checks
-            advisory = _ADVISED.get(rule)
-            if advisory is not None and advisory.kernels:
-                return kernel.row in advisory.kernels
-        return None
-
-    def _in_span(self, since: str, until: str) -> bool:
-        if self.destination is None or not any(self.destination.numbers):
-            return True
-        numbers = self.destination.numbers
-        if since and numbers < numbers_of(since):
-            return False
-        return not until or numbers < numbers_of(until)
-
-    def _new(self, rule: str) -> bool:
-        # A check that the destination makes and the source does not; EFER.SVME, which every
-        # guest of this kind has, is what R-05 is about.
-        to, source = self.destination, self.source
-        if to is None or rule not in to.checks or not _change_of(rule):
-            return False
-        return rule == "R-05" or (source is not None and rule not in source.checks)
 
     # --- the stream ---
 
     def _check(self) -> None:
         if self.machine is None:
             return
-        kernels = [self.destination] if self.destination is not None else released()
-        report = check(self.machine, kernels, source=self.source, qemu=None)
+        kernels = [self.kernels.destination] if self.kernels.destination is not None else released()
+        report = check(self.machine, kernels, source=self.kernels.source, qemu=None)
         self.findings = report.findings
         self._failing = {
             one.rule: one
@@ -251,17 +205,17 @@ class _Work:
             if one.rule in told or one.severity is Severity.INFO:
                 continue
             certain = one.severity is Severity.ERROR
-            if not certain and self.destination is None:
+            if not certain and self.kernels.destination is None:
                 continue
-            fits = certain and (alone or self.destination is not None)
-            change = BY_ID.get(_change_of(one.rule))
+            fits = certain and (alone or self.kernels.destination is not None)
+            change = BY_ID.get(change_of(one.rule))
             self.answers.append(
                 Answer(
                     Likelihood.LIKELY if fits else Likelihood.POSSIBLE,
                     "the stream has it, whatever the log says" if not alone else "",
                     one.message, one.rule,
                     () if change is None else change.cve,
-                    "" if change is None or not _is_bug(one.rule) else _repaired(change),
+                    "" if change is None or not is_bug(one.rule) else repaired(change),
                     one.do, (), None, one.offset, one.path,
                 )
             )  # fmt: skip
@@ -317,10 +271,11 @@ class _Work:
         fitting = [
             one
             for one in found
-            if self._concerned(one.rule) is not False and self._in_span(one.since, one.until)
+            if self.kernels.concerned(one.rule) is not False
+            and self.kernels.in_span(one.since, one.until)
         ]
         for one in fitting:
-            likely = one.seen or (alone and len(fitting) == 1) or self._new(one.rule)
+            likely = one.seen or (alone and len(fitting) == 1) or self.kernels.makes_newly(one.rule)
             self._add(
                 Likelihood.LIKELY if likely else Likelihood.POSSIBLE,
                 what, self._with_kernel(one), one.rule, do=one.do, said=said,
@@ -336,22 +291,22 @@ class _Work:
 
     def _new_checks(self, what: str, said: Said) -> None:
         # What the destination checks and the source does not: the source had it running.
-        if self.source is None or self.destination is None:
+        if self.kernels.source is None or self.kernels.destination is None:
             return
-        before = frozenset(self.source.set_nested_state)
-        for rule in self.destination.set_nested_state:
+        before = frozenset(self.kernels.source.set_nested_state)
+        for rule in self.kernels.destination.set_nested_state:
             if rule not in before and rule in RULES:
                 why = (
-                    f"{RULES[rule].fails_when}: {self.destination.name} checks this, "
-                    f"{self.source.name} does not"
+                    f"{RULES[rule].fails_when}: {self.kernels.destination.name} checks this, "
+                    f"{self.kernels.source.name} does not"
                 )
                 self._add(Likelihood.LIKELY, what, why, rule, said=said)
 
     def _with_kernel(self, cause: Cause) -> str:
-        change = BY_ID.get(_change_of(cause.rule))
-        if change is None or self.destination is None or not change.effective:
+        change = BY_ID.get(change_of(cause.rule))
+        if change is None or self.kernels.destination is None or not change.effective:
             return cause.why
-        return f"{cause.why} ({self.destination.name} checks this: {_since(change)})"
+        return f"{cause.why} ({self.kernels.destination.name} checks this: {since_words(change)})"
 
     def _calls(self) -> None:
         for call, said in self.facts.calls.items():
@@ -390,7 +345,7 @@ class _Work:
         return Circumstances(efer=efer)
 
     def _killed(self, what: str, said: Said, evidence: Sequence[str] = ()) -> None:
-        kernel = self.destination
+        kernel = self.kernels.destination
         change = BY_ID.get("lma-without-pae-bug")
         has = kernel is not None and change is not None and change.is_in(Release(*kernel.numbers))
         refuses = kernel is not None and "SV-18" in kernel.checks
@@ -464,13 +419,13 @@ class _Work:
         self.happened.append(f"{what}{name}")
         change = BY_ID.get(reason.change)
         known = None
-        if change is not None and self.destination is not None:
-            known = not change.is_in(Release(*self.destination.numbers))
+        if change is not None and self.kernels.destination is not None:
+            known = not change.is_in(Release(*self.kernels.destination.numbers))
         if known is False:
             self._add(
                 Likelihood.POSSIBLE, f"{what}{name}",
-                f"{self.destination.name if self.destination else ''} knows the MSR: the guest's "
-                "CPUID does not offer it, or its value is not valid",
+                "the kernel knows the MSR: the guest's CPUID does not offer it, or its value is "
+                "not valid",
                 "U-02", do="use the source's CPU model", said=said,
             )  # fmt: skip
             return
@@ -487,7 +442,7 @@ class _Work:
             self.happened.append(sign.what)
             self.collect += sign.collect
             for one in sign.reasons:
-                known = self._concerned(one.rule)
+                known = self.kernels.concerned(one.rule)
                 if known is one.with_fix:
                     continue
                 seen = known is True and (sign.id, one.rule) in _TELLING
@@ -560,11 +515,11 @@ class _Work:
                 said=Said(line, f"reason invalid{at}"),
             )  # fmt: skip
             for rule in ("K-21", "K-22"):
-                if self._concerned(rule):
+                if self.kernels.concerned(rule):
                     self._add(Likelihood.POSSIBLE, what, RULES[rule].means, rule)
         if events.no_vmrun is not None:
             self._add(
-                Likelihood.LIKELY if self._concerned("K-13") else Likelihood.POSSIBLE,
+                Likelihood.LIKELY if self.kernels.concerned("K-13") else Likelihood.POSSIBLE,
                 "L2 runs without the VMRUN intercept",
                 "KVM checks it, so L1 changed vmcb12 between check and use", "K-13",
                 said=Said(events.no_vmrun, "kvm_nested_intercepts"),
@@ -578,7 +533,7 @@ class _Work:
             self._add(
                 Likelihood.POSSIBLE, f"L2 does not go on at RIP {rip:#x}: {name}, {number} times",
                 "KVM resolves the exit, and it happens again: nested page tables or L2's MMU are "
-                "wrong", "O-04" if self._concerned("O-04") is not False else "",
+                "wrong", "O-04" if self.kernels.concerned("O-04") is not False else "",
                 do="set CPUID2 before any state",
                 said=Said(line, f"kvm_nested_vmexit: reason {name}"),
             )  # fmt: skip
@@ -602,20 +557,20 @@ class _Work:
 
     def _odd(self, line: int, int_ctl: int, event: int) -> None:
         said = Said(line, f"int_ctl {int_ctl:#x}, event_inj {event:#x}")
-        if int_ctl & _AVIC and self._concerned("K-06") is not False:
+        if int_ctl & _AVIC and self.kernels.concerned("K-06") is not False:
             self._add(Likelihood.LIKELY, "L1 sets AVIC bits in vmcb12", RULES["K-06"].means, "K-06",
                       said=said)  # fmt: skip
         if event >> 31 and event >> 8 & 7 in _SOFT:
             for rule in ("K-02", "A-02", "O-10"):
-                if self._concerned(rule):
+                if self.kernels.concerned(rule):
                     self._add(Likelihood.POSSIBLE, "L1 injects a software event",
                               RULES[rule].means, rule, said=said)  # fmt: skip
 
     def _oops(self, one: Oops) -> None:
         what = f"the kernel reported: {one.text}"
         said = Said(one.line, one.text)
-        rules = list(_rules_of_oops(one))
-        fitting = [rule for rule in rules if self._concerned(rule) is not False]
+        rules = list(rules_of(one))
+        fitting = [rule for rule in rules if self.kernels.concerned(rule) is not False]
         if one.concerns_kvm or one.null_call:
             self.happened.append(f"{one.kind} in the host's kernel" + (
                 f" at {one.place}" if one.place else ""))  # fmt: skip
@@ -624,7 +579,7 @@ class _Work:
                 self._killed(what, said, _trace_of(one))
                 continue
             known = RULES[rule]
-            sure = self._concerned(rule)
+            sure = self.kernels.concerned(rule)
             why = f"{known.fails_when}: {known.means}"
             self._add(Likelihood.LIKELY if sure or one.null_call else Likelihood.POSSIBLE,
                       what, why, rule, said=said, evidence=_trace_of(one))  # fmt: skip
@@ -644,7 +599,7 @@ class _Work:
             return
         if self.facts.recognised and self.machine is None:
             self.collect.append(_COLLECT_STREAM)
-        if self.destination is None and (self.facts.recognised or self.machine is not None):
+        if self.kernels.destination is None and (self.facts.recognised or self.machine is not None):
             self.collect.append(_COLLECT_KERNEL)
         if self.facts.trace is None and self.facts.calls:
             self.collect.append(_COLLECT_STRACE)
@@ -657,40 +612,6 @@ _LMA, _LME_LMA = 0x400, 0x500
 _AVIC = 0xC000_0000
 _SOFT = (3, 4)
 _STUCK = 1000
-
-_FUNCTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("svm_set_nested_state", "nested_svm_load_cr3"), "K-23"),
-    (("svm_write_tsc_multiplier", "nested_svm_vmexit", "nested_vmcb02_prepare_control"), "K-24"),
-    (("svm_free_nested", "svm_leave_nested", "svm_vcpu_free", "kvm_vcpu_reset"), "K-15"),
-    (("nested_svm_get_tdp_pdptr",), "K-05"),
-    (("svm_copy_lbrs", "svm_update_lbrv", "svm_enable_lbrv"), "K-03"),
-    (("avic_inhibit", "avic_vcpu", "avic_set", "avic_refresh", "avic_activate"), "K-16"),
-    (("svm_set_x2apic_msr_interception", "x2avic"), "K-17"),
-    (("reset_guest_paging_metadata", "kvm_calc_cpu_role", "init_kvm_softmmu", "paging_tmpl",
-      "kvm_init_shadow_npt_mmu", "nested_svm_init_mmu_context"), "SV-18"),
-)  # fmt: skip
-_EMULATES = ("x86_emulate", "emulator_", "kvm_mmu_page_fault", "translate_nested_gpa", "em_",
-             "kvm_read_guest_virt", "kvm_fetch_guest_virt", "init_emulate", "handle_",
-             "vcpu_enter_guest", "svm_handle_exit", "svm_vcpu_enter", "svm_invoke_exit",
-             "kvm_arch_vcpu_ioctl_run", "npf_interception")  # fmt: skip
-
-
-_WALKS = ("load_pdptrs", "nested_svm_load_cr3", "svm_set_nested_state", "kvm_translate_gpa",
-          "translate_nested_gpa", "svm_get_nested_state_pages", "mmu_translate")  # fmt: skip
-
-
-def _rules_of_oops(one: Oops) -> Iterator[str]:
-    names = one.functions
-    null = one.null_call or (one.kind == "NULL pointer" and not names)
-    walks = one.kind == "NULL pointer" and any(name.startswith(_WALKS) for name in names[:6])
-    emulates = not names or any(name.startswith(_EMULATES) for name in names)
-    if walks or (null and emulates):
-        yield "O-28"
-    for words, rule in _FUNCTIONS:
-        # Of a WARN the first function is where it is; a deeper one only called it.
-        depth = names[:2] if one.kind == "WARN" else names[:6]
-        if any(name.startswith(words) for name in depth):
-            yield rule
 
 
 def _trace_of(one: Oops) -> tuple[str, ...]:
@@ -719,24 +640,3 @@ def _in_either(words: str) -> str:
 def _quoted(said: Said) -> str:
     times = f" ({said.count} times)" if said.count > 1 else ""
     return (f"line {said.line}: " if said.line else "") + said.text + times
-
-
-def _change_of(rule: str) -> str:
-    known = RULES.get(rule)
-    return (known.change if known is not None else "") or CHANGE_OF.get(rule, "")
-
-
-def _is_bug(rule: str) -> bool:
-    # A check is no bug that a release fixes, but for those that were wrong or late.
-    return rule.startswith(("K-", "A-", "O-")) or rule in ("SV-18", "C-06")
-
-
-def _repaired(change: Change) -> str:
-    # A check that was wrong is repaired by its revert.
-    if change.until or change.reverted:
-        return ", ".join(one for one in (*change.reverted, change.until) if one)
-    return change.fixed_in
-
-
-def _since(change: Change) -> str:
-    return ", ".join((*change.stable, change.since))

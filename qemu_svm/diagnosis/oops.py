@@ -16,6 +16,7 @@ Source: Linux ``kernel/panic.c`` ``__warn``, ``arch/x86/kernel/dumpstack.c`` and
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _KINDS = (
@@ -120,3 +121,39 @@ class OopsReader:
             # A WARN names its function twice.
             one.functions += tuple(name for name in names if name not in one.functions[-1:])
         return bool(names) or rip is not None or place is not None
+
+
+_FUNCTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("svm_set_nested_state", "nested_svm_load_cr3"), "K-23"),
+    (("svm_write_tsc_multiplier", "nested_svm_vmexit", "nested_vmcb02_prepare_control"), "K-24"),
+    (("svm_free_nested", "svm_leave_nested", "svm_vcpu_free", "kvm_vcpu_reset"), "K-15"),
+    (("nested_svm_get_tdp_pdptr",), "K-05"),
+    (("svm_copy_lbrs", "svm_update_lbrv", "svm_enable_lbrv"), "K-03"),
+    (("avic_inhibit", "avic_vcpu", "avic_set", "avic_refresh", "avic_activate"), "K-16"),
+    (("svm_set_x2apic_msr_interception", "x2avic"), "K-17"),
+    (("reset_guest_paging_metadata", "kvm_calc_cpu_role", "init_kvm_softmmu", "paging_tmpl",
+      "kvm_init_shadow_npt_mmu", "nested_svm_init_mmu_context"), "SV-18"),
+)  # fmt: skip
+_EMULATES = ("x86_emulate", "emulator_", "kvm_mmu_page_fault", "translate_nested_gpa", "em_",
+             "kvm_read_guest_virt", "kvm_fetch_guest_virt", "init_emulate", "handle_",
+             "vcpu_enter_guest", "svm_handle_exit", "svm_vcpu_enter", "svm_invoke_exit",
+             "kvm_arch_vcpu_ioctl_run", "npf_interception")  # fmt: skip
+
+
+_WALKS = ("load_pdptrs", "nested_svm_load_cr3", "svm_set_nested_state", "kvm_translate_gpa",
+          "translate_nested_gpa", "svm_get_nested_state_pages", "mmu_translate")  # fmt: skip
+
+
+def rules_of(one: Oops) -> Iterator[str]:
+    """Ids of the rules about bugs that show like this, by the functions that are named."""
+    names = one.functions
+    null = one.null_call or (one.kind == "NULL pointer" and not names)
+    walks = one.kind == "NULL pointer" and any(name.startswith(_WALKS) for name in names[:6])
+    emulates = not names or any(name.startswith(_EMULATES) for name in names)
+    if walks or (null and emulates):
+        yield "O-28"
+    for words, rule in _FUNCTIONS:
+        # Of a WARN the first function is where it is; a deeper one only called it.
+        depth = names[:2] if one.kind == "WARN" else names[:6]
+        if any(name.startswith(words) for name in depth):
+            yield rule
