@@ -228,19 +228,19 @@ def test_metadata() -> None:
 
 
 @pytest.mark.box
-@pytest.mark.xdist_group("box")
+@pytest.mark.timeout(900)
 def test_the_lab_from_the_wheel(installed: Installed, tmp_path: Path) -> None:
-    ran = installed.run("lab", "run", "--kernel", "6.1", "--", "uname", "-r", timeout=200)
+    ran = installed.run("lab", "run", "--kernel", "6.1", "--", "uname", "-r", timeout=300)
     assert (ran.returncode, ran.stdout[:4]) == (0, b"6.1.")
     log = tmp_path / "log"
     done = installed.run(
         "lab", "witness", "--json", STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst",
-        "--kernel", "6.1", "--log", log, timeout=200,
+        "--kernel", "6.1", "--log", log, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["schema_version"] == 1
     assert log.read_bytes().startswith(b"SVMTRACE")
     replayed = installed.run(
-        "replay", STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst", "--lab", "6.1", timeout=200
+        "replay", STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst", "--lab", "6.1", timeout=300
     )
     assert replayed.returncode == 0, replayed.stderr

@@ -51,5 +51,5 @@ def report_damage(dump: Dump) -> int:
 def report_problems(path: str, problems: Iterable[StreamError], *, complete: bool) -> int:
     """Print what is wrong with an input; return the exit status that follows."""
     for problem in problems:
-        print_error(f"{path}: {problem}")
+        print_error(str(problem) if problem.path is not None else f"{path}: {problem}")
     return 0 if complete else EXIT_UNREADABLE

@@ -283,3 +283,20 @@ def test_the_verdict_of_simulate_is_on_the_first_screen(command: Run) -> None:
     done = command("simulate", FILE, "--plan", "cpuid,sregs:l1,nested,regs,run")
     lines = done.stdout.decode().splitlines()
     assert any(line.startswith("verdict: wrong") for line in lines[:6])
+
+
+def test_damage_of_a_channel_names_the_channel(tmp_path: Path, command: Run) -> None:
+    stem = str(STREAMS / "kinds" / "qemu10.0-multifd")
+    cut = tmp_path / "cut.channel0"
+    with open_source(f"{stem}.channel0.zst") as source:
+        cut.write_bytes(source.read_at(0, 50_000))
+    done = command("ram", f"{stem}.mig.zst", "--channel", cut, "--channel", f"{stem}.channel1.zst")
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"svmstream: {cut}: offset 0x".encode())
+
+
+def test_words_that_resemble_a_name(command: Run) -> None:
+    block = command("ram", FILE, "--block", "nope")
+    assert (block.returncode, b"near it: pc.ram" in block.stderr) == (2, True)
+    limit = command("ram", FILE, "--limit", "windowbytes=3")
+    assert b"unknown limit 'windowbytes'; known are window_bytes" in limit.stderr

@@ -234,7 +234,11 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
         merge = _Merge(state, runs, read)
         state.mark = merge.mark
         walker = Walker(stream.source, stream.limits, stream.layouts, ram=state)
-        problems = [channel.problem for channel in read if channel.problem is not None]
+        problems = []
+        for channel in read:
+            if channel.problem is not None:
+                channel.problem.path = channel.source.path
+                problems.append(channel.problem)
         discards = None
         if others or is_postcopy(stream):
             from qemu_svm.stream.ram.postcopy import Discards
