@@ -224,7 +224,7 @@ QEMU_VERSION = re.compile(
     r"\b(?:qemu(?:-system-\w+)?|emulator) ?version:?[ :]+(?P<version>\d{1,2}\.\d{1,2})\b",
     re.IGNORECASE,
 )
-KERNEL = re.compile(r"\bkernel: (?P<release>\d\.\d{1,2}[\w.+~-]*)")
+KERNEL = re.compile(r"\bkernel: (?P<release>\d\.\d{1,2}[\w.+~-]*), hostname")
 """libvirt's log names the host's kernel when it starts a domain."""
 
 

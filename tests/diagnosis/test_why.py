@@ -401,6 +401,21 @@ def test_an_oops_after_nested_migration() -> None:
     assert "O-28" not in {one.rule for one in fixed.answers}
 
 
+def test_libvirt_s_log_names_kernel_and_qemu() -> None:
+    text = (
+        "2026-11-29 10:00:00.000+0000: starting up libvirt version: 11.3.0, package: 3, "
+        "qemu version: 10.0.2Debian 1:10.0.2+ds-2, kernel: 6.12.112+deb13-amd64, hostname: h\n"
+        "qemu-system-x86_64: Failed to set special registers: Invalid argument\n"
+    )
+    facts = _facts(text)
+    assert facts.qemu_version == "10.0"
+    assert facts.kernel == (1, "6.12.112+deb13-amd64")
+    from qemu_svm.diagnosis.diagnose import diagnose
+
+    assert diagnose(facts).answers[0].rule == "R-05"
+    assert _facts("Nov 29 10:00:00 host kernel: 5.2 GHz band enabled").kernel is None
+
+
 def test_an_oops_of_a_page_walk() -> None:
     text = _NULL.format("x").replace("RIP: 0010:0x0", "RIP: 0010:load_pdptrs+0x41/0x210 [kvm]")
     assert svm.why(errors=text, kernel="5.15.20").answers[0].rule == "O-28"
