@@ -43,6 +43,7 @@ def findings(machine: Machine) -> list[Finding]:
     found.extend(_container(machine))
     found.extend(_description(machine))
     found.extend(_ram_left_out(machine))
+    found.extend(_trailing(machine))
     found.extend(consistency(machine))
     return found
 
@@ -97,6 +98,18 @@ def _ram_left_out(machine: Machine) -> Iterator[Finding]:
             "stays in the host, and only a QEMU that gets it over the cpr channel can "
             "continue",
             rounds[0].offset,
+        )
+
+
+def _trailing(machine: Machine) -> Iterator[Finding]:
+    at = machine.stream.trailing
+    if at is not None:
+        yield Finding(
+            Severity.INFO,
+            "trailing-data",
+            f"{machine.stream.source.size() - at} bytes after the end of the stream are not part "
+            "of it: a volume, such as one of Proxmox, keeps what a longer state has left there",
+            at,
         )
 
 

@@ -34,7 +34,7 @@ class Source(ABC):
     :ivar path: the name the user gave.
     :ivar compression: the innermost of ``none``, ``gzip``, ``xz``, ``bzip2``,
         ``zstd``, ``lzop``.
-    :ivar container: ``plain``, ``libvirt`` or ``qcow2``.
+    :ivar container: ``plain``, ``libvirt``, ``qcow2`` or ``xen``.
     :ivar layers: every compression and container, outermost first.
     :ivar stream_offset: where the stream starts in its container (0 for qcow2,
         where the stream is scattered).

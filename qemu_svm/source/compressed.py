@@ -16,6 +16,7 @@ from typing import IO, Protocol, cast
 
 from qemu_svm.errors import SourceError
 from qemu_svm.limits import DEFAULT, KIB, MIB
+from qemu_svm.source.feed import Feed
 
 MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "gzip"),
@@ -30,6 +31,9 @@ WINDOWED = frozenset({"xz", "zstd"})
 """Compressions whose input declares the size of its window."""
 
 _STEP = 64 * KIB
+_SNIFFED = 16
+_SKIPPABLE = 0x184D2A50  # and the next 15 numbers; RFC 8878, section 3.1.2
+_MOST_SKIPPED = MIB
 _XZ_MORE = 4 * MIB  # memory of xz in addition to its window
 
 Read = Callable[[int], bytes]
@@ -49,6 +53,17 @@ def sniff(head: bytes) -> str:
         if head.startswith(magic):
             return name
     return "none"
+
+
+def sniff_feed(feed: Feed) -> str:
+    """Return the same for a feed; frames that zstd and lz4 skip may come first."""
+    start, head = 0, feed.peek(_SNIFFED)
+    while int.from_bytes(head[:4], "little") & ~0xF == _SKIPPABLE and len(head) >= 8:
+        start += 8 + int.from_bytes(head[4:8], "little")
+        if start > _MOST_SKIPPED:
+            return "zstd"  # its own tool writes such frames; lz4's does not
+        head = feed.peek(start + _SNIFFED)[start:]
+    return sniff(head) if not start else "zstd" if sniff(head) == "zstd" else "none"
 
 
 def reader(raw: Raw, compression: str, path: str, window: int = DEFAULT.window_bytes) -> Read:

@@ -16,14 +16,17 @@ _STEP = MIB
 
 
 class OffsetSource(Source):
-    """``parent`` from ``start`` on.  Owns ``parent``."""
+    """``parent`` from ``start`` on, to its end or for ``length`` bytes.  Owns ``parent``."""
 
-    def __init__(self, parent: Source, start: int) -> None:
+    def __init__(self, parent: Source, start: int, length: int | None = None) -> None:
         self.path = parent.path
         self._parent = parent
         self._start = start
+        self._length = length
 
     def read_at(self, offset: int, size: int) -> bytes:
+        if self._length is not None:
+            size = max(0, min(size, self._length - offset))
         data = self._parent.read_at(self._start + offset, size)
         self.damage = self._parent.damage
         return data
@@ -31,9 +34,12 @@ class OffsetSource(Source):
     def size(self) -> int:
         size = self._parent.size()
         self.damage = self._parent.damage
-        return max(0, size - self._start)
+        left = max(0, size - self._start)
+        return left if self._length is None else min(left, self._length)
 
     def backing_file(self) -> BackingFile | None:
+        if self._length is not None:
+            return None  # it would go on behind the end
         parent = self._parent.backing_file()
         return parent and parent._replace(start=parent.start + self._start)
 

@@ -20,12 +20,14 @@ from qemu_svm.source.feed import Feed, feed_of
 from qemu_svm.source.offset import STREAM_MAGIC, OffsetSource, find_stream
 from qemu_svm.source.plain import FileSource
 from qemu_svm.source.spool import SpoolSource
+from qemu_svm.source.xen import XEN, find_emulator
 
 LAYERS = 4
 """Most nested compressions."""
 
 _HEAD = 16
 _QCOW2 = b"QFI\xfb"
+_CONTAINERS = ("libvirt", "qcow2", "xen")
 _LIBVIRT = (b"LibvirtQemudSave", b"LibvirtQemudPart")
 
 
@@ -122,14 +124,16 @@ class _Peeler:
             )
         if head.startswith(_LIBVIRT):
             return self._libvirt()
+        if head.startswith(XEN):
+            return self._xen()
         if head.startswith(STREAM_MAGIC[:4]) or len(head) < _HEAD:
             return self._finish(self._plain())
         return self._search()
 
     def _decompress(self) -> None:
         # Unwraps compressions until there are none.
-        while (name := compressed.sniff(self._feed.peek(_HEAD))) != "none":
-            if sum(layer not in ("libvirt", "qcow2") for layer in self._layers) >= LAYERS:
+        while (name := compressed.sniff_feed(self._feed)) != "none":
+            if sum(layer not in _CONTAINERS for layer in self._layers) >= LAYERS:
                 raise SourceError(
                     f"'{self._feed.path}' is compressed more than {LAYERS} times: "
                     f"{', '.join(self._layers)}, {name}"
@@ -167,7 +171,7 @@ class _Peeler:
         return source
 
     def _finish(self, source: Source) -> Source:
-        packed = [layer for layer in self._layers if layer not in ("libvirt", "qcow2")]
+        packed = [layer for layer in self._layers if layer not in _CONTAINERS]
         source.compression = packed[-1] if packed else "none"
         source.container = self._container
         source.layers = tuple(self._layers)
@@ -188,6 +192,16 @@ class _Peeler:
             return self._finish(source)
         self._offset = found
         return self._finish(OffsetSource(source, found))
+
+    def _xen(self) -> Source:
+        source = self._plain()
+        found = find_emulator(source)
+        if found is None:
+            return self._finish(source)
+        self._container = "xen"
+        self._layers.append("xen")
+        self._offset = found[0]
+        return self._finish(OffsetSource(source, *found))
 
     def _libvirt(self) -> Source:
         from qemu_svm.source.libvirt import read_header

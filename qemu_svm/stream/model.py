@@ -78,6 +78,8 @@ class Stream:
     :param footers: sections end with their id (not those of 2.3 and older machine types).
     :param complete: the end of the stream was reached, nothing is cut off.
     :param shared_names: names that several device sections have.
+    :param trailing: offset of other data after the stream and its description; None if
+        there is none.
     """
 
     source: Source
@@ -95,6 +97,7 @@ class Stream:
     complete: bool
     limits: Limits
     shared_names: frozenset[str]
+    trailing: int | None = None
 
     @property
     def description(self) -> Description | None:
@@ -192,6 +195,7 @@ def read_stream(
         complete=walker.ended and not any(isinstance(p, Truncated) for p in problems),
         limits=limits,
         shared_names=_shared_names(walker.records),
+        trailing=walker.trailing,
     )
 
 
@@ -218,7 +222,10 @@ def _attempts(given: _Given, walk: Walk, unparsed: list[StreamError]) -> Iterato
             layouts = given.layouts(Layouts(LayoutOrigin.EMBEDDED, description))
             if walk is not Walk.LINEAR:
                 yield _from_both_ends(source, limits, layouts, tail, walk)
-            yield _front_to_back(source, limits, layouts)
+            walker = _front_to_back(source, limits, layouts)
+            if walker.description is None or walker.description.offset == tail.offset:
+                yield walker
+            # Else the description at the end is what an older stream in this place has left.
     plain = _front_to_back(source, limits, given.layouts(NO_LAYOUTS))
     if plain.description is not None and not unparsed:
         # The input does not end with the description, but has one.
@@ -293,13 +300,17 @@ def _recovered(walker: Walker) -> bool:
 
 
 def _check_trailing_data(walker: Walker) -> None:
-    # Containers pad with zeros; other data does not belong here.  On a disk or in a
-    # sparse file terabytes may follow, so only the first part is checked.
+    # Containers pad with zeros.  Other data belongs to no stream: behind a description, which
+    # shows where this one ends, it is what a longer one has left in a volume.  On a disk or in
+    # a sparse file terabytes may follow, so only the first part is checked.
     reader = walker.reader
     most = reader.offset + _CHECKED
     while not reader.at_end() and reader.offset < most:
         block = reader.peek(1 << 16)
         if block.strip(b"\0"):
+            if walker.layouts.origin is LayoutOrigin.EMBEDDED:
+                walker.trailing = reader.offset
+                return
             raise Malformed(
                 "trailing data after the end of the stream",
                 offset=reader.offset,
@@ -362,12 +373,20 @@ def _walk_to_ram_data(walker: Walker) -> bool:
     return False
 
 
+def _of_proxmox(walker: Walker) -> bool:
+    # Its machine types are named such as pc-i440fx-9.0+pve0.
+    return walker.configuration is not None and "+pve" in walker.configuration.machine
+
+
 def _pass_ram_data(walker: Walker, end: int, walk: Walk, refused: bool) -> bool:  # noqa: FBT001
     # The RAM data up to ``end``: walked if it is small or requested, else skipped.
-    small = end - walker.reader.offset <= walker.limits.ram_walk_bytes
+    # Proxmox writes the state into a volume that may have the end of an older one.
+    small = end - walker.reader.offset <= walker.limits.ram_walk_bytes or _of_proxmox(walker)
     if not refused and (walk is Walk.RAM or small):
         try:
             while walker.reader.offset < end:
+                if walker.ended:
+                    return False
                 walker.step()
         except Unsupported as error:
             walker.problems.append(error)

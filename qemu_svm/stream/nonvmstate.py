@@ -11,6 +11,8 @@ All numbers are big-endian.
 ``s390-storage_attributes`` CMMA: one byte for each page of an s390x guest
 ``s390-skeys``              storage keys: the same
 ``todclock``                the clock of an s390x guest
+``pbs-state``               what Proxmox Backup Server knows of dirty blocks; only the QEMU
+                            of Proxmox has this section
 ``.../vfio``                the state of an assigned device, opaque inside
 =========================== ================================================
 
@@ -18,7 +20,8 @@ All numbers are big-endian.
 
 Source: QEMU ``migration/block.c`` (7.2), ``migration/block-dirty-bitmap.c``,
 ``hw/ppc/spapr.c`` (``htab_save_*``), ``hw/s390x/s390-stattrib.c``,
-``s390-skeys.c``, ``tod.c``, ``hw/vfio/migration.c`` (7.2 and 10.2).
+``s390-skeys.c``, ``tod.c``, ``hw/vfio/migration.c`` (7.2 and 10.2); ``pbs-state``: Proxmox's
+``migration/pbs-state.c`` (64-bit length, then as many bytes).
 """
 
 from __future__ import annotations
@@ -198,6 +201,11 @@ def _todclock(items: _Items, _kind: Kind) -> Iterator[Value]:
     yield items.done("clock")
 
 
+def _pbs_state(items: _Items, _kind: Kind) -> Iterator[Value]:
+    items.data("state", items.number("size", 8))
+    yield items.done("state")
+
+
 def _vfio(items: _Items, _kind: Kind) -> Iterator[Value]:
     while True:
         tag = items.number("tag", 8) ^ _VFIO
@@ -222,6 +230,7 @@ _READERS: Mapping[str, _Read] = {
     "s390-storage_attributes": _of_pages("attributes", ends=8),
     "s390-skeys": _of_pages("keys", ends=4),
     "todclock": _todclock,
+    "pbs-state": _pbs_state,
 }
 
 

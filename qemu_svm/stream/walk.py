@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import ClassVar, NoReturn
 
-from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Unsupported
+from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
 from qemu_svm.stream.commands import command_name
@@ -20,7 +20,7 @@ from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordTy
 from qemu_svm.stream.ram.page_size import DESCRIBED, GIVEN, is_page_size
 from qemu_svm.stream.ram.records import RamState
 from qemu_svm.stream.reader import Reader, name_text
-from qemu_svm.stream.recognise import LOG_HINT, looks_like_text, seen_elsewhere
+from qemu_svm.stream.recognise import HEAD, LOG_HINT, looks_like_text, seen_elsewhere
 from qemu_svm.stream.records import Configuration, DescriptionRecord, Kind, Record
 from qemu_svm.stream.sections import NO_LAYOUTS, Footers, Layouts, SectionMeasurer
 from qemu_svm.stream.structs import (
@@ -74,6 +74,7 @@ class Walker:
         self.described: dict[int, Device] = {}
         self.problems: list[StreamError] = []
         self.description: DescriptionRecord | None = None
+        self.trailing: int | None = None
         self.ended = False
         self._headers: dict[int, Record] = {}
         self._numbered = 0
@@ -112,7 +113,11 @@ class Walker:
 
         :raises StreamError: this is not a stream, or not a supported one.
         """
-        head = self.reader.peek(32)
+        head = self.reader.peek(HEAD)
+        if not head:
+            raise Truncated(
+                "the input is empty", offset=0, expected="a QEMU migration stream", found="0 bytes"
+            )
         if len(head) >= len(MAGIC) and not head.startswith(MAGIC):
             kind = seen_elsewhere(head)
             raise Malformed(
