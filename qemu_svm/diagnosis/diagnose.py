@@ -19,8 +19,9 @@ from qemu_svm.diagnosis.kernels import Kernels, change_of, is_bug, repaired, sin
 from qemu_svm.diagnosis.oops import Oops, rules_of
 from qemu_svm.diagnosis.results import Answer, KernelSaid, Likelihood, Why
 from qemu_svm.diagnosis.signs import UPDATE, msr_reason
-from qemu_svm.errors import PathError
+from qemu_svm.errors import PathError, PlanError
 from qemu_svm.findings.check import check
+from qemu_svm.findings.qemus import qemu_plan
 from qemu_svm.findings.refusal import explain_refusal
 from qemu_svm.findings.refusal_messages import meanings_of
 from qemu_svm.findings.rules import RULES
@@ -189,13 +190,24 @@ class _Work:
         if self.machine is None:
             return
         kernels = [self.kernels.destination] if self.kernels.destination is not None else released()
-        report = check(self.machine, kernels, source=self.kernels.source, qemu=None)
+        report = check(self.machine, kernels, source=self.kernels.source, qemu=self._qemu())
         self.findings = report.findings
         self._failing = {
             one.rule: one
             for one in report.findings
             if one.severity is not Severity.INFO and one.rule in RULES
         }
+
+    def _qemu(self) -> str | None:
+        # The version that the log names, if it is one that is known.
+        version = self.facts.qemu_version
+        if version is None:
+            return None
+        try:
+            qemu_plan(version)
+        except PlanError:
+            return None
+        return version
 
     def _stream(self) -> None:
         # What the stream alone shows.

@@ -413,6 +413,8 @@ def test_libvirt_s_log_names_kernel_and_qemu() -> None:
     from qemu_svm.diagnosis.diagnose import diagnose
 
     assert diagnose(facts).answers[0].rule == "R-05"
+    old = svm.why(NPT, errors="emulator version: 4.2, started")
+    assert "Q-01" in {one.rule for one in old.answers}, "it puts nested state before SREGS"
     assert _facts("Nov 29 10:00:00 host kernel: 5.2 GHz band enabled").kernel is None
 
 

@@ -21,6 +21,7 @@ def render(result: Why) -> dict[str, Any]:
         "recognised": dict(facts.used),
         "from": _kernel(result.source),
         "to": _kernel(result.destination),
+        "qemu": facts.qemu_version,
         "found": result.found,
         "sure": result.sure,
         "happened": list(result.happened),

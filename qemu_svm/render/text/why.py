@@ -65,6 +65,12 @@ def _head(result: Why) -> Iterable[Text]:
     for word, kernel in (("from", result.source), ("to", result.destination)):
         if kernel is not None:
             yield Text(f"  {word} Linux {printable(kernel.name)}{_given(kernel)}")
+    yield from _qemu(result)
+
+
+def _qemu(result: Why) -> Iterable[Text]:
+    if result.facts.qemu_version is not None:
+        yield Text(f"  QEMU {result.facts.qemu_version} (named in the log)")
 
 
 def _given(kernel: KernelSaid) -> str:
