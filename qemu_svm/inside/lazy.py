@@ -111,6 +111,18 @@ RULES = (
         lambda _seen, circumstances: circumstances.ran,
         "the processor keeps 32 bits of it",
     ),
+    Lazy(
+        "L-05",
+        ("arch.cr8",),
+        lambda _seen, circumstances: circumstances.ran,
+        "KVM takes it from V_TPR of the VMCB that ran last",
+    ),
+    Lazy(
+        "L-06",
+        tuple(f"nested.ctl.{name}" for name in ("int_ctl", "int_vector", "int_state", "next_rip")),
+        lambda _seen, circumstances: circumstances.ran,
+        "KVM takes back from vmcb02 what the processor left there, on some updates",
+    ),
 )
 """All rules.  Not compared at all: addresses of the host, the TSC, and controls that only the
 processor writes; the controls of vmcb02 that KVM merges, while L1 runs."""
