@@ -12,11 +12,12 @@ from qemu_svm.inside.layout import Layout, read_layout
 _LIMIT = 64 << 20  # bytes; the types of a kernel have 5 MB
 
 
-def copied_layout(folder: Path, answer: bytes) -> Layout:
+def copied_layout(folder: Path, answer: bytes, module: bytes | None = None) -> Layout:
     """Return the layout of a kernel.
 
     :param folder: where the agent copied the types to.
     :param answer: what it printed (``types``).
+    :param module: types of kvm-amd, complete in themselves, in place of the kernel's own.
     :raises EnvironmentFault: the types are damaged, or kvm-amd's are missing.
     """
     try:
@@ -24,6 +25,8 @@ def copied_layout(folder: Path, answer: bytes) -> Layout:
     except (ValueError, KeyError, TypeError):
         raise EnvironmentFault("the agent's answer about types cannot be read") from None
     kernel = Btf(_read(folder / "vmlinux"), name="/sys/kernel/btf/vmlinux")
+    if module is not None:
+        return read_layout(Btf(module, name="the module's types"), kernel)
     if "kvm_amd" in names:
         path = "/sys/kernel/btf/kvm_amd"
         return read_layout(Btf(_read(folder / "kvm_amd"), kernel, path))

@@ -93,10 +93,12 @@ class InBox:
 
     :param boot: makes a box with the given directory as its share; or a running box,
         which is not started again.
+    :param types: BTF of kvm-amd, if it is not the kernel's own.
     """
 
-    def __init__(self, boot: Callable[[Path], Box] | Box) -> None:
+    def __init__(self, boot: Callable[[Path], Box] | Box, types: bytes | None = None) -> None:
         self._boot = None if isinstance(boot, Box) else boot
+        self._types = types
         self._held = boot if isinstance(boot, Box) else None
         self._inside = "/share"
         self._stack = ExitStack()
@@ -166,7 +168,7 @@ class InBox:
                 copies = tempfile.TemporaryDirectory(prefix="types", dir=self.folder)
             with copies as name:
                 place = f"{self._inside}/{Path(name).name}"
-                self._layout = copied_layout(Path(name), self._answer("types", place))
+                self._layout = copied_layout(Path(name), self._answer("types", place), self._types)
         return self._layout
 
     def _answer(self, *arguments: str) -> bytes:

@@ -27,7 +27,7 @@ READERS = [
     for words, found in VERBS.items()
     if {"file", "files"} & {one.name for one in found.params if isinstance(one, click.Argument)}
 ]
-MANY = {("lab", "conform"), ("why",)}  # of several streams, or of anything
+MANY = {("lab", "conform"), ("lab", "patch"), ("why",)}  # of several streams, or of anything
 
 
 def names(command: click.Command) -> set[str]:

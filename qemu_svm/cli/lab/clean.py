@@ -53,6 +53,7 @@ def command(*, names: tuple[str, ...], kernels: bool, everything: bool) -> None:
     chosen = dict.fromkeys(names)
     if everything:
         chosen |= dict.fromkeys(_SUITES)
+        chosen |= dict.fromkeys(one.name for one in cache.workshops())
     if kernels or everything:
         chosen |= dict.fromkeys(built.name for built in cache.kernels())
     with progress.steps() as shown:
@@ -64,4 +65,5 @@ def command(*, names: tuple[str, ...], kernels: bool, everything: bool) -> None:
 def _names() -> tuple[str, ...]:
     from qemu_svm.lab.suites import cache
 
-    return (*_SUITES, *(built.name for built in cache.kernels()))
+    kernels = (built.name for built in cache.kernels())
+    return (*_SUITES, *kernels, *(one.name for one in cache.workshops()))

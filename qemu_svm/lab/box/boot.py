@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -43,19 +43,22 @@ def kernel(built: Built) -> Path:
     return _made(name, lambda: unpacked(built.vmlinuz.read_bytes()) or built.vmlinuz.read_bytes())
 
 
-def initrd(built: Built, user: Built) -> Path:
+def initrd(built: Built, user: Built, replaced: Mapping[str, bytes] | None = None) -> Path:
     """Return the file of the initrd for a kernel.
 
     :param user: the suite that its busybox is from.
+    :param replaced: modules in place of the kernel's, by file name.
     :raises LabError: the cache cannot be written, or the kernel lacks a module.
     """
     ours = {name: _ours(name) for name in ("init", *_AGENT)}
     busybox = user.manifest.packages["busybox-static"]
     digest = hashlib.sha256(f"{built.manifest.kernel} {busybox}".encode())
-    for content in ours.values():
+    replaced = replaced or {}
+    for content in (*ours.values(), *replaced.values()):
         digest.update(content)
     return _made(
-        f"{built.name}-{digest.hexdigest()[:16]}.initrd", lambda: _archive(built, user, ours)
+        f"{built.name}-{digest.hexdigest()[:16]}.initrd",
+        lambda: _archive(built, user, ours, replaced),
     )
 
 
@@ -82,7 +85,9 @@ def _ours(name: str) -> bytes:
     return (files("qemu_svm.lab.box") / "inside" / name).read_bytes()
 
 
-def _archive(built: Built, user: Built, ours: dict[str, bytes]) -> bytes:
+def _archive(
+    built: Built, user: Built, ours: dict[str, bytes], replaced: Mapping[str, bytes]
+) -> bytes:
     out = bytearray()
     for name in ("dev", "proc", "sys", "new", "bin", "modules", *_parents(_AGENT_PLACE)):
         out += _entry(name, _DIRECTORY)
@@ -90,7 +95,7 @@ def _archive(built: Built, user: Built, ours: dict[str, bytes]) -> bytes:
     out += _entry("bin/busybox", _PROGRAM, (user.root / "usr/bin/busybox").read_bytes())
     modules = in_order(built)
     for name, content in modules:
-        out += _entry(f"modules/{name}", _DATA, content)
+        out += _entry(f"modules/{name}", _DATA, replaced.get(name, content))
     order = "".join(f"{name}\n" for name, _content in modules)
     out += _entry("modules/order", _DATA, order.encode())
     out += _entry("init", _PROGRAM, ours["init"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qemu_svm.errors import LabError
@@ -56,6 +56,7 @@ class Box(BoxSession):
     :param emulator_args: further arguments of the emulator.
     :param share: a directory of the host to be mounted as ``/share`` inside; by default a
         temporary one.
+    :param modules: modules to load in place of the kernel's, by file name: ``kvm-amd.ko``.
     :param mirror: Debian mirror for what is not in the cache yet.
     :param progress: is notified of each step.
     :raises LabError: no such QEMU; on entering, it cannot be had, built or started.
@@ -75,6 +76,7 @@ class Box(BoxSession):
         emulator_args: Sequence[str] = (),
         share: Path | None = None,
         mirror: str | None = None,
+        modules: Mapping[str, bytes] | None = None,
         progress: Progress = SILENT,
     ) -> None:
         super().__init__()
@@ -85,6 +87,7 @@ class Box(BoxSession):
         self._emulator_args = tuple(emulator_args)
         self._own_share = share
         self._mirror = mirror
+        self._modules = modules
         self._progress = progress
         self._fault: str | None = None
         self._emulator: Emulator | None = None
@@ -129,7 +132,7 @@ class Box(BoxSession):
         command = [
             *emulator,
             *arguments(
-                self._machine, boot.kernel(kernel), boot.initrd(kernel, user),
+                self._machine, boot.kernel(kernel), boot.initrd(kernel, user, self._modules),
                 root=user.root, share=share, run=run,
             ),
             *self._emulator_args,

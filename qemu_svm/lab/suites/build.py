@@ -165,7 +165,7 @@ def _fill(suite: Suite, mirror: str, work: Path, progress: Progress) -> Manifest
     source, remarks = apt.updated(suite.name, mirror, private, progress, archive=apt.ARCHIVE)
     archives = source.download(PACKAGES, progress)
     root = work / "root"
-    _extract(suite.name, list(archives.values()), root, progress)
+    extract(suite.name, list(archives.values()), root, progress)
     progress.step(f"{suite.name}: finishing")
     _finish(root)
     shutil.rmtree(private)
@@ -188,7 +188,7 @@ def _fill_kernel(kernel: Kernel, work: Path, progress: Progress) -> Manifest:
     source, remarks = apt.updated(kernel.suite, kernel.mirror, private, progress, archive=None)
     archives = source.download_only(kernel.packages, kernel.version, progress)
     root = work / "root"
-    _extract(kernel.name, list(archives.values()), root, progress)
+    extract(kernel.name, list(archives.values()), root, progress)
     shutil.rmtree(private)
     release = _release(root)
     if release != kernel.release:
@@ -203,7 +203,11 @@ def _fill_kernel(kernel: Kernel, work: Path, progress: Progress) -> Manifest:
     )
 
 
-def _extract(name: str, archives: list[Path], root: Path, progress: Progress) -> None:
+def extract(name: str, archives: list[Path], root: Path, progress: Progress) -> None:
+    """Extract packages into a root, without what a box does not need.
+
+    :raises LabError: one cannot be extracted.
+    """
     for place in _MERGED:
         (root / "usr" / place).mkdir(parents=True)
         (root / place).symlink_to(f"usr/{place}")

@@ -8,6 +8,8 @@
         manifest.json       mirror, date, exact version of every package
       linux-6.12.105-1/     a kernel by its exact version, in the same form
       .bookworm.XXXXXXXX/   being built, or left by a build that was killed
+      workshop-6.1.176-1/   headers, source and compiler, to build kvm-amd
+      modules/              what was built there
       boot/                 made from a suite's kernel: unpacked kernel, initrd
       lock/                 one file each: shared while used, exclusive while changed
 """
@@ -33,6 +35,12 @@ LAYOUT = 1
 
 KERNEL = "linux-"
 """How the names of kernels begin; suites have other names."""
+
+WORKSHOP = "workshop-"
+"""Start of the names of roots in which modules are built."""
+
+MODULES = "modules"
+"""Directory of modules that were built, beside :data:`WORKSHOP`."""
 
 HINT = "set XDG_CACHE_HOME to a directory that can be written and has space"
 """What helps if the cache cannot be used."""
@@ -164,6 +172,11 @@ def kernels() -> list[Built]:
     return [found for name in names if (found := find(Named(name)))]
 
 
+def workshops() -> list[Named]:
+    """Return the roots in which modules are built, by name."""
+    return [Named(path.name) for path in sorted(folder().glob(f"{WORKSHOP}*"))]
+
+
 @contextlib.contextmanager
 def lock(item: Item, *, shared: bool, progress: Progress = SILENT) -> Iterator[int]:
     """Hold the lock of a suite or a kernel: shared to use it, exclusive to change it.
@@ -230,7 +243,8 @@ def clean(items: Iterable[Item], progress: Progress = SILENT) -> list[Path]:
         with lock(item, shared=False, progress=progress):
             found = leftovers(item)
             found += [path for path in (folder() / item.name,) if path.exists()]
-            found += sorted((folder() / "boot").glob(f"*{item.name}-*"))
+            for made, pattern in (("boot", f"*{item.name}-*"), (MODULES, f"{item.name}-*")):
+                found += sorted((folder() / made).glob(pattern))
             for path in found:
                 _remove_at_once(path)
             gone += found

@@ -1,0 +1,149 @@
+"""Patches as they come by mail: which files they change, and what of them is built.
+
+A patch is strangers' text.  It is parsed here to decide whether it is built at all; it is
+applied by GNU patch where it is built (:mod:`qemu_svm.lab.trial.workshop`).
+
+Source: the unified format, GNU diffutils manual, "Detailed Description of Unified Format";
+git's extended headers, ``git help diff``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qemu_svm.errors import Refused, SourceError
+
+LIMIT = 4 << 20
+"""Bytes of a patch."""
+
+BUILT = "arch/x86/kvm/svm/"
+"""What kvm-amd alone is made from."""
+_SKIPPED = ("Documentation/", "tools/", "MAINTAINERS")
+_HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+_PATH = re.compile(r"[\w.+/-]+", re.ASCII)
+_REFUSED_HEADERS = (b"GIT binary patch", b"Binary files ", b"rename from ", b"copy from ")
+_LINK = re.compile(rb"(?:new file mode|new mode|old mode) 120000")
+
+
+class PatchRefused(Refused):
+    """A patch that cannot be put on trial."""
+
+    rule = "patch"
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A patch, or a series of them in order.
+
+    :param text: what is applied with ``patch -p1``: the changes of the files that are built.
+    :param files: paths of these files, in the order of their first change.
+    :param skipped: paths of files that do not matter for the module.
+    """
+
+    text: bytes
+    files: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Identifies what is applied (hexadecimal)."""
+        return hashlib.sha256(self.text).hexdigest()
+
+
+def read_patch(data: bytes, name: str) -> Patch:
+    """Read a mail, a mailbox with a series, or a diff.
+
+    :param name: of the file, for messages.
+    :raises SourceError: there is no change in it, or it is cut.
+    :raises PatchRefused: it changes something that is not built here.
+    """
+    if len(data) > LIMIT:
+        raise SourceError(f"{name} has more than {LIMIT >> 20} MiB: that is no patch of KVM")
+    kept: list[bytes] = []
+    files: dict[str, None] = {}
+    skipped: dict[str, None] = {}
+    for path, text in _changes(data, name):
+        if path.startswith(_SKIPPED):
+            skipped[path] = None
+            continue
+        if not path.startswith(BUILT):
+            raise PatchRefused(
+                f"{name} changes {path}: only kvm-amd is built, from {BUILT}", hint=_why(path)
+            )
+        files[path] = None
+        kept.append(text)
+    if not files and not skipped:
+        raise SourceError(f"{name} has no change in the unified format",
+                          hint="git format-patch and diff -u write it")  # fmt: skip
+    if not files:
+        raise PatchRefused(f"{name} changes nothing of kvm-amd: {', '.join(skipped)}")
+    return Patch(b"".join(kept), tuple(files), tuple(skipped))
+
+
+def _why(path: str) -> str:
+    if path.startswith(("arch/x86/kvm/", "virt/kvm/", "include/", "arch/x86/include/")):
+        return "it is compiled into kvm.ko as well, which is not rebuilt"
+    return "it is not a part of KVM"
+
+
+def _changes(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
+    # Path and text of the change of each file; the text around changes is left out.
+    lines = data.splitlines(keepends=True)
+    at, end = 0, len(lines)
+    while at < end:
+        line = lines[at]
+        if line.startswith(_REFUSED_HEADERS) or _LINK.match(line):
+            words = line.decode("ascii", "replace").strip()
+            raise PatchRefused(f"{name}, line {at + 1}: '{words[:60]}' is not supported",
+                               hint="write it as additions and deletions of lines")  # fmt: skip
+        if not (line.startswith(b"--- ") and at + 1 < end and lines[at + 1].startswith(b"+++ ")):
+            at += 1
+            continue
+        old, new = (_path(lines[at + one], name, at + one) for one in (0, 1))
+        path = new if new is not None else old
+        if path is None or (old is not None and new is not None and old != new):
+            raise PatchRefused(f"{name}, line {at + 1}: a file is not changed in its place")
+        head = b"".join(
+            b"%s %s\n" % (mark, b"/dev/null" if one is None else side + one.encode())
+            for mark, side, one in ((b"---", b"a/", old), (b"+++", b"b/", new))
+        )
+        first = at + 2
+        at = _hunks(lines, first, name)
+        yield path, head + b"".join(lines[first:at])
+
+
+def _hunks(lines: list[bytes], at: int, name: str) -> int:
+    # The line after the hunks that begin here.
+    begin = at
+    while at < len(lines) and (hunk := _HUNK.match(lines[at])):
+        old, new = (1 if count is None else int(count) for count in hunk.groups())
+        first = at
+        at += 1
+        while old > 0 or new > 0:
+            mark = lines[at][:1] if at < len(lines) else b""
+            if mark not in (b" ", b"\n", b"\r", b"-", b"+", b"\\"):
+                raise SourceError(f"{name}, line {first + 1}: the hunk is cut")
+            if mark != b"\\":
+                old -= mark != b"+"
+                new -= mark != b"-"
+            at += 1
+        if at < len(lines) and lines[at].startswith(b"\\"):
+            at += 1
+    if at == begin:
+        raise SourceError(f"{name}, line {at + 1}: a hunk was expected")
+    return at
+
+
+def _path(line: bytes, name: str, at: int) -> str | None:
+    text = line[4:].split(b"\t")[0].strip().decode("ascii", "replace")
+    if text == "/dev/null":
+        return None
+    if text.startswith(("a/", "b/")):
+        text = text[2:]
+    parts = text.split("/")
+    if not _PATH.fullmatch(text) or "" in parts or ".." in parts or "." in parts:
+        raise PatchRefused(f"{name}, line {at + 1}: the path is not one inside the kernel's tree")
+    return text

@@ -1,0 +1,60 @@
+"""The JSON document of ``lab patch``, version 1 (``docs/patch-review.md``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qemu_svm.lab.trial.trial import Change, Difference, Trial
+from qemu_svm.render.json.base import SCHEMA_VERSION
+from qemu_svm.render.json.observed import observed
+
+
+def render(result: Trial) -> dict[str, Any]:
+    """Return the document."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "patch": {
+            "path": result.path,
+            "digest": result.patch.digest,
+            "files": list(result.patch.files),
+            "skipped": list(result.patch.skipped),
+            "remarks": list(result.module.remarks),
+            "warnings": list(result.module.warnings),
+        },
+        "kernel": result.kernel,
+        "guests": result.guests,
+        "plans": result.plans,
+        "sequences": result.sequences,
+        "steps": result.steps,
+        "differences": [_difference(one) for one in result.differences],
+        "crashes": [
+            {
+                "guest": one.guest,
+                "plan": one.plan,
+                "with_patch": one.with_patch,
+                "host": one.words,
+            }
+            for one in result.crashes
+        ],
+    }
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    return {
+        "guest": one.guest,
+        "plan": one.plan,
+        "plans": one.plans,
+        "step": one.step,
+        "text": one.text,
+        "inside_only": one.inside_only,
+        "changes": [_change(change) for change in one.changes],
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "name": change.name,
+        "without": observed(change.name, change.without),
+        "with": observed(change.name, change.with_patch),
+        "owner": change.owner or None,
+    }
