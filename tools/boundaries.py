@@ -115,9 +115,10 @@ def words(answer: Json | None) -> str:
         for number, step in enumerate(steps, 1)
         if "run" in step
     ]
-    parts += [f"{name} {value}" for name, value in answer.get("state", {}).items()]
+    parts += [f"{name} {value:#x}" for name, value in answer.get("state", {}).items()]
     if "end" in answer:
-        parts.append(f"{answer['end']} after {len(steps)}: {answer.get('error', 'host')}")
+        why = answer.get("error", answer["end"]).partition(": ")[2].partition(" (")[0]
+        parts.append(f"ends after {len(steps)}, {why or answer['end']}")
     if "warning" in answer:
         parts.append(f"WARN {answer['warning']}")
     return ", ".join(parts) or "accepted"
@@ -144,7 +145,8 @@ def main() -> int:
         now[kernel] = performed(kernel, mine, guests)
         print(f"{kernel}: {len(mine)} plans, {time.monotonic() - started:.0f} s", flush=True)
         if write:
-            answers[kernel] = known | now[kernel]
+            document = json.loads(FILE.read_text())  # it may have been edited meanwhile
+            document["answers"].setdefault(kernel, {}).update(now[kernel])
             with tempfile.NamedTemporaryFile("w", dir=FILE.parent, delete=False) as file:
                 file.write(json.dumps(document, indent=1) + "\n")
             Path(file.name).replace(FILE)

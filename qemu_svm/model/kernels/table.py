@@ -295,11 +295,17 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "ncr3-checked", "nested_cr3 above MAXPHYADDR is refused", "7.1", ("b71138fcc362",),
-        _MAY_5_15, evidence=_READ, source=_LISTS, gains=("C-03b",),
+        _MAY_5_15, evidence=_MEASURED,
+        source=f"{_LISTS}"
+        "; without it 6.1.174, 6.12.85; with it 6.1.176, 6.12.86",
+        gains=("C-03b",),
     ),
     Change(
         "cs-checked", "L in CS with D in long mode is refused", "7.1", ("96bd3e76a171",),
-        _MAY_6_1, evidence=_READ, source=_LISTS, gains=("S-09",),
+        _MAY_6_1, evidence=_MEASURED,
+        source=f"{_LISTS}"
+        "; without it 6.1.174, 6.12.85; with it 6.1.176, 6.12.86",
+        gains=("S-09",),
         adds={"vmrun.cached": frozenset({"cs"}), "vmrun.checked": frozenset({"cs"})},
     ),
     Change(
@@ -351,7 +357,9 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "l1-cr3-triple-fault", "L1's CR3 that cannot be loaded at #VMEXIT is a triple fault", "7.1",
         ("5d291ef0585e",), ("7.0.4", "6.12.114", "6.1.191"), cve=("CVE-2026-46032",),
-        evidence=_READ, source=_RECORD,
+        evidence=_MEASURED,
+        source=f"{_RECORD}"
+        "; without it 6.1.190, 6.12.113; with it 6.1.192, 6.12.115",
     ),
     Change(
         "next-rip-after-run", "vmcb02's NextRIP is its own after the first VMRUN", "7.1",
@@ -399,7 +407,9 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "gif-after-failed-vmrun", "a failed VMRUN clears GIF", "7.1", ("f85a6ce06e4a",),
-        _MAY_5_10, evidence=_READ, source=_LISTS,
+        _MAY_5_10, evidence=_MEASURED,
+        source=f"{_LISTS}"
+        "; without it 6.1.174, 6.12.85; with it 6.1.176, 6.12.86",
     ),
     Change(
         "own-pat", "with the quirk disabled L2 has a PAT of its own", "7.2",
@@ -407,7 +417,9 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "sregs-efer", "KVM_SET_SREGS refuses an EFER that CPUID does not allow", "7.2",
-        ("184bd464bdb6",), ("6.12.112",), evidence=_READ, source=f"{_DEBIAN}; sources",
+        ("184bd464bdb6",), ("6.12.112",), evidence=_MEASURED,
+        source=f"{_DEBIAN}; sources"
+        "; without it 6.12.111; with it 6.12.113",
         sregs=("R-05",),
     ),
     Change(
@@ -423,7 +435,9 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "pages-retried", "a failed merge of the MSR bitmap is tried again at the next KVM_RUN",
         "7.3", ("10180a277549", "c1214f293d77"), ("6.12.117", "6.18.56", "7.2.10"),
-        cve=("CVE-2026-98863",), evidence=_READ, source=f"{_DEBIAN}; stable review lists",
+        cve=("CVE-2026-98863",), evidence=_MEASURED,
+        source=f"{_DEBIAN}; stable review lists"
+        "; without it 6.12.116, 7.2.9; with it 6.12.117, 7.2.11",
         sets={"pages_rearmed": True},
     ),
     Change(
@@ -443,12 +457,14 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "lma-without-pae-bug", "the VM is killed (EIO) if EFER.LMA meets CR4.PAE clear", "7.4",
         ("34dacbe7ae93", "115f9405a2ed"), ("6.12.117", "7.3.2"), evidence=_MEASURED,
-        source="6.12.117", sets={"lma_needs_pae": True},
+        source="without it 6.12.116; with it 6.12.117", sets={"lma_needs_pae": True},
     ),
     Change(
         "lma-without-lme", "a blob whose L1 has EFER.LMA without LME is refused", "7.4",
-        ("5dc500a354cc",), ("6.12.118", "7.3.2"), cve=("CVE-2026-99345",), evidence=_READ,
-        source=f"{_DEBIAN}; sources of 6.12.118 and 7.3.4", gains=("SV-18",),
+        ("5dc500a354cc",), ("6.12.118", "7.3.2"), cve=("CVE-2026-99345",), evidence=_MEASURED,
+        source=f"{_DEBIAN}; sources of 6.12.118 and 7.3.4"
+        "; without it 6.12.117; with it 6.12.118",
+        gains=("SV-18",),
     ),
 )  # fmt: skip
 
