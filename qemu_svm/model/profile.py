@@ -139,6 +139,8 @@ class Profile:
     :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
     :param lma_needs_pae: KVM kills the VM (``KVM_BUG_ON`` in ``kvm_calc_cpu_role``) if EFER.LMA
         meets CR4.PAE clear with paging.
+    :param exceptions_morphed: an exception that L1 intercepts becomes a #VMEXIT when it is
+        raised; otherwise when it is injected, after a second one has made it a double fault.
     :param shutdown: what is left of a vCPU whose guest has had a triple fault.
     :param l1_dr7: DR7 after a #VMEXIT.
     :param l2_vmmcall: KVM intercepts VMMCALL while L2 runs even if L1 does not.
@@ -186,6 +188,7 @@ class Profile:
     pages_rearmed: bool = False
     exit_without_vmcb12: bool = False
     lma_needs_pae: bool = False
+    exceptions_morphed: bool = False
     shutdown: Shutdown = Shutdown.RESET
     l1_dr7: int = 0x400
     l2_vmmcall: bool = False

@@ -63,6 +63,9 @@ SHOWN_BY: dict[str, Shown] = {
     "late_cpuid": Shown("cpuid,sregs,nested,cpuid,regs,run", paged=True),
     "pages_rearmed": Shown("cpuid,sregs,nested:@0xc/4=0x10040000:@0x48=0x3000000,regs,run,run"),
     "exit_without_vmcb12": Shown("cpuid,sregs,nested:vmcb_pa=0x3000000,regs,run"),
+    "exceptions_morphed": Shown(
+        "cpuid,sregs:idt.limit=0xfff,nested:vmcb_pa=0x3000000:@0x8/4=0x2000,regs,run"
+    ),
     "shutdown": Shown("cpuid,sregs,nested:vmcb_pa=0x3000000,regs,run"),
     "lma_needs_pae": Shown("cpuid,sregs,nested:@0x4d0=0x1400:@0x548=0x0,regs,run", paged=True),
     "l1_dr7": Shown(),

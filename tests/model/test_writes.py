@@ -146,7 +146,11 @@ IDT = ":idt.limit=0xfff"
         ("6.12.118", IDT, "", "l2", True),
         ("7.2", IDT, "", "SHUTDOWN", False),
         ("6.1", "", GP, "hang", True),
-        ("5.10", "", SHUTDOWN, "hang", True),
+        ("6.1", IDT, GP, "hang", True),
+        ("5.10", "", GP, "SHUTDOWN", True),
+        ("5.10", IDT, GP, "l2", True),  # as #DF
+        ("5.10", IDT, ":@0x8/4=0x2100", "SHUTDOWN", True),  # L1 intercepts that, too
+        ("5.10", "", SHUTDOWN, "SHUTDOWN", True),
         ("6.1", "", SHUTDOWN, "SHUTDOWN", True),
     ],
 )

@@ -189,6 +189,11 @@ _BEHAVIOUR: tuple[Change, ...] = (
         source=f"{_DEBIAN}; the record of CVE-2025-37957; 5.10.157 has a part",
     ),
     Change(
+        "exceptions-morphed", "an exception that L1 intercepts becomes a #VMEXIT when it is raised",
+        "6.1", ("7709aba8f716",), source="measured on 5.10.223 and 6.12.117; commit",
+        sets={"exceptions_morphed": True},
+    ),
+    Change(
         "mp-states", "KVM_SET_MP_STATE refuses states that are not x86's", "6.1",
         source="source of 6.1; the first release is derived", sets={"mp_states": _MP_STATES},
     ),

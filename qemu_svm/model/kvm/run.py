@@ -35,9 +35,11 @@ _EFER = EFER.mask(*(name for _, name in EFER.items()))
 
 
 _RF = RFLAGS.mask("RF")
-_GP = 13
+_DF, _GP = 8, 13
 _CR0_WRITE, _SHUTDOWN = (bits.INTERCEPTS.mask(name) for name in ("CR0_WRITE", "SHUTDOWN"))
-_GP_INTERCEPT = bits.INTERCEPTS.mask("EXCEPTION_GP")
+_DF_INTERCEPT, _GP_INTERCEPT = (
+    bits.INTERCEPTS.mask(name) for name in ("EXCEPTION_DF", "EXCEPTION_GP")
+)
 
 
 class GuestCode(StrEnum):
@@ -133,21 +135,27 @@ def _without_l1(vcpu: KvmVcpu, entry: Area) -> Outcome:
     if not vcpu.guest_mode:
         return Outcome(RunEnd.SHUTDOWN, "L2", entry, _l1(vcpu))
     # vmcb12 cannot be written: kvm_inject_gp, and L2 goes on.
-    intercepts, table = vcpu.nested.ctl.get("intercepts"), vcpu.current.segment("idtr")
+    intercepts = vcpu.nested.ctl.get("intercepts")
+    vector = _GP
     if intercepts & _GP_INTERCEPT:
-        vcpu.note("L2 gets #GP, which L1 intercepts, so that KVM tries the same #VMEXIT again")
-        return Outcome(RunEnd.HANG, "L2", entry)
-    if table.limit >= (_GP + 1) * _gate_size(vcpu) - 1:
-        vcpu.note("L2 gets #GP, and continues with its own handler")
+        if vcpu.kernel.exceptions_morphed:
+            vcpu.note(
+                "L2 gets #GP, which L1 intercepts: KVM tries the same #VMEXIT again and again"
+            )
+            return Outcome(RunEnd.HANG, "L2", entry)
+        vcpu.note("L2 gets #GP, which L1 intercepts, and as that fails too, #DF")
+        vector = _DF
+    handled = vcpu.current.segment("idtr").limit >= (vector + 1) * _gate_size(vcpu) - 1
+    if handled and not (vector == _DF and intercepts & _DF_INTERCEPT):
+        vcpu.note("L2 continues with its own handler")
         return Outcome(RunEnd.L2, "L2", entry)
-    vcpu.note("L2 gets #GP, and has no IDT: a triple fault")
-    if intercepts & _SHUTDOWN and vcpu.kernel.shutdown is Shutdown.RESET:
-        vcpu.note("L1 intercepts SHUTDOWN, so that KVM tries the same #VMEXIT again")
-        return Outcome(RunEnd.HANG, "L2", entry)
-    if vcpu.kernel.shutdown is Shutdown.RESET:
+    vcpu.note("nothing handles it: a triple fault")
+    # The processor reports it if neither KVM nor L1 has intercepted what came before.
+    reported = vector == _GP and not intercepts & _SHUTDOWN
+    if reported and vcpu.kernel.shutdown is Shutdown.RESET:
         vcpu.note("KVM resets the vCPU, except for its general registers, CR2 and CR3")
         init_vmcb(vcpu)
-    else:
+    elif vector == _GP:
         flags = vcpu.current.get("rflags") | _RF
         svm_set_rflags(vcpu, flags, vcpu.writer("inject_pending_event"))
     return Outcome(RunEnd.SHUTDOWN, "L2", entry)
