@@ -22,6 +22,7 @@ _DUMPS, _OOPSES, _KEPT = 16, 32, 256
 _IOCTL = ("ioctl(", "_ioctl ", "sys_enter_ioctl", "ioctl:")
 _LONGEST = 4000
 _SHAPES = 4096
+_STRACE = re.compile(r"\bioctl\(-?\d")
 _RESULT = re.compile(r"err|ret|fail|code", re.IGNORECASE)
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _QEMU = re.compile(r"qemu|\bkvm[\w.-]{0,30}: ", re.IGNORECASE)
@@ -189,7 +190,7 @@ class _Reader:
         if not _TELLING.search(text, 0, _LONGEST):
             self._says_nothing()
             return
-        call = failed_call(text) if len(text) < _LONGEST and "ioctl(" not in text else None
+        call = failed_call(text) if len(text) < _LONGEST and not _STRACE.search(text) else None
         sign = sign_of(text[:_LONGEST])
         if sign is not None and sign[0].id == PARTIAL and call is not None and not call.error:
             call = None  # it did not fail, it stopped
@@ -214,7 +215,7 @@ class _Reader:
     def _of_qemu(self, number: int, text: str) -> bool:
         from qemu_svm.findings.refusal_messages import meanings_of
 
-        if "ioctl(" in text or (number and not _QEMU.search(text)):
+        if _STRACE.search(text) or (number and not _QEMU.search(text)):
             return False
         if all(one.rule in KVM_SAYS for one, _ in meanings_of(text[:_LONGEST])):
             return False

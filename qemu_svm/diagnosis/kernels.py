@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from qemu_svm.findings.advisories import ADVISORIES, DATA_ORDERS
 from qemu_svm.findings.fixes import CHANGE_OF, FIXES
@@ -10,11 +11,9 @@ from qemu_svm.findings.rules import RULES
 from qemu_svm.model.kernels.changes import Change, Side
 from qemu_svm.model.kernels.changes import numbers as numbers_of
 from qemu_svm.model.profile import Profile
-from qemu_svm.model.rules import CHECKS
+from qemu_svm.model.profiles import PROFILES
 
 _ADVISED = {one.rule.id: one.rule for one in (*ADVISORIES, *DATA_ORDERS)}
-_CHECKED = frozenset(rule.id for rule in CHECKS)
-_BY_PROFILE = ("SV-", "C-", "S-", "R-")
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ class Kernels:
         kernel = self.destination
         # An L1 with LMA and without LME is refused where that is checked, fatal where it is not.
         if kernel is not None and rule != "SV-18":
-            if rule in _CHECKED and rule.startswith(_BY_PROFILE):
+            if rule in _gated():
                 return rule in kernel.checks
             advisory = _ADVISED.get(rule)
             if advisory is not None and advisory.kernels:
@@ -70,6 +69,12 @@ class Kernels:
         if to is None or rule not in to.checks or not change_of(rule):
             return False
         return rule == "R-05" or (source is not None and rule not in source.checks)
+
+
+@cache
+def _gated() -> frozenset[str]:
+    # Checks that some kernel makes and another may not.
+    return frozenset().union(*(kernel.checks for kernel in PROFILES.values()))
 
 
 def change_of(rule: str) -> str:

@@ -331,6 +331,12 @@ def test_vmware_in_a_guest() -> None:
     assert not _why(line, to="6.1.76").found
 
 
+def test_sregs2_before_5_14() -> None:
+    line = "KVM_SET_SREGS2: Inappropriate ioctl for device"
+    assert _first(line, to="5.10.100").rule == "R-06"
+    assert "R-06" not in {one.rule for one in _why(line, to="6.1.100").answers}
+
+
 def test_cpuid_after_a_run_is_refused_since_5_16() -> None:
     line = "Failed to set CPUID: Invalid argument"
     assert _first(line, to="6.1.170").rule == "U-01"
@@ -515,6 +521,7 @@ def test_a_bug_of_the_source() -> None:
     [
         ("Failed to set all KVM MSRs for this vCPU. Only a partial write was done.", "T-05"),
         ("KVM_SET_MSRS: 12 of 40 MSRs were set", "T-05"),
+        ("ioctl(KVM_GET_NESTED_STATE) failed: Argument list too long", "GET-02"),
         ("(XEN) d1v0 unexpected VMEXIT: exit reason = 0xffffffffffffffff", "C-06"),
         ("KVM_CHECK_EXTENSION(KVM_CAP_NESTED_STATE) failed: ENOTTY", "T-06"),
         (
