@@ -75,10 +75,10 @@ def _stated(text: str) -> str | None:
 def _version_of(text: str) -> str:
     program = shutil.which(text)
     if program is None:
-        raise click.BadParameter(f"'{text}' is neither a version such as 7.2 nor a QEMU")
+        raise click.BadParameter(f"{text!r} is neither a version such as 7.2 nor a QEMU")
     said = _said_by(program)
     if said is None:
-        raise click.BadParameter(f"'{text}' does not say a QEMU version (--version)")
+        raise click.BadParameter(f"{text!r} does not say a QEMU version (--version)")
     return said
 
 

@@ -85,7 +85,7 @@ def parse(text: str, saved: Cpuid) -> Cpuid:
         known = {one.casefold(): one for one in (*AS_SAVED, *MODELS)}
         near = difflib.get_close_matches(model.casefold()[:80], known, cutoff=0.4)
         raise PlanError(
-            f"unknown CPU model '{model[:80]}'",
+            f"unknown CPU model {model[:80]!r}",
             near=[known[one] for one in near] or (*AS_SAVED, "EPYC"),
         )
     for word in words:
@@ -108,17 +108,17 @@ def _setting(word: str) -> tuple[str, str]:
     if name not in known:
         near = difflib.get_close_matches(name[:80], known, cutoff=0.4)
         raise PlanError(
-            f"no check depends on the CPU feature '{name[:80]}'; leave it out",
+            f"no check depends on the CPU feature {name[:80]!r}; leave it out",
             near=near or tuple(FEATURES),
         )
     if name != _PHYS_BITS and value not in (*_ON, *_OFF):
-        raise PlanError(f"'{word[:80]}' is not +{name}, -{name}, {name}=on or {name}=off")
+        raise PlanError(f"{word[:80]!r} is not +{name}, -{name}, {name}=on or {name}=off")
     return name, value
 
 
 def _width(value: str) -> int:
     if not (value.isascii() and value.isdigit() and 32 <= int(value[:4]) <= 52):
-        raise PlanError(f"phys-bits={value[:80]}: not a number from 32 to 52")
+        raise PlanError(f"phys-bits={value[:80]!r}: not a number from 32 to 52")
     return int(value)
 
 

@@ -103,7 +103,7 @@ class Release:
 
 
 _BASE = re.compile(
-    r"v?(\d{1,2})\.(\d{1,3})(?!\d)(?:\.(\d{1,4})(?!\d)|(?!\.\d))((?![A-Za-z0-9]).*)",
+    r"v?(\d{1,2})\.(\d{1,3})(?!\d)(?:\.(\d{1,4})(?!\d)|(?!\.\d))((?![A-Za-z0-9])[^\x00-\x1f\x7f-\x9f]*)",
     re.ASCII | re.S,
 )
 _RC = re.compile(r"(?<![a-z])rc\d+", re.ASCII)

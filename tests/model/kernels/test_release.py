@@ -121,7 +121,9 @@ def test_tumbleweed_is_what_it_says() -> None:
     assert not parse("6.11.3-1-default").vendor_tree
 
 
-@pytest.mark.parametrize("text", ["", "six", "6", "6.", "tux-6.1", "6.1.12345", "61.1234.1"])
+@pytest.mark.parametrize(
+    "text", ["", "six", "6", "6.", "tux-6.1", "6.1-\x1b[31m", "6.1.12345", "61.1234.1"]
+)
 def test_what_is_not_a_release(text: str) -> None:
     with pytest.raises(ReleaseError) as caught:
         parse(text)
