@@ -18,7 +18,15 @@ from qemu_svm.diagnosis.facts import KVM_SAYS, Facts, Said
 from qemu_svm.diagnosis.kernels import Kernels, change_of, is_bug, repaired, since_words
 from qemu_svm.diagnosis.oops import Oops, rules_of
 from qemu_svm.diagnosis.results import Answer, KernelSaid, Likelihood, Why
-from qemu_svm.diagnosis.signs import UPDATE, msr_reason
+from qemu_svm.diagnosis.signs import (
+    COLLECT_DMESG,
+    COLLECT_EVENTS,
+    COLLECT_KERNEL,
+    COLLECT_STRACE,
+    COLLECT_STREAM,
+    UPDATE,
+    msr_reason,
+)
 from qemu_svm.errors import PathError, PlanError
 from qemu_svm.findings.check import check
 from qemu_svm.findings.qemus import qemu_plan
@@ -43,17 +51,6 @@ _OF_IOCTL = {
     "SET_MP_STATE": ("U-05",), "SET_DEBUGREGS": ("U-03",), "SET_CPUID2": ("U-01",),
     "PUT": ("SET-", "SV-", "C-", "R-", "U-"),
 }  # fmt: skip
-_COLLECT_EVENTS = (
-    "echo 1 > /sys/kernel/tracing/events/kvm/kvm_nested_vmenter_failed/enable on the destination, "
-    "try again, and give /sys/kernel/tracing/trace to svmstream why: it names the check"
-)
-_COLLECT_STREAM = "the stream: svmstream why FILE --log LOG compares the log with it"
-_COLLECT_KERNEL = "uname -r of both hosts: --from RELEASE --to RELEASE"
-_COLLECT_STRACE = (
-    "strace -f -y -v -e trace=ioctl of the program from its start, for svmstream why: it shows the "
-    "order of the ioctls"
-)
-_COLLECT_DMESG = "dmesg of the host from that time, for svmstream why"
 
 
 def diagnose(
@@ -164,14 +161,14 @@ class _Work:
         evidence: Sequence[str] = (),
         change: str = "",
     ) -> None:
-        # An answer with what is known of its rule; one that the stream confirms is certain.
+        # An answer with what is known of its rule, and what the stream says to it.
         found = BY_ID.get(change or change_of(rule))
         known = RULES.get(rule)
         of_stream = self._failing.get(rule)
         texts = [*([_quoted(said)] if said is not None else []), *evidence]
         offset, path = None, ""
         if of_stream is not None:
-            likelihood = Likelihood.CERTAIN
+            likelihood = min(likelihood, self._confirmed(of_stream), key=_RANK.__getitem__)
             offset, path = of_stream.offset, of_stream.path
             texts.append(f"stream: {of_stream.message}")
         self.answers.append(
@@ -183,6 +180,12 @@ class _Work:
                 None if said is None else said.line, offset, path,
             )
         )  # fmt: skip
+
+    def _confirmed(self, found: Finding) -> Likelihood:
+        # What a kernel refuses is certain if it is the kernel, or if all do.
+        some = self.kernels.destination is None and 0 < len(found.kernels) < len(released())
+        certain = found.severity is Severity.ERROR and not some
+        return Likelihood.CERTAIN if certain else Likelihood.LIKELY
 
     # --- the stream ---
 
@@ -298,7 +301,7 @@ class _Work:
         for rule, finding in self._failing.items():
             if rule.startswith(starts) and starts and finding.severity is Severity.ERROR:
                 known = RULES[rule]
-                self._add(Likelihood.CERTAIN, what, f"{known.fails_when}: {known.means}", rule,
+                self._add(Likelihood.LIKELY, what, f"{known.fails_when}: {known.means}", rule,
                           said=said)  # fmt: skip
 
     def _new_checks(self, what: str, said: Said) -> None:
@@ -338,9 +341,9 @@ class _Work:
             known = self._circumstances()
             self._causes(call.ioctl, call.error, causes(call.ioctl, error, known), said)
             if call.ioctl == "SET_NESTED_STATE":
-                self.collect.append(_COLLECT_EVENTS)
+                self.collect.append(COLLECT_EVENTS)
             if call.error == "EIO":
-                self.collect.append(_COLLECT_DMESG)
+                self.collect.append(COLLECT_DMESG)
 
     def _put(self, call: CallWords, said: Said) -> None:
         self.happened.append("KVM refused a part of the vCPU's state")
@@ -413,7 +416,7 @@ class _Work:
                         line=one.line,
                     )
                 )  # fmt: skip
-                self.collect.append(_COLLECT_STREAM)
+                self.collect.append(COLLECT_STREAM)
 
     def _msrs(self) -> None:
         for one in self.facts.msrs.values():
@@ -610,13 +613,13 @@ class _Work:
         if self.answers and _RANK[_ranked(self.answers)[0].likelihood] == 0:
             return
         if self.facts.recognised and self.machine is None:
-            self.collect.append(_COLLECT_STREAM)
+            self.collect.append(COLLECT_STREAM)
         if self.kernels.destination is None and (self.facts.recognised or self.machine is not None):
-            self.collect.append(_COLLECT_KERNEL)
+            self.collect.append(COLLECT_KERNEL)
         if self.facts.trace is None and self.facts.calls:
-            self.collect.append(_COLLECT_STRACE)
+            self.collect.append(COLLECT_STRACE)
         if not self.answers:
-            self.collect.append(_COLLECT_DMESG)
+            self.collect.append(COLLECT_DMESG)
 
 
 _TELLING = frozenset({("hang", "K-09"), ("vmware", "C-06"), ("vmrun-failed", "C-06")})

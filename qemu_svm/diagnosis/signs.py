@@ -14,17 +14,20 @@ from dataclasses import dataclass
 
 UPDATE = "update the kernel"
 PARTIAL = "msrs-partial"
-_COLLECT_DUMP = (
+COLLECT_DUMP = (
     "echo 1 > /sys/module/kvm_amd/parameters/dump_invalid_vmcb, try again, and give dmesg to "
     "svmstream why: it then has the VMCB that the processor refused"
 )
-_COLLECT_EVENTS = (
+COLLECT_EVENTS = (
     "echo 1 > /sys/kernel/tracing/events/kvm/enable, try again, and give "
     "/sys/kernel/tracing/trace to svmstream why: kvm_nested_vmenter_failed names the check"
 )
-_COLLECT_STRACE = (
+COLLECT_STRACE = (
     "strace -f -y -v -e trace=ioctl -p PID of the program, from its start, for svmstream why"
 )
+COLLECT_STREAM = "the stream: svmstream why FILE --log LOG compares the log with it"
+COLLECT_KERNEL = "uname -r of both hosts: --from RELEASE --to RELEASE"
+COLLECT_DMESG = "dmesg of the host from that time, for svmstream why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ SIGNS: tuple[Sign, ...] = (
         Reason("", "the registers that were put are a state that VMRUN does not accept (APM volume "
                "2, 15.5.1): CR0, CR4, EFER and CS contradict each other",
                "put SREGS as one KVM_GET_SREGS returned them", likely=True),
-        collect=(_COLLECT_DUMP,),
+        collect=(COLLECT_DUMP,),
     ),
     _sign(
         "vmrun-failed",
@@ -93,7 +96,7 @@ SIGNS: tuple[Sign, ...] = (
                "use a kernel without this check"),
         Reason("", "the registers of L2 or its controls are a state that VMRUN does not accept",
                "compare vmcb12 before and after with svmstream show, from two streams"),
-        collect=(_COLLECT_EVENTS,),
+        collect=(COLLECT_EVENTS,),
     ),
     _sign(
         "emulation",
@@ -104,7 +107,7 @@ SIGNS: tuple[Sign, ...] = (
         Reason("K-20", "the bitmap could not be read once, and the exit fields are stale", UPDATE),
         Reason("O-05", "L2 runs with registers that are not its own, in code that KVM cannot "
                "emulate", "put SREGS and REGS of L2"),
-        collect=(_COLLECT_STRACE,),
+        collect=(COLLECT_STRACE,),
     ),
     _sign(
         "internal-error",
@@ -112,7 +115,7 @@ SIGNS: tuple[Sign, ...] = (
         "KVM_RUN ended with an internal error",
         Reason("X-07", "L1's MSR bitmap or vmcb12 is not in the guest's memory",
                "restore all memory before the vCPU runs"),
-        collect=(_COLLECT_EVENTS,),
+        collect=(COLLECT_EVENTS,),
     ),
     _sign(
         "shutdown",
@@ -127,7 +130,7 @@ SIGNS: tuple[Sign, ...] = (
         Reason("X-06", "vmcb12 is not in the guest's memory: the next #VMEXIT shuts down",
                "restore all memory before the vCPU runs"),
         Reason("O-05", "the registers that were put are not L2's", "put SREGS and REGS of L2"),
-        collect=(_COLLECT_STRACE, _COLLECT_EVENTS),
+        collect=(COLLECT_STRACE, COLLECT_EVENTS),
     ),
     _sign(
         "hang",
@@ -141,13 +144,13 @@ SIGNS: tuple[Sign, ...] = (
                "put VCPU_EVENTS after NESTED_STATE"),
         Reason("O-04", "CPUID2 came after NESTED_STATE: KVM_RUN never returns (6.7 to 6.19)",
                "set CPUID2 before any state"),
-        collect=(_COLLECT_STRACE, _COLLECT_EVENTS),
+        collect=(COLLECT_STRACE, COLLECT_EVENTS),
     ),
     _sign(
         "dump-off",
         r"set kvm_amd\.dump_invalid_vmcb=1|kvm_amd\.dump_invalid_vmcb",
         "kvm_amd met an invalid VMCB or an exit that it does not know, and did not print it",
-        collect=(_COLLECT_DUMP,),
+        collect=(COLLECT_DUMP,),
     ),
     _sign(
         "unexpected-exit",
@@ -155,7 +158,7 @@ SIGNS: tuple[Sign, ...] = (
         "L1 or L2 left with an exit code that this KVM does not know",
         Reason("", "the host's processor has a feature that this KVM does not intercept properly",
                UPDATE),
-        collect=(_COLLECT_DUMP,),
+        collect=(COLLECT_DUMP,),
     ),
     _sign(
         "no-svm",
@@ -188,7 +191,7 @@ SIGNS: tuple[Sign, ...] = (
         "a hypervisor of VMware does not run its guests",
         Reason("C-06", "it asks for a TLB flush that KVM refuses at VMRUN: tlb_ctl is neither 0 "
                "nor 1, which is legal", "use a kernel without this check"),
-        collect=(_COLLECT_EVENTS,),
+        collect=(COLLECT_EVENTS,),
     ),
     _sign(
         PARTIAL,
@@ -200,7 +203,7 @@ SIGNS: tuple[Sign, ...] = (
                "CPUID, and those behind it were not set", "find the first MSR that is missing: "
                "compare kernel, kvm_amd's parameters (nested=1) and CPU model with the source's",
                likely=True),
-        collect=(_COLLECT_STRACE, "dmesg: unhandled wrmsr names the MSR"),
+        collect=(COLLECT_STRACE, "dmesg: unhandled wrmsr names the MSR"),
     ),
     _sign(
         "killed-vm",

@@ -625,6 +625,33 @@ def test_a_stream_alone() -> None:
     assert not svm.why(NPT, kernel="6.12.118").found
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "rule", "kernel", "likelihood"),
+    [
+        ("asid", 0, "C-02", None, Likelihood.CERTAIN),
+        ("tlb_ctl", 3, "C-06", None, Likelihood.LIKELY),
+        ("tlb_ctl", 3, "C-06", "6.1.75", Likelihood.CERTAIN),
+        ("tlb_ctl", 3, "", "6.1.76", Likelihood.POSSIBLE),
+    ],
+)
+def test_a_refusal_that_the_stream_confirms(
+    tmp_path: Path, sample: bytes, field: str, value: int, rule: str, kernel: str | None,
+    likelihood: Likelihood,
+) -> None:  # fmt: skip
+    with svm.open(NPT) as dump:
+        place = dump[f"vcpu0.nested.control.{field}"]
+    file = tmp_path / "bad.mig"
+    bad = value.to_bytes(place.size, "little")
+    file.write_bytes(sample[: place.offset] + bad + sample[place.offset + place.size :])
+    first = svm.why(file, errors="Failed to set nested state: EINVAL", kernel=kernel).answers[0]
+    assert first.likelihood is likelihood
+    if rule:
+        assert (first.rule, first.offset) == (rule, place.offset)
+        assert any(one.startswith("stream: ") for one in first.evidence)
+    else:
+        assert first.rule != "C-06"
+
+
 def test_qemu_s_message_is_explained_from_the_stream() -> None:
     line = (
         "qemu-system-x86_64: Machine type received is 'pc-i440fx-10.0' and local is 'pc-q35-10.0'"
