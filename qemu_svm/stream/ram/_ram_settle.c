@@ -137,15 +137,28 @@ struct final {
     uint32_t last;                                  /* the run that the last row is of */
 };
 
-static int
-grown(void *columns, size_t room, size_t size)
+/* The column with more room; the same one, if there is no memory. */
+static void *
+larger(void *column, size_t size, int *good)
 {
-    void *column = *(void **)columns;
-    void *larger = realloc(column, room * size);
+    void *found = realloc(column, size);
 
-    if (larger != NULL)
-        *(void **)columns = larger;
-    return larger != NULL;
+    *good = *good && found != NULL;
+    return found != NULL ? found : column;
+}
+
+static int
+more_room(struct final *final)
+{
+    const size_t room = final->room + final->room / 2 + 64;
+    int good = 1;
+
+    final->where = larger(final->where, room * sizeof *final->where, &good);
+    final->data = larger(final->data, room * sizeof *final->data, &good);
+    final->count = larger(final->count, room * sizeof *final->count, &good);
+    final->times = larger(final->times, room * sizeof *final->times, &good);
+    final->room = good ? room : final->room;
+    return good;
 }
 
 static int
@@ -161,16 +174,8 @@ emit(const struct runs *runs, struct final *final, uint32_t run, uint64_t page, 
         final->count[at - 1] += (uint32_t)(end - page);
         return 1;
     }
-    if (at == final->room) {
-        const size_t room = final->room + final->room / 2 + 64;
-
-        if (!grown(&final->where, room, sizeof *final->where) ||
-            !grown(&final->data, room, sizeof *final->data) ||
-            !grown(&final->count, room, sizeof *final->count) ||
-            !grown(&final->times, room, sizeof *final->times))
-            return 0;
-        final->room = room;
-    }
+    if (at == final->room && !more_room(final))
+        return 0;
     final->where[at] = page << KIND_BITS | kind;
     final->data[at] = runs->data[run] + (page - page_of(runs, run)) * runs->stride[kind];
     final->count[at] = (uint32_t)(end - page);
@@ -247,6 +252,36 @@ runs_of(const Py_buffer *where, const Py_buffer *count, const Py_buffer *data, s
     return good;
 }
 
+/* A column as bytes; it is freed, so that there are not two of all of them. */
+static int
+moved(PyObject *columns, Py_ssize_t number, void *column, size_t size)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(column, (Py_ssize_t)size);
+
+    free(column);
+    if (bytes != NULL)
+        PyTuple_SET_ITEM(columns, number, bytes);
+    return bytes != NULL;
+}
+
+static PyObject *
+columns_of(struct final *final)
+{
+    PyObject *columns = PyTuple_New(4);
+    int good = 0;
+
+    if (columns != NULL) {
+        good = moved(columns, 0, final->where, final->used * sizeof *final->where);
+        good &= moved(columns, 1, final->count, final->used * sizeof *final->count);
+        good &= moved(columns, 2, final->data, final->used * sizeof *final->data);
+        good &= moved(columns, 3, final->times, final->used);
+        *final = (struct final){.used = 0};
+    }
+    if (!good)
+        Py_CLEAR(columns);
+    return columns;
+}
+
 PyObject *
 ram_settle(PyObject *module, PyObject *args)
 {
@@ -272,11 +307,7 @@ ram_settle(PyObject *module, PyObject *args)
         else if (!good)
             PyErr_NoMemory();
         else
-            result = Py_BuildValue("y#y#y#y#",
-                                   (char *)final.where, final.used * sizeof *final.where,
-                                   (char *)final.count, final.used * sizeof *final.count,
-                                   (char *)final.data, final.used * sizeof *final.data,
-                                   (char *)final.times, final.used);
+            result = columns_of(&final);
         free(final.where);
         free(final.count);
         free(final.data);
