@@ -197,7 +197,7 @@ class Dump:
     @cached_property
     def problems(self) -> tuple[Finding, ...]:
         """Damage and contradictions, as ``svmstream inspect`` lists them."""
-        from qemu_svm.findings import findings
+        from qemu_svm.findings.inspection import findings
 
         return tuple(findings(self.machine))
 

@@ -37,7 +37,8 @@ from tests.support.builders import EOS, PAGE, RecordType, Section, counted, word
 MOST = 2.2
 """Times the CPU time that twice the input may take."""
 
-ENOUGH = 0.3  # seconds of CPU time that the smaller input of a pair takes
+ENOUGH = 0.3
+"""Seconds of CPU time that the smaller input of a pair takes."""
 LARGEST = 1 << 28  # bytes of an input
 STATUSES = (0, 1, 2, 3)
 
@@ -215,7 +216,9 @@ def measured(command: str, inputs: tuple[Path, Path]) -> tuple[float, float]:
     return float(cpu), int(memory) / 1024
 
 
-def growth(case: Case, folder: Path, rounds: int) -> tuple[int, list[tuple[float, float]], float]:
+def growth(
+    case: Case, folder: Path, rounds: int, enough: float
+) -> tuple[int, list[tuple[float, float]], float]:
     """Measure a case.
 
     :returns: the size in bytes of the smaller input, the least CPU seconds and the memory for
@@ -236,7 +239,7 @@ def growth(case: Case, folder: Path, rounds: int) -> tuple[int, list[tuple[float
     while True:
         inputs = made(size)
         length = inputs[1].stat().st_blocks * 512
-        if measured(case.command, inputs)[0] >= least + ENOUGH or 4 * length > LARGEST:
+        if measured(case.command, inputs)[0] >= least + enough or 4 * length > LARGEST:
             break
         shutil.rmtree(inputs[0].parent)
         size *= 2
@@ -253,6 +256,10 @@ def main() -> int:
     """Measure all cases, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each input is read")
+    parser.add_argument(
+        "--enough", type=float, default=ENOUGH, metavar="SECONDS",
+        help="CPU time that the smaller input takes, at least",
+    )  # fmt: skip
     parser.add_argument("cases", nargs="*", help="words of the names of cases")
     given = parser.parse_args()
     slow = []
@@ -262,8 +269,10 @@ def main() -> int:
         if given.cases and not any(part in name for part in given.cases):
             continue
         with tempfile.TemporaryDirectory(prefix="svmstream-growth-", dir=spool_directory()) as one:
-            length, ((time, memory), (twice, more)), least = growth(case, Path(one), given.rounds)
-        start = least if time - least > ENOUGH / 3 else 0
+            length, ((time, memory), (twice, more)), least = growth(
+                case, Path(one), given.rounds, given.enough
+            )
+        start = least if time - least > given.enough / 3 else 0
         ratio = (twice - start) / (time - start)
         print(
             f"| {name} | {length} | {time:.2f} | {twice:.2f} | {ratio:.2f} "

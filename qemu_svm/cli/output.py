@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -63,7 +62,9 @@ def print_lines(lines: Iterable[Text | str]) -> None:
         first: list[str] = []
     else:
         first, rows = [], 0
-        height = shutil.get_terminal_size().lines
+        from shutil import get_terminal_size
+
+        height = get_terminal_size().lines
         for line in printed:
             first.append(line)
             rows += 1 + line.count("\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,9 @@ if TYPE_CHECKING:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean …?`` with similar words, or nothing."""
-    near = difflib.get_close_matches(word.lower(), list(known), cutoff=0.5)
+    from difflib import get_close_matches
+
+    near = get_close_matches(word.lower(), list(known), cutoff=0.5)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.findings import findings
+from qemu_svm.findings.inspection import findings
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.rules import Severity
 from qemu_svm.source import BytesSource

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qemu_svm.findings import findings
 from qemu_svm.findings.compat import compatibility
+from qemu_svm.findings.inspection import findings
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.rules import Finding, Severity
 from qemu_svm.source import BytesSource, open_source

@@ -22,7 +22,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from qemu_svm.errors import SvmStreamError
-from qemu_svm.findings import findings
+from qemu_svm.findings.inspection import findings
 from qemu_svm.limits import Limits
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import find

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemu_svm.findings import findings
-from qemu_svm.findings.inspection import Inspection
+from qemu_svm.findings.inspection import Inspection, findings
 from qemu_svm.findings.results import Shown
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import Node, find

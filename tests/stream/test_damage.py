@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from qemu_svm.errors import StreamError, Truncated
-from qemu_svm.findings import findings
+from qemu_svm.findings.inspection import findings
 from qemu_svm.machine import read_machine
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, Walk, read_stream

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.findings import findings
+from qemu_svm.findings.inspection import findings
 from qemu_svm.machine import read_machine
 from qemu_svm.source import open_source
 from qemu_svm.stream import Kind, Walk, read_stream

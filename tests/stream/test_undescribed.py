@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qemu_svm.errors import StreamError, Truncated
-from qemu_svm.findings import findings
+from qemu_svm.findings.inspection import findings
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, Stream, Walk, read_stream

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemu_svm.findings import findings
+from qemu_svm.findings.inspection import findings
 from qemu_svm.machine import read_machine
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, Value, read_stream
