@@ -132,7 +132,9 @@ def test_headers_and_registers() -> None:
     assert set(found) >= {"X-10"}
     assert "X-08" in rules(vcpu.registers["vm_hsave_pa"].offset, bytes(8))
     assert judged(machine_of(PAGED), npt=False).findings[0].rule == "C-03"
-    assert judged(machine, maxphyaddr=20).findings[0].rule
+    wide = damaged(PLAIN, 0x550, 1 << 35)  # L1's CR3
+    assert "S-07" not in {one.rule for one in judged(wide).findings}
+    assert "S-07" in {one.rule for one in judged(wide, maxphyaddr=32).findings}
 
 
 def test_l1s_bitmap_outside_ram() -> None:
