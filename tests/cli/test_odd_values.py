@@ -12,8 +12,9 @@ import click
 import pytest
 
 from qemu_svm import cli
-from tests.conftest import STREAMS
+from tests.conftest import STREAMS, Run
 from tests.fuzz.inputs import vcpu_payload, vcpu_stream
+from tests.fuzz.test_targets import FOUND
 
 NAME = "qemu10.0-linux6.12-nested-npt"
 ODD = (
@@ -131,3 +132,19 @@ def test_odd_values(verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         number, shown = outcome([*words, *arguments], monkeypatch)
         assert number in range(6), arguments
         assert all(char.isprintable() or char in "\n\t" for char in shown), arguments
+
+
+@pytest.mark.parametrize("verb", ["inspect", "inspect --json", "ram", "check", "show"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_names_that_no_encoding_has(verb: str, locale: str, svmstream: Run, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff\xc3\xa9.bin")
+    path.write_bytes((FOUND / "stream" / "lone-surrogate").read_bytes())
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0"}
+    if locale == "C":
+        environment |= {"PYTHONUTF8": "0"}
+    arguments = [*verb.split(), path, *(["section:x"] if verb == "show" else [])]
+    done = svmstream(*arguments, env=environment)
+    assert done.returncode in (0, 1, 2, 3), done.stderr
+    encoding = "ascii" if locale == "C" and "json" in verb else "utf-8"
+    for text in (done.stdout.decode(encoding), done.stderr.decode()):
+        assert all(char.isprintable() or char == "\n" for char in text)

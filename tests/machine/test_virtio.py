@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -169,6 +170,7 @@ def test_devices_of_a_live_qemu(version: str, machine: str, tmp_path: Path) -> N
             time.sleep(0.5)
         monitor.run("stop")
         devices = asked(monitor)
+        listed = monitor.run("human-monitor-command", **{"command-line": "info qtree"})
         stream = tmp_path / "stream"
         monitor.run("migrate", uri=f"exec:cat > {stream}")
         while monitor.run("query-migrate").get("status") not in ("completed", "failed"):
@@ -182,6 +184,51 @@ def test_devices_of_a_live_qemu(version: str, machine: str, tmp_path: Path) -> N
     )
     for mine, theirs in pairs:
         assert mine == theirs
+    on_pci = sorted(filter(None, map(configured, ours)))
+    assert on_pci == listed_in(listed)
+    assert bool(on_pci) is (machine != "microvm")
+
+
+Configured = tuple[tuple[int, int, int, int], tuple[tuple[int, str, int], ...]]
+NOT_MAPPED = (1 << 64) - 1
+
+
+def listed_in(qtree: str) -> list[Configured]:
+    """Identity and BARs of each virtio-pci device in ``info qtree``."""
+    found = []
+    for device in qtree.split("dev: ")[1:]:
+        head = re.search(r"pci id (\w+):(\w+) \(sub (\w+):(\w+)\)", device)
+        if re.match(r"virtio-\S+-pci", device) and head is not None:
+            bars = re.findall(r"bar ([0-5]): (i/o|mem) at (0x[0-9a-f]+)", device)
+            identity = tuple(int(word, 16) for word in head.groups())
+            found.append((identity, tuple((int(n), kind, int(at, 16)) for n, kind, at in bars)))
+    return sorted(found)  # type: ignore[arg-type]
+
+
+def configured(device: VirtioDevice) -> Configured | None:
+    """The same of a device of a stream; None if it is not on PCI."""
+    config = device.tree.resolve("pci.config")
+    if config is None:
+        return None
+    number = config.number
+    identity = ("vendor_id", "device_id", "subsystem_vendor_id", "subsystem_id")
+    bar = config.child("bar")
+    assert bar is not None
+    words = bar.value
+    assert isinstance(words, tuple)
+    bars, at = [], 0
+    while at < len(words):
+        word = int(words[at])
+        wide = word & 7 == 4
+        if word & 1:
+            kind, place, on = "i/o", word & ~3, number("command") & 1
+        else:
+            high = int(words[at + 1]) << 32 if wide else 0
+            kind, place, on = "mem", (word & ~15) | high, number("command") & 2
+        if word:
+            bars.append((at, kind, place if on else NOT_MAPPED))
+        at += 2 if wide else 1
+    return tuple(number(name) for name in identity), tuple(bars)  # type: ignore[return-value]
 
 
 def asked(monitor: Monitor) -> list[dict[str, Any]]:
