@@ -251,6 +251,10 @@ _BEHAVIOUR: tuple[Change, ...] = (
         sets={"blank_cpuid_counts": True},
     ),
     Change(
+        "init-at-run", "INIT and SIPI with GIF clear are accepted by KVM_SET_MP_STATE", "6.17",
+        ("0fe3e8d804fd",), source="commit", sets={"gif_blocks_init": False},
+    ),
+    Change(
         "exit-code-64", "a failed VMRUN's exit code is all ones in 64 bits", "6.19",
         commits=("f402ecd7a8b6",), stable=_JANUARY, evidence=_READ, source=_REVIEWS,
     ),
@@ -269,10 +273,6 @@ _BEHAVIOUR: tuple[Change, ...] = (
         "cpuid-frozen", "KVM_SET_CPUID2 in guest mode is refused if it changes anything",
         "7.0", source="measured on 7.2; the first release is derived",
         sets={"late_cpuid": LateCpuid.REFUSED},
-    ),
-    Change(
-        "init-at-run", "INIT and SIPI with GIF clear are accepted by KVM_SET_MP_STATE", "7.0",
-        source="measured on 7.2; the first release is derived", sets={"gif_blocks_init": False},
     ),
     Change(
         "pat-with-npt", "PAT reaches the VMCB with NPT only", "7.0",
