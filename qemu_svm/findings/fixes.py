@@ -660,7 +660,12 @@ CHANGE_OF: dict[str, str] = {
 """The change that brought a check or repaired what another rule tells."""
 
 
+_ALSO: Mapping[str, tuple[str, ...]] = {"lma-without-pae-bug": ("SV-18", "K-26")}
+"""Rules about what a change makes of a state, where others brought or repaired them."""
+
+
 def rules_of(change: str) -> tuple[str, ...]:
-    """Ids of the rules that a change brought or repaired."""
+    """Ids of the rules that a change brought or repaired, or that tell what it is about."""
     own = [one.rule.id for one in FIXES if one.rule.change == change]
-    return (*own, *(rule for rule, named in CHANGE_OF.items() if named == change))
+    named = (rule for rule, of in CHANGE_OF.items() if of == change)
+    return (*own, *named, *_ALSO.get(change, ()))

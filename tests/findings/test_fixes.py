@@ -387,6 +387,8 @@ def test_every_change_with_a_number_or_a_commit_is_explained() -> None:
                 assert change in explained(spelling).changes
         if change.cve:
             assert rules_of(change.id), change.id
+        assert set(rules_of(change.id)) <= set(RULES)
+    assert rules_of("lma-without-pae-bug") == ("SV-18", "K-26")
     assert explained("2021-29657").changes
     assert explained("03bee264f8eb" + "0" * 28).changes
 
