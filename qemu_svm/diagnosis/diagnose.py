@@ -309,13 +309,15 @@ class _Work:
         if self.kernels.source is None or self.kernels.destination is None:
             return
         before = frozenset(self.kernels.source.set_nested_state)
-        for rule in self.kernels.destination.set_nested_state:
-            if rule not in before and rule in RULES:
-                why = (
-                    f"{RULES[rule].fails_when}: {self.kernels.destination.name} checks this, "
-                    f"{self.kernels.source.name} does not"
-                )
-                self._add(Likelihood.LIKELY, what, why, rule, said=said)
+        added = [
+            rule for rule in self.kernels.destination.set_nested_state
+            if rule not in before and rule in RULES
+        ]  # fmt: skip
+        names = (self.kernels.destination.name, self.kernels.source.name)
+        for rule in added:
+            why = f"{RULES[rule].fails_when}: {names[0]} checks this, {names[1]} does not"
+            few = len(added) <= _FEW_CHECKS
+            self._add(Likelihood.LIKELY if few else Likelihood.POSSIBLE, what, why, rule, said=said)
 
     def _with_kernel(self, cause: Cause) -> str:
         change = BY_ID.get(change_of(cause.rule))
@@ -623,6 +625,7 @@ class _Work:
 
 
 _TELLING = frozenset({("hang", "K-09"), ("vmware", "C-06"), ("vmrun-failed", "C-06")})
+_FEW_CHECKS = 2
 _LMA, _LME_LMA = 0x400, 0x500
 _AVIC = 0xC000_0000
 _SOFT = (3, 4)

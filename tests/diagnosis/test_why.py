@@ -319,6 +319,9 @@ def test_what_only_the_destination_checks_comes_first() -> None:
     line = "failed to set nested state: Invalid argument"
     first = _first(line, source="6.12.117", to="6.12.118")
     assert (first.rule, first.likelihood) == ("SV-18", Likelihood.LIKELY)
+    far = _why(line, source="5.10.100", to="6.1.170")
+    assert not far.sure, "many checks came in between"
+    assert "C-04" in {one.rule for one in far.answers}
     assert "C-06" not in {one.rule for one in _why(line, to="6.1.76").answers}
     assert "C-06" in {one.rule for one in _why(line, to="6.1.75").answers}
 
