@@ -112,9 +112,13 @@ def repaired(number: str, severity: Severity, change: str, when: str, means: str
     """Return the rule about a bug that a change of the table repaired."""
     fixed = BY_ID[change]
     named = [*fixed.cve, *(f"commit {one}" for one in fixed.commits)]
+    do = {
+        Side.SOURCE: "save again on a kernel with the fix",
+        Side.DESTINATION: "use a kernel with the fix",
+        Side.BOTH: "use kernels with the fix on both sides",
+    }[fixed.side]
     return Rule(
-        number, severity, RuleKind.ADVISORY, when, means,
-        f"use a kernel with the fix: {fixed.fixed_in}",
+        number, severity, RuleKind.ADVISORY, when, means, f"{do}: {fixed.fixed_in}",
         ", ".join(named) or fixed.source,
         scope=f"without the fix ({fixed.fixed_in})", change=change,
     )  # fmt: skip
