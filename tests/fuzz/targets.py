@@ -595,7 +595,7 @@ TARGETS: dict[str, Target] = {
         command_line, _command_seeds, _JSON + (b"vcpu0", b"section:", b"\n\n"), 200_000
     ),
     "ram": Target(ram, _ram_seeds),
-    "vmdesc": Target(vmdesc, _descriptions, _JSON + _FIELDS),
+    "vmdesc": Target(vmdesc, _descriptions, _JSON + _FIELDS, 120_000),
     "dump": Target(
         dump, _texts(_DUMP), _JSON + (b'"Fields"', b'"Subsections"', b'"field_exists"', b'"Struct"')
     ),
@@ -603,6 +603,7 @@ TARGETS: dict[str, Target] = {
         vmstate,
         lambda: [builders.description([one])[5:] + b"\0" + one.payload for one in inputs.SECTIONS],
         _JSON + _FIELDS,
+        120_000,
     ),
     "qcow2": Target(qcow2, lambda: [b"\0" + one[4:] for one in inputs.qcow2_images()]),
     "libvirt": Target(
@@ -660,6 +661,6 @@ TARGETS: dict[str, Target] = {
         ),
         (b"vcpu", b"nested", b"control", b"l1_save", b"section:", b"@", b"[0]", b"9" * 400),
     ),
-    "qmp": Target(qmp, _texts(*_ANSWERS), _JSON),
+    "qmp": Target(qmp, _texts(*_ANSWERS), _JSON, 120_000),
     "frames": Target(frames, _texts(b"\1\0\0\0\1\2\0\0\0{}", b"\0\0\0\0\2\4\0\0\0\1\0\0\0"), _JSON),
 }
