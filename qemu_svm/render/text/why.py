@@ -61,7 +61,9 @@ def _head(result: Why) -> Iterable[Text]:
     used = result.facts.used
     kinds = ", ".join(f"{count} of {kind}" for kind, count in used.most_common() if count)
     if result.log is not None:
-        yield from _wrapped(f"{result.facts.lines} lines, recognised: {kinds or 'none'}", 2)
+        count = result.facts.lines
+        lines = f"{count} line{'s' * (count != 1)}"
+        yield from _wrapped(f"{lines}, recognised: {kinds or 'none'}", 2)
     for word, kernel in (("from", result.source), ("to", result.destination)):
         if kernel is not None:
             yield Text(f"  {word} Linux {printable(kernel.name)}{_given(kernel)}")
