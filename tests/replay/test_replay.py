@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.replay.compare import Comparison, Mismatch, compare
 from qemu_svm.replay.conform import Guest, conform
 from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult, kernel_of, profile_of
+from qemu_svm.replay.memory import with_idt
 from qemu_svm.replay.replay import against_model, perform
 from tests.model.recorded import Recording
 from tests.model.test_recorded import disagreement
@@ -176,3 +178,29 @@ def test_flat_names_are_what_kvm_shows(in_box: InBox, plain: Guest) -> None:
         assert comparable(name, theirs[name]) == 0
     wrong = dict(theirs, **{"l1.cr3": 1, "sregs.cs": [0, 0, 0, 0]})
     assert differences(ours, wrong) == ["l1.cr3", "sregs.cs"]
+
+
+OUTSIDE = "vmcb_pa=0x7ff000000"  # no memory
+KNOWN = {
+    # L1's CR0 after guest mode was left, and two runs of L1.
+    "cpuid,sregs:cr0=0x80010011,nested,regs,nested:flags=0x100,run,run": ["l1", "l1"],
+    # L1 does not intercept CPUID, so L2 stays.
+    "cpuid,sregs,nested:@0xc/4=0,regs,run,get,run": ["l2", "l2"],
+    # #GP instead of #VMEXIT: L2's own handler, none, and one that L1 intercepts.
+    f"cpuid,sregs,nested:{OUTSIDE},regs,run,get": ["l2"],
+    f"cpuid,sregs:idt.base=0:idt.limit=0,nested:{OUTSIDE},regs,run,get": ["SHUTDOWN"],
+    f"cpuid,sregs,nested:{OUTSIDE}:@0x8/4=0x2000,regs,run": ["hang"],
+    # The reset vector.
+    "run,run": ["l1", "l1"],
+}
+
+
+def test_where_the_code_is_known_all_is_compared(in_box: InBox, plain: Guest) -> None:
+    known = replace(plain, saved=with_idt(plain.ram.read, plain.saved))
+    runs = replayed(in_box, known, list(KNOWN), shorten=True, seconds=5)
+    for (text, ends), (_, seen, simulation, comparison) in zip(KNOWN.items(), runs, strict=True):
+        model = [one.outcome.result for one in simulation.results if one.outcome is not None]
+        assert (comparison.first(), model) == (None, ends), text
+        memory = text.startswith("run")  # this guest has none at the reset vector
+        assert (comparison.open is not None) is (memory or ends == ["hang"]), text
+        assert seen.end == "done"
