@@ -53,7 +53,9 @@ _BY_STUB = frozenset(
     {"shadow", "regs.rip", *(f"regs.{name}" for name in ("rax", "rbx", "rcx", "rdx"))}
 )
 """State that the code of a shortened replay changes: it may execute CPUID."""
-_BY_EXCEPTION = frozenset({"regs.rsp", "regs.rflags", "sregs.cr2", "sregs.cs", "sregs.ss"})
+_BY_EXCEPTION = frozenset(
+    {"regs.rsp", "regs.rflags", "regs.dr6", "sregs.cr2", "sregs.cs", "sregs.ss"}
+)
 """What the delivery of an exception changes besides."""
 _IN_CTL = frozenset(
     f"ctl.{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from qemu_svm.replay.compare import Comparison, Mismatch, compare
 from qemu_svm.replay.conform import Guest
 from qemu_svm.replay.encode import STOP_PORT
 from qemu_svm.replay.job import ReplayJob, ReplayResult, ReplayStep, RunResult, decode
+from qemu_svm.replay.memory import handlers, with_idt
 from qemu_svm.replay.target import JobResult
 
 STOP = Exit(0, IO, {"out": 1, "size": 1, "port": STOP_PORT, "count": 1, "data_offset": 4096})
@@ -71,6 +73,19 @@ def test_l1_is_compared_where_its_code_is_known(plain: Guest) -> None:
     found = compare(simulation, other, shortened=False)
     assert found.equal
     assert found.open is not None
+
+
+def test_a_handler_may_have_changed_what_its_exception_changes(plain: Guest) -> None:
+    """RFLAGS.TF: the #DB sets a bit of DR6, and its handler is known as well."""
+    known = replace(plain, saved=with_idt(plain.ram.read, plain.saved))
+    simulation = simulated(known, "6.1", "cpuid,sregs:l1,sregs,regs:rflags=0x107,run")
+    changed = {"regs.rip": handlers(known.saved.sregs).start, "regs.dr6": 0xFFFF4FF0}
+    run = RunResult("exit", STOP)
+    found = compared(simulation, seen(simulation, run=run, **changed))
+    assert (found.equal, found.open) == (True, None)
+    changed["regs.rip"] = known.saved.regs["rip"]
+    found = compared(simulation, seen(simulation, run=run, **changed))
+    assert found.first() == (5, Mismatch("regs.dr6", 0xFFFF0FF0, 0xFFFF4FF0))
 
 
 def test_l2_that_does_not_exit_is_simulated_again(plain: Guest) -> None:
