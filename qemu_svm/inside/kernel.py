@@ -12,13 +12,18 @@ from qemu_svm.inside.layout import Layout, read_layout
 _LIMIT = 64 << 20  # bytes; the types of a kernel have 5 MB
 
 
+class NoTypes(EnvironmentFault):
+    """The kernel does not have the types of kvm-amd."""
+
+
 def copied_layout(folder: Path, answer: bytes, module: bytes | None = None) -> Layout:
     """Return the layout of a kernel.
 
     :param folder: where the agent copied the types to.
     :param answer: what it printed (``types``).
     :param module: types of kvm-amd, complete in themselves, in place of the kernel's own.
-    :raises EnvironmentFault: the types are damaged, or kvm-amd's are missing.
+    :raises NoTypes: kvm-amd's are missing.
+    :raises EnvironmentFault: the types are damaged.
     """
     try:
         names = [str(name) for name in json.loads(answer)["files"]]
@@ -32,7 +37,7 @@ def copied_layout(folder: Path, answer: bytes, module: bytes | None = None) -> L
         return read_layout(Btf(_read(folder / "kvm_amd"), kernel, path))
     if kernel.structure("vcpu_svm") is not None:
         return read_layout(kernel)  # built in
-    raise EnvironmentFault(
+    raise NoTypes(
         "the types of kvm_amd are missing: /sys/kernel/btf/kvm_amd does not exist",
         hint="kernels have types of modules since 5.11, with CONFIG_DEBUG_INFO_BTF_MODULES",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from qemu_svm.errors import EnvironmentFault, LabError, SvmStreamError
-from qemu_svm.inside.kernel import copied_layout
+from qemu_svm.inside.kernel import NoTypes, copied_layout
 from qemu_svm.inside.layout import Layout
 from qemu_svm.kvm.agent import CRASHED, STUCK
 from qemu_svm.kvm.device import KVM_PATH
@@ -168,8 +168,18 @@ class InBox:
                 copies = tempfile.TemporaryDirectory(prefix="types", dir=self.folder)
             with copies as name:
                 place = f"{self._inside}/{Path(name).name}"
-                self._layout = copied_layout(Path(name), self._answer("types", place), self._types)
+                self._layout = self._layout_of(Path(name), self._answer("types", place))
         return self._layout
+
+    def _layout_of(self, folder: Path, answer: bytes) -> Layout:
+        # A kernel without types of modules (5.10) has those of a module built like its own.
+        try:
+            return copied_layout(folder, answer, self._types)
+        except NoTypes:
+            from qemu_svm.lab.trial.workshop import own_types
+
+            self._types = own_types(self.box.versions["kernel"])
+            return copied_layout(folder, answer, self._types)
 
     def _answer(self, *arguments: str) -> bytes:
         done = self.box.run(self._agent(*arguments), timeout=120, env=self._environment)

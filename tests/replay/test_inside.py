@@ -120,3 +120,25 @@ def test_an_answer_that_is_no_look(in_box: InBox) -> None:
 def test_every_rule_has_a_reason() -> None:
     assert all(rule.reason and rule.names for rule in RULES)
     assert len({rule.id for rule in RULES}) == 6
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "cpuid,sregs,nested,sregs:cr3=0x105000,nested",
+        "cpuid,sregs,nested,regs,msrs,nested:@0x58/4=0:@0x550=0x111000",
+        "cpuid,sregs,nested,nested:flags=0x100",
+    ],
+)
+def test_the_merged_code_never_fills_the_save_cache(in_box: InBox, plain: Guest, plan: str) -> None:
+    """The last column of the table in docs/save-cache.md."""
+    (found,) = perform(in_box, plain.ram, [job(plain, plan)], in_box.probe(), in_box.layout())
+    for step in found.steps:
+        assert step.inside is not None
+        assert step.inside["nested.save.cr3"] == step.inside["nested.save.efer"] == 0
+        assert step.inside["nested.save.cs"] == [0, 0, 0, 0]
+    last = found.steps[-1].inside
+    assert last is not None
+    assert last["vmcb01.save.cr3"] == plain.saved.l1().get("cr3")
+    second = 0x105000 if "sregs:" in plan else plain.saved.sregs.get("cr3")
+    assert last["arch.cr3"] == second

@@ -134,6 +134,19 @@ def built_module(kernel: Built, patch: Patch | None, *, progress: Progress = SIL
     return _unpacked(made)
 
 
+def own_types(version: str, *, progress: Progress = SILENT) -> bytes:
+    """Return the BTF of a kernel's kvm-amd, built from the same source.
+
+    :param version: of the kernel's package.
+    :raises LabError: it is no kernel of a suite, or cannot be built.
+    """
+    series = "{}.{}".format(*order_of(version))
+    kernel = cache.find(of_kernel(series))
+    if kernel is None or kernel.manifest.kernel != version:
+        raise LabError(f"no suite in the cache has the source of Linux {version}")
+    return built_module(kernel, None, progress=progress).types
+
+
 def _with_words(data: bytes, words: dict[str, list[str]]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:

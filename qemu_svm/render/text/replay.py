@@ -105,8 +105,8 @@ def _changes(before: Observed, after: Observed, *, verbose: bool) -> Iterator[li
 
 
 def _inside(before: Inside, after: Inside, *, verbose: bool) -> Iterator[Text]:
-    current = after.get("current", "vmcb01")
-    yield Text(f"{INDENT}inside: {current} is current{_save_cache(after)}", KEY)
+    current = f"{after['current']} is current" if "current" in after else "there is one VMCB"
+    yield Text(f"{INDENT}inside: {current}{_save_cache(after)}", KEY)
     rows: list[list[str | Text]] = []
     for name, value in after.items():
         old = before.get(name)
