@@ -56,8 +56,6 @@ class Source(sdist):
         super().make_distribution()
 
 
-PARTS = ("", "_ahead", "_copy", "_help", "_settle")
-
 setup(
     packages=[*find_packages(include=["qemu_svm*"]), *DATA],
     package_dir=DATA,

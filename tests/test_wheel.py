@@ -184,9 +184,9 @@ def test_completion_of_other_shells(shell: str, path: str, installed: Installed)
 
 def test_the_wheel_has_what_the_help_refers_to(installed: Installed) -> None:
     (docs,) = installed.prefix.glob("lib/python*/site-packages/qemu_svm/_data/docs")
-    assert {one.name for one in docs.iterdir()} == {
-        one.name for one in (ROOT / "docs").glob("*.md")
-    }
+    here = ROOT / "docs"
+    wanted = {one.relative_to(here) for one in here.rglob("*") if one.is_file()}
+    assert {one.relative_to(docs) for one in docs.rglob("*") if one.is_file()} == wanted
 
 
 def test_svmtrace_is_built_from_the_wheel(installed: Installed, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ moved(PyObject *columns, Py_ssize_t number, void *column, size_t size)
 
     free(column);
     if (bytes != NULL)
-        PyTuple_SET_ITEM(columns, number, bytes);
+        PyTuple_SetItem(columns, number, bytes);
     return bytes != NULL;
 }
 
