@@ -14,7 +14,7 @@ from qemu_svm.diagnosis import dump as dumps
 from qemu_svm.diagnosis.calls import CallWords
 from qemu_svm.diagnosis.dump import DumpMatch, VmcbDump
 from qemu_svm.diagnosis.events import rule_of
-from qemu_svm.diagnosis.facts import KVM_SAYS, Facts, Said
+from qemu_svm.diagnosis.facts import KVM_SAYS, OF_QEMU, Facts, Said
 from qemu_svm.diagnosis.kernels import Kernels, change_of, is_bug, repaired, since_words
 from qemu_svm.diagnosis.oops import Oops, rules_of
 from qemu_svm.diagnosis.results import Answer, KernelSaid, Likelihood, Why
@@ -40,7 +40,7 @@ from qemu_svm.model.profile import Profile
 from qemu_svm.model.profiles import profiles, released
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.rules import Finding, Severity
-from qemu_svm.trace.causes import Cause, Circumstances, causes
+from qemu_svm.trace.causes import EFER_SVME, Cause, Circumstances, causes
 from qemu_svm.trace.verdict import RuleOutcome
 
 _RANK = {Likelihood.CERTAIN: 0, Likelihood.LIKELY: 1, Likelihood.POSSIBLE: 2}
@@ -340,10 +340,15 @@ class _Work:
             if call.error == "EIO":
                 self._killed(f"{name} failed with EIO", said)
             error = call.error or "EINVAL"
-            known = self._circumstances()
+            known = self._circumstances(said)
             self._causes(call.ioctl, call.error, causes(call.ioctl, error, known), said)
             if call.ioctl == "SET_NESTED_STATE":
                 self.collect.append(COLLECT_EVENTS)
+                if known.accepted:
+                    self.happened.append(
+                        "the model of that kernel accepts the state in the stream: the cause is "
+                        "what the host offers, or what the program did"
+                    )
             if call.error == "EIO":
                 self.collect.append(COLLECT_DMESG)
 
@@ -355,11 +360,20 @@ class _Work:
         if call.error == "EIO":
             self._killed("a put failed with EIO", said)
 
-    def _circumstances(self) -> Circumstances:
-        efer = None
-        if self.machine is not None and self.machine.vcpus:
-            efer = self.machine.vcpus[0].get("efer")
-        return Circumstances(efer=efer)
+    def _circumstances(self, said: Said) -> Circumstances:
+        efer, svme = None, None
+        in_order = OF_QEMU.search(said.text) is not None
+        vcpus = self.machine.vcpus if self.machine is not None else ()
+        if vcpus:
+            efer = vcpus[0].get("efer")
+            svme = bool(efer & EFER_SVME) if in_order and efer is not None else None
+        refused = any(
+            one.severity is Severity.ERROR and one.rule.startswith(_OF_IOCTL["SET_NESTED_STATE"])
+            for one in self._failing.values()
+        )
+        nested = any(vcpu.nested is not None for vcpu in vcpus)
+        accepted = nested and self.kernels.destination is not None and not refused
+        return Circumstances(cpuid=in_order or None, svme=svme, efer=efer, accepted=accepted)
 
     def _killed(self, what: str, said: Said, evidence: Sequence[str] = ()) -> None:
         kernel = self.kernels.destination

@@ -26,6 +26,8 @@ _STRACE = re.compile(r"\bioctl\(-?\d")
 _RESULT = re.compile(r"err|ret|fail|code", re.IGNORECASE)
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _QEMU = re.compile(r"qemu|\bkvm[\w.-]{0,30}: ", re.IGNORECASE)
+OF_QEMU = re.compile(r"qemu|kvm_(?:set|put)_nested_state|kvm_arch_put", re.IGNORECASE)
+"""A message of QEMU, which sets CPUID, then SREGS, then the nested state."""
 _TELLING = re.compile(
     r"kvm|svm|vmcb|nested|v ?cpu|msr|reg|cpu|fault|entry|guest|vmware|esx|vmrun|vmexit|\bL2\b"
     r"|lockup|stall|hung|hang|qemu|fail|error|mismatch|unsupported|unknown|state|machine type|block"

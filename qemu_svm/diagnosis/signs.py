@@ -68,6 +68,11 @@ def _sign(
     return Sign(number, re.compile(pattern, re.IGNORECASE), what, reasons, collect)
 
 
+_OF_SVM = (
+    r"(?:npt|lbrv|svm-?lock|nrip-?save|tsc-?scale|vmcb-?clean|flushbyasid|decodeassists"
+    r"|pause-?filter|pfthreshold|avic|v-vmsave-vmload|vgif|svme-addr-chk|vnmi)"
+)
+
 SIGNS: tuple[Sign, ...] = (
     _sign(
         "entry-refused-vmx",
@@ -171,6 +176,17 @@ SIGNS: tuple[Sign, ...] = (
         Reason("R-05", "the guest's CPUID has no svm, and its EFER has SVME: kvm_amd is loaded "
                "with nested=0 (or the CPU model has no svm)",
                "load kvm_amd with nested=1 and use the source's CPU model with svm=on",
+               likely=True),
+    ),
+    _sign(
+        "no-svm-feature",
+        rf"(?:missing|unsupported|lacks?|removed) (?:cpu )?features?:? .{{0,80}}\b{_OF_SVM}\b"
+        rf"|requested feature:? .{{0,60}}\b{_OF_SVM}\b"
+        rf"|\b{_OF_SVM}\b.{{0,60}}(?:missing|not (?:supported|available|offered)|unavailable)",
+        "the destination does not offer a feature of nested SVM to the guest",
+        Reason("", "the processor, kvm_amd's parameters (npt, vgif, nrips, …) or the kernel of the "
+               "destination lack a feature that the source's CPU model has",
+               "svmstream doctor on both hosts shows which; use a CPU model without it",
                likely=True),
     ),
     _sign(

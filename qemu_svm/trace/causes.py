@@ -33,6 +33,7 @@ class Circumstances:
     :param efer: EFER in this call's argument.
     :param memory: a memory region was set.
     :param on: the kind of file descriptor that it was called on.
+    :param accepted: the model of the kernel concerned accepts this nested state.
     """
 
     cpuid: bool | None = None
@@ -43,6 +44,7 @@ class Circumstances:
     efer: int | None = None
     memory: bool | None = None
     on: Level | None = None
+    accepted: bool = False
 
 
 UNKNOWN = Circumstances()
@@ -100,6 +102,10 @@ def _after_nested(known: Circumstances) -> bool | None:
 
 def _without_svme(known: Circumstances) -> bool | None:
     return None if known.svme is None else not known.svme
+
+
+def _not_accepted(known: Circumstances) -> bool | None:
+    return False if known.accepted else None
 
 
 def _with_svme(known: Circumstances) -> bool | None:
@@ -174,14 +180,17 @@ _ROWS: tuple[_Row, ...] = (
          "EFER.SVME is clear and the flags are not exactly GIF_SET",
          "outside guest mode pass flags 0x100", _without_svme),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-01",
-         "the format is not SVM: the state is of an Intel host", "restore on the same vendor"),
+         "the format is not SVM: the state is of an Intel host", "restore on the same vendor",
+         _not_accepted),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "C-06",
          "tlb_ctl is neither 0 nor 1, as VMware sets it: legal for the processor, refused by this "
-         "check", "use a kernel without this check"),
+         "check", "use a kernel without this check",
+         _not_accepted),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "C-03",
          "L1 uses nested paging and the host has npt=0", "load kvm_amd with npt=1"),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-18",
-         "L1's EFER has LMA without LME, which no processor has", ""),
+         "L1's EFER has LMA without LME, which no processor has", "",
+         _not_accepted),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-17",
          "L2 has a PAT of its own, and gpat in the header is not valid",
          "leave the quirk enabled, or carry hdr.svm.gpat"),
@@ -189,15 +198,20 @@ _ROWS: tuple[_Row, ...] = (
          "an address (vmcb12, a bitmap, CR3) is above the guest's MAXPHYADDR", _MODEL),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "",
          "the controls or the save area are not valid (rules SET-, SV-, C-): svmstream check FILE "
-         "tells which", ""),
+         "tells which", "",
+         _not_accepted),
     _Row(("SET_NESTED_STATE",), ("EINVAL",), "SV-04",
-         "the vCPU is in SMM and the state says guest mode", "put VCPU_EVENTS afterwards"),
+         "the vCPU is in SMM and the state says guest mode", "put VCPU_EVENTS afterwards",
+         _not_accepted),
     _Row(("SET_NESTED_STATE", "GET_NESTED_STATE"), ("EINVAL", "ENOTTY"), "",
          "KVM has no nested state: kvm_amd with nested=0, or a kernel before 5.8",
          "load kvm_amd with nested=1"),
     _Row(("SET_NESTED_STATE", "GET_NESTED_STATE"), ("EFAULT",), "",
          "the buffer is smaller than its size field says, or unmapped",
          "pass a buffer of KVM_CAP_NESTED_STATE bytes (4224 on AMD)"),
+    _Row(("SET_NESTED_STATE",), ("E2BIG",), "",
+         "KVM does not return E2BIG here: it is GET_NESTED_STATE's, or the program's own",
+         "find the ioctl with strace"),
     _Row(("GET_NESTED_STATE",), ("E2BIG",), "GET-02",
          "the size field is smaller than the state: 4224 bytes in guest mode, 128 outside",
          "set size to what KVM_CHECK_EXTENSION(KVM_CAP_NESTED_STATE) returns"),

@@ -722,3 +722,27 @@ def test_other_verbs_point_here(svmstream: Run, verb: str, tmp_path: Path) -> No
     done = svmstream(verb, log, *([log] if verb == "diff" else []))
     assert done.returncode == 3
     assert b"svmstream why" in done.stderr
+
+
+def test_what_the_stream_rules_out() -> None:
+    # QEMU's order is known, the state is SVM's, and the kernel's checks accept it.
+    line = "qemu-system-x86_64: kvm: kvm_set_nested_state failed: Invalid argument"
+    found = svm.why(NPT, errors=(line,), kernel="6.12.118")
+    rules = {one.rule for one in found.answers}
+    assert rules == {"C-03", "SV-05", ""}
+    assert any("accepts the state in the stream" in text for text in found.happened)
+    assert {"O-01", "SV-01", "C-06"} <= {one.rule for one in _why(line).answers}
+    # Another program may use another order.
+    others = svm.why(NPT, errors=("set_nested_state: EINVAL",), kernel="6.12.118")
+    assert "O-01" in {one.rule for one in others.answers}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "error: guest CPU doesn't match specification: missing features: npt,nrip-save",
+        "warning: host doesn't support requested feature: CPUID.8000000AH:EDX.vgif [bit 16]",
+    ],
+)
+def test_a_feature_of_svm_that_is_not_offered(line: str) -> None:
+    assert "lack a feature" in _first(line).why
