@@ -32,7 +32,6 @@ WINDOWED = frozenset({"xz", "zstd"})
 
 _STEP = 64 * KIB
 _SNIFFED = 16
-_SKIPPABLE = 0x184D2A50  # and the next 15 numbers; RFC 8878, section 3.1.2
 _MOST_SKIPPED = MIB
 _XZ_MORE = 4 * MIB  # memory of xz in addition to its window
 
@@ -56,14 +55,23 @@ def sniff(head: bytes) -> str:
 
 
 def sniff_feed(feed: Feed) -> str:
-    """Return the same for a feed; frames that zstd and lz4 skip may come first."""
-    start, head = 0, feed.peek(_SNIFFED)
-    while int.from_bytes(head[:4], "little") & ~0xF == _SKIPPABLE and len(head) >= 8:
-        start += 8 + int.from_bytes(head[4:8], "little")
-        if start > _MOST_SKIPPED:
-            return "zstd"  # its own tool writes such frames; lz4's does not
-        head = feed.peek(start + _SNIFFED)[start:]
-    return sniff(head) if not start else "zstd" if sniff(head) == "zstd" else "none"
+    """Return the same for a feed; frames that zstd and lz4 skip may come first.
+
+    Source: RFC 8878, section 3.1.2.
+    """
+    head = feed.peek(_SNIFFED)
+    if not _skippable(head, 0):
+        return sniff(head)
+    head = feed.peek(_MOST_SKIPPED + _SNIFFED)
+    at = 0
+    while _skippable(head, at):
+        at += 8 + int.from_bytes(head[at + 4 : at + 8], "little")
+    # Behind that many bytes it is zstd: its own tool writes such frames, that of lz4 does not.
+    return "zstd" if at > _MOST_SKIPPED or sniff(head[at : at + _SNIFFED]) == "zstd" else "none"
+
+
+def _skippable(data: bytes, at: int) -> bool:
+    return len(data) >= at + 8 and data[at + 1 : at + 4] == b"\x2a\x4d\x18" and data[at] >> 4 == 5
 
 
 def reader(raw: Raw, compression: str, path: str, window: int = DEFAULT.window_bytes) -> Read:

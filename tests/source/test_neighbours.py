@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from qemu_svm.errors import StreamError
-from qemu_svm.findings import findings
+from qemu_svm.findings.inspection import findings
 from qemu_svm.machine import read_machine
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.stream import Kind, read_stream
@@ -143,6 +143,16 @@ def test_zstd_behind_a_skippable_frame(skipped: int, number: int, tmp_path: Path
     with open_source(str(path)) as source:
         assert source.layers == ("zstd",)
         assert source.read_at(0, 1 << 20) == data
+
+
+def test_many_skippable_frames_are_skipped_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.zst"
+    data = builders.stream([DEVICE])
+    for count in (100, 70_000, 200_000):  # the last are more than are looked at
+        head = b"\x50\x2a\x4d\x18\0\0\0\0" * count
+        path.write_bytes(head + zstandard.ZstdCompressor().compress(data))
+        with open_source(str(path)) as source:
+            assert source.read_at(0, 1 << 20) == data
 
 
 def tar() -> bytes:
