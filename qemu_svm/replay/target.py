@@ -32,6 +32,7 @@ Json = dict[str, Any]
 
 SVM_STATE = layouts.NESTED_STATE_SIZE
 """KVM_CAP_NESTED_STATE of an AMD host with nested virtualisation."""
+_ANSWERS = 256 << 20  # bytes that the agent may answer between two looks at its file
 POLL_SECONDS = 0.05
 """Interval at which the file of results is read."""
 
@@ -140,6 +141,23 @@ def write_jobs(path: Path, description: Json, jobs: Sequence[Json]) -> None:
             out.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
+def _line(text: bytes) -> Json:
+    # A kernel under test may have damaged what the agent wrote.
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise EnvironmentFault(f"the agent's answer cannot be read: {error}") from None
+    kinds = {"id": str, "end": str, "error": str, "state": dict, "step": int}
+    if (
+        not isinstance(line, dict)
+        or "id" not in line
+        or not {"end", "error", "state"} & set(line)
+        or any(not isinstance(line[name], kind) for name, kind in kinds.items() if name in line)
+    ):
+        raise EnvironmentFault("the agent's answer cannot be read: it is not about a job")
+    return line
+
+
 class Results:
     """Reads the agent's lines as they arrive, by job.
 
@@ -157,14 +175,16 @@ class Results:
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(_ANSWERS + 1)
         except FileNotFoundError:
             return False, []
+        if len(data) > _ANSWERS:
+            raise EnvironmentFault(f"the agent answered more than {_ANSWERS >> 20} MiB at once")
         self._offset += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
         ended = []
         for text in lines:
-            line = json.loads(text)
+            line = _line(text)
             job = self._current.setdefault(line["id"], JobResult(line["id"]))
             if "end" in line:
                 job.end = line["end"]
