@@ -29,7 +29,7 @@ from qemu_svm.replay.shrink import shrink
 from qemu_svm.replay.target import Probe, Target
 
 BATCH = 600
-_QUICK, _PATIENT = 0.5, 5.0  # seconds for KVM_RUN
+_QUICK, _PATIENT = 0.5, 20.0  # seconds for KVM_RUN
 _IRQCHIP = 0.2  # of the sequences have KVM's own local APIC
 
 
