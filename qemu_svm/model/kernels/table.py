@@ -83,7 +83,9 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "l1-state-checked", "L1's registers in the blob are checked",
-        "5.13", ("6906e06db9b0",), source="commit",
+        "5.13", ("6906e06db9b0",), evidence=_MEASURED,
+        source="commit"
+        "; without it 5.10.262; with it 6.1.174",
         gains=(
             "SV-13", "SV-14", "S-01", "S-02", "S-03", "S-04", "S-05", "S-06", "S-07", "S-10",
             "S-11",
@@ -203,7 +205,10 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "sregs-cr0", "KVM_SET_SREGS refuses an impossible CR0", "6.5", ("26a0652cb453",),
-        ("5.15.124", "6.1.43", "6.4.8"), evidence=_READ, source=_LISTS, sregs=("R-04",),
+        ("5.15.124", "6.1.43", "6.4.8"), evidence=_MEASURED,
+        source=f"{_LISTS}"
+        "; without it 5.10.262; with it 6.1.174",
+        sregs=("R-04",),
     ),
     Change(
         "tsc-of-l1", "L1's TSC ratio, not L2's, is loaded at #VMEXIT; no WARN without scaling",
@@ -238,7 +243,9 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "apic-base-unchanged", "an APIC base that stays as it is is not checked", "6.13",
-        ("d7d770bed98f",), source="measured on 7.2; absent in 6.12.118",
+        ("d7d770bed98f",), evidence=_MEASURED,
+        source="measured on 7.2; absent in 6.12.118"
+        "; without it 6.12.118; with it 6.16.3",
         sets={"same_apic_base": True},
     ),
     Change(
@@ -247,31 +254,44 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "blank-cpuid", "CR4 is held against the guest's CPUID even before one is set", "6.14",
-        ("85e5ba83c016",), source="measured on 7.2; the first release is derived",
+        ("85e5ba83c016",), evidence=_MEASURED,
+        source="measured on 7.2; the first release is derived"
+        "; without it 6.12.111; with it 6.16.3",
         sets={"blank_cpuid_counts": True},
     ),
     Change(
         "init-at-run", "INIT and SIPI with GIF clear are accepted by KVM_SET_MP_STATE", "6.17",
-        ("0fe3e8d804fd",), source="commit", sets={"gif_blocks_init": False},
+        ("0fe3e8d804fd",), evidence=_MEASURED,
+        source="commit"
+        "; without it 6.16.3; with it 6.17.8",
+        sets={"gif_blocks_init": False},
     ),
     Change(
         "exit-code-64", "a failed VMRUN's exit code is all ones in 64 bits", "6.19",
-        commits=("f402ecd7a8b6",), stable=_JANUARY, evidence=_READ, source=_REVIEWS,
+        commits=("f402ecd7a8b6",), stable=_JANUARY, evidence=_MEASURED,
+        source=f"{_REVIEWS}"
+        "; without it 6.12.57; with it 6.12.69",
     ),
     Change(
         "gif-without-svme", "flags 0 are accepted without SVME; clearing SVME keeps GIF",
-        "7.0", ("6f4d3ebc24c6", "8312f1b9dd71"), source="measured on 7.2",
+        "7.0", ("6f4d3ebc24c6", "8312f1b9dd71"), evidence=_MEASURED,
+        source="measured on 7.2"
+        "; without it 6.18.15; with it 7.2.6",
         gains=("SV-03b",), loses=("SV-03",),
         sets={"leave_sets_gif": True, "svme_clear_sets_gif": False},
     ),
     Change(
         "cr3-failure-warn", "a late failure of L2's CR3 does not WARN in the host", "7.0",
         ("fc3ba56385d0",), ("6.1.165", "6.6.128", "6.12.75", "6.18.16", "6.19.6"),
-        evidence=_READ, source=f"{_REVIEWS}; 6.6.128 is derived",
+        evidence=_MEASURED,
+        source=f"{_REVIEWS}; 6.6.128 is derived"
+        "; without it 6.12.74; with it 6.12.85",
     ),
     Change(
         "cpuid-frozen", "KVM_SET_CPUID2 in guest mode is refused if it changes anything",
-        "7.0", source="measured on 7.2; the first release is derived",
+        "7.0", evidence=_MEASURED,
+        source="measured on 7.2; the first release is derived"
+        "; without it 6.18.15; with it 7.2.6",
         sets={"late_cpuid": LateCpuid.REFUSED},
     ),
     Change(
@@ -301,15 +321,13 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "ncr3-checked", "nested_cr3 above MAXPHYADDR is refused", "7.1", ("b71138fcc362",),
         _MAY_5_15, evidence=_MEASURED,
-        source=f"{_LISTS}"
-        "; without it 6.1.174, 6.12.85; with it 6.1.176, 6.12.86",
+        source=f"{_LISTS}; without it 6.1.174, 6.12.85; with it 6.1.176, 6.12.86",
         gains=("C-03b",),
     ),
     Change(
         "cs-checked", "L in CS with D in long mode is refused", "7.1", ("96bd3e76a171",),
         _MAY_6_1, evidence=_MEASURED,
-        source=f"{_LISTS}"
-        "; without it 6.1.174, 6.12.85; with it 6.1.176, 6.12.86",
+        source=f"{_LISTS}; without it 6.1.174, 6.12.85; with it 6.1.176, 6.12.86",
         gains=("S-09",),
         adds={"vmrun.cached": frozenset({"cs"}), "vmrun.checked": frozenset({"cs"})},
     ),
@@ -319,7 +337,9 @@ _BEHAVIOUR: tuple[Change, ...] = (
     ),
     Change(
         "event-inj-checked", "an event_inj with a reserved type or vector is refused", "7.1",
-        ("7e79f71bca5c",), source="measured on 7.2; the first release is derived",
+        ("7e79f71bca5c",), evidence=_MEASURED,
+        source="measured on 7.2; the first release is derived"
+        "; without it 6.18.15; with it 7.2.6",
         gains=("C-08",),
     ),
     Change(
@@ -363,8 +383,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
         "l1-cr3-triple-fault", "L1's CR3 that cannot be loaded at #VMEXIT is a triple fault", "7.1",
         ("5d291ef0585e",), ("7.0.4", "6.12.114", "6.1.191"), cve=("CVE-2026-46032",),
         evidence=_MEASURED,
-        source=f"{_RECORD}"
-        "; without it 6.1.190, 6.12.113; with it 6.1.192, 6.12.115",
+        source=f"{_RECORD}; without it 6.1.190, 6.12.113; with it 6.1.192, 6.12.115",
     ),
     Change(
         "next-rip-after-run", "vmcb02's NextRIP is its own after the first VMRUN", "7.1",
@@ -414,7 +433,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
         "gif-after-failed-vmrun", "a failed VMRUN clears GIF", "7.1", ("f85a6ce06e4a",),
         _MAY_5_10, evidence=_MEASURED,
         source=f"{_LISTS}"
-        "; without it 6.1.174, 6.12.85; with it 6.1.176, 6.12.86",
+        "; without it 5.10.257, 6.1.174, 6.12.85; with it 5.10.259, 6.1.176, 6.12.86",
     ),
     Change(
         "own-pat", "with the quirk disabled L2 has a PAT of its own", "7.2",
@@ -423,8 +442,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
     Change(
         "sregs-efer", "KVM_SET_SREGS refuses an EFER that CPUID does not allow", "7.2",
         ("184bd464bdb6",), ("6.12.112",), evidence=_MEASURED,
-        source=f"{_DEBIAN}; sources"
-        "; without it 6.12.111; with it 6.12.113",
+        source=f"{_DEBIAN}; sources; without it 6.12.111; with it 6.12.113",
         sregs=("R-05",),
     ),
     Change(
@@ -468,7 +486,7 @@ _BEHAVIOUR: tuple[Change, ...] = (
         "lma-without-lme", "a blob whose L1 has EFER.LMA without LME is refused", "7.4",
         ("5dc500a354cc",), ("6.12.118", "7.3.2"), cve=("CVE-2026-99345",), evidence=_MEASURED,
         source=f"{_DEBIAN}; sources of 6.12.118 and 7.3.4"
-        "; without it 6.12.117; with it 6.12.118",
+        "; without it 6.12.117, 7.3-rc7; with it 6.12.118, 7.3.4",
         gains=("SV-18",),
     ),
 )  # fmt: skip
