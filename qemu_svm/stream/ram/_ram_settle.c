@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_TIMES = 255 };
+enum { MOST_TIMES = 255, DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS };
 
 struct runs {
     const uint64_t *where, *data;
@@ -38,52 +38,42 @@ settled(const struct runs *runs)
     return 1;
 }
 
-static void
-merge(const struct runs *runs, const uint32_t *from, uint32_t *to, size_t middle, size_t size)
-{
-    size_t left = 0, right = middle;
-
-    for (size_t at = 0; at < size; at++) {
-        const int first = left < middle && (right == size || page_of(runs, from[left]) <=
-                                                             page_of(runs, from[right]));
-        to[at] = from[first ? left++ : right++];
-    }
-}
-
-/* The length of the ascending stretch at the beginning of order. */
 static size_t
-stretch(const struct runs *runs, const uint32_t *order, size_t size)
+digit_of(const struct runs *runs, uint32_t run, int shift)
 {
-    size_t at = 1;
-
-    while (at < size && page_of(runs, order[at - 1]) <= page_of(runs, order[at]))
-        at++;
-    return at < size ? at : size;
+    return page_of(runs, run) >> shift & (DIGITS - 1);
 }
 
-/* Sort the numbers of the runs by page: ascending stretches are merged, two and two. */
+/*
+ * Sort the numbers of the runs by page, digit by digit from the lowest: the time grows with
+ * the number of runs only, whatever their order.
+ */
 static uint32_t *
 sort(const struct runs *runs, uint32_t *order, uint32_t *other)
 {
-    const size_t many = (size_t)runs->many;
-    size_t stretches;
+    const uint32_t many = (uint32_t)runs->many;
+    uint64_t bits = 0;
 
-    for (size_t run = 0; run < many; run++)
-        order[run] = (uint32_t)run;
-    do {
-        uint32_t *swap = order;
+    for (uint32_t run = 0; run < many; run++) {
+        order[run] = run;
+        bits |= page_of(runs, run);
+    }
+    for (int shift = 0; shift < 64 && bits >> shift; shift += DIGIT_BITS) {
+        uint32_t place[DIGITS] = {0}, before = 0, *swap = order;
 
-        stretches = 0;
-        for (size_t at = 0; at < many; stretches++) {
-            const size_t first = stretch(runs, order + at, many - at);
-            const size_t second = stretch(runs, order + at + first, many - at - first);
+        for (uint32_t run = 0; run < many; run++)
+            place[digit_of(runs, run, shift)]++;
+        for (size_t at = 0; at < DIGITS; at++) {
+            const uint32_t count = place[at];
 
-            merge(runs, order + at, other + at, first, first + second);
-            at += first + second;
+            place[at] = before;
+            before += count;
         }
+        for (uint32_t at = 0; at < many; at++)
+            other[place[digit_of(runs, order[at], shift)]++] = order[at];
         order = other;
         other = swap;
-    } while (stretches > 1);
+    }
     return order;
 }
 

@@ -219,7 +219,7 @@ def test_a_guest_of_any_size_is_examined() -> None:
 
 @pytest.mark.parametrize("kinds", ["p", "z", "pz", "d", "pzd", "<z", "<p"])
 def test_what_is_read_grows_with_the_input_and_no_faster(kinds: str) -> None:
-    # "<": pages come from the last to the first, each a sweep of its own.
+    # "<": pages come from the last to the first.
     make = {"p": lambda at: page(at, b"x"), "z": zero, "d": lambda at: delta(at, b"\0\1x")}
     order = -1 if kinds[0] == "<" else 1
     kinds = kinds.lstrip("<")
