@@ -1,11 +1,10 @@
 """Measure how time and memory grow with the input: twice the input, at most 2.2 times the time.
 
 Each case is a generator of inputs of any size and a command that reads them.  The size is
-doubled until the command takes 0.3 s more than it takes for next to nothing; then
+doubled until the command takes half a second more than it takes for next to nothing; then
 this size and its double are measured in turns, several times, and the least CPU times are
 compared, without what the command takes for next to nothing (unless inputs of 256 MiB take
-hardly more than that).  The exit status is 1 if a case
-grows faster than the limit.
+hardly more than that).  The exit status is 1 if a case grows faster than the limit.
 
 The generators are those of ``bench_ram.py``, and inputs that cost more than their size at some
 time, or could.
@@ -37,7 +36,7 @@ from tests.support.builders import EOS, PAGE, RecordType, Section, counted, word
 MOST = 2.2
 """Times the CPU time that twice the input may take."""
 
-ENOUGH = 0.3
+ENOUGH = 0.5
 """Seconds of CPU time that the smaller input of a pair takes."""
 LARGEST = 1 << 28  # bytes of an input
 STATUSES = (0, 1, 2, 3)
