@@ -314,6 +314,8 @@ def _l2_undisturbed(simulation: Simulation, result: Result) -> bool:
         return False
     if any(_injects(step.step) for step in simulation.results[: result.number]):
         return False
+    if _moved(simulation, result.number):
+        return False
     # A #VMEXIT has changed the controls, so those before it count.
     before = simulation.start if result.number == 1 else simulation.results[result.number - 2].state
     control = before.areas["ctl_cache"]
@@ -327,6 +329,16 @@ def _l2_undisturbed(simulation: Simulation, result: Result) -> bool:
         and outcome.entry.get("rip") == saved.regs["rip"]
         and outcome.entry.get("rflags") == saved.regs["rflags"] | 2
     )
+
+
+def _moved(simulation: Simulation, number: int) -> bool:
+    # Whether code has run since REGS were set: RIP is behind what it executed.
+    for one in reversed(simulation.results[: number - 1]):
+        if one.step.name == "regs":
+            return False
+        if one.outcome is not None and one.outcome.result in (RunEnd.L1, RunEnd.L2):
+            return True
+    return False
 
 
 def _injects(step: Step) -> bool:

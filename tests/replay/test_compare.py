@@ -98,6 +98,18 @@ def test_l2_that_does_not_exit_is_simulated_again(plain: Guest) -> None:
     assert (found.equal, found.open, found.stays) == (True, None, None)
 
 
+def test_l2_does_not_execute_again_what_l1_has(plain: Guest) -> None:
+    """RIP is behind the CPUID by then, so L2 need not exit."""
+    plan = "cpuid,sregs,regs,nested:flags=0x100,run,nested,run"
+    simulation = simulated(plain, "6.1", plan)
+    behind = {"regs.rip": plain.saved.regs["rip"] + 4}
+    answer = seen(simulated(plain, "6.1", plan, code={7: GuestCode.STAYS}),
+                  run=RunResult("IO", STOP), **behind)  # fmt: skip
+    steps = list(answer.steps)
+    steps[4] = replace(steps[4], run=RunResult("exit", STOP))
+    assert compared(simulation, replace(answer, steps=tuple(steps))).stays == 7
+
+
 @pytest.mark.parametrize(("kernel", "killed"), [("6.12.117", True), ("6.12", False)])
 def test_a_killed_vm_is_a_result(paged: Guest, kernel: str, killed: bool) -> None:
     simulation = simulated(paged, kernel, IMPOSSIBLE)
