@@ -97,11 +97,6 @@ class Level:
         return self.values.get(name)
 
     @property
-    def paging(self) -> bool:
-        """CR0.PG."""
-        return bool(self.get("cr0") & _PG)
-
-    @property
     def long_mode(self) -> bool:
         """EFER.LMA."""
         return bool(self.get("efer") & _LMA)
