@@ -112,6 +112,8 @@ class Level:
         return uses_pae(self.get("cr0"), self.get("cr4"), self.get("efer"))
 
 
+_NEEDED = frozenset({"rflags", "cr0", "cr4"})
+"""A vCPU whose section lacks one of these, as a damaged one may, is not judged."""
 Found = tuple[str, str, str]
 """Id of the rule, the register, what is wrong with it."""
 
@@ -132,8 +134,9 @@ def impossible(machine: Machine) -> Iterator[Finding]:
 def _of_vcpu(vcpu: Vcpu, memory: _Tables) -> Iterator[Found]:
     nested = vcpu.nested
     running = _running(vcpu)
-    yield from _all(running, _EVERYWHERE)
-    yield from _all(running, _OF_VCPU)
+    if vcpu.registers.keys() >= _NEEDED and "cs" in vcpu.segments:
+        yield from _all(running, _EVERYWHERE)
+        yield from _all(running, _OF_VCPU)
     paging = False
     if nested is not None and nested.is_svm and nested.guest_mode and nested.vmcb:
         control, save = areas(nested.vmcb)
