@@ -76,7 +76,7 @@ def differences(
     :param seen: the kernel's.
     :param circumstances: what happened before; see :mod:`qemu_svm.inside.lazy`.
     """
-    model = expected(state, kernel) | merged(state, kernel, seen)
+    model = merged(state, kernel, seen) | expected(state, kernel)
     for name, value in seen.items():
         if name in model and model[name] != value and not covering(name, seen, circumstances):
             yield name, model[name], value

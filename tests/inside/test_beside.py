@@ -1,0 +1,61 @@
+"""The model by the names of the kernel's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qemu_svm.inside.beside import differences, expected
+from qemu_svm.inside.lazy import Circumstances, places
+from qemu_svm.model import plans
+from qemu_svm.model.profiles import PROFILES
+from qemu_svm.model.simulate import Simulation, simulate
+from tests.replay.conftest import PLAIN, guest
+
+
+def simulated(plan: str, folder: Path, kernel: str = "6.1") -> Simulation:
+    with guest(PLAIN, folder) as one:
+        return simulate(PROFILES[kernel], one.saved, plans.parse(plan))
+
+
+def test_a_later_ioctl_wins_over_what_was_merged(tmp_path: Path) -> None:
+    """KVM_SET_VCPU_EVENTS ends the interrupt shadow that L1 asked for."""
+    found = simulated("cpuid,sregs,nested:@0x68/4=0x1,events", tmp_path)
+    for result, shadow in zip(found.results[2:], (1, 0), strict=True):
+        seen = {"vmcb02.control.int_state": shadow}
+        assert list(differences(result.state, found.kernel, seen)) == []
+        wrong = {"vmcb02.control.int_state": 1 - shadow}
+        assert list(differences(result.state, found.kernel, wrong)) == [
+            ("vmcb02.control.int_state", shadow, 1 - shadow)
+        ]
+
+
+def test_intercepts_of_l2_are_those_of_both(tmp_path: Path) -> None:
+    found = simulated("cpuid,sregs,nested", tmp_path)
+    state = found.results[-1].state
+    l1 = state.areas["ctl_cache"].get("intercepts")
+    seen = {"vmcb01.control.intercepts": 1 << 3, "vmcb02.control.intercepts": l1 | 1 << 3}
+    assert list(differences(state, found.kernel, seen)) == []
+    seen["vmcb02.control.intercepts"] = l1
+    assert [name for name, *_ in differences(state, found.kernel, seen)] == [
+        "vmcb02.control.intercepts"
+    ]
+
+
+@pytest.mark.parametrize(("kernel", "area"), [("6.1", "vmcb01"), ("5.10", "hsave")])
+def test_l1_is_where_the_kernel_keeps_it(kernel: str, area: str, tmp_path: Path) -> None:
+    found = simulated("cpuid,sregs,nested", tmp_path, kernel)
+    names = expected(found.results[-1].state, found.kernel)
+    assert names[f"{area}.save.cr3"] == 0x101000
+    assert ("current" in names) is (kernel == "6.1")
+
+
+def test_what_a_guest_may_have_changed_is_not_compared(tmp_path: Path) -> None:
+    found = simulated("cpuid,sregs,nested", tmp_path)
+    state = found.results[-1].state
+    seen = {"arch.rcx": 7, "vmcb02.save.rip": 9, "nested.vmcb12_gpa": 5}
+    after = Circumstances(ran=True, code=True, changed=places({"regs.rcx", "shadow"}))
+    assert [name for name, *_ in differences(state, found.kernel, seen, after)] == [
+        "nested.vmcb12_gpa"
+    ]
