@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,18 @@ LINES = ("6.1", "6.12")
 PLAN = "cpuid:nosvm,sregs"
 
 
+@pytest.fixture
+def two_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache with the suites of the two lines only: each further kernel would be tried too."""
+    cached = tmp_path / "qemu-svm"
+    cached.mkdir()
+    for name in ("boot", *(of_kernel(line).name for line in LINES)):
+        (cached / name).symlink_to(cache.folder() / name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 @pytest.mark.xdist_group("box")
+@pytest.mark.usefixtures("two_kernels")
 def test_the_update_that_changed_an_answer(svmstream: Run) -> None:
     done = svmstream("lab", "bisect", STREAM, "--plan", PLAN, "--good", LINES[0], "--bad", LINES[1],
                      "--mirror", NOWHERE, "--json", timeout=400)  # fmt: skip
