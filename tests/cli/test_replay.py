@@ -160,7 +160,7 @@ def test_there_is_no_kvm(svmstream: Run) -> None:
         (["--plan", "msrs:egg=1"], b"'msrs' has no MSR 'egg'"),
         (["--vcpu", "7"], b"the stream has no readable vCPU 7"),
         (["--kvm", "/dev/kvm", "--lab", "6.1"], b"give one"),
-        (["--lab", "2.6"], b"Invalid value for '--lab'"),
+        (["--lab", "none"], b"Invalid value for '--lab'"),
     ],
 )
 def test_usage_errors_start_nothing(arguments: list[str], message: bytes, svmstream: Run) -> None:

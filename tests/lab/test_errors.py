@@ -31,8 +31,8 @@ NOWHERE = Path("/proc/none")  # nothing can be made there, not even by root
 
 def built() -> Built:
     suite = SUITES[1]
-    packages = {"linux-image-6.1": "6.1.1-1"}
-    return Built(suite, NOWHERE, Manifest(suite.name, "mirror", "now", "6.1", packages))
+    packages = {"linux-image-6.1": "6.1.1-1", "busybox-static": "1"}
+    return Built(suite.name, NOWHERE, Manifest(suite.name, "mirror", "now", "6.1", packages))
 
 
 def copied() -> None:
@@ -52,7 +52,7 @@ def taken() -> None:
         (copied, "cannot write /proc/none/stream-"),
         (taken, "cannot make /proc/none/qemu-svm/up/box.json"),
         (lambda: boot.kernel(built()), "cannot write /proc/none/qemu-svm/boot/bookworm-6.1"),
-        (lambda: boot.initrd(built()), "cannot write /proc/none/qemu-svm/boot/bookworm-"),
+        (lambda: boot.initrd(built(), built()), "cannot write /proc/none/qemu-svm/boot/bookworm-"),
         (lambda: modules.in_order(built()), "cannot read the modules of bookworm"),
         (svmtrace.plugin, "cannot build svmtrace"),
         (lambda: assemble(find("nested")), "cannot assemble the guest 'nested'"),
@@ -78,7 +78,7 @@ def test_what_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "qemu-svm/bookworm/root").mkdir(parents=True)
     monkeypatch.setattr("shutil.rmtree", refuse)
     with pytest.raises(LabError, match=r"cannot remove .*bookworm.gone: Operation not permitted"):
-        cache.clean()
+        cache.clean([cache.Named("bookworm")])
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:

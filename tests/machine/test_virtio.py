@@ -162,7 +162,8 @@ def running(version: str, machine: str, folder: Path) -> Iterator[Monitor]:
 @pytest.mark.parametrize("machine", ["pc", "q35", "microvm"])
 def test_devices_of_a_live_qemu(version: str, machine: str, tmp_path: Path) -> None:
     with running(version, machine, tmp_path) as monitor:
-        end = time.monotonic() + 60
+        # microvm's firmware may not drive a disk on virtio-mmio.
+        end = time.monotonic() + (5 if machine == "microvm" else 60)
         while time.monotonic() < end:  # until the firmware has found its disk
             devices = asked(monitor)
             if any("DRIVER_OK" in str(one["status"]["status"]) for one in devices):

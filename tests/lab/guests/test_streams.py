@@ -17,6 +17,7 @@ from qemu_svm.model import plans
 from qemu_svm.model.profiles import PROFILES, RELEASED
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.simulate import simulate
+from qemu_svm.rules import Severity
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
 from tests.conftest import STREAMS
@@ -95,13 +96,19 @@ def test_every_kernel_of_the_model_takes_it(machine: Machine) -> None:
         ("inject", {"O-21"}),
         ("l2-gif-clear", {"O-19"}),
         ("msrs", {"A-01"}),
-        ("smm", {"O-18", "A-03", "K-08"}),
+        ("smm", {"O-18", "A-03"}),
     ],
 )
 def test_what_check_finds(name: str, rules: set[str]) -> None:
     for machine in opened(name):
         found = check(machine, [PROFILES[kernel] for kernel in RELEASED])
-        assert {finding.rule for finding in found.findings} == rules
+        # Bugs of single updates that any such L1 meets are information.
+        bugs = {one.rule for one in found.findings if one.rule.startswith("K-")}
+        assert {one.rule for one in found.findings} - bugs == rules
+        assert all(
+            one.severity is Severity.INFO for one in found.findings if one.rule.startswith("K-")
+        )
+        assert ("K-08" in bugs) is (name == "smm")
 
 
 def test_pae_carries_its_page_directory_pointers() -> None:
