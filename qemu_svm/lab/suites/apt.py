@@ -46,7 +46,8 @@ _NO_NETWORK = (
     "Unable to connect",
     "Connection refused",
 )
-_LOST = ("404", "does not have a Release file", "no longer has a Release file")
+# apt prints "404  " and the server's words; a port or a key may contain 404 as well.
+_LOST = ("404  ", "does not have a Release file", "no longer has a Release file")
 
 _CONFIGURATION = """\
 Dir "{dir}";
