@@ -102,6 +102,7 @@ bench: $(STAMP)  ## start-up, decoding, RAM and guest memory, beside other tools
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_ram.py
 	$(BIN)/python tools/bench_memory.py
+	$(BIN)/python tools/bench_vcpus.py
 
 .PHONY: growth
 growth: $(STAMP)  ## twice the input, at most 2.2 times the time, for every generator (some minutes)

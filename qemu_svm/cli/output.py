@@ -80,9 +80,13 @@ def print_lines(lines: Iterable[Text | str]) -> None:
 def _printed(lines: Iterable[Text | str], *, wrap: bool) -> Iterator[str]:
     # Styled text as a terminal is sent it, one or more rows a line.
     out: Console | None = None
+    plain = not wrap and options.color() != "always"
     for line in lines:
         if isinstance(line, str):
             yield line
+            continue
+        if plain:
+            yield line.plain
             continue
         if out is None:
             from qemu_svm.render.text.base import console

@@ -259,17 +259,31 @@ COMMON = frozenset(one.rule.id for one in EVERY if one.common)
 """Rules that ordinary streams meet."""
 
 
-def advisories(
-    case: Case, kernels: Sequence[Profile], source: Profile | None = None, *, named: bool = True
-) -> Iterator[Finding]:
-    """Find the advisories that a vCPU meets on some of these kernels.
+def concerned_by(kernels: Sequence[Profile]) -> Mapping[str, tuple[str, ...]]:
+    """Names of the destinations that each advisory concerns, by the id of its rule."""
+    return {
+        one.rule.id: tuple(kernel.name for kernel in kernels if one.concerns(kernel))
+        for one in EVERY
+        if one.side is not Side.SOURCE
+    }
 
+
+def advisories(
+    case: Case,
+    concerned_of: Mapping[str, tuple[str, ...]],
+    source: Profile | None = None,
+    *,
+    named: bool = True,
+) -> Iterator[Finding]:
+    """Find the advisories that a vCPU meets on some kernels.
+
+    :param concerned_of: the destinations, see :func:`concerned_by`.
     :param source: the kernel that saved it, if it is known.
     :param named: the kernels are the reader's; if not, what ordinary streams meet is
         information, however bad it is on the kernels concerned.
     """
     for one in (*ADVISORIES, *DATA_ORDERS, *FIXES):
-        concerned = () if one.side is Side.SOURCE else _concerned(one, kernels)
+        concerned = concerned_of.get(one.rule.id, ())
         saved_by = source if source is not None and one.side is not Side.DESTINATION else None
         if not concerned and one.side is Side.DESTINATION:
             continue
@@ -285,10 +299,6 @@ def advisories(
         message = f"vCPU {case.vcpu.index}: {rule.fails_when}{detail}: {rule.means}{by}"
         severity = Severity.INFO if one.common and not named else met.severity
         yield rule.finding(message, kernels=concerned, severity=severity)
-
-
-def _concerned(one: Advisory, kernels: Sequence[Profile]) -> tuple[str, ...]:
-    return tuple(kernel.name for kernel in kernels if one.concerns(kernel))
 
 
 def known_bugs(kernel: Profile) -> list[Rule]:

@@ -7,11 +7,11 @@ predicates on what the stream holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qemu_svm.findings.advisories import COMMON, advisories
+from qemu_svm.findings.advisories import COMMON, advisories, concerned_by
 from qemu_svm.findings.advisory import Case
 from qemu_svm.findings.consistency import consistency
 from qemu_svm.findings.looks import Looks
@@ -23,7 +23,7 @@ from qemu_svm.machine.paths import vcpu_tree
 from qemu_svm.memory.layout import backing
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.profiles import ranges
-from qemu_svm.model.scenario import scenario
+from qemu_svm.model.scenario import Scenario, scenario
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.rules import Finding, Rule, Severity
 
@@ -78,6 +78,7 @@ def check(
         plan = "qemu" if qemu is None else qemu_plan(qemu)
     found = list(consistency(machine))
     exists, looks = backing(machine), Looks(memory)
+    concerned, judged = concerned_by(kernels), _Judged(kernels)
     verdicts: dict[int, dict[str, Judgement]] = {}
     known: dict[int, dict[str, tuple[str, ...]]] = {}
     for vcpu in machine.vcpus:
@@ -85,18 +86,12 @@ def check(
             continue
         restore = scenario(machine, vcpu, plan, npt=npt, maxphyaddr=maxphyaddr, cpu=cpu,
                            backed=exists)  # fmt: skip
-        failures: dict[str, list[str]] = {}
-        for kernel in kernels:
-            simulation = restore.simulate(kernel)
-            judgement = judge_restore(simulation)
-            verdicts.setdefault(vcpu.index, {})[kernel.name] = judgement
-            for rule in _failed(simulation):
-                failures.setdefault(rule, []).append(kernel.name)
+        verdicts[vcpu.index], failures = judged.on_all(restore)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
         without_svm = cpu_finding(vcpu, restore.host.cpuid)
         found += [] if without_svm is None else [without_svm]
         case = Case(vcpu, restore.saved, restore.host.cpuid, npt, exists, looks)
-        advised = list(advisories(case, kernels, source, named=named))
+        advised = list(advisories(case, concerned, source, named=named))
         known[vcpu.index] = {
             kernel.name: tuple(
                 one.rule for one in advised if _is_reservation(one) and kernel.name in one.kernels
@@ -108,6 +103,26 @@ def check(
         found += qemu_findings(machine, qemu)
     bare = frozenset(vcpu.index for vcpu in machine.vcpus if vcpu.nested is None)
     return Report(tuple(found), verdicts, known, bare)
+
+
+class _Judged:
+    """Judgements of one plan; most vCPUs of a large machine have equal values."""
+
+    def __init__(self, kernels: Sequence[Profile]) -> None:
+        self._kernels = kernels
+        self._known: dict[Hashable, tuple[dict[str, Judgement], dict[str, list[str]]]] = {}
+
+    def on_all(self, restore: Scenario) -> tuple[dict[str, Judgement], dict[str, list[str]]]:
+        """By the kernel's name; and which kernels each failed check stops first."""
+        key = (restore.saved.values, restore.host)
+        if key not in self._known:
+            judgements, failures = self._known.setdefault(key, ({}, {}))
+            for kernel in self._kernels:
+                simulation = restore.simulate(kernel)
+                judgements[kernel.name] = judge_restore(simulation)
+                for rule in _failed(simulation):
+                    failures.setdefault(rule, []).append(kernel.name)
+        return self._known[key]
 
 
 def _is_reservation(finding: Finding) -> bool:

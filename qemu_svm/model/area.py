@@ -69,7 +69,11 @@ class Area:
 
     def copy_from(self, other: Area, names: Iterable[str] | None = None) -> None:
         """Copy values together with their writers (all of them without ``names``)."""
-        for name in list(other) if names is None else names:
+        if names is None:
+            self._values.update(other._values)
+            self._writers.update(other._writers)
+            return
+        for name in names:
             if name in other:
                 self.set(name, other.content(name), other.writer(name))
 
@@ -81,5 +85,10 @@ class Area:
     def copy(self, name: str | None = None) -> Area:
         """Return an independent copy."""
         made = Area(name or self.name)
-        made.copy_from(self)
+        made._values = self._values.copy()
+        made._writers = self._writers.copy()
         return made
+
+    def items(self) -> Iterator[tuple[str, Content]]:
+        """The values with their names."""
+        return iter(self._values.items())

@@ -5,7 +5,7 @@ The vCPU's registers are L2's; L1's are in the save area of the nested state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 from qemu_svm.errors import PlanError
@@ -50,6 +50,17 @@ class Saved:
     def guest_mode(self) -> bool:
         """Whether the vCPU was saved while it ran L2."""
         return self.nested.guest_mode
+
+    @property
+    def values(self) -> Hashable:
+        """All of it, to be compared: two vCPUs with equal values are restored alike."""
+        return (
+            tuple(self.sregs.items()),
+            *(tuple(each.items()) for each in (self.regs, self.msrs, self.debugregs)),
+            replace(self.nested, offset=-1, vmcb_offset=-1),
+            self.smm,
+            self.mp_state,
+        )
 
     def control(self) -> Area:
         """Return what L1 asked for L2: the control area of the nested state."""

@@ -15,6 +15,7 @@ from qemu_svm.findings.verdict import Verdict
 from qemu_svm.machine import Machine
 from qemu_svm.machine.paths import vcpu_tree
 from qemu_svm.model.profiles import PROFILES, RELEASED, ranges
+from qemu_svm.model.scenario import Scenario
 from qemu_svm.rules import Finding, Severity
 from qemu_svm.stream import RamBlock
 from tests.model.conftest import PAGED, PLAIN, damaged, machine_of, patched
@@ -226,3 +227,27 @@ def test_high_memory() -> None:
     assert backed(big, 4 * gib, 4096)
     assert not backed(big, 3 * gib, 4096)
     assert not backed(replace(machine, blocks=()), 0, 1)
+
+
+def test_equal_vcpus_are_judged_once_and_others_by_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = machine_of(PLAIN).vcpus[0]
+    broken = damaged(PLAIN, 0x058, 0, 4).vcpus[0]
+    vcpus = tuple(replace(broken if index == 5 else first, index=index) for index in range(1, 9))
+    runs: list[str] = []
+    simulate = Scenario.simulate
+    monkeypatch.setattr(
+        Scenario,
+        "simulate",
+        lambda self, kernel: runs.append(kernel.name) or simulate(self, kernel),
+    )
+    report = judged(replace(machine_of(PLAIN), vcpus=vcpus))
+    assert len(runs) == 2 * len(ALL)
+    assert {one.verdict for one in report.verdicts[1].values()} == {Verdict.RIGHT}
+    assert {one.verdict for one in report.verdicts[5].values()} == {Verdict.WRONG}
+    assert all(
+        report.verdicts[index] == report.verdicts[1] for index in report.verdicts if index != 5
+    )
+    refused = [one.path for one in report.findings if one.rule == "C-02"]
+    assert refused == ["vcpu5.nested.control.asid"]

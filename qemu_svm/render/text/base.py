@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
 from qemu_svm.render.escape import printable
@@ -18,6 +17,8 @@ from qemu_svm.stream.ram.page_size import CONFIGURED, DESCRIBED
 from qemu_svm.x86.segments import TABLES, Segment, attrib_words
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from qemu_svm.machine import Machine
     from qemu_svm.rules import Finding
     from qemu_svm.stream import Stream
@@ -43,23 +44,24 @@ _GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
 """Between two columns of a line."""
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        # rich would exit with status 1; the caller decides instead.
-        raise BrokenPipeError
-
-
 def console(color: str = "auto") -> Console:
     """Return standard output as a console that interprets no markup.
 
     :param color: ``auto`` is on a terminal; ``always`` also elsewhere; ``never``.
     """
+    from rich.console import Console  # a report into a pipe needs none
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would exit with status 1; the caller decides instead.
+            raise BrokenPipeError
+
     forced: dict[str, Any] = {}
     if color == "always":
         forced = {"force_terminal": True, "color_system": "standard", "no_color": False}
     elif color == "never":
         forced = {"color_system": None}
-    return _Console(highlight=False, markup=False, emoji=False, **forced)
+    return Output(highlight=False, markup=False, emoji=False, **forced)
 
 
 def hanging(out: Console, line: Text) -> Iterable[Text]:

@@ -10,7 +10,8 @@ Source: QEMU ``migration/vmstate.c``, ``migration/vmstate-types.c``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate
+from struct import Struct
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated
 from qemu_svm.limits import DEFAULT, Limits
@@ -42,8 +43,11 @@ class _Decoder:
         # The fields and subsections of one description.
         start = self._reader.offset if start < 0 else start
         children: list[Value] = []
-        for field_name, run in groupby(layout.fields, key=lambda field: field.name):
-            children.append(self._run(list(run), join(path, field_name)))
+        for run, numbers in layout.runs:
+            if numbers is None:
+                children.append(self._run(run, join(path, run[0].name)))
+            else:
+                children += self._numbers(run, numbers, path)
         for subsection in layout.subsections:
             found = self._subsection(subsection, path)
             if found is not None:
@@ -84,7 +88,19 @@ class _Decoder:
         name = name_text(header.name)
         return self.body(layout, name, "subsection", join(path, name), start)
 
-    def _run(self, run: list[Field], path: str) -> Value:
+    def _numbers(self, run: tuple[Field, ...], numbers: Struct, path: str) -> list[Value]:
+        if len(self._reader.peek(numbers.size)) < numbers.size or self._budget < len(run):
+            return [self._one(field, field.name, join(path, field.name)) for field in run]
+        self._budget -= len(run)
+        at = self._reader.offset
+        found = numbers.unpack(self._reader.take(numbers.size, path))
+        ends = accumulate((field.size for field in run), initial=at)
+        return [
+            Value(field.name, field.type, start, field.size, value)
+            for field, start, value in zip(run, ends, found, strict=False)
+        ]
+
+    def _run(self, run: tuple[Field, ...], path: str) -> Value:
         # Consecutive entries of equal name are elements of one array.
         if len(run) == 1:
             field = run[0]
@@ -199,7 +215,7 @@ class _Decoder:
             raise
 
 
-def _counts(run: list[Field]) -> list[int]:
+def _counts(run: tuple[Field, ...]) -> list[int]:
     # If an array of pointers starts with one that is not NULL and contains a NULL,
     # QEMU 10 and later describe the first run with the length of the whole array; a
     # first run of NULLs is described with its own length.

@@ -17,11 +17,15 @@ neighbours), ``migration/savevm.c`` (``vmstate_save``), 5.2 to 11.1.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from struct import Struct
+from typing import Any, NamedTuple, NoReturn
 
 from qemu_svm.errors import LimitExceeded, Malformed
 from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.stream.vmstate import types
 
 _Pairs = list[tuple[str, Any]]
 
@@ -52,6 +56,22 @@ class Fields:
     subsections: tuple[Fields, ...] = ()
     optional: bool = False
     """Set in built-in layouts: only the wire shows whether the subsection is present."""
+    runs: tuple[Run, ...] = field(init=False, repr=False, compare=False)
+    """The same fields as they are decoded."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", tuple(_runs(self.fields)))
+
+
+class Run(NamedTuple):
+    """Consecutive fields that are decoded together.
+
+    :param numbers: reads them all, each one number; None if they are something else: one
+        field, or several of equal name, which are the elements of one array.
+    """
+
+    fields: tuple[Field, ...]
+    numbers: Struct | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +94,30 @@ class Field:
     def total(self) -> int:
         """Bytes on the wire if all elements are like the first."""
         return self.size * (1 if self.array_len is None else self.array_len)
+
+
+def _runs(fields: tuple[Field, ...]) -> Iterator[Run]:
+    named = (tuple(run) for _, run in groupby(fields, key=lambda field: field.name))
+    for code, runs in groupby(named, key=lambda run: "number" if _code(run) else ""):
+        if not code:
+            yield from map(Run, runs)
+            continue
+        numbers = tuple(runs)
+        yield Run(sum(numbers, ()), Struct(">" + "".join(map(_code, numbers))))
+
+
+def _code(run: tuple[Field, ...]) -> str:
+    # How struct reads one number; empty for anything else.
+    first = run[0]
+    scalar = types.SCALARS.get(first.type)
+    if len(run) > 1 or first.groups or first.array_len is not None or scalar is None:
+        return ""
+    if scalar.size != first.size:
+        return ""
+    if first.type == "bool":
+        return "?"
+    code = {1: "b", 2: "h", 4: "i", 8: "q"}[scalar.size]
+    return code if scalar.signed else code.upper()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +188,7 @@ class _Builder:
     def __init__(self, offset: int, limits: Limits) -> None:
         self._offset = offset
         self._depth = min(limits.description_depth, DEEPEST)
+        self._known: dict[str, tuple[_Pairs, Fields]] = {}
 
     def _fail(self, what: str, path: str) -> Malformed:
         return Malformed(f"the description has {what}", offset=self._offset, field=path)
@@ -165,10 +210,16 @@ class _Builder:
         values = dict(pairs)
         name = self._text(values.get("name"), f"{path}.name")
         instance = self._number(values.get("instance_id"), f"{path}.instance_id")
-        layout = self._groups(pairs, name, 0)
-        if len(layout) != 1:
-            raise self._fail("not exactly one list of fields", path)
-        return Device(name, instance, layout[0], payload_size(layout[0]))
+        # A large machine describes each of its vCPUs, all alike.
+        described = [pair for pair in pairs if pair[0] != "instance_id"]
+        known, layout = self._known.get(name, ([], None))
+        if layout is None or known != described:
+            layouts = self._groups(pairs, name, 0)
+            if len(layouts) != 1:
+                raise self._fail("not exactly one list of fields", path)
+            layout = layouts[0]
+            self._known[name] = described, layout
+        return Device(name, instance, layout, payload_size(layout))
 
     def _groups(self, pairs: _Pairs, path: str, depth: int) -> tuple[Fields, ...]:
         # An object holds one group of vmsd_name, version, fields, subsections,

@@ -138,3 +138,15 @@ JSON = st.recursive(
 def test_any_json_gives_a_tree_or_our_error(document: Any) -> None:
     with contextlib.suppress(StreamError):
         vmdesc.parse(json.dumps(document).encode(), 0)
+
+
+def test_devices_of_one_name_that_differ_are_told_apart() -> None:
+    one, two = ({"name": name, "type": "uint32", "size": 4} for name in "ab")
+    devices = [
+        device(field)["devices"][0] | {"instance_id": number}
+        for number, field in enumerate((one, one, two, one))
+    ]
+    found = parse({"page_size": 4096, "devices": devices}).devices
+    assert [each.layout.fields[0].name for each in found] == ["a", "a", "b", "a"]
+    assert [each.instance_id for each in found] == [0, 1, 2, 3]
+    assert found[0].layout is found[1].layout
