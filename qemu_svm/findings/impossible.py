@@ -20,10 +20,10 @@ from qemu_svm.errors import SvmStreamError
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.paths import vcpu_tree
 from qemu_svm.model.area import Area
-from qemu_svm.model.kvm.checks import pat_valid
 from qemu_svm.model.saved import areas
 from qemu_svm.nested import bits
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
+from qemu_svm.x86.msrs import pat_valid
 from qemu_svm.x86.registers import CR0, CR4, EFER, RFLAGS, uses_pae
 from qemu_svm.x86.segments import ATTRIBUTES, Segment
 

@@ -30,3 +30,9 @@ NUMBERS: Mapping[str, int] = MappingProxyType(
         "vm_hsave_pa": 0xC001_0117,
     }
 )
+
+
+def pat_valid(pat: int) -> bool:
+    """``kvm_pat_valid``: every entry is a memory type that exists."""
+    kinds = [pat >> shift & 0xFF for shift in range(0, 64, 8)]
+    return all(kind in (0, 1, 4, 5, 6, 7) for kind in kinds)

@@ -21,6 +21,7 @@ from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.vcpu import KvmVcpu
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.x86.cpuid import cr4_reserved, is_legal_gpa, page_address_valid, valid_efer
+from qemu_svm.x86.msrs import pat_valid
 from qemu_svm.x86.registers import CR0, CR4, EFER, RFLAGS, uses_pae
 from qemu_svm.x86.segments import ATTRIBUTES
 
@@ -131,12 +132,6 @@ def _bad_event(argument: Argument) -> bool:
         return False
     kind, vector = event >> 8 & 7, event & 0xFF
     return kind not in (0, 2, 3, 4) or (kind == 3 and vector not in _VALID_EXCEPTIONS)
-
-
-def pat_valid(pat: int) -> bool:
-    """``kvm_pat_valid``: every entry is a memory type that exists."""
-    kinds = [pat >> shift & 0xFF for shift in range(0, 64, 8)]
-    return all(kind in (0, 1, 4, 5, 6, 7) for kind in kinds)
 
 
 _HEADER_CHECKS: dict[str, Predicate] = {

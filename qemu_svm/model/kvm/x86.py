@@ -11,13 +11,14 @@ from dataclasses import replace
 
 from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.kvm import svm
-from qemu_svm.model.kvm.checks import SET_SREGS, pat_valid
+from qemu_svm.model.kvm.checks import SET_SREGS
 from qemu_svm.model.kvm.lapic import init_blocked
 from qemu_svm.model.kvm.leave import svm_leave_nested
 from qemu_svm.model.kvm.nested import nested_npt_enabled
 from qemu_svm.model.kvm.vcpu import GPRS, INIT_RECEIVED, RUNNABLE, SIPI_RECEIVED, KvmVcpu, MmuFault
 from qemu_svm.model.profile import SREGS2_CHECK, LateCpuid, SysenterCut
 from qemu_svm.x86.cpuid import NONE, Cpuid, efer_reserved
+from qemu_svm.x86.msrs import pat_valid
 from qemu_svm.x86.registers import CR0, EFER, canonical
 
 _SHARED_MSRS = (*("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs"),)
