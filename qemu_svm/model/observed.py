@@ -10,9 +10,11 @@ VCPU_EVENTS) and the MSRs that are requested.  A state here is flat: ``nested.fl
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from qemu_svm.model.simulate import Snapshot
+from qemu_svm.model.area import Area
+from qemu_svm.nested import NestedState
 from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.x86.segments import Segment
 
@@ -31,8 +33,40 @@ _ATTRIB = 0x7FE  # GET_SREGS makes up G, and KVM sets the accessed bit
 _BLOB_ATTRIB = 0xFFF
 
 
-def flat(state: Snapshot, *, split: bool) -> Observed:
-    """Return the model's state.
+class State(Protocol):
+    """What the ioctls' answers are made from.
+
+    A :class:`~qemu_svm.model.simulate.Snapshot`, or what stands in a kernel's memory.
+    """
+
+    @property
+    def areas(self) -> Mapping[str, Area]:
+        """``arch``, ``vmcb01``, ``vmcb02`` or ``hsave``, ``ctl_cache``."""
+        ...
+
+    @property
+    def nested(self) -> NestedState:
+        """The header that KVM_GET_NESTED_STATE returns."""
+        ...
+
+    @property
+    def guest_mode(self) -> bool:
+        """Whether L2 runs."""
+        ...
+
+    @property
+    def smm(self) -> bool:
+        """System management mode."""
+        ...
+
+    @property
+    def shadow(self) -> int:
+        """The interrupt shadow in force."""
+        ...
+
+
+def flat(state: State, *, split: bool) -> Observed:
+    """Return what the ioctls answer.
 
     :param split: as in the kernel's profile.
     """

@@ -148,6 +148,7 @@ class Profile:
     :param base_msrs: KVM_SET_MSRS accepts FS_BASE and GS_BASE.
     :param tsc_ratio_msr: it accepts TSC_RATIO.
     :param same_apic_base: an APIC base that does not change is not checked.
+    :param forces_bsp: without an APIC in the kernel, the BSP flag is added to the APIC base.
     :param pat_needs_npt: PAT does not reach the VMCB without NPT.
     :param paging_writes_cr4: without NPT, a CR0 that changes paging writes CR4 as well, and
         on a #VMEXIT L1 gets that of an L2 without paging.
@@ -196,6 +197,7 @@ class Profile:
     base_msrs: bool = True
     tsc_ratio_msr: bool = True
     same_apic_base: bool = False
+    forces_bsp: bool = True
     paging_writes_cr4: bool = False
     pat_needs_npt: bool = False
     reset_rdx: int = 0x600

@@ -9,9 +9,12 @@ import pytest
 from qemu_svm.inside.beside import differences, expected
 from qemu_svm.inside.lazy import Circumstances, places
 from qemu_svm.model import plans
+from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.simulate import Simulation, simulate
 from tests.replay.conftest import PLAIN, guest
+
+NO_ADDRESS = (1 << 64) - 1
 
 
 def simulated(plan: str, folder: Path, kernel: str = "6.1") -> Simulation:
@@ -41,6 +44,33 @@ def test_intercepts_of_l2_are_those_of_both(tmp_path: Path) -> None:
     assert [name for name, *_ in differences(state, found.kernel, seen)] == [
         "vmcb02.control.intercepts"
     ]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "plan", "irqchip", "name", "value"),
+    [
+        ("6.1", "cpuid,sregs:apic_base=0x0", False, "arch.apic_base", 0),
+        ("5.10", "cpuid,sregs:apic_base=0x0", False, "arch.apic_base", 0x100),
+        ("5.10", "cpuid,sregs,nested,nested:flags=0x100", True, "nested.vmcb12_gpa", 0x108000),
+        ("6.1", "cpuid,sregs,nested,nested:flags=0x100", True, "nested.vmcb12_gpa", NO_ADDRESS),
+    ],
+)
+def test_what_only_memory_has_shown(
+    kernel: str, plan: str, irqchip: bool, name: str, value: int, tmp_path: Path
+) -> None:
+    """Values of real kernels that no ioctl returns."""
+    with guest(PLAIN, tmp_path) as one:
+        host = Host(irqchip=irqchip)
+        found = simulate(PROFILES[kernel], one.saved, plans.parse(plan), host=host)
+    assert expected(found.results[-1].state, found.kernel)[name] == value
+
+
+def test_of_int_ctl_only_some_bits_of_l1_reach_vmcb02(tmp_path: Path) -> None:
+    found = simulated("cpuid,sregs,nested:@0x60/4=0x410000", tmp_path)
+    state = found.results[-1].state
+    for l0, l2 in ((0x1000000, 0x1010000), (0x3000000, 0x3010000)):
+        seen = {"vmcb01.control.int_ctl": l0, "vmcb02.control.int_ctl": l2}
+        assert list(differences(state, found.kernel, seen)) == []
 
 
 @pytest.mark.parametrize(("kernel", "area"), [("6.1", "vmcb01"), ("5.10", "hsave")])

@@ -35,6 +35,7 @@ class Shown:
     npt: bool = True
     paged: bool = False
     race: Mapping[str, int] | None = None
+    irqchip: bool = True
 
 
 SHOWN_BY: dict[str, Shown] = {
@@ -74,6 +75,7 @@ SHOWN_BY: dict[str, Shown] = {
     "base_msrs": Shown("msrs:fs_base=1"),
     "tsc_ratio_msr": Shown("msrs:tsc_ratio=0"),
     "same_apic_base": Shown("cpuid:maxphyaddr=31,sregs:apic_base=0xfee00900"),
+    "forces_bsp": Shown("cpuid,sregs:apic_base=0x0", irqchip=False),
     "paging_writes_cr4": Shown(
         "cpuid,sregs:cr0=0x11:efer=0x1000:cs.l=0:cr4=0x0,nested,regs,run", npt=False
     ),
@@ -100,8 +102,8 @@ SHOWN_BY: dict[str, Shown] = {
 def outcome(profile: Profile, saved: Saved, shown: Shown) -> object:
     """Everything that is said of a simulation, and what vmcb02 would hold."""
     simulation = simulate(
-        profile, saved, plans.parse(shown.plan), host=Host(npt=shown.npt), backed=backed,
-        race=shown.race,
+        profile, saved, plans.parse(shown.plan), host=Host(npt=shown.npt, irqchip=shown.irqchip),
+        backed=backed, race=shown.race,
     )  # fmt: skip
     everything = Area("control", {"intercepts": (1 << 192) - 1})
     merged = vmcb02_control(profile, everything, Area("control"))

@@ -142,6 +142,12 @@ _BEHAVIOUR: tuple[Change, ...] = (
         source="measured on 6.1; the first release is derived", sets={"reset_rdx": 0x600},
     ),
     Change(
+        "bsp-flag", "without an APIC in the kernel, the APIC base is what user space wrote, "
+        "without the BSP flag added", "5.15",
+        source="measured on 5.10.223, absent in 6.1.176; the first release is derived",
+        sets={"forces_bsp": False},
+    ),
+    Change(
         "virt-ext-kept", "virt_ext of vmcb12 is not copied into vmcb02", "5.15",
         ("faf6b7556296",), ("5.10.71", "5.14.10"), evidence=_READ, source=_DEBIAN,
     ),

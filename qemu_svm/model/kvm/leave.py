@@ -13,7 +13,8 @@ def svm_leave_nested(vcpu: KvmVcpu) -> None:
     nested = vcpu.nested
     if vcpu.guest_mode:
         nested.run_pending = 0
-        nested.vmcb12_gpa = INVALID_GPA
+        if vcpu.kernel.split:
+            nested.vmcb12_gpa = INVALID_GPA
         vcpu.guest_mode = False
         vcpu.mmu, vcpu.mmu_broken = Mmu.ROOT, None
         if not vcpu.kernel.split:

@@ -72,6 +72,10 @@ _ZERO_AT_RESET = (
     *("vm_hsave_pa", "vm_cr"),
 )
 
+_APIC_BASE = 0xFEE0_0800
+APIC_BSP = 1 << 8
+"""IA32_APIC_BASE: the bootstrap processor."""
+
 
 def _reset_arch() -> dict[str, Content]:
     values: dict[str, Content] = dict.fromkeys((*GPRS, *_ZERO_AT_RESET), 0)
@@ -82,7 +86,6 @@ def _reset_arch() -> dict[str, Content]:
         "dr6": 0xFFFF0FF0,
         "dr7": 0x400,
         "pat": 0x0007040600070406,
-        "apic_base": 0xFEE00900,
     }
 
 
@@ -145,6 +148,11 @@ class Host:
     bsp: bool = True
     separate_pat: bool = False
     cpuid: Cpuid = HOST_CPUID
+
+    @property
+    def apic_base(self) -> int:
+        """IA32_APIC_BASE of the vCPU after reset."""
+        return _APIC_BASE | (APIC_BSP if self.bsp else 0)
 
 
 @dataclass
@@ -215,6 +223,7 @@ class KvmVcpu:
 
     def __post_init__(self) -> None:
         self.arch.set("rdx", self.kernel.reset_rdx, RESET)
+        self.arch.set("apic_base", self.host.apic_base, RESET)
         if self.kernel.split:
             self.vmcb01.set("dr6", 0, RESET)  # init_vmcb leaves it to svm_set_dr6
             self.vmcb01.set("rip", 0, RESET)  # and this to svm_vcpu_run

@@ -19,6 +19,9 @@ from qemu_svm.nested import bits
 
 _ALL = (1 << 64) - 1
 _V_INTR_MASKING = bits.INT_CTL.mask("V_INTR_MASKING")
+_V_GIF_ENABLE = bits.INT_CTL.mask("V_GIF_ENABLE")
+_VGIF = bits.INT_CTL.mask("V_GIF") | _V_GIF_ENABLE
+_PENDING = bits.V_TPR_MASK | bits.INT_CTL.mask("V_IRQ", "V_IGN_TPR") | 0xF << bits.V_INTR_PRIO_SHIFT
 _FROM_L1 = ("int_vector", "int_state", "event_inj", "event_inj_err")
 _FROM_L0 = ("iopm_base_pa", "nested_ctl", "virt_ext")
 
@@ -45,7 +48,7 @@ def vmcb02_control(kernel: Profile, l0: Area, l1: Area) -> tuple[Merged, ...]:
     fields = [
         Merged("intercepts", _intercepts(kernel, l0, l1), "L0's and L1's"),
         Merged("tsc_offset", l0.get("tsc_offset") + l1.get("tsc_offset") & _ALL, "L0's + L1's"),
-        Merged("int_ctl", l1.get("int_ctl") | _V_INTR_MASKING, "L1's, V_INTR_MASKING added"),
+        Merged("int_ctl", _int_ctl(l0, l1), "L1's V_TPR and interrupt, else L0's"),
     ]
     fields += [Merged(name, l1.get(name), "L1's") for name in _FROM_L1]
     fields += [Merged(name, l0.get(name), "L0's") for name in _FROM_L0]
@@ -59,6 +62,13 @@ def vmcb02_control(kernel: Profile, l0: Area, l1: Area) -> tuple[Merged, ...]:
         tables = "KVM's shadow of L1's nested tables" if shadow else "L0's tables for L1's memory"
         fields.append(Merged("nested_cr3", None, tables))
     return tuple(fields)
+
+
+def _int_ctl(l0: Area, l1: Area) -> int:
+    # Before 5.10.60 and 5.13.12 all bits of L1's got through (CVE-2021-3653).
+    ours, theirs = l0.get("int_ctl"), l1.get("int_ctl")
+    kept = _PENDING | (_VGIF if ours & theirs & _V_GIF_ENABLE else 0)
+    return theirs & kept | ours & _VGIF & ~kept | _V_INTR_MASKING
 
 
 def _intercepts(kernel: Profile, l0: Area, l1: Area) -> int:

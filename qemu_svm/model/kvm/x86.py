@@ -15,7 +15,15 @@ from qemu_svm.model.kvm.checks import SET_SREGS
 from qemu_svm.model.kvm.lapic import init_blocked
 from qemu_svm.model.kvm.leave import svm_leave_nested
 from qemu_svm.model.kvm.nested import nested_npt_enabled
-from qemu_svm.model.kvm.vcpu import GPRS, INIT_RECEIVED, RUNNABLE, SIPI_RECEIVED, KvmVcpu, MmuFault
+from qemu_svm.model.kvm.vcpu import (
+    APIC_BSP,
+    GPRS,
+    INIT_RECEIVED,
+    RUNNABLE,
+    SIPI_RECEIVED,
+    KvmVcpu,
+    MmuFault,
+)
 from qemu_svm.model.profile import SREGS2_CHECK, LateCpuid, SysenterCut
 from qemu_svm.x86.cpuid import NONE, Cpuid, efer_reserved
 from qemu_svm.x86.msrs import pat_valid
@@ -26,7 +34,6 @@ _SYSENTER_ADDRESSES = ("sysenter_esp", "sysenter_eip")
 _BASES = {"fs_base": "fs", "gs_base": "gs"}
 _CANONICAL = frozenset({"lstar", "cstar", "kernel_gs_base", *_BASES})
 _TSC_RATIO_ONE, _TSC_RATIO_RESERVED = 1 << 32, 0xFFFF_FF00_0000_0000
-_APIC_BASE = 0xFEE0_0900
 _CR8 = 0xF
 _LMA = EFER.mask("LMA")
 _LATE_CPUID = {
@@ -81,7 +88,11 @@ def set_sregs(vcpu: KvmVcpu, sregs: Area, *, second: bool = False) -> str | None
     changed = any(sregs.get(name) != vcpu.arch.get(name) for name in ("cr0", "cr3", "cr4", "efer"))
     vcpu.arch.set("cr2", sregs.get("cr2"), writer)
     vcpu.arch.set("cr3", sregs.get("cr3"), writer)
-    vcpu.arch.set("apic_base", sregs.get("apic_base") or _APIC_BASE, writer)
+    # Without a value of its own, user space sends that of the reset.
+    base = sregs.get("apic_base") if "apic_base" in sregs else vcpu.host.apic_base
+    if vcpu.kernel.forces_bsp and not vcpu.host.irqchip:
+        base |= APIC_BSP
+    vcpu.arch.set("apic_base", base, writer)
     if not sregs.get("cr8") & ~_CR8 and not vcpu.host.irqchip:  # else it is the APIC's TPR
         vcpu.arch.set("cr8", sregs.get("cr8"), writer)
     svm.svm_set_efer(vcpu, sregs.get("efer"), writer)
