@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from qemu_svm.api import diff as diff
     from qemu_svm.api import judge_trace as judge_trace
     from qemu_svm.api import open as open  # noqa: A004 - as svm.open
+    from qemu_svm.api import record_command as record_command
+    from qemu_svm.api import record_process as record_process
     from qemu_svm.api import replay_plan as replay_plan
     from qemu_svm.api import why as why
     from qemu_svm.errors import AddressError as AddressError
@@ -59,6 +61,8 @@ __all__ = [  # noqa: RUF022 - the most important first
     "capture_stream",
     "CaptureOptions",
     "connect",
+    "record_process",
+    "record_command",
     "replay_plan",
     "Limits",
     "SvmStreamError",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from qemu_svm.qmp.capture import Captured
     from qemu_svm.qmp.features import CaptureOptions
     from qemu_svm.qmp.sync import Connection
+    from qemu_svm.recorder.record import Recorded
     from qemu_svm.replay.replay import Replay
     from qemu_svm.rules import Finding
     from qemu_svm.stream.ram.read import Ram
@@ -670,3 +671,38 @@ def capture_stream(
     """
     with connect(socket, timeout=timeout) as qmp:
         return qmp.capture(os.fspath(path), options, replace=replace)
+
+
+def record_process(
+    pid: int, path: PathLike, *, how: str = "auto", redact: bool = False
+) -> Recorded:
+    """Record the KVM ioctls of a process, until it ends or a signal comes.
+
+    Only the main thread of a program can do it.
+
+    :param path: of the recording, JSON lines if it ends in ``.jsonl``; it must not exist.
+    :param how: ``auto``, ``bpf`` or ``ptrace``.
+    :param redact: leave out what is the host's.
+    :raises EnvironmentFault: there is no such process, it may not be recorded, does not use
+        KVM, or the recording cannot be written.
+    :raises OutputExists: the file exists.
+    """
+    from qemu_svm.recorder import record
+
+    return record.record_process(pid, record.Wish(os.fspath(path), how, redact=redact))
+
+
+def record_command(
+    argv: Sequence[str], path: PathLike, *, how: str = "auto", redact: bool = False
+) -> Recorded:
+    """Run a command; record the KVM ioctls that it, and what it starts, makes.
+
+    :param argv: the command; its output and input are this program's.
+    :param path: as for :func:`record_process`, as are the others.
+    :raises EnvironmentFault: it cannot be run, may not be recorded, or the recording cannot
+        be written.
+    :raises OutputExists: the file exists.
+    """
+    from qemu_svm.recorder import record
+
+    return record.record_command(argv, record.Wish(os.fspath(path), how, redact=redact))

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    *("errors", "limits", "fields", "results", "rules", "x86", "kvm"),
+    *("errors", "limits", "fields", "results", "rules", "x86", "kvm", "recorder"),
     *("source", "stream", "nested", "machine", "memory", "model", "trace", "vmruns", "findings"),
     *("diagnosis", "inside", "replay", "qmp", "lab", "doctor", "render", "api", "cli"),
 ]
@@ -64,6 +64,7 @@ def test_a_room_imports_only_what_lies_before_it(room: str) -> None:
 
 def test_what_runs_beside_a_kvm_needs_the_standard_library_alone() -> None:
     assert wrong("kvm", {"kvm", "errors"}) == []
+    assert wrong("recorder", {"recorder", "kvm", "errors", "results"}) == []
 
 
 def test_no_renderer_knows_both_text_and_json() -> None:

@@ -53,6 +53,7 @@ _VERBS = {
         "restore": "Load a stream into a QEMU; explain a refusal.",
         "roundtrip": "Send a stream through a second QEMU and compare.",
         "watch": "Watch a migration that any client started.",
+        "record": "Record the KVM ioctls of any VMM, with their data.",
         "replay": "Restore a stream into a real KVM, step by step.",
         "doctor": "Check what this host, a QEMU or a VM can do.",
     },

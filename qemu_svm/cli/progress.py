@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qemu_svm.cli.options import quiet
 from qemu_svm.lab.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from qemu_svm.qmp.answers import Migration
+    from qemu_svm.recorder.record import State
 
 _INTERVAL = 0.2  # seconds between two updates of the line
 
@@ -71,6 +73,27 @@ def migration() -> Callable[[Migration], None]:
             line.show(progress_line(migration)[: shutil.get_terminal_size().columns - 1])
 
     return show
+
+
+def recording() -> Callable[[State], None]:
+    """Return what to call with the state of a recording, several times a second."""
+    if not sys.stderr.isatty() or quiet():
+        return lambda _state: None
+    from qemu_svm.recorder.alone import counts
+
+    line = _Line()
+
+    def show(state: State) -> None:
+        if line.due():
+            line.show(f"{counts(state)}  (Ctrl-C ends it)")
+
+    return show
+
+
+def clear() -> None:
+    """Clear the line of the progress."""
+    if sys.stderr.isatty():
+        _Line().show()
 
 
 @contextmanager
