@@ -674,7 +674,7 @@ def capture_stream(
 
 
 def record_process(
-    pid: int, path: PathLike, *, how: str = "auto", redact: bool = False
+    pid: int, path: PathLike, *, how: str = "auto", redact: bool = False, ram: bool = False
 ) -> Recorded:
     """Record the KVM ioctls of a process, until it ends or a signal comes.
 
@@ -683,17 +683,23 @@ def record_process(
     :param path: of the recording, JSON lines if it ends in ``.jsonl``; it must not exist.
     :param how: ``auto``, ``bpf`` or ``ptrace``.
     :param redact: leave out what is the host's.
+    :param ram: record guest memory as well.
     :raises EnvironmentFault: there is no such process, it may not be recorded, does not use
         KVM, or the recording cannot be written.
     :raises OutputExists: the file exists.
     """
     from qemu_svm.recorder import record
 
-    return record.record_process(pid, record.Wish(os.fspath(path), how, redact=redact))
+    return record.record_process(pid, record.Wish(os.fspath(path), how, redact=redact, ram=ram))
 
 
 def record_command(
-    argv: Sequence[str], path: PathLike, *, how: str = "auto", redact: bool = False
+    argv: Sequence[str],
+    path: PathLike,
+    *,
+    how: str = "auto",
+    redact: bool = False,
+    ram: bool = False,
 ) -> Recorded:
     """Run a command; record the KVM ioctls that it, and what it starts, makes.
 
@@ -705,4 +711,4 @@ def record_command(
     """
     from qemu_svm.recorder import record
 
-    return record.record_command(argv, record.Wish(os.fspath(path), how, redact=redact))
+    return record.record_command(argv, record.Wish(os.fspath(path), how, redact=redact, ram=ram))

@@ -37,6 +37,9 @@ _HOW = ("auto", "bpf", "ptrace")
 @click.option("--redact", is_flag=True,
               help="Leave out addresses of the VMM, bytes that it did not write, and MSRs.",
               )  # fmt: skip
+@click.option("--ram", is_flag=True,
+              help="Record guest memory too: before the guest first runs after a restore, or at "
+              "the end.")  # fmt: skip
 @click.option("--buffer", type=click.IntRange(1, 1024), default=16, metavar="MIB",
               show_default=True, help="Buffer between kernel and recorder, of eBPF.")  # fmt: skip
 @click.option("--probe", metavar="OUT",
@@ -50,6 +53,7 @@ def command(
     output: str | None,
     how: str,
     redact: bool,
+    ram: bool,
     buffer: int,
     probe: str | None,
     as_json: bool,
@@ -76,7 +80,7 @@ def command(
         raise click.UsageError("--json is for --pid: standard output is COMMAND's")
     from qemu_svm.recorder.record import Wish, record_process
 
-    wish = Wish(output, how, redact=redact, buffer=_power_of_two(buffer) * _MIB)
+    wish = Wish(output, how, redact=redact, ram=ram, buffer=_power_of_two(buffer) * _MIB)
     if pid is None:
         return _record_command(argv, wish)
     recorded = record_process(pid, wish, progress.recording(), print_error)

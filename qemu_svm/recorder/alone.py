@@ -26,13 +26,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--how", choices=HOW, default="auto")
     parser.add_argument("--redact", action="store_true",
                         help="leave out addresses of the VMM and MSRs")  # fmt: skip
+    parser.add_argument("--ram", action="store_true", help="record guest memory too")
     parser.add_argument("-q", "--quiet", action="store_true", help="print only errors")
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND")
     given = parser.parse_args(arguments)
     argv = given.argv[1:] if given.argv[:1] == ["--"] else given.argv
     if (given.pid is None) == (not argv):
         parser.error("give either --pid PID or -- COMMAND")
-    wish = Wish(given.output, given.how, redact=given.redact)
+    wish = Wish(given.output, given.how, redact=given.redact, ram=given.ram)
     try:
         if given.pid is not None:
             recorded = record_process(
@@ -63,7 +64,8 @@ def counts(state: State) -> str:
     vms = f"{state.vms} VM{'s' * (state.vms != 1)}"
     vcpus = f"{state.vcpus} vCPU{'s' * (state.vcpus != 1)}"
     lost = f"{state.lost} messages lost" if state.lost else "nothing lost"
-    return f"{state.calls} calls, {vms}, {vcpus}, {lost}"
+    ram = f", {state.ram >> 10} KiB of memory" if state.ram else ""
+    return f"{state.calls} calls, {vms}, {vcpus}, {lost}{ram}"
 
 
 def lines(recorded: Recorded) -> list[str]:

@@ -19,23 +19,30 @@ from qemu_svm.errors import EnvironmentFault, OutputExists
 
 MAGIC = b"SVMIOCTL"
 VERSION = 1
-AMD, INTEL, OTHER = 0, 1, 2
+VENDORS = ("amd", "intel", "other")
 BPF, PTRACE = 1, 2
+RECORDERS = {BPF: "bpf", PTRACE: "ptrace"}
+REDACTED, LATE = 1, 2
 HEADER = struct.Struct("<8sHHIQQI64s64sI")
 RECORD = struct.Struct("<IBBHQIIiIQqII")
+RUNS = struct.Struct("<iIQ")
 
-CALL, RUN, LOST, NO_DATA, DESCRIPTOR, ATTACHED, END = range(1, 8)
+CALL, RUN, LOST, NO_DATA, DESCRIPTOR, ATTACHED, END, MEMORY = range(1, 9)
 LEVELS = ("unknown", "system", "vm", "vcpu", "device")
 """By their number in a record."""
 
-_NANOSECONDS = 1_000_000_000
+NO_INDEX = 0xFFFF
+EXITED, STOPPED = 1, 2
+"""Why a recording ended: the process did, or the recorder was told to."""
+
+_REASONS = {EXITED: "exited", STOPPED: "stopped"}
 _DURATION_MOST = (1 << 32) - 1
 _BUFFER = 1 << 16
 
 
 @dataclass
 class Record:
-    """One record.
+    """One record; :mod:`qemu_svm.recording.structs` describes the members.
 
     :param time: of the call's entry, in ns of CLOCK_MONOTONIC.
     :param result: what the ioctl returned; a negative errno.
@@ -46,7 +53,7 @@ class Record:
     tid: int = 0
     fd: int = -1
     level: int = 0
-    index: int = 0
+    index: int = NO_INDEX
     number: int = 0
     argument: int = 0
     result: int = 0
@@ -59,32 +66,54 @@ class Record:
         size = RECORD.size + len(self.data_in) + len(self.data_out)
         padding = -size % 8
         head = RECORD.pack(
-            size + padding, self.kind, self.level, self.index & 0xFFFF, self.time,
+            size + padding, self.kind, self.level, min(self.index, NO_INDEX), self.time,
             min(self.duration, _DURATION_MOST), self.tid, self.fd, self.number, self.argument,
             self.result, len(self.data_in), len(self.data_out),
         )  # fmt: skip
         return head + self.data_in + self.data_out + bytes(padding)
 
-    def line(self) -> bytes | None:
-        """The record as a line of JSON; None of what is no call."""
-        if self.kind not in (CALL, RUN, NO_DATA):
-            return None
-        call: dict[str, Any] = {
+    def line(self) -> bytes:
+        """The record as a line of JSON."""
+        if self.kind in (CALL, RUN, NO_DATA):
+            return _line(self._call())
+        values: dict[str, Any]
+        if self.kind == DESCRIPTOR:
+            text = self.data_out.decode(errors="backslashreplace")
+            values = {"kind": "fd", "fd": self.fd, "text": text}
+        elif self.kind == MEMORY:
+            address = f"{self.argument:#x}"
+            values = {"kind": "memory", "fd": self.fd, "address": address,
+                      "data": self.data_in.hex()}  # fmt: skip
+        elif self.kind == END:
+            rows = [
+                dict(zip(("fd", "index", "runs"), one)) for one in RUNS.iter_unpack(self.data_out)
+            ]
+            values = {"kind": "end", "reason": _REASONS[self.argument], "runs": rows}
+        else:
+            kind = "lost" if self.kind == LOST else "attached"
+            values = {"kind": kind, "count": self.argument}
+        return _line({"t": self.time, **values})
+
+    def _call(self) -> dict[str, Any]:
+        values: dict[str, Any] = {
             "t": self.time,
             "tid": self.tid,
             "fd": self.fd,
             "level": LEVELS[self.level] if self.level else None,
-            "index": self.index,
+            "index": None if self.index == NO_INDEX else self.index,
             "nr": f"{self.number:#x}",
             "ret": self.result,
             "in": self.data_in.hex(),
             "out": self.data_out.hex(),
+            "duration": self.duration,
         }
         if self.kind == RUN:
-            call["runs"] = self.argument
-        elif not self.data_in and not self.data_out:
-            call["arg"] = f"{self.argument:#x}"
-        return _line(call)
+            values["runs"] = self.argument
+        elif self.argument:
+            values["arg"] = f"{self.argument:#x}"
+        if self.kind == NO_DATA:
+            values["missing"] = True
+        return values
 
 
 def _line(value: dict[str, Any]) -> bytes:
@@ -96,36 +125,43 @@ class LogHeader:
     """What a log begins with.
 
     :param recorder: :data:`BPF` or :data:`PTRACE`.
+    :param flags: :data:`REDACTED`, :data:`LATE`: the process ran already.
     """
 
     pid: int
     program: str
     recorder: int
+    flags: int = 0
 
     def packed(self) -> bytes:
         """The header in the binary form."""
+        vendor = VENDORS.index(_vendor())
         release = os.uname().release.encode()[:63]
         program = os.fsencode(self.program)[-63:]
-        now, up = (
-            time.clock_gettime_ns(time.CLOCK_REALTIME),
-            time.clock_gettime_ns(time.CLOCK_MONOTONIC),
-        )
         return HEADER.pack(
-            MAGIC, VERSION, 0, self.pid, now, up, vendor(), release, program, self.recorder
+            MAGIC, VERSION, self.flags, self.pid, *_now(), vendor, release, program, self.recorder
         )
 
     def line(self) -> bytes:
         """The header as a line of JSON."""
-        return _line(
-            {
-                "svmstream-recording": VERSION,
-                "vendor": ("amd", "intel", "other")[vendor()],
-                "source": f"svmstream record ({('', 'bpf', 'ptrace')[self.recorder]})",
-                "pid": self.pid,
-                "program": self.program,
-                "kernel": os.uname().release,
-            }
-        )
+        realtime, monotonic = _now()
+        values = {
+            "svmstream-recording": VERSION,
+            "vendor": _vendor(),
+            "pid": self.pid,
+            "release": os.uname().release,
+            "exe": os.fsencode(self.program).decode(errors="backslashreplace"),
+            "recorder": RECORDERS[self.recorder],
+            "realtime": realtime,
+            "monotonic": monotonic,
+            "redacted": bool(self.flags & REDACTED),
+            "attached": bool(self.flags & LATE),
+        }
+        return _line(values)
+
+
+def _now() -> tuple[int, int]:
+    return time.clock_gettime_ns(time.CLOCK_REALTIME), time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
 class LogFile:
@@ -141,7 +177,6 @@ class LogFile:
         self._lines = path.endswith(".jsonl")
         self._buffer: list[bytes] = []
         self._size = 0
-        self._begun = False
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             self._fd = os.open(path, flags, 0o600)
@@ -152,22 +187,11 @@ class LogFile:
 
     def begin(self, header: LogHeader) -> None:
         """Write the header."""
-        self._begun = True
         self._put(header.line() if self._lines else header.packed())
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is a header."""
-        return self._begun
 
     def write(self, record: Record) -> None:
         """Add a record; see :meth:`flush`."""
-        if self._lines:
-            line = record.line()
-            if line is not None:
-                self._put(line)
-        else:
-            self._put(record.packed())
+        self._put(record.line() if self._lines else record.packed())
         if self._size >= _BUFFER:
             self.flush()
 
@@ -199,11 +223,10 @@ def _not_written(path: str, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(f"cannot write '{path}': {error.strerror}", hint=hint)
 
 
-def vendor() -> int:
-    """Return the vendor of the processor: :data:`AMD`, :data:`INTEL` or :data:`OTHER`."""
+def _vendor() -> str:
     try:
         with open("/proc/cpuinfo", errors="replace") as file:
             text = file.read(1 << 12)
     except OSError:
-        return OTHER
-    return AMD if "AuthenticAMD" in text else INTEL if "GenuineIntel" in text else OTHER
+        return "other"
+    return "amd" if "AuthenticAMD" in text else "intel" if "GenuineIntel" in text else "other"

@@ -16,14 +16,24 @@ from qemu_svm.recorder.by_ptrace import PtraceSource, install_filter
 from qemu_svm.recorder.calls import Calls
 from qemu_svm.recorder.command import Command
 from qemu_svm.recorder.events import Entered, Event, Left, Lost, Source, Started
-from qemu_svm.recorder.log import BPF, PTRACE, LogFile, LogHeader, Record
+from qemu_svm.recorder.log import (
+    BPF,
+    EXITED,
+    LATE,
+    PTRACE,
+    RECORDERS,
+    REDACTED,
+    STOPPED,
+    LogFile,
+    LogHeader,
+    Record,
+)
 from qemu_svm.recorder.process import Process, find
 from qemu_svm.recorder.redact import redacted
 from qemu_svm.recorder.signals import Signals
 from qemu_svm.results import Result
 
 HOW = ("auto", "bpf", "ptrace")
-_NAMES = {BPF: "bpf", PTRACE: "ptrace"}
 _WAIT_SECONDS = 0.25
 _SIGNALLED = 128
 
@@ -35,23 +45,29 @@ class Wish:
     :param file: of the log; JSON lines if its name ends in ``.jsonl``.
     :param how: one of :data:`HOW`.
     :param redact: leave out what is the host's.
+    :param ram: record guest memory as well.
     :param buffer: bytes of the ring buffer of eBPF, a power of two.
     """
 
     file: str
     how: str = "auto"
     redact: bool = False
+    ram: bool = False
     buffer: int = BUFFER
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a recording is: numbers of calls, VMs, vCPUs and messages that were lost."""
+    """How far a recording is: numbers of calls, VMs, vCPUs and messages that were lost.
+
+    :param ram: bytes of guest memory that were written.
+    """
 
     calls: int = 0
     vms: int = 0
     vcpus: int = 0
     lost: int = 0
+    ram: int = 0
 
 
 @dataclass(frozen=True)
@@ -232,6 +248,7 @@ class _Session:
         self._wish = wish
         self._progress = progress
         self._begin = time.monotonic()
+        self._late = False
         self._spare: LogFile | None = self._create(wish.file)
         self._logs: dict[int, tuple[Calls, LogFile]] = {}
         self._processes: dict[int, Process] = {}
@@ -246,6 +263,7 @@ class _Session:
 
     def watch(self, process: Process, *, late: bool) -> None:
         self._processes[process.pid] = process
+        self._late = late
         self._source.watch(process, children=not late, late=late)
         calls = self._calls(process.pid) if late else None
         if calls is not None:
@@ -285,14 +303,14 @@ class _Session:
             self._processes[main.pid] = main
             self._guarded(lambda: self._calls(main.pid))
         for pid in list(self._logs):
-            self._end(pid)
+            self._end(pid, STOPPED if interrupted else EXITED)
         if self.fault is not None:
             raise self.fault
         done = tuple(sorted(self._done, key=lambda one: one.file != self._wish.file))
         seconds = time.monotonic() - self._begin
         if status is not None and status < 0:
             status = _SIGNALLED - status
-        return Recorded(_NAMES[self._recorder], done, interrupted, seconds, status)
+        return Recorded(RECORDERS[self._recorder], done, interrupted, seconds, status)
 
     def _guarded(self, work: Callable[[], object]) -> None:
         # A log that cannot be written does not end a command; nothing more is written then.
@@ -303,7 +321,9 @@ class _Session:
                 self.fault = error
 
     def _flush(self) -> None:
-        for _calls, file in self._logs.values():
+        now = time.monotonic_ns()
+        for calls, file in self._logs.values():
+            calls.tick(now)
             file.flush()
 
     def _state(self) -> State:
@@ -312,6 +332,7 @@ class _Session:
         return State(
             sum(one.calls for one in each), sum(one.vms for one in each),
             sum(one.vcpus for one in each), sum(one.lost for one in each),
+            sum(one.ram for one in each),
         )  # fmt: skip
 
     def _calls(self, pid: int) -> Calls | None:
@@ -323,8 +344,9 @@ class _Session:
             name, suffix = os.path.splitext(self._wish.file)
             file = self._spare or self._create(f"{name}.{pid}{suffix}")
             self._spare = None
-            calls = Calls(process, self._writer(file))
-            file.begin(LogHeader(pid, calls.program, self._recorder))
+            calls = Calls(process, self._writer(file), ram=self._wish.ram)
+            flags = (REDACTED if self._wish.redact else 0) | (LATE if self._late else 0)
+            file.begin(LogHeader(pid, calls.program, self._recorder, flags))
             self._logs[pid] = calls, file
         return self._logs[pid][0]
 
@@ -344,11 +366,13 @@ class _Session:
             self._started(event.pid)
         else:
             self._statuses[event.pid] = event.status
-            self._end(event.pid)
+            self._end(event.pid, EXITED)
             self._processes.pop(event.pid, None)
             self._source.forget(event.pid)
 
     def _call(self, event: Entered | Left) -> None:
+        if event.pid not in self._processes:
+            self._started(event.pid)  # the message of its start was lost, or comes later
         calls = self._calls(event.pid)
         if calls is None:
             return
@@ -364,6 +388,8 @@ class _Session:
             return
 
     def _started(self, pid: int) -> None:
+        if pid in self._processes:
+            return
         try:
             process = find(pid)
             self._source.adopt(process)
@@ -372,15 +398,15 @@ class _Session:
             return
         self._processes[pid] = process
 
-    def _end(self, pid: int) -> None:
+    def _end(self, pid: int, reason: int) -> None:
         if pid not in self._logs:
             return
         calls, file = self._logs.pop(pid)
         runs = self._source.runs(pid)
-        self._guarded(lambda: calls.end(runs, time.monotonic_ns()))
+        self._guarded(lambda: calls.end(reason, runs, time.monotonic_ns()))
         self._guarded(file.flush)
         self._done.append(RecordedProcess(file.path, pid, calls.program, _state_of(calls)))
 
 
 def _state_of(calls: Calls) -> State:
-    return State(calls.calls, calls.vms, calls.vcpus, calls.lost)
+    return State(calls.calls, calls.vms, calls.vcpus, calls.lost, calls.ram)
