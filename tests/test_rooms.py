@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 
 ORDER = [
     *("errors", "limits", "fields", "results", "rules", "x86", "kvm", "recorder"),
-    *("source", "stream", "nested", "machine", "memory", "model", "trace", "vmruns", "findings"),
+    *("source", "stream", "nested", "machine", "memory"),
+    *("recording", "model", "trace", "vmruns", "findings"),
     *("diagnosis", "inside", "replay", "qmp", "lab", "doctor", "render", "api", "cli"),
 ]
 """Rooms and top-level modules; each imports only what comes before it."""

@@ -28,6 +28,7 @@ LAYERS = 4
 _HEAD = 16
 _QCOW2 = b"QFI\xfb"
 _CONTAINERS = ("libvirt", "qcow2", "xen")
+_RECORDING = b"SVMIOCTL"
 _LIBVIRT = (b"LibvirtQemudSave", b"LibvirtQemudPart")
 
 
@@ -126,7 +127,8 @@ class _Peeler:
             return self._libvirt()
         if head.startswith(XEN):
             return self._xen()
-        if head.startswith(STREAM_MAGIC[:4]) or len(head) < _HEAD:
+        if head.startswith((STREAM_MAGIC[:4], _RECORDING)) or len(head) < _HEAD:
+            # Guest memory in a recording may have the magic of a stream.
             return self._finish(self._plain())
         return self._search()
 
