@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,14 +12,18 @@ from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_INTERRUPTED, print_error
 from qemu_svm.cli.verbs import verb
 
+if TYPE_CHECKING:
+    from qemu_svm.qmp.address import Address
+
 
 @verb(
     "capture",
     "svmstream capture --qmp /run/vm.qmp -o dump.bin",
     "svmstream capture --qmp localhost:4444 -o dump.bin --stop",
+    "svmstream capture --domain guest -o dump.bin",
     "svmstream capture --qmp /run/vm.qmp -o dump.bin --multifd 4 --compression zstd",
 )
-@options.qmp_option
+@options.vm_options()
 @click.option("-o", "--output", metavar="FILE", required=True,
               help="Created when complete; channels are FILE.channelN. - is standard output.",
               )  # fmt: skip
@@ -47,7 +52,7 @@ from qemu_svm.cli.verbs import verb
 @options.timeout_option
 def command(
     *,
-    address: str,
+    address: Address,
     output: str,
     force: bool,
     as_json: bool,

@@ -17,6 +17,7 @@ from qemu_svm.doctor.model import PURPOSES
 
 if TYPE_CHECKING:
     from qemu_svm.doctor.model import Check, Diagnosis
+    from qemu_svm.qmp.address import Address
 
 
 @verb(
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 )
 @click.option("--qemu", type=qemus.binary, metavar="BINARY|VERSION",
               help="Check this QEMU; it is started without a machine.")  # fmt: skip
-@click.option("--qmp", "socket", metavar="SOCKET", help="Check this VM: unix:PATH or HOST:PORT.")
+@options.vm_options("Check this VM: unix:PATH or HOST:PORT.", required=False)
 @click.option("--put-back", is_flag=True,
               help="Put back what a capture that was killed has left: settings, a paused guest, "
-              "incomplete files. Needs --qmp.")  # fmt: skip
+              "incomplete files. Needs --qmp or --domain.")  # fmt: skip
 @click.option("--for", "purposes", multiple=True, type=click.Choice(PURPOSES),
               help="What should be possible; may be repeated.")  # fmt: skip
 @click.option("--directory", default=".", metavar="DIR", show_default=True,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 def command(
     *,
     qemu: str | None,
-    socket: str | None,
+    address: Address | None,
     put_back: bool,
     purposes: Sequence[str],
     directory: str,
@@ -61,10 +62,12 @@ def command(
 
         click.echo(Path(probe.__file__).read_text(), nl=False)
         return 0
-    if other is not None and (qemu or socket):
-        raise click.UsageError("--host is for another host: it cannot be used with --qemu or --qmp")
-    if put_back and socket is None:
-        raise click.UsageError("--put-back needs the socket of the VM: --qmp")
+    if other is not None and (qemu or address):
+        raise click.UsageError(
+            "--host is for another host: it cannot be used with --qemu, --qmp or --domain"
+        )
+    if put_back and address is None:
+        raise click.UsageError("--put-back needs the VM: --qmp or --domain")
     from qemu_svm.doctor import diagnose
     from qemu_svm.doctor.judge_machine import judge_terminal
     from qemu_svm.render.text.base import console
@@ -75,10 +78,10 @@ def command(
         diagnosis = diagnose.of_host(other)
     else:
         terminal = judge_terminal(width, sys.stdout.encoding, colour=not out.no_color)
-        work = diagnose.here(qemu, socket, Path(directory), [terminal], put_back=put_back)
+        work = diagnose.here(qemu, address, Path(directory), [terminal], put_back=put_back)
         diagnosis = signals.run(work)
     show(diagnosis, as_json=as_json, width=width)
-    return _status(diagnosis, {*purposes, "qemu" if qemu else "", "qmp" if socket else ""})
+    return _status(diagnosis, {*purposes, "qemu" if qemu else "", "qmp" if address else ""})
 
 
 def _status(diagnosis: Diagnosis, asked: set[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from qemu_svm.limits import Limits
+    from qemu_svm.qmp.address import Address
 
 _LIMITS = "qemu_svm.limits"
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -244,10 +246,60 @@ irqchip_option = click.option(
     "--no-irqchip", is_flag=True, help="The local APIC is not emulated in the kernel."
 )
 
-qmp_option = click.option(
-    "--qmp", "address", metavar="SOCKET", required=True,
-    help="QMP socket: unix:PATH, a path, or HOST:PORT.",
-)  # fmt: skip
+
+def vm_options(
+    socket_help: str = "QMP socket: unix:PATH, a path, or HOST:PORT.", *, required: bool = True
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Add ``--qmp``, ``--domain`` and ``--connect``: one running VM, given as ``address``.
+
+    :param required: one of them must be given; else ``address`` may be None.
+    """
+
+    def add(command: Callable[..., int]) -> Callable[..., int]:
+        @wraps(command)
+        def with_address(
+            *, qmp: str | None, domain: str | None, connect: str | None, **rest: Any
+        ) -> int:
+            return command(address=_address(qmp, domain, connect, required=required), **rest)
+
+        for option in (
+            click.option(
+                "--connect", metavar="URI",
+                help="Of the libvirt that has the domain, as for virsh.  [default: libvirt's]",
+            ),
+            click.option(
+                "--domain", metavar="NAME",
+                help="A domain of libvirt, by name, UUID or number (needs libvirt-python).",
+            ),
+            click.option("--qmp", metavar="SOCKET", help=socket_help),
+        ):  # fmt: skip
+            with_address = option(with_address)
+        return with_address
+
+    return add
+
+
+def _address(
+    qmp: str | None, domain: str | None, connect: str | None, *, required: bool
+) -> Address | None:
+    if qmp is not None and domain is not None:
+        raise click.UsageError("give either --qmp SOCKET or --domain NAME")
+    if domain is None:
+        if connect is not None:
+            raise click.UsageError("--connect needs --domain NAME")
+        if qmp is None:
+            if required:
+                raise click.UsageError("give --qmp SOCKET, or --domain NAME of a libvirt domain")
+            return None
+        from qemu_svm.qmp.address import parse_address
+
+        return parse_address(qmp)
+    from qemu_svm.qmp.domain import TAINTS, Domain
+
+    if not quiet():
+        click.echo(f"svmstream: note: {TAINTS}", err=True)
+    return Domain(name=domain, uri=connect)
+
 
 timeout_option = click.option(
     "--timeout", default=30.0, show_default=True, type=click.FloatRange(min=0.1),

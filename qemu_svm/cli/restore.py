@@ -22,6 +22,7 @@ from qemu_svm.errors import StreamRefused
 
 if TYPE_CHECKING:
     from qemu_svm.api import Dump
+    from qemu_svm.qmp.address import Address
     from qemu_svm.qmp.client import Client
     from qemu_svm.qmp.restore import RestoreReport
 
@@ -48,8 +49,7 @@ class _Options:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
 @click.option("--qemu", "binary", type=qemus.binary, metavar="BINARY|VERSION",
               help="Start this QEMU with ARGS.")  # fmt: skip
-@click.option("--qmp", "address", metavar="SOCKET",
-              help="Use a running QEMU that waits for a stream (-incoming defer).")  # fmt: skip
+@options.vm_options("Use a running QEMU that waits for a stream (-incoming defer).", required=False)
 @click.option("--check", "mode", flag_value="check",
               help="Stop QEMU after it has loaded the stream.")  # fmt: skip
 @click.option("--detach", "mode", flag_value="detach", help="Leave QEMU running; see --socket.")
@@ -70,7 +70,7 @@ def command(
     file: str,
     arguments: tuple[str, ...],
     binary: str | None,
-    address: str | None,
+    address: Address | None,
     mode: str | None,
     guest: str | None,
     socket: str | None,
@@ -89,7 +89,7 @@ def command(
     its message is shown beside the part of the stream that it is about.
     """
     if (binary is None) == (address is None):
-        raise click.UsageError("give either --qemu BINARY or --qmp SOCKET")
+        raise click.UsageError("give either --qemu BINARY or --qmp SOCKET (--domain NAME)")
     if address is not None and (arguments or mode or socket):
         raise click.UsageError("ARGS, --check, --detach and --socket need --qemu")
     if mode == "detach" and socket is None:
@@ -98,10 +98,10 @@ def command(
     chosen = _Options(arguments, socket, mode, capabilities, qemu_file, run, as_json)
     with opened(file, channels=channels, description=lender) as dump:
         report_damage(dump)
-        if binary is None:
-            work = _into_running(address or "", timeout, dump, chosen)
+        if address is not None:
+            work = _into_running(address, timeout, dump, chosen)
         else:
-            work = _into_new(binary, dump, chosen)
+            work = _into_new(binary or "", dump, chosen)
         try:
             return signals.run(work)
         except StreamRefused as error:
@@ -114,7 +114,7 @@ def command(
             return EXIT_INTERRUPTED
 
 
-async def _into_running(address: str, timeout: float, dump: Dump, chosen: _Options) -> int:
+async def _into_running(address: Address, timeout: float, dump: Dump, chosen: _Options) -> int:
     from qemu_svm.qmp import Client
 
     async with Client.connect(address, timeout=timeout) as client:

@@ -28,6 +28,7 @@ from qemu_svm.errors import EnvironmentFault, OutputExists, StreamRefused
 
 if TYPE_CHECKING:
     from qemu_svm.api import Dump
+    from qemu_svm.qmp.address import Address
     from qemu_svm.qmp.capture import Captured
     from qemu_svm.qmp.restore import Restored
 
@@ -50,7 +51,7 @@ class _Qemu:
     "svmstream roundtrip --qmp /run/a.qmp --into /run/b.qmp --json",
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[FILE] [-- ARGS...]")
-@click.option("--qmp", "address", metavar="SOCKET", help="Capture this VM first, instead of FILE.")
+@options.vm_options("Capture this VM first, instead of FILE.", required=False)
 @click.option("--qemu", "binary", type=qemus.binary, metavar="BINARY|VERSION",
               help="Start this QEMU with ARGS.")  # fmt: skip
 @click.option("--into", "target", cls=options.Renamed, formerly={"--to": None}, metavar="SOCKET",
@@ -70,7 +71,7 @@ class _Qemu:
 def command(
     *,
     words: tuple[str, ...],
-    address: str | None,
+    address: Address | None,
     binary: str | None,
     target: str | None,
     lender: str | None,
@@ -88,7 +89,7 @@ def command(
     preserve; these are masked, and listed. RAM is compared page by page.
     """
     if not words and address is None:
-        raise click.UsageError("give either FILE or --qmp SOCKET")
+        raise click.UsageError("give either FILE or --qmp SOCKET (--domain NAME)")
     # With --qmp there is no FILE: all words are QEMU's.
     file, arguments = (words[0], words[1:]) if address is None else (None, words)
     if arguments and binary is None:
@@ -135,7 +136,7 @@ def command(
     return EXIT_FINDINGS if not report.same and options.fails() else 0
 
 
-def _capture(address: str, path: str, qemu_dir: str | None, timeout: float) -> str:
+def _capture(address: Address, path: str, qemu_dir: str | None, timeout: float) -> str:
     from qemu_svm.qmp.capture import capture_stream
 
     shown = progress.migration()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qemu_svm.qmp import Client
+    from qemu_svm.qmp.address import Address
     from qemu_svm.qmp.watch import Sample
 
 
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
     "svmstream watch --qmp unix:/run/vm.qmp",
     "svmstream watch --qmp localhost:4444 --wait --json",
 )
-@options.qmp_option
+@options.vm_options()
 @click.option("--interval", default=0.5, show_default=True, metavar="SECONDS",
               type=click.FloatRange(min=0.05), help="Time between two samples.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for the next migration to start.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
 @options.output_options
 @options.timeout_option
-def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout: float) -> int:
+def command(*, address: Address, interval: float, wait: bool, as_json: bool, timeout: float) -> int:
     """Show a running migration, regardless of which client started it, and how it ended.
 
     Nothing in the VM is changed. Exit status: 0 completed, 5 failed or
@@ -54,7 +55,7 @@ def command(*, address: str, interval: float, wait: bool, as_json: bool, timeout
     with Live(console=out, auto_refresh=False) as live:
 
         def draw(sample: Sample) -> None:
-            live.update(Group(*render(Update(sample), title=address)), refresh=True)
+            live.update(Group(*render(Update(sample), title=str(address))), refresh=True)
 
         last = signals.run(_watch(client, interval, draw, wait=wait))
     return _status(last)

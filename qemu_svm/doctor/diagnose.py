@@ -11,6 +11,7 @@ from qemu_svm.doctor import target as vms
 from qemu_svm.doctor.judge_host import judge_host
 from qemu_svm.doctor.model import Check, CheckState, Diagnosis
 from qemu_svm.errors import QmpError
+from qemu_svm.qmp.address import Address
 
 _QEMU = "qemu-system-x86_64"
 
@@ -28,7 +29,7 @@ def of_host(path: str) -> Diagnosis:
 
 async def here(
     qemu: str | None,
-    socket: str | None,
+    address: str | Address | None,
     captures: Path,
     terminal: Sequence[Check] = (),
     *,
@@ -37,7 +38,7 @@ async def here(
     """Check this host.
 
     :param qemu: a QEMU; None for the installed one.
-    :param socket: QMP socket of a VM; None for no VM.
+    :param address: of a VM, see :class:`~qemu_svm.qmp.client.Client`; None for no VM.
     :param captures: directory in which captures would be written.
     :param terminal: checks of the terminal, which are shown last.
     :param put_back: put back what a killed capture has left in the VM.
@@ -49,9 +50,9 @@ async def here(
         checks += judge_qemu.judge_binary(await programs.ask(qemu or _QEMU))
     except QmpError as error:
         checks.append(_missing("QEMU", error, "nothing can be restored", "qemu", "restore"))
-    if socket is not None:
+    if address is not None:
         try:
-            vm = await vms.ask(socket, put_back=put_back)
+            vm = await vms.ask(address, put_back=put_back)
         except QmpError as error:
             checks.append(_missing("VM", error, "it cannot be driven", "qmp", "capture"))
         else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qemu_svm.errors import CommandRefused
 from qemu_svm.qmp import Client, Migration, Status, answers, journal
+from qemu_svm.qmp.address import Address
 from qemu_svm.qmp.answers import Version
 from qemu_svm.qmp.journal import Left
 
@@ -36,7 +37,7 @@ class Target:
     put_back: bool = False
 
 
-async def ask(address: str, *, put_back: bool = False) -> Target:
+async def ask(address: str | Address, *, put_back: bool = False) -> Target:
     """Query a running QEMU.
 
     :param put_back: put back what a killed capture has left.

@@ -35,6 +35,21 @@ class Address:
         """The address in the form that :mod:`qemu.qmp` expects."""
         return self.path if self.path is not None else (self.host, self.port)
 
+    @property
+    def options(self) -> str:
+        """Options of the command line that name it."""
+        return f"--qmp {self}"
+
+    @property
+    def identity(self) -> str:
+        """One text for all names of the same socket."""
+        return str(self) if self.path is None else os.path.realpath(self.path)
+
+    @property
+    def passes(self) -> bool:
+        """Whether file descriptors can be passed: over UNIX sockets only."""
+        return self.path is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Pair(Address):

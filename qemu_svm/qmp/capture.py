@@ -345,6 +345,12 @@ class _Capture:
                 hint="nothing was saved" if self._output.path != STANDARD else None,
             )
 
+    def _not_saved(self, reason: str | None) -> Refused:
+        hint = None if reason else "see QEMU's own log"
+        if self._options.multifd and "Permission denied" in (reason or ""):
+            hint = "QEMU runs as another user, who cannot reach our socket: leave out --multifd"
+        return Refused(f"QEMU could not save the guest: {reason or 'no reason given'}", hint=hint)
+
     # While it runs.
 
     async def _watch(self, session: Session, receiver: Receiver) -> None:
@@ -365,10 +371,7 @@ class _Capture:
             if migration.status == "cancelled":
                 raise Refused("the migration was cancelled by another client")
             if migration.status == "failed":
-                raise Refused(
-                    f"QEMU could not save the guest: {migration.error or 'no reason given'}",
-                    hint=None if migration.error else "see QEMU's own log",
-                )
+                raise self._not_saved(migration.error)
             if stop_after is not None and time.monotonic() - self._started > stop_after:
                 stop_after = None
                 await session.stop()

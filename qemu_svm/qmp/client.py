@@ -75,8 +75,11 @@ class Client:
         :raises QmpError: nobody listens, it is not a QMP socket, or it does not answer.
         """
         qmp = QMPClient("svmstream")
+        libvirts = self._libvirts()
+        within = self._connect_timeout
+        within = within if libvirts is None else min(within, timeouts.TAKEN)
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(within):
                 try:
                     await qmp.connect(self.address.target)
                 except ConnectError as error:
@@ -86,8 +89,9 @@ class Client:
                     await qmp.connect(self.address.target)
         except TimeoutError as error:
             raise QmpError(
-                f"{self.address}: connected, but no greeting in {self._connect_timeout:g} s",
-                hint="a QMP socket serves one client at a time: is another one connected "
+                f"{self.address}: connected, but no greeting in {within:g} s",
+                hint=libvirts
+                or "a QMP socket serves one client at a time: is another one connected "
                 "(libvirt, a monitor)?",
             ) from error
         except ConnectError as error:
@@ -256,8 +260,8 @@ class Client:
 
     @property
     def can_pass(self) -> bool:
-        """Whether file descriptors can be passed: over UNIX sockets only."""
-        return self.address.path is not None
+        """Whether file descriptors can be passed."""
+        return self.address.passes
 
     async def getfd(self, fd: int) -> str:
         """Pass QEMU a copy of a descriptor; return its name there (``fd:NAME``).
@@ -332,8 +336,20 @@ class Client:
             "it is not known whether it was carried out"
         ) from cause
 
+    def _libvirts(self) -> str | None:
+        # libvirt keeps one client connected to its own sockets, and they take no other.
+        from qemu_svm.qmp.domain import domain_of
+
+        name = None if self.address.path is None else domain_of(self.address.path)
+        if name is None:
+            return None
+        return f"this is libvirt's own monitor of the domain '{name}': use --domain '{name}'"
+
     def _connect_error(self, error: ConnectError) -> QmpError:
         cause = error.exc
+        libvirts = self._libvirts()
+        if libvirts is not None and not isinstance(cause, FileNotFoundError):
+            return QmpError(f"{self.address}: no answer to a second client", hint=libvirts)
         if isinstance(cause, (GreetingError, NegotiationError)):
             return QmpError(
                 f"{self.address}: this is not a QMP socket: {cause.error_message}",

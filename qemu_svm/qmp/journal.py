@@ -136,7 +136,7 @@ async def refuse_if_left(client: Client) -> Sequence[str]:
         raise Refused(
             f"an earlier capture (process {found.pid}) was killed and could not put back: "
             f"{found.words()}",
-            hint=f"put it back with: svmstream doctor --qmp {client.address} --put-back",
+            hint=f"put it back with: svmstream doctor {client.address.options} --put-back",
         )
     return found.files
 
@@ -169,10 +169,8 @@ def _remove(path: Path | None) -> None:
 def _file(address: Address) -> Path | None:
     if isinstance(address, Pair):
         return None  # a QEMU of ours, which ends with us
-    # One socket may have several names; a TCP address has one.
-    name = str(address) if address.path is None else os.path.realpath(address.path)
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:24]
+    digest = hashlib.sha256(os.fsencode(address.identity)).hexdigest()[:24]
     return Path(base) / "qemu-svm" / "captures" / f"{digest}.json"
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 CONNECT = 5.0
 """From connecting to the end of the negotiation; default of :class:`~qemu_svm.qmp.Client`."""
 
+TAKEN = 1.0
+"""The same of libvirt's own socket, to which libvirt is connected."""
+
 ANSWER = 30.0
 """From a command to its answer; default of :class:`~qemu_svm.qmp.Client`."""
 

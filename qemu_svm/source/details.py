@@ -14,9 +14,11 @@ class LibvirtDetails:
     :param finished: the save completed (``LibvirtQemudSave``, not ``…Part``).
     :param was_running: the guest resumes after a restore.
     :param format: compression of the stream according to the header.
-    :param xml: the domain's XML, as text; never parsed.
+    :param xml: the domain's XML, as text.
     :param cookie: libvirt's second XML, as text; None if there is none.
     :param notes: oddities of the header, as text.
+    :param name: of the domain, from its XML; None if that cannot be read.
+    :param uuid: the same.
     """
 
     version: int
@@ -27,6 +29,8 @@ class LibvirtDetails:
     xml: str
     cookie: str | None
     notes: tuple[str, ...] = ()
+    name: str | None = None
+    uuid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The header of libvirt's save images (``virsh save``, managed save).
 
 92 bytes in the byte order of the saving host, then the domain's XML and
-libvirt's cookie, then the stream, compressed or not.  The XML is shown and never
-parsed.
+libvirt's cookie, then the stream, compressed or not.  Of the XML, name and UUID of the
+domain are read.
 
 Source: libvirt ``src/qemu/qemu_saveimage.c``, ``.h`` (11.3.0): two magics,
 version at most 2, formats; a version above 2 means the other byte order.
@@ -11,6 +11,7 @@ Checked on images that libvirt 9.0.0 wrote.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from qemu_svm.errors import SourceError
@@ -24,6 +25,27 @@ FINISHED = b"LibvirtQemudSave"
 UNFINISHED = b"LibvirtQemudPart"
 VERSION = 2
 FORMATS = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
+
+
+def managed_save(name: str) -> str:
+    """Return the path of the image that ``virsh managedsave`` made of a domain.
+
+    Source: libvirt ``src/qemu/qemu_conf.c`` (11.3.0), ``saveDir`` of the system's and of the
+    user's libvirt.
+
+    :raises SourceError: there is none.
+    """
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    folders = ("/var/lib/libvirt/qemu/save", os.path.join(config, "libvirt/qemu/save"))
+    if name and "/" not in name:
+        for folder in folders:
+            path = os.path.join(folder, f"{name}.save")
+            if os.path.lexists(path):
+                return path
+    raise SourceError(
+        f"no managed save of a domain '{name}' in {' or '.join(folders)}",
+        hint=f"virsh managedsave '{name}' makes one; an image of virsh save is at its own path",
+    )
 
 
 def read_header(feed: Feed, limits: Limits) -> LibvirtDetails:
@@ -64,16 +86,59 @@ def read_header(feed: Feed, limits: Limits) -> LibvirtDetails:
     form = FORMATS[header.format] if header.format < len(FORMATS) else f"{header.format}"
     if header.version < VERSION:
         form = "raw"  # version 1 had no such field
+    shown = _text(xml)
+    name, uuid = domain_names(shown)
     return LibvirtDetails(
         version=header.version,
         byte_order=order,
         finished=header.magic == FINISHED,
         was_running=bool(header.was_running),
         format=form,
-        xml=_text(xml),
+        xml=shown,
         cookie=cookie,
         notes=tuple(notes),
+        name=name,
+        uuid=uuid,
     )
+
+
+def domain_names(xml: str) -> tuple[str | None, str | None]:
+    """Return the name and the UUID of the first domain in an XML; None for what it lacks.
+
+    A document with entities of its own is not read: libvirt writes none.
+    """
+    from xml.parsers import expat
+
+    if "<!" in xml:
+        return None, None
+    found: dict[str, str] = {}
+    path: list[str] = []
+    reading: str | None = None
+
+    def start(tag: str, _attributes: dict[str, str]) -> None:
+        nonlocal reading
+        path.append(tag)
+        if path[-2:] in (["domain", "name"], ["domain", "uuid"]) and tag not in found:
+            reading, found[tag] = tag, ""
+
+    def end(_tag: str) -> None:
+        nonlocal reading
+        path.pop()
+        reading = None
+
+    def text(data: str) -> None:
+        if reading is not None:
+            found[reading] += data
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = text
+    try:
+        parser.Parse(xml.encode(), True)  # noqa: FBT003 - the API's own
+    except (expat.ExpatError, UnicodeEncodeError):
+        return None, None
+    return found.get("name"), found.get("uuid")
 
 
 def _header(data: bytes, path: str) -> tuple[str, Any]:

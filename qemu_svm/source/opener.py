@@ -36,11 +36,16 @@ def open_source(path: str, limits: Limits = DEFAULT) -> Source:
     """Open a stream for reading.
 
     :param path: a file name, or ``-`` for standard input; the name or id of a
-        snapshot, or ``@`` and an offset, may follow after ``#``.
+        snapshot, or ``@`` and an offset, may follow after ``#``.  ``libvirt:NAME`` is the
+        managed save of a domain.
     :raises SourceError: no such file, a directory, no permission, or a container
         that is damaged or does not contain the stream.
     """
     name, wanted = _split(path)
+    if name.startswith("libvirt:") and not os.path.lexists(name):
+        from qemu_svm.source.libvirt import managed_save
+
+        name = managed_save(name.removeprefix("libvirt:"))
     fd = _descriptor(name)
     with ExitStack() as owned:
         # Everything opened is closed again if anything fails from here on.

@@ -22,6 +22,7 @@ from qemu_svm.errors import SourceError, StreamError
 from qemu_svm.machine import read_machine
 from qemu_svm.source import BytesSource, open_source
 from qemu_svm.source.details import LibvirtDetails, SnapshotDetails
+from qemu_svm.source.libvirt import domain_names
 from qemu_svm.source.qcow2 import open_snapshot
 from qemu_svm.source.structs import SAVE_IMAGES, QcowHeader, QcowHeader3, Snapshot
 from qemu_svm.stream import Walk, read_stream
@@ -125,6 +126,28 @@ def test_sparse_knows_its_place_in_the_file(sample: bytes, tmp_path: Path) -> No
         (tmp_path / "a.save.zst").write_bytes(zst(path.read_bytes()))
         with open_source(str(name)) as source:
             assert source.stream_offset == 92 + len(XML) + 1011
+
+
+@pytest.mark.parametrize(
+    ("xml", "names"),
+    [
+        ("<domain><name>a</name><uuid> 1-2 </uuid></domain>", ("a", " 1-2 ")),
+        ("<x><domain type='kvm'><os><name>no</name></os><name>b&amp;c</name></domain></x>",
+         ("b&c", None)),
+        ("<domain><name>a</name><name>second</name></domain>", ("a", None)),
+        ("<!DOCTYPE d [<!ENTITY a 'b'>]><domain><name>&a;</name></domain>", (None, None)),
+        ("<domain><name>a</name>", (None, None)),
+        ("", (None, None)),
+        ("\ud800", (None, None)),
+    ],
+)  # fmt: skip
+def test_the_names_in_a_domains_xml(xml: str, names: tuple[str | None, str | None]) -> None:
+    assert domain_names(xml) == names
+
+
+@given(st.text(max_size=200))
+def test_any_text_gives_names_or_none(xml: str) -> None:
+    assert len(domain_names(f"<domain>{xml}</domain>")) == 2
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ def container_lines(source: Source) -> Iterable[Text]:
             f"libvirt save image, version {details.version} ({details.byte_order}-endian), "
             f"format {details.format}, guest {running}{finished}",
         )
+        if details.name is not None:
+            uuid = "" if details.uuid is None else f", UUID {details.uuid}"
+            yield entry("domain", f"{details.name}{uuid}")
         for note in details.notes:
             yield entry("", f"note: {note}")
     elif isinstance(details, SnapshotDetails):
