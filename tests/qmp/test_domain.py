@@ -16,6 +16,8 @@ import pytest
 
 from tests.qmp.vm import BOOT_SECTOR
 
+pytestmark = pytest.mark.xdist_group("libvirt")
+
 NOBODY = 65534
 XML = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os><devices>
