@@ -23,7 +23,7 @@ def _unpacker(layout: Any) -> struct.Struct:
     return struct.Struct("<" + "".join(one.subcon.fmtstr[1:] for one in layout.subcons))
 
 
-_RECORD = _unpacker(structs.RECORD)
+_RECORD, _RUNS = _unpacker(structs.RECORD), _unpacker(structs.RUNS)
 _LEVELS = tuple(None if name is None else Level(name) for name in structs.LEVELS)
 _CALLS = frozenset({Kind.CALL, Kind.RUN, Kind.MISSING})
 _NUMBERS = {level: number for number, level in enumerate(_LEVELS)}
@@ -145,9 +145,15 @@ class BinaryReader:
             case Kind.MEMORY:
                 return records.Memory(number, time, fd, arg, given)
             case Kind.END:
-                of = (fd, place, arg) if level else ()
-                return records.Ended(number, time, *of)
+                return self._ended(start, time, arg, returned)
         raise Malformed("unknown kind of record", offset=start + 4, field="kind", found=str(kind))
+
+    def _ended(self, start: int, time: int, arg: int, returned: bytes) -> records.Ended:
+        if len(returned) % _RUNS.size:
+            raise Malformed("the runs of the end record are cut", offset=start)
+        reason = next((one.name.lower() for one in structs.End if one == arg), "unknown")
+        runs = tuple(records.Runs(*one) for one in _RUNS.iter_unpack(returned))
+        return records.Ended(self._number, time, reason, runs)
 
 
 class BinaryWriter:
@@ -213,14 +219,10 @@ class BinaryWriter:
                 kind, values = Kind.MEMORY, {"fd": record.fd, "arg": record.address}
                 given = record.data
             case records.Ended():
+                reasons = {one.name.lower(): one for one in structs.End}
                 kind = Kind.END
-                if record.fd >= 0:
-                    values = {
-                        "level": _NUMBERS[Level.VCPU],
-                        "index": _index(record.index),
-                        "fd": record.fd,
-                        "arg": record.runs,
-                    }
+                values = {"arg": reasons.get(record.reason, structs.End.UNKNOWN)}
+                returned = b"".join(_RUNS.pack(one.fd, one.index, one.runs) for one in record.runs)
         self._put(values | {"kind": kind, "time": record.time}, given, returned)
 
     def _put(self, values: dict[str, int], given: bytes, returned: bytes) -> None:

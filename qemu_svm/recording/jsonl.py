@@ -34,6 +34,7 @@ _U64, _U32, _S32 = (0, (1 << 64) - 1), (0, (1 << 32) - 1), (-(1 << 31), (1 << 31
 _S64 = (-(1 << 63), (1 << 63) - 1)
 _U16 = (0, (1 << 16) - 1)
 _VENDORS = structs.VENDORS
+_REASONS = tuple(one.name.lower() for one in structs.End)
 
 
 def is_jsonl(head: bytes) -> bool:
@@ -214,9 +215,9 @@ def _header(line: _Line) -> Header:
     return Header(
         vendor,
         line.integer("pid", _U32),
-        line.word("kernel"),
-        line.word("program"),
-        line.word("source"),
+        line.word("release"),
+        line.word("exe"),
+        line.word("recorder") or line.word("source"),
         line.integer("realtime", _U64),
         line.integer("monotonic", _U64),
         line.flag("redacted"),
@@ -287,8 +288,23 @@ def _nr(line: _Line) -> int:
 
 
 def _ended(line: _Line, time: int) -> records.Ended:
-    fd, runs = line.integer("fd", _S32, -1), line.integer("runs", _U64)
-    return records.Ended(line.number, time, fd, _index(line), runs)
+    reason = line.word("reason", "unknown")
+    rows = line.values.get("runs") or []
+    if not isinstance(rows, list) or len(rows) > _U16[1]:
+        raise line.wrong("no list", field="runs", found=_shown(rows))
+    runs = []
+    for row in rows:
+        if not isinstance(row, dict):
+            raise line.wrong("no object", field="runs", found=_shown(row))
+        one = _Line(line.number, line.offset, row)
+        runs.append(
+            records.Runs(
+                one.integer("fd", _S32, -1), one.integer("index", _U32), one.integer("runs", _U64)
+            )
+        )
+    return records.Ended(
+        line.number, time, reason if reason in _REASONS else "unknown", tuple(runs)
+    )
 
 
 class JsonWriter:
@@ -301,9 +317,9 @@ class JsonWriter:
         self._file = file
         values = {
             "pid": header.pid,
-            "kernel": header.release,
-            "program": header.exe,
-            "source": header.recorder,
+            "release": header.release,
+            "exe": header.exe,
+            "recorder": header.recorder,
             "realtime": header.realtime,
             "monotonic": header.monotonic,
             "redacted": header.redacted,
@@ -336,10 +352,8 @@ class JsonWriter:
                     }
                 )
             case records.Ended():
-                values: dict[str, object] = {"kind": "end", "t": record.time}
-                if record.fd >= 0:
-                    values |= {"fd": record.fd, "index": record.index, "runs": record.runs}
-                self._line(values)
+                runs = [{"fd": one.fd, "index": one.index, "runs": one.runs} for one in record.runs]
+                self._line({"kind": "end", "t": record.time, "reason": record.reason, "runs": runs})
 
     def _line(self, values: dict[str, object]) -> None:
         self._file.write(json.dumps(values).encode() + b"\n")

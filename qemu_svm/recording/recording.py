@@ -74,7 +74,7 @@ class Recording:
 
     :param path: name of the file.
     :param form: ``binary`` or ``jsonl``.
-    :ivar ended: there is an end record: the recording is complete.
+    :ivar ended: the end record; None in a recording that was cut, or whose recorder wrote none.
     :ivar damage: why the recording could not be read to its end.
     :ivar count: records that were read.
     """
@@ -84,7 +84,7 @@ class Recording:
     header: Header
     _reader: BinaryReader | JsonReader = field(repr=False)
     _source: Source = field(repr=False)
-    ended: bool = False
+    ended: Ended | None = None
     damage: SvmStreamError | None = None
     count: int = 0
 
@@ -94,7 +94,7 @@ class Recording:
             for record in self._reader:
                 self.count += 1
                 if isinstance(record, Ended):
-                    self.ended = True
+                    self.ended = record
                 yield descriptors.seen(record)
         except SourceError as damage:
             self.damage = damage

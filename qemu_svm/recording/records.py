@@ -132,19 +132,25 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A complete recording ends with these: one for each vCPU, at least one.
+class Runs:
+    """How often a vCPU ran in the whole recording."""
 
-    :param fd: of the vCPU; -1 in one that is of none.
-    :param index: of the vCPU.
-    :param runs: how often it ran in the whole recording.
+    fd: int
+    index: int
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last record of a complete recording.
+
+    :param reason: ``exited``, ``stopped``, ``limit`` or ``unknown``.
     """
 
     number: int
     time: int
-    fd: int = -1
-    index: int | None = None
-    runs: int = 0
+    reason: str
+    runs: tuple[Runs, ...] = ()
 
 
 Record = Ioctl | Lost | Descriptor | Attached | Memory | Ended

@@ -104,6 +104,10 @@ RECORD = Struct(
 )
 
 
+RUNS = Struct("fd" / Int32sl, "index" / Int32ul, "runs" / Int64ul)
+"""How often a vCPU ran; the end record has one for each."""
+
+
 class HeaderFlag(IntFlag):
     """Flags of the header."""
 
@@ -139,11 +143,23 @@ class Kind(IntEnum):
     ATTACHED = 6
     """Recording began in a running process; ``arg`` descriptors of KVM were open."""
     END = 7
-    """A complete recording ends with these, one for each vCPU: ``arg`` is how often the vCPU of
-    ``fd`` ran; at least one, with the level 0 if there is no vCPU."""
+    """The last record: ``arg`` is the reason (:class:`End`), ``out`` has a :data:`RUNS` for
+    each vCPU."""
     MEMORY = 8
     """Guest memory (``--ram``): ``arg`` is the guest-physical address, ``in`` the bytes, ``fd``
     the VM's descriptor or -1."""
+
+
+class End(IntEnum):
+    """Why a recording ended."""
+
+    UNKNOWN = 0
+    EXITED = 1
+    """The process ended."""
+    STOPPED = 2
+    """The recorder was told to stop."""
+    LIMIT = 3
+    """A limit of the recorder was reached."""
 
 
 VENDORS = ("amd", "intel", "other")

@@ -30,6 +30,7 @@ from qemu_svm.recording.records import (
     Lost,
     Memory,
     Record,
+    Runs,
     level_of_link,
 )
 from qemu_svm.source import BytesSource, open_source
@@ -49,8 +50,7 @@ EVERY: list[Record] = [
     Lost(0, 5, 70),
     Ioctl(0, 5, 11, 8, None, None, 0x4020AE46, 0, b"", b"", 0, None, 0, True),
     Memory(0, 6, -1, 0x1000_0000_0000, bytes(range(256))),
-    Ended(0, 7, 9, 3, 1 << 40),
-    Ended(0, 8),
+    Ended(0, 7, "stopped", (Runs(9, 3, 1 << 40),)),
 ]
 
 
@@ -183,7 +183,7 @@ def test_a_value_that_lies_ends_the_recording(data: bytes, words: str) -> None:
         ('{"nr": "0xae80", "ret": 0, "t": -1}', "field t"),
         ('{"nr": "0xae80", "ret": 0, "t": ' + "9" * 4000 + "}", "field t"),
         ('{"nr": "0xae80", "ret": 0, "t": ' + "9" * 5000 + "}", "no JSON"),
-        ('{"kind": "end", "runs": []}', "field runs"),
+        ('{"kind": "end", "runs": [[]]}', "field runs"),
         ('{"kind": "lost"}', "field count"),
         ("[" * 100_000 + "]" * 100_000 + "}", "no JSON"),
         ("[1]", "no object"),
