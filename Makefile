@@ -121,6 +121,11 @@ witness: $(STAMP)  ## every capture on every kernel: what the processor is given
 	@tools/need-packages "gcc:gcc libc6-dev"
 	$(BIN)/python tools/witness.py
 
+.PHONY: recorded
+recorded: $(STAMP)  ## restores on each kernel, recorded by eBPF and by ptrace (some minutes, 1 GiB)
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
+	$(BIN)/python tools/recorded.py
+
 .PHONY: clean
 clean:  ## remove everything that was made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* \

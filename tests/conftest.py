@@ -118,8 +118,16 @@ def box() -> Iterator[Box]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def box_6_12() -> Iterator[Box]:
+    """One with Linux 6.12, and a user land and an emulator that are not of its suite."""
+    with Box(kernel="6.12", qemu="7.2", emulator="10.0", npt=False, smp=2) as made:
+        yield made
+
+
 _MARKS = {
     "box": pytest.mark.box,  # one box for all tests of a run
+    "box_6_12": pytest.mark.box,
     "qemu_7_2": pytest.mark.box,  # out of the lab's cache, as are the next
     "qemu_10_0": pytest.mark.box,
     "newer": pytest.mark.box,
@@ -134,8 +142,8 @@ _ROOMS = {"lab": pytest.mark.box, "qmp": pytest.mark.qemu, "plugins": pytest.mar
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what a test needs; let one worker run all tests that share the box."""
     names = getattr(item, "fixturenames", ())
-    if "box" in names:
-        item.add_marker(pytest.mark.xdist_group("box"))
+    for name in {"box", "box_6_12"} & set(names):
+        item.add_marker(pytest.mark.xdist_group(name))
     for name in set(names) & set(_MARKS):
         item.add_marker(_MARKS[name])
     for room in set(item.path.relative_to(ROOT).parts[:-1]) & set(_ROOMS):

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,6 +22,7 @@ from qemu_svm.lab.box.console import headline
 from qemu_svm.lab.box.session import BoxSession
 from qemu_svm.lab.guests import GUESTS, LINUX, Guest, assemble, values
 from qemu_svm.lab.host import host_faults
+from qemu_svm.lab.recording import recorded
 from qemu_svm.lab.vm import Settings, Vm, running
 from qemu_svm.machine import Machine
 from qemu_svm.source import Source
@@ -105,10 +107,14 @@ def copy_to_share(box: BoxSession, source: Source) -> str:
     return name
 
 
-def restore(box: BoxSession, name: str, settings: Settings) -> Outcome:
+def restore(
+    box: BoxSession, name: str, settings: Settings, *, record: str | None = None, how: str = "auto"
+) -> Outcome:
     """Restore a stream in a box, resume the guest, and observe it.
 
     :param name: of a file in the box's share.
+    :param record: file for a recording of QEMU's ioctls.
+    :param how: of the recording: ``auto``, ``bpf`` or ``ptrace``.
     :raises LabError: the box died for another reason than the restore, or before it.
     """
     trouble = box.oops()
@@ -118,7 +124,9 @@ def restore(box: BoxSession, name: str, settings: Settings) -> Outcome:
             hint="use a new box",
         )
     try:
-        with running(box, settings) as vm:
+        with ExitStack() as stack:
+            prefix = () if record is None else stack.enter_context(recorded(box, record, how=how))
+            vm = stack.enter_context(running(box, settings, prefix=prefix))
             vm.load(name)
             return _watch(vm)
     except Refused as error:

@@ -75,18 +75,20 @@ def restore_in(
     *,
     devices: Sequence[str] = (),
     npt: bool = True,
+    record: str | None = None,
 ) -> BoxRestore:
     """Restore a stream in a box, and explain a failure by the rules that apply there.
 
     :param name: machine type; None for the stream's.
     :param devices: additional arguments of QEMU.
     :param npt: the box's KVM uses nested paging.
+    :param record: file for a recording of QEMU's ioctls.
     :raises Refused: the stream names no machine type or has no RAM.
     """
     settings = settings_of(machine, name)
     settings = replace(settings, devices=settings.devices + tuple(devices))
     source = machine.stream.source
-    outcome = restore(box, copy_to_share(box, source), settings)
+    outcome = restore(box, copy_to_share(box, source), settings, record=record)
     versions = dict(box.versions)
     why = () if outcome.good else explanations(machine, versions, npt=npt)
     return BoxRestore(source.path, outcome, settings, versions, why)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,17 +244,19 @@ def running(
     image: bytes | None = None,
     waits: bool = True,
     trace: str | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Vm]:
     """Start a virtual machine in a box and end it with the context.
 
     :param image: of the guest, for ``-kernel``; without it QEMU waits for a stream.
     :param waits: False if QEMU shall not wait for a stream without an image either.
     :param trace: name of a file in the share for the log of ``kvm_vcpu_ioctl``.
+    :param prefix: what is put before QEMU's command line.
     :raises Refused: QEMU does not start.
     :raises LabError: the share cannot be written, or the box has died.
     """
     name = f"vm-{secrets.token_hex(4)}"
-    argv = [*settings.arguments(), "-qmp", f"unix:/run/{name}.qmp,server=on,wait=off"]
+    argv = [*prefix, *settings.arguments(), "-qmp", f"unix:/run/{name}.qmp,server=on,wait=off"]
     with ExitStack() as stack:
         if image is None and waits:
             argv += ["-incoming", "defer"]

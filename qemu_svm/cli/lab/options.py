@@ -64,6 +64,11 @@ mirror_option = click.option(
 )
 name_option = click.option("--name", metavar="NAME", help="Name of the box.")
 
+record_option = click.option(
+    "--record", metavar="OUT",
+    help="Record the KVM ioctls of what runs in the box; JSON lines if OUT ends in .jsonl.",
+)  # fmt: skip
+
 _BOX_OPTIONS = (
     click.option("--kernel", type=KERNEL, metavar="KERNEL",
                  help="Kernel of the box: 5.10, 6.1, 6.12, 7.2, or one by its version, such as "

@@ -8,7 +8,13 @@ import click
 
 from qemu_svm.cli import options
 from qemu_svm.cli.lab.boxes import session
-from qemu_svm.cli.lab.options import WHICH_BOX, box_arguments, box_options, name_option
+from qemu_svm.cli.lab.options import (
+    WHICH_BOX,
+    box_arguments,
+    box_options,
+    name_option,
+    record_option,
+)
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_REFUSED, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
@@ -27,6 +33,7 @@ from qemu_svm.cli.verbs import verb
 @click.option("--qemu-arg", "devices", multiple=True, metavar="ARG",
               help="Additional argument for QEMU, such as a device of the stream; may be repeated.",
               )  # fmt: skip
+@record_option
 @options.json_option
 @options.limit_option
 @options.description_option
@@ -38,6 +45,7 @@ def command(
     name: str | None,
     machine: str | None,
     devices: tuple[str, ...],
+    record: str | None,
     as_json: bool,
     lender: str | None,
     channels: tuple[str, ...],
@@ -50,16 +58,21 @@ def command(
     status: 0 the guest continues, 5 QEMU or KVM refuses the stream, 1 the guest
     stops or goes wrong, or the host's kernel crashes.
     """
+    from qemu_svm.lab.recording import refuse_existing
     from qemu_svm.lab.restore import Verdict
     from qemu_svm.lab.results import restore_in
 
+    if record is not None:
+        refuse_existing(record)
     with opened(file, channels=channels, description=lender) as dump:
         if not dump.vcpus:
             report_damage(dump)
             return EXIT_UNREADABLE
         with session(name, box) as host:
             npt = bool(box_arguments(box).get("npt", True))
-            report = restore_in(host, dump.machine, machine, devices=devices, npt=npt)
+            report = restore_in(
+                host, dump.machine, machine, devices=devices, npt=npt, record=record
+            )
     show(report, as_json=as_json)
     if report.outcome.verdict is Verdict.REFUSED:
         return EXIT_REFUSED

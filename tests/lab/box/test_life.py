@@ -123,13 +123,10 @@ def test_a_host_without_qemu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         pass
 
 
-def test_another_user_land_emulator_and_no_nested_paging() -> None:
-    with Box(kernel="6.12", qemu="7.2", emulator="10.0", npt=False, smp=2) as box:
-        script = (
-            "uname -r; cat /sys/module/kvm_amd/parameters/npt; nproc; qemu-system-x86_64 --version"
-        )
-        lines = box.run(["sh", "-c", script], timeout=60).stdout.decode().splitlines()
-        assert lines[0].startswith("6.12.")
-        assert lines[1:3] == ["N", "2"]
-        assert "version 7.2." in lines[3]
-        assert box.versions["emulator"].startswith("10.0.")
+def test_another_user_land_emulator_and_no_nested_paging(box_6_12: Box) -> None:
+    script = "uname -r; cat /sys/module/kvm_amd/parameters/npt; nproc; qemu-system-x86_64 --version"
+    lines = box_6_12.run(["sh", "-c", script], timeout=60).stdout.decode().splitlines()
+    assert lines[0].startswith("6.12.")
+    assert lines[1:3] == ["N", "2"]
+    assert "version 7.2." in lines[3]
+    assert box_6_12.versions["emulator"].startswith("10.0.")
