@@ -18,7 +18,7 @@ Errors are those of :mod:`qemu_svm.errors`, nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -72,28 +72,63 @@ def open(  # noqa: A001 - as svm.open
     channels: Iterable[PathLike] = (),
     description: PathLike | None = None,
     page_size: int | None = None,
+    beside: Mapping[str, PathLike] | None = None,
     limits: Limits = DEFAULT,
 ) -> Dump:
-    """Open a migration stream.
+    """Open a migration stream, or the state of vCPUs in another form.
 
     :param path: a file, plain or compressed, a libvirt save image, ``IMAGE.qcow2#SNAPSHOT``,
-        ``FILE#@OFFSET`` for a stream inside a file, or ``-`` for standard input.
+        ``FILE#@OFFSET`` for a stream inside a file, or ``-`` for standard input; or what
+        ``docs/state.md`` lists: a raw ``struct kvm_nested_state``, a document of
+        ``inspect --json``, a folder with a snapshot of Cloud Hypervisor.
     :param channels: multifd channels, or further connections of a postcopy migration.
     :param description: a stream, its JSON description, or the output of QEMU's
         ``-dump-vmstate``, used if the stream does not describe itself.
     :param page_size: of the guest in bytes, a power of two, whatever the stream says.
+    :param beside: files with further structures of vCPU 0, for an input that is no stream:
+        ``{"sregs": "sregs.bin", "regs": "regs.bin"}``.
     :param limits: resource limits for the input.
-    :raises SourceError: the input cannot be opened, decompressed or is not a stream.
+    :raises SourceError: the input cannot be opened, decompressed or has none of these forms.
     :raises StreamError: a channel or the lender of the description is damaged; damage
         of the stream itself is not raised but reported by :attr:`Dump.damage`.
     """
     with ExitStack() as owned:
         lent = _lent(os.fspath(description), limits) if description is not None else None
-        source = owned.enter_context(open_source(os.fspath(path), limits))
+        name, given = os.fspath(path), {key: os.fspath(one) for key, one in (beside or {}).items()}
+        state = _state(name, given, limits, owned)
+        if isinstance(state, Machine):
+            return Dump(state, (), owned.pop_all())
+        source = state
         machine = read_machine(read_stream(source, limits, Walk.QUICK, lent, page_size))
         source.size()  # reads a pipe to its end: nothing is left to be read after a fork
         others = [owned.enter_context(open_source(os.fspath(one), limits)) for one in channels]
         return Dump(machine, others, owned.pop_all())
+
+
+def _state(
+    path: str, beside: Mapping[str, str], limits: Limits, owned: ExitStack
+) -> Machine | Source:
+    # The machine of an input that is no stream; else the input.
+    if os.path.isdir(path):
+        from qemu_svm.snapshots.open import open_folder
+
+        found = open_folder(path, limits, owned)
+        if found is not None:
+            return found
+    source = owned.enter_context(open_source(path, limits))
+    head = source.read_at(0, len(_MAGIC))
+    if head != _MAGIC and source.container == "plain":
+        from qemu_svm.snapshots.open import read_state
+
+        found = read_state(source, limits, beside, owned)
+        if found is not None:
+            return found
+    if beside:
+        raise SourceError(
+            f"--{next(iter(beside))} does not belong to '{path}'",
+            hint="a stream has all of its state; the option is for the forms of docs/state.md",
+        )
+    return source
 
 
 def _lent(path: str, limits: Limits) -> Description | VmstateDump:
@@ -236,6 +271,8 @@ class Dump:
     def _walked(self) -> Machine:
         # The stream with every RAM record.
         stream = self.machine.stream
+        if self.machine.form is not None:
+            return self.machine
         return read_machine(
             read_stream(
                 stream.source, stream.limits, Walk.RAM, stream.lent, stream.layouts.page_size
@@ -301,7 +338,7 @@ class Dump:
 
     def simulate(
         self,
-        plan: str = "qemu",
+        plan: str | None = None,
         *,
         kernel: str | Sequence[str] = "6.1",
         vcpu: int = 0,
@@ -314,7 +351,8 @@ class Dump:
     ) -> SimulationReport:
         """Restore a vCPU in a model of KVM.
 
-        :param plan: ``qemu``, ``qemu-VERSION``, ``selftests``, or steps separated by commas.
+        :param plan: ``qemu``, ``qemu-VERSION``, ``selftests``, or steps separated by commas;
+            None for that of QEMU, as far as the input has values for it.
         :param kernel: one or more kernels; ``all`` for every profile.
         :param vcpu: CPU index.
         :param npt: the host uses nested paging.
@@ -337,6 +375,8 @@ class Dump:
         if against is not None and len(chosen) != 1:
             raise PlanError("two plans are compared on one kernel")
 
+        from qemu_svm.model.partial import default_plan
+
         def restore(steps: str) -> Scenario:
             return scenario(
                 self.machine,
@@ -349,6 +389,7 @@ class Dump:
                 race=race,
             )
 
+        plan = default_plan(self.vcpu(vcpu)) if plan is None else plan
         wanted = restore(plan)
         finished = tuple(wanted.simulate(profile) for profile in chosen)
         judgements = tuple(judge_restore(simulation) for simulation in finished)
@@ -502,7 +543,7 @@ def _opened(one: Input, stack: ExitStack, limits: Limits) -> Dump:
 
 def replay_plan(
     stream: Input,
-    plan: str = "qemu",
+    plan: str | None = None,
     *,
     kernel: str | None = None,
     device: str | None = None,

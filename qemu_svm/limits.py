@@ -39,6 +39,8 @@ class Limits:
         requested; more is skipped as one record.
     :param page_table_leaves: pages of an address space that are listed or searched.
     :param core_loads: program headers of a core.
+    :param snapshot_bytes: of a file with the state of vCPUs that is no stream: JSON, raw
+        structures, another VMM's snapshot (without the guest's memory).
     :param trace_line_bytes: of a line in a log of ioctls; the middle of a longer line
         is left out.
     :param trace_ioctls: ioctls kept, after repeated ones are counted as one.
@@ -63,6 +65,7 @@ class Limits:
     ram_walk_bytes: int = 4 * MIB
     page_table_leaves: int = 1 << 24
     core_loads: int = 1 << 17
+    snapshot_bytes: int = 64 * MIB
     trace_line_bytes: int = 64 * KIB
     trace_ioctls: int = 100_000
     trace_puts: int = 10_000

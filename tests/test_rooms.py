@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 ORDER = [
     *("errors", "limits", "fields", "results", "rules", "x86", "kvm", "recorder"),
     *("source", "stream", "nested", "machine", "memory"),
-    *("recording", "model", "trace", "vmruns", "findings"),
+    *("recording", "snapshots", "model", "trace", "vmruns", "findings"),
     *("diagnosis", "inside", "replay", "qmp", "lab", "doctor", "render", "api", "cli"),
 ]
 """Rooms and top-level modules; each imports only what comes before it."""

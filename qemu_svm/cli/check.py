@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="FILE...", nargs=-1)
 @options.json_option
 @options.limit_option
+@options.state_options
 @options.description_option
 @options.page_size_option
 @options.channel_option

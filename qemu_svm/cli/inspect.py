@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @options.file_argument
 @options.json_option
 @options.limit_option
+@options.state_options
 @options.description_option
 @options.page_size_option
 @options.channel_option

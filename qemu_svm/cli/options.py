@@ -147,9 +147,45 @@ mask_option = click.option(
 )  # fmt: skip
 
 plan_option = click.option(
-    "--plan", default="qemu", show_default=True,
-    help="qemu, qemu-VERSION, selftests, or steps separated by commas.",
+    "--plan", help="qemu, qemu-VERSION, selftests, or steps separated by commas.  [default: qemu, "
+    "as far as FILE has values for it]",
 )  # fmt: skip
+
+
+def state_options(function: _Decorated) -> _Decorated:
+    """Add the options of an input that is no stream: structures in files of their own."""
+    for name, words in reversed(_BESIDE.items()):
+        function = click.option(
+            f"--{name}", metavar="FILE", callback=_keep_beside, expose_value=False,
+            help=f"For a FILE that is no stream: {words}",
+        )(function)  # fmt: skip
+    return function
+
+
+_BESIDE = {
+    "nested": "struct kvm_nested_state, raw.",
+    "sregs": "struct kvm_sregs or kvm_sregs2.",
+    "regs": "struct kvm_regs.",
+    "msrs": "struct kvm_msrs.",
+    "events": "struct kvm_vcpu_events.",
+    "debugregs": "struct kvm_debugregs.",
+    "mp-state": "struct kvm_mp_state.",
+    "xsave": "struct kvm_xsave.",
+    "xcrs": "struct kvm_xcrs.",
+    "lapic": "struct kvm_lapic_state.",
+    "cpuid": "struct kvm_cpuid2.",
+}
+"""As in :data:`qemu_svm.snapshots.open.BESIDE`, in words."""
+
+
+def _keep_beside(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta.setdefault("qemu_svm.beside", {})[param.opts[0].removeprefix("--")] = value
+
+
+def beside() -> dict[str, str]:
+    """Return the files that options of :func:`state_options` have named."""
+    return dict(_kept("beside", default={}))
 
 
 def _complete_kernel(

@@ -21,6 +21,7 @@ from qemu_svm.cli.verbs import verb
 @options.file_argument
 @options.json_option
 @options.limit_option
+@options.state_options
 @options.plan_option
 @click.option("--kvm", "device", metavar="PATH", help="A KVM of this machine.  [default: /dev/kvm]")
 @click.option("--lab", "kernel", type=KERNEL, metavar="KERNEL",
@@ -48,7 +49,7 @@ def command(
     *,
     file: str,
     as_json: bool,
-    plan: str,
+    plan: str | None,
     device: str | None,
     kernel: str | None,
     mirror: str | None,

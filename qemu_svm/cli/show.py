@@ -44,6 +44,7 @@ def _complete_path(
 @click.argument("path", metavar="PATH", shell_complete=_complete_path)
 @options.json_option
 @options.limit_option
+@options.state_options
 @options.description_option
 @options.page_size_option
 @options.channel_option

@@ -36,6 +36,7 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 @options.file_argument
 @options.json_option
 @options.limit_option
+@options.state_options
 @options.description_option
 @options.channel_option
 @options.kernel_option("6.1")
@@ -60,7 +61,7 @@ def command(
     lender: str | None,
     channels: tuple[str, ...],
     kernels: tuple[str, ...],
-    plan: str,
+    plan: str | None,
     against: str | None,
     vcpu: int,
     race: dict[str, int],

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from qemu_svm import api
-from qemu_svm.cli.options import limits, page_size
+from qemu_svm.cli.options import beside, limits, page_size
 from qemu_svm.cli.status import report_damage
 from qemu_svm.errors import PathError, PlanError, SourceError
 
@@ -15,7 +15,7 @@ from qemu_svm.errors import PathError, PlanError, SourceError
 def opened(
     path: str, *, channels: Sequence[str] = (), description: str | None = None
 ) -> Iterator[api.Dump]:
-    """Open a stream, with the limits of the command line.
+    """Open an input, with the limits and the files of the command line.
 
     :param channels: files of multifd channels, or of further connections of postcopy.
     :param description: file with a description for a stream that has none.
@@ -27,6 +27,7 @@ def opened(
         channels=channels,
         description=description,
         page_size=page_size(),
+        beside=beside(),
         limits=limits(),
     ) as dump:
         try:

@@ -165,7 +165,9 @@ DATA_ORDERS: tuple[Advisory, ...] = (
         ),
         lambda k: (
             Met(severity=Severity.INFO)
-            if k.saved.nested.flags == 0 and not k.saved.sregs.get("efer") & _SVME
+            if k.saved.nested.flags == 0
+            and k.knows_registers
+            and not k.saved.sregs.get("efer") & _SVME
             else None
         ),
     ),

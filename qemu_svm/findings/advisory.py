@@ -10,6 +10,7 @@ from qemu_svm.machine import Vcpu
 from qemu_svm.model.kernels.changes import Change, Side
 from qemu_svm.model.kernels.release import Release
 from qemu_svm.model.kernels.table import BY_ID
+from qemu_svm.model.partial import can_run
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved
 from qemu_svm.rules import Rule, RuleKind, Severity
@@ -36,6 +37,11 @@ class Case:
     npt: bool = True
     backed: Callable[[int, int], bool] = _everywhere
     looks: Looks = field(default_factory=Looks)
+
+    @property
+    def knows_registers(self) -> bool:
+        """Whether the vCPU's own registers are in the input, as they are in every stream."""
+        return can_run(self.vcpu)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.paths import vcpu_tree
 from qemu_svm.memory.layout import backing
+from qemu_svm.model.partial import no_vmcb
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.profiles import ranges
 from qemu_svm.model.scenario import Scenario, scenario
@@ -74,21 +75,21 @@ def check(
     :raises PlanError: ``plan``, ``qemu`` or ``cpu`` cannot be understood.
     """
     kernels = list(kernels)
-    if plan is None:
-        plan = "qemu" if qemu is None else qemu_plan(qemu)
+    if plan is None and qemu is not None and machine.form is None:
+        plan = qemu_plan(qemu)
     found = list(consistency(machine))
     exists, looks = backing(machine), Looks(memory)
     concerned, judged = concerned_by(kernels), _Judged(kernels)
     verdicts: dict[int, dict[str, Judgement]] = {}
     known: dict[int, dict[str, tuple[str, ...]]] = {}
     for vcpu in machine.vcpus:
-        if vcpu.nested is not None and not vcpu.nested.is_svm:
+        if (vcpu.nested is not None and not vcpu.nested.is_svm) or no_vmcb(vcpu):
             continue
         restore = scenario(machine, vcpu, plan, npt=npt, maxphyaddr=maxphyaddr, cpu=cpu,
                            backed=exists)  # fmt: skip
         verdicts[vcpu.index], failures = judged.on_all(restore)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
-        without_svm = cpu_finding(vcpu, restore.host.cpuid)
+        without_svm = None if machine.form else cpu_finding(vcpu, restore.host.cpuid)
         found += [] if without_svm is None else [without_svm]
         case = Case(vcpu, restore.saved, restore.host.cpuid, npt, exists, looks)
         advised = list(advisories(case, concerned, source, named=named))
@@ -114,7 +115,7 @@ class _Judged:
 
     def on_all(self, restore: Scenario) -> tuple[dict[str, Judgement], dict[str, list[str]]]:
         """By the kernel's name; and which kernels each failed check stops first."""
-        key = (restore.saved.values, restore.host)
+        key = (restore.saved.values, restore.host, restore.steps)
         if key not in self._known:
             judgements, failures = self._known.setdefault(key, ({}, {}))
             for kernel in self._kernels:
@@ -156,7 +157,9 @@ def summary(report: Report, index: int) -> str:
     groups: dict[str, list[str]] = {}
     for name, judgement in verdicts.items():
         kind = judgement.verdict.value
-        if judgement.verdict is Verdict.RIGHT:
+        if judgement.verdict is Verdict.OPEN:
+            kind = "accepted, without a run, by"
+        elif judgement.verdict is Verdict.RIGHT:
             kind = "accepted by"
             if known.get(name):
                 kind = f"accepted with {', '.join(known[name])} by"

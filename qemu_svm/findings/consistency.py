@@ -8,11 +8,13 @@ Source: QEMU ``target/i386/machine.c`` (``cpu_post_load``,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 from qemu_svm.errors import StreamError
 from qemu_svm.findings.impossible import impossible
 from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.model.partial import OPTIONS, can_run, missing, no_vmcb
 from qemu_svm.nested import NestedState, bits, layout
 from qemu_svm.rules import BAD_VALUE, Finding, Rule, RuleKind, Severity
 
@@ -53,6 +55,13 @@ _ROWS: tuple[tuple[str, Severity, str, str, str, str], ...] = (
     ("X-11", Severity.ERROR, "the run state in globalstate is unknown to QEMU",
      "QEMU refuses the stream (section globalstate)", BAD_VALUE,
      "QEMU migration/global_state.c global_state_post_load"),
+    ("X-12", Severity.WARNING, "EFER.SVME is set and there is no nested state",
+     "if the vCPU was in L2, L1's state is lost and L2's code continues as L1",
+     "save and restore the nested state too (KVM_GET_NESTED_STATE)",
+     "measured; svm.c svm_set_efer, nested.c svm_set_nested_state"),
+    ("X-13", Severity.INFO, "the input lacks a part of the vCPU's state",
+     "what depends on it is not judged", "give the parts in files of their own (docs/state.md)",
+     "docs/state.md"),
 )  # fmt: skip
 
 _RUN_STATES = frozenset(
@@ -75,6 +84,8 @@ def consistency(machine: Machine) -> Iterator[Finding]:
     yield from impossible(machine)
     exists = _is_memory(machine)
     for vcpu in machine.vcpus:
+        if vcpu.parts is not None:
+            yield from _partial(vcpu)
         if vcpu.nested is None:
             yield from _without_nested_state(vcpu)
         else:
@@ -128,6 +139,27 @@ def _without_nested_state(vcpu: Vcpu) -> Iterator[Finding]:
         )
 
 
+def _partial(vcpu: Vcpu) -> Iterator[Finding]:
+    # What an input that is no stream does not have.
+    name = f"vCPU {vcpu.index}"
+    if (
+        vcpu.nested is None
+        and "NESTED_STATE" not in (vcpu.parts or ())
+        and (vcpu.get("efer") & _SVME)
+    ):
+        yield _RULES["X-12"].finding(
+            f"{name}: SVME is set in EFER ({vcpu.get('efer'):#x}) and there is no nested state: "
+            "if the vCPU was in L2, L1's state is lost and L2's code continues as L1",
+            vcpu.registers["efer"].offset,
+        )
+    lacking = missing(vcpu)
+    if lacking:
+        options = ", ".join(f"{OPTIONS[one]} FILE" for one in lacking)
+        unjudged = "" if can_run(vcpu) else "; whether L2 runs right is not judged"
+        found = _RULES["X-13"].finding(f"{name}: no {', '.join(lacking)} in the input{unjudged}")
+        yield replace(found, do=f"give them with {options} (raw structures, docs/state.md)")
+
+
 def _with_nested_state(vcpu: Vcpu, nested: NestedState, exists: _Exists) -> Iterator[Finding]:
     name, guest_mode = f"vCPU {vcpu.index}", bool(nested.flags & bits.GUEST_MODE)
     if nested.format not in bits.FORMATS:
@@ -150,7 +182,13 @@ def _with_nested_state(vcpu: Vcpu, nested: NestedState, exists: _Exists) -> Iter
             f"flags ({nested.flags:#x}); QEMU uses hflags2",
             nested.offset,
         )
-    if guest_mode and (nested.size < layout.NESTED_STATE_SIZE or not nested.vmcb):
+    if no_vmcb(vcpu) and nested.size >= layout.NESTED_STATE_SIZE:
+        yield _RULES["X-04"].finding(
+            f"{name}: in guest mode, and the VMCB is not there: the nested state announces "
+            f"{nested.size} bytes and has its header only",
+            nested.offset + 4,
+        )
+    elif guest_mode and (nested.size < layout.NESTED_STATE_SIZE or not nested.vmcb):
         yield _RULES["X-04"].finding(
             f"{name}: the nested state's size is {nested.size} bytes; guest mode needs "
             f"{layout.NESTED_STATE_SIZE}",
@@ -163,7 +201,7 @@ def _with_nested_state(vcpu: Vcpu, nested: NestedState, exists: _Exists) -> Iter
 def _in_guest_mode(
     vcpu: Vcpu, nested: NestedState, name: str, exists: _Exists
 ) -> Iterator[Finding]:
-    if not vcpu.get("efer") & _SVME:
+    if vcpu.has("SREGS", "SREGS2") and not vcpu.get("efer") & _SVME:
         yield _RULES["X-05"].finding(
             f"{name}: in guest mode, but SVME is clear in EFER ({vcpu.get('efer'):#x})",
             vcpu.registers["efer"].offset if "efer" in vcpu.registers else None,
@@ -175,7 +213,7 @@ def _in_guest_mode(
         yield _RULES["X-06"].finding(
             f"{name}: vmcb12 at {nested.vmcb_pa:#x} is outside the guest's RAM: the next #VMEXIT "
             "becomes #GP in L2, or a shutdown",
-            at - 8,
+            nested.vmcb_pa_at,
         )
     control, save = nested.control, nested.l1_save
     intercepts = bits.intercept_words(list(control.intercepts))
@@ -186,7 +224,7 @@ def _in_guest_mode(
             f"{name}: L1's MSR bitmap at {bitmap:#x} is outside the guest's RAM",
             at + layout.CONTROL.member("msrpm_base_pa").offset,
         )
-    if not vcpu.get("vm_hsave_pa"):
+    if vcpu.has("MSRS") and not vcpu.get("vm_hsave_pa"):
         yield _RULES["X-08"].finding(
             f"{name}: VM_HSAVE_PA is 0 in guest mode",
             vcpu.registers["vm_hsave_pa"].offset if "vm_hsave_pa" in vcpu.registers else None,

@@ -154,6 +154,8 @@ class _Comparer:
         }
 
     def run(self) -> Comparison:
+        if self._a.form is not None or self._b.form is not None:
+            return Comparison(tuple(self._states()), (), ())
         found = list(self._configuration())
         found += self._blocks()
         pairs = _matched(self._a, self._b)
@@ -168,6 +170,28 @@ class _Comparer:
         # The rest of the vCPUs' sections comes before the devices.
         found += sorted((one for part in sections for one in part), key=_device_last)
         return Comparison(tuple(found), tuple(self._renamed), tuple(self._problems))
+
+    def _states(self) -> Iterator[Difference]:
+        # One of the two has state of vCPUs only: what both have is compared by its values.
+        for index in sorted({vcpu.index for vcpu in (*self._a.vcpus, *self._b.vcpus)}):
+            ours, theirs = (_by_index(machine, index) for machine in (self._a, self._b))
+            self._group = name = f"vcpu{index}"
+            if ours is None or theirs is None:
+                there = ours or theirs
+                assert there is not None
+                yield from self._only(name, _bare(vcpu_tree(there)), ours is not None)
+                continue
+            for part in ("registers", "segments", "nested"):
+                left, right = (vcpu_tree(vcpu).child(part) for vcpu in (ours, theirs))
+                self._group = f"{name} nested" if part == "nested" else name
+                path = f"{name}.{part}"
+                if left is not None and right is not None:
+                    found = self._nodes(path, _common(left, right), _common(right, left))
+                    yield from (each for each in found if each.change is not Change.SIZE)
+                elif part == "nested" and ours.has("NESTED_STATE") and theirs.has("NESTED_STATE"):
+                    one = left or right
+                    if one is not None:
+                        yield from self._only(path, _bare(one), left is not None)
 
     # The parts of a stream.
 
@@ -497,6 +521,16 @@ def _ranges(tree: Value) -> frozenset[tuple[int, int]]:
 def _raw(machine: Machine, record: Record) -> Value:
     data = machine.stream.source.read_at(record.payload, record.payload_size)
     return Value(record.name or "", "opaque", record.payload, record.payload_size, data)
+
+
+def _common(value: Value, other: Value) -> Value:
+    # Without the fields that the other has not.
+    children = tuple(
+        _common(child, partner)
+        for child in value.children
+        if (partner := other.child(child.name)) is not None
+    )
+    return replace(value, children=children)
 
 
 def _bare(value: Value) -> Value:

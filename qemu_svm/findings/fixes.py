@@ -30,7 +30,7 @@ _ON = ("1", "Y", "y")
 
 def _stale_next_rip(case: Case) -> Met | None:
     saved = case.saved
-    if not (saved.guest_mode and c.soft_event(saved)):
+    if not (saved.guest_mode and case.knows_registers and c.soft_event(saved)):
         return None
     next_rip, rip = saved.control().get("next_rip"), saved.regs["rip"]
     length = _soft_length(case.looks.code(case.vcpu, 0, 2))
@@ -125,12 +125,16 @@ def _vmrun_of_l2_fails(case: Case) -> bool:
     cr0, cr4, efer = (sregs.get(name) for name in ("cr0", "cr4", "efer"))
     paging, protected = cr0 >> 31 & 1, cr0 & 1
     cs = sregs.segment("cs")
-    return case.saved.guest_mode and bool(
-        cr0 >> 32
-        or (cr0 >> 29 & 1 and not cr0 >> 30 & 1)
-        or not efer & _SVME
-        or (efer & _LME and paging and not (cr4 >> 5 & 1 and protected))
-        or (efer & _LME and paging and cr4 >> 5 & 1 and cs.long and cs.attrib & 0x400)
+    return (
+        case.saved.guest_mode
+        and case.knows_registers
+        and bool(
+            cr0 >> 32
+            or (cr0 >> 29 & 1 and not cr0 >> 30 & 1)
+            or not efer & _SVME
+            or (efer & _LME and paging and not (cr4 >> 5 & 1 and protected))
+            or (efer & _LME and paging and cr4 >> 5 & 1 and cs.long and cs.attrib & 0x400)
+        )
     )
 
 
@@ -517,7 +521,9 @@ FIXES: tuple[Advisory, ...] = (
             "K-41", _INFO, "invlpga-ud", "the guest has SVM and EFER.SVME clear",
             "INVLPGA is executed instead of #UD",
         ),
-        lambda k: c.has_svm(k.vcpu) and not k.saved.sregs.get("efer") & _SVME,
+        lambda k: (
+            c.has_svm(k.vcpu) and k.knows_registers and not k.saved.sregs.get("efer") & _SVME
+        ),
         common=True,
     ),
     Advisory(

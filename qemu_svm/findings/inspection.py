@@ -121,7 +121,8 @@ def _newer(machine: str) -> bool:
 
 
 def _description(machine: Machine) -> Iterator[Finding]:
-    if machine.stream.complete and machine.stream.description is None:
+    stream = machine.stream
+    if machine.form is None and stream.complete and stream.description is None:
         yield Finding(
             Severity.INFO if machine.stream.footers else Severity.WARNING,
             "no-description",

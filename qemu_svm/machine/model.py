@@ -18,6 +18,8 @@ class Machine:
     :param name: machine type, None if the stream has no configuration record.
     :param vcpus: the vCPUs that could be read, by index.
     :param problems: errors of the vCPUs that could not be read.
+    :param form: what the input is, if it is no stream: ``nested-state``,
+        ``cloud-hypervisor`` and others (:mod:`qemu_svm.snapshots`); None for a stream.
     """
 
     stream: Stream = field(repr=False)
@@ -25,6 +27,7 @@ class Machine:
     vcpus: tuple[Vcpu, ...]
     blocks: tuple[RamBlock, ...]
     problems: tuple[StreamError, ...]
+    form: str | None = None
 
     def vcpu(self, index: int) -> Vcpu:
         """Return the vCPU with this CPU index.
@@ -35,7 +38,8 @@ class Machine:
             if vcpu.index == index:
                 return vcpu
         known = [str(vcpu.index) for vcpu in self.vcpus]
-        raise PathError(f"the stream has no readable vCPU {index}", near=known)
+        what = "stream" if self.form is None else "input"
+        raise PathError(f"the {what} has no readable vCPU {index}", near=known)
 
 
 def read_machine(stream: Stream) -> Machine:

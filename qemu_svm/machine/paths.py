@@ -7,6 +7,7 @@
 ``vcpu0.cr3``               short for ``vcpu0.registers.cr3``
 ``vcpu0.nested.control``    control area of L1's VMCB for L2
 ``vcpu0.nested.l1_save``    L1's own state
+``vcpu0.parts.SREGS``       a structure of KVM's ioctls, in an input that is no stream
 ``section:apic``            a device section, as its description names it
 ``section:dma[1].dma``      instance 1 of ``dma``, field ``dma``
 ``section:dirty-bitmap``    all parts of a section that is written in parts
@@ -115,6 +116,8 @@ def vcpu_tree(vcpu: Vcpu) -> Value:
     children = [_group("registers", registers), _group("segments", segments)]
     if vcpu.nested is not None:
         children.append(vcpu.nested.tree())
+    if vcpu.parts is not None:
+        children.append(replace(section, name="parts"))
     name = f"vcpu{vcpu.index}"
     return Value(name, "vcpu", section.offset, section.size, None, tuple(children))
 
@@ -131,9 +134,10 @@ def _roots(machine: Machine) -> Iterator[Value]:
         # Without the members that have no place of their own.
         children = (configuration["machine"],)
         yield Value("configuration", "struct", record.offset, record.size, None, children)
-    version = Value("version", "u32", 4, 4, machine.stream.version)
-    magic = Value("magic", "u8[4]", 0, 4, b"QEVM")
-    yield Value("header", "struct", 0, 8, None, (magic, version))
+    if machine.form is None:
+        version = Value("version", "u32", 4, 4, machine.stream.version)
+        magic = Value("magic", "u8[4]", 0, 4, b"QEVM")
+        yield Value("header", "struct", 0, 8, None, (magic, version))
     yield from (vcpu_tree(vcpu) for vcpu in machine.vcpus)
 
 
@@ -266,7 +270,7 @@ def _at(machine: Machine, path: str) -> Node:
     for record in machine.stream.records:
         if record.offset <= offset < record.end:
             return _inside(machine, record, offset)
-    if offset < 8:
+    if offset < 8 and machine.form is None:
         return _deepest(
             Node("header", next(r for r in _roots(machine) if r.name == "header")), offset
         )
@@ -275,6 +279,8 @@ def _at(machine: Machine, path: str) -> Node:
 
 def _inside(machine: Machine, record: Record, offset: int) -> Node:
     inside = record.payload <= offset < record.payload + record.payload_size
+    if record.kind is Kind.STATE:
+        return _in_state(machine, record, offset)
     if (record.kind is Kind.FULL or (record.kind in _PIECES and record.name != "ram")) and inside:
         if record.name == "cpu":
             for vcpu in machine.vcpus:
@@ -295,6 +301,20 @@ def _inside(machine: Machine, record: Record, offset: int) -> Node:
     part = "payload" if inside else "framing"
     value = Value(name, f"{record.kind.value} record, {part}", record.offset, record.size)
     return Node(f"{record.kind.value} {name}", value)
+
+
+def _in_state(machine: Machine, record: Record, offset: int) -> Node:
+    for vcpu in machine.vcpus:
+        if vcpu.index == record.instance_id:
+            tree = vcpu_tree(vcpu)
+            nested = tree.child("nested")
+            if record.name == "NESTED_STATE" and nested is not None and _covers(nested, offset):
+                return _deepest(Node(f"{tree.name}.nested", nested), offset)
+            found = tree.resolve(f"parts.{record.name}")
+            if found is not None:
+                return _deepest(Node(f"{tree.name}.parts.{record.name}", found), offset)
+    value = Value(record.name or "", "state", record.offset, record.size)
+    return Node(f"{record.kind.value} {record.name}", value)
 
 
 def _covers(value: Value, offset: int) -> bool:

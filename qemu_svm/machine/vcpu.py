@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from qemu_svm.errors import StreamError
 from qemu_svm.fields import Fields
 from qemu_svm.machine import flags
-from qemu_svm.nested import NestedState, from_values
+from qemu_svm.nested import NestedState, bits, from_values
 from qemu_svm.stream import LayoutOrigin
 from qemu_svm.stream.vmstate.values import Value
 from qemu_svm.x86.segments import Segment, attrib_from_flags
@@ -107,6 +107,8 @@ class Vcpu:
     :param nested: nested state; None if the stream has none for this vCPU.
     :param section: the whole decoded section.
     :param described: origin of the section's layout; ``builtin`` is a guess.
+    :param parts: KVM's structures that there are, by the ioctls' names after ``GET_``; None
+        in a stream, which has all that QEMU saves.
     """
 
     index: int
@@ -117,25 +119,37 @@ class Vcpu:
     section: Value = field(repr=False)
     problems: tuple[StreamError, ...] = ()
     described: LayoutOrigin = LayoutOrigin.EMBEDDED
+    parts: frozenset[str] | None = None
 
     def get(self, name: str) -> int:
         """Return a register; 0 if this CPU model has none of that name."""
         value = self.registers.get(name)
         return value.value if value is not None and isinstance(value.value, int) else 0
 
+    def has(self, *names: str) -> bool:
+        """Whether one of KVM's structures is there; in a stream, all are."""
+        return self.parts is None or not self.parts.isdisjoint(names)
+
     @property
     def guest_mode(self) -> bool:
-        """Whether the vCPU was running L2 (QEMU's GUEST flag)."""
+        """Whether the vCPU was running L2 (QEMU's GUEST flag, else that of the nested state)."""
+        if self.parts is not None:
+            return self.nested is not None and self.nested.guest_mode
         return bool(self.get("hflags") & flags.GUEST)
 
     @property
     def gif(self) -> bool:
-        """Global interrupt flag."""
+        """Global interrupt flag; set in a vCPU whose nested state is not there."""
+        if self.parts is not None:
+            return self.nested is None or bool(self.nested.flags & bits.GIF_SET)
         return bool(self.get("hflags2") & flags.GIF)
 
     @property
     def smm(self) -> bool:
         """Whether the vCPU was in system management mode."""
+        if self.parts is not None:
+            events = self.section.child("VCPU_EVENTS")
+            return events is not None and bool(events.number("smm"))
         return bool(self.get("hflags") & flags.SMM)
 
     @property

@@ -127,6 +127,10 @@ def ram_ranges(machine: Machine) -> list[tuple[int, int]]:
     """
     if not machine.blocks:
         return []
+    laid = machine.stream.laid
+    if laid is not None:
+        pairs = zip(laid.addresses, machine.blocks, strict=True)
+        return [(address, address + block.used_length) for address, block in pairs]
     split = _split(machine, [])
     found = [(0, split.low)]
     return [*found, (split.base, split.base + split.high)] if split.high else found
@@ -171,6 +175,14 @@ def layout(
     """
     if not machine.blocks:
         return Layout((), assumptions=("the stream lists no RAM blocks",))
+    laid = machine.stream.laid
+    if laid is not None:
+        return Layout(
+            tuple(
+                Range(laid.addresses[at], block.used_length, at, 0, Use.RAM, laid.reason)
+                for at, block in enumerate(machine.blocks)
+            )
+        )
     return _Placing(machine, content, addresses).layout()
 
 

@@ -13,6 +13,7 @@ from qemu_svm.machine import Vcpu
 from qemu_svm.model.area import RESET, Area, Writer
 from qemu_svm.nested import NestedState, bits, layout, vmcb_fields
 from qemu_svm.x86.cpuid import Cpuid, infer
+from qemu_svm.x86.cpuid_entries import features
 from qemu_svm.x86.segments import Segment
 
 WIDTHS = range(32, 53)
@@ -57,7 +58,7 @@ class Saved:
         return (
             tuple(self.sregs.items()),
             *(tuple(each.items()) for each in (self.regs, self.msrs, self.debugregs)),
-            replace(self.nested, offset=-1, vmcb_offset=-1),
+            replace(self.nested, offset=-1, vmcb_offset=-1, vmcb_pa_offset=-1),
             self.smm,
             self.mp_state,
         )
@@ -86,13 +87,28 @@ def guest_cpuid(saved: Saved, maxphyaddr: int = 40) -> Cpuid:
     return infer(saved.sregs.get("cr4"), l1.get("cr4"), saved.sregs.get("efer"), maxphyaddr)
 
 
+def cpuid_of(vcpu: Vcpu) -> Cpuid | None:
+    """Return the CPUID that an input has for a vCPU; None if it has none, as a stream."""
+    found = vcpu.section.child("CPUID2") if vcpu.parts is not None else None
+    if found is None:
+        return None
+    entries = []
+    for child in found.children[1:]:
+        leaf, _, index = child.name.partition(".")
+        words = child.value if isinstance(child.value, tuple) else (0, 0, 0, 0)
+        registers = dict(zip(("eax", "ebx", "ecx", "edx"), words, strict=True))
+        entries.append({"function": int(leaf, 16), "index": int(index, 16), **registers})
+    return features(entries)
+
+
 def from_vcpu(vcpu: Vcpu) -> Saved:
     """Return the values of a vCPU of a stream.
 
     As in QEMU, GUEST_MODE and GIF_SET come from hflags and hflags2, the other
-    flags from the nested state (``kvm_put_nested_state``).
+    flags from the nested state (``kvm_put_nested_state``).  Registers that an input does not
+    have are 0; :mod:`qemu_svm.model.partial` tells which steps have their values.
     """
-    sregs = Area("sregs")
+    sregs, known = Area("sregs"), vcpu.registers
     for name in _SREGS:
         sregs.set(name, vcpu.get(name), RESET)
     for name, segment in vcpu.segments.items():
@@ -100,7 +116,7 @@ def from_vcpu(vcpu: Vcpu) -> Saved:
     return Saved(
         sregs=sregs,
         regs={name: vcpu.get(name) for name in _REGS},
-        msrs={name: vcpu.get(name) for name in MSRS},
+        msrs={name: vcpu.get(name) for name in MSRS if vcpu.parts is None or name in known},
         debugregs={name: vcpu.get(name) for name in _DEBUG},
         nested=_nested(vcpu),
         smm=int(vcpu.smm),

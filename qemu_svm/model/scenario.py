@@ -12,10 +12,11 @@ from qemu_svm.memory.layout import backing
 from qemu_svm.model import plans
 from qemu_svm.model.kvm.run import GuestCode
 from qemu_svm.model.kvm.vcpu import Host
+from qemu_svm.model.partial import check_plan, default_plan
 from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.race import FIELDS as RACED
-from qemu_svm.model.saved import Saved, from_vcpu, guest_cpuid
+from qemu_svm.model.saved import Saved, cpuid_of, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.x86 import cpu_models
 
@@ -61,7 +62,7 @@ class Scenario:
 def scenario(
     machine: Machine,
     vcpu: Vcpu,
-    plan: str = "qemu",
+    plan: str | None = None,
     *,
     npt: bool = True,
     irqchip: bool = True,
@@ -72,10 +73,11 @@ def scenario(
 ) -> Scenario:
     """Return the restore of one vCPU of a stream.
 
-    :param plan: see :mod:`qemu_svm.model.plans`.
+    :param plan: see :mod:`qemu_svm.model.plans`; None for QEMU's, as far as the input has
+        values for it (:mod:`qemu_svm.model.partial`).
     :param npt: the host uses nested paging.
     :param irqchip: the local APIC is in the kernel.
-    :param maxphyaddr: the guest's physical address width in bits.
+    :param maxphyaddr: the guest's physical address width in bits, if no CPUID is there.
     :param cpu: the CPU model of the destination, see :mod:`qemu_svm.x86.cpu_models`; None
         for one with the features that the saved registers show.
     :param race: fields of vmcb12 that L1 changes between check and use, see
@@ -88,10 +90,12 @@ def scenario(
         if name not in RACED:
             near = difflib.get_close_matches(name, RACED, cutoff=0.5) or RACED
             raise PlanError(f"VMRUN reads no field '{name}'", near=tuple(near))
-    steps, saved = plans.parse(plan), from_vcpu(vcpu)
+    steps = plans.parse(default_plan(vcpu) if plan is None else plan)
+    check_plan(vcpu, steps)
+    saved = from_vcpu(vcpu)
     if race and not any(step.name == "vmrun" for step in steps):
         steps += plans.parse("vmrun")
-    cpuid = guest_cpuid(saved, maxphyaddr)
+    cpuid = cpuid_of(vcpu) or guest_cpuid(saved, maxphyaddr)
     if cpu is not None:
         cpuid = cpu_models.parse(cpu, cpuid)
     host = Host(npt=npt, irqchip=irqchip, bsp=vcpu.index == 0, cpuid=cpuid)

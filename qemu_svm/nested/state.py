@@ -35,6 +35,7 @@ class NestedState:
     :param vmcb: 4096 bytes, empty if there is none.
     :param vmcb_offset: of ``vmcb`` in the stream; -1 if it is not from one.
     :param gpat: ``hdr.svm.gpat`` of the ioctls since 7.2; no stream has it.
+    :param vmcb_pa_offset: of ``vmcb_pa``; -1 for the place before ``vmcb``, as in a stream.
     """
 
     flags: int
@@ -45,6 +46,12 @@ class NestedState:
     offset: int = -1
     vmcb_offset: int = -1
     gpat: int = 0
+    vmcb_pa_offset: int = -1
+
+    @property
+    def vmcb_pa_at(self) -> int:
+        """Offset of ``vmcb_pa``."""
+        return self.vmcb_pa_offset if self.vmcb_pa_offset >= 0 else max(self.vmcb_offset, 0) - 8
 
     @property
     def guest_mode(self) -> bool:
@@ -107,12 +114,46 @@ class NestedState:
             return Value("nested", "struct", start, 8, None, header)
         at = max(self.vmcb_offset, 0)
         areas = (
-            Value("vmcb_pa", "u64", at - 8, 8, self.vmcb_pa),
+            Value("vmcb_pa", "u64", self.vmcb_pa_at, 8, self.vmcb_pa),
             image_tree(layout.CONTROL, "control", self.vmcb, at),
             image_tree(layout.SAVE, "l1_save", self.vmcb[layout.SAVE_OFFSET :], at + 0x400),
         )
         end = at + layout.VMCB_SIZE
         return Value("nested", "struct", start, end - start, None, header + areas)
+
+
+def from_uapi(data: bytes, offset: int = 0) -> NestedState:
+    """Read ``struct kvm_nested_state``, the argument of KVM_SET_NESTED_STATE (little-endian).
+
+    :param data: the header, and the VMCB after it if there is one.
+    :param offset: of the header in the input.
+    :raises Malformed: shorter than the header, or a part of a VMCB.
+    """
+    if len(data) < layout.UAPI_HEADER_SIZE:
+        raise Malformed(
+            "the nested state is shorter than its header",
+            offset=offset,
+            field="NESTED_STATE",
+            expected=f"{layout.UAPI_HEADER_SIZE} bytes, or {layout.NESTED_STATE_SIZE} with a VMCB",
+            found=f"{len(data)}",
+        )
+    header = layout.UAPI_HEADER.layout.parse(data[: layout.UAPI_HEADER_SIZE])
+    vmcb = data[layout.UAPI_HEADER_SIZE : layout.NESTED_STATE_SIZE]
+    if header.format != layout.FORMAT_SVM:
+        return NestedState(header.flags, header.format, header.size, offset=offset)
+    if vmcb and len(vmcb) != layout.VMCB_SIZE:
+        raise Malformed(
+            "the nested state ends inside its VMCB",
+            offset=offset + len(data),
+            field="NESTED_STATE",
+            expected=f"{layout.NESTED_STATE_SIZE} bytes",
+            found=f"{len(data)}",
+        )
+    return NestedState(
+        header.flags, header.format, header.size, header.vmcb_pa, vmcb, offset,
+        offset + layout.UAPI_HEADER_SIZE, header.gpat,
+        offset + layout.UAPI_HEADER.member("vmcb_pa").offset,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=16)

@@ -11,10 +11,10 @@ from qemu_svm.model import arguments
 from qemu_svm.model.area import Area
 from qemu_svm.model.plans import Step
 from qemu_svm.model.saved import Saved
-from qemu_svm.replay.cpuid import Entry, changed
 from qemu_svm.replay.extras import Extras
 from qemu_svm.x86 import msrs
 from qemu_svm.x86.cpuid import HOST_CPUID, Cpuid
+from qemu_svm.x86.cpuid_entries import Entry, changed
 
 Operation = dict[str, Any]
 

@@ -42,12 +42,20 @@ class Extras:
 def extras(machine: Machine, vcpu: Vcpu) -> Extras:
     """Return the extras of one vCPU of a stream."""
     section = vcpu.section
+    if vcpu.parts is not None:
+        return Extras(
+            *(_bytes(machine, section.child(name)) for name in ("XSAVE", "XCRS", "LAPIC"))
+        )
     xcr0 = vcpu.get("xcr0") or _ALL_X87
     return Extras(
         xsave=_xsave(section) if section.child("env.fpregs") is not None else None,
         xcrs=layouts.XCRS.pack({"nr_xcrs": 1, "xcrs": [0, xcr0, *[0] * 30]}),
         lapic=_lapic(machine, vcpu.index),
     )
+
+
+def _bytes(machine: Machine, part: Value | None) -> bytes | None:
+    return None if part is None else machine.stream.source.read_at(part.offset, part.size)
 
 
 def _xsave(section: Value) -> bytes:

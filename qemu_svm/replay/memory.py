@@ -110,6 +110,9 @@ def extract_ram(
     from qemu_svm.memory.memory import GuestMemory
     from qemu_svm.stream.ram.read import read_ram
 
+    if not machine.blocks and machine.form is not None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return RamFile(path, (), os.open(path, flags, 0o600))
     if not machine.blocks:
         raise Malformed(
             "the stream has no RAM, so its guest cannot run",

@@ -12,6 +12,7 @@ from qemu_svm.inside.layout import Layout
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.model import plans
 from qemu_svm.model.kvm.run import GuestCode
+from qemu_svm.model.partial import check_plan, default_plan
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.scenario import Scenario
 from qemu_svm.model.simulate import Simulation
@@ -98,13 +99,19 @@ def against_model(
         restore = replace(restore, code=code)
 
 
-def prepare(machine: Machine, vcpu: Vcpu, plan: str, options: ReplayOptions) -> ReplayJob:
+def prepare(machine: Machine, vcpu: Vcpu, plan: str | None, options: ReplayOptions) -> ReplayJob:
     """Make the job of a plan for one vCPU of a stream.
 
-    :param plan: see :mod:`qemu_svm.model.plans`.
+    :param plan: see :mod:`qemu_svm.model.plans`; None for QEMU's, as far as the input has
+        values for it, and without a run where it has no guest memory.
     :raises PlanError: an unknown step or setting, or one that cannot be replayed.
     """
+    if plan is None:
+        plan = default_plan(vcpu)
+        if not machine.blocks:
+            plan = plan.removesuffix(",run")
     saved, steps = from_vcpu(vcpu), plans.parse(plan)
+    check_plan(vcpu, steps)
     options = replace(options, vcpu=vcpu.index)
     check(saved, steps)
     return ReplayJob(plan, saved, steps, options, extras(machine, vcpu))

@@ -24,9 +24,9 @@ from qemu_svm.inside.layout import Layout
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.agent import CRASHED, STUCK
 from qemu_svm.kvm.device import KVM_PATH
-from qemu_svm.replay.cpuid import Entry, features
 from qemu_svm.replay.memory import RamFile
 from qemu_svm.x86.cpuid import Cpuid
+from qemu_svm.x86.cpuid_entries import Entry, features
 
 Json = dict[str, Any]
 

@@ -50,6 +50,7 @@ from qemu_svm.stream.vmstate.values import Value
 from qemu_svm.stream.walk import Walker
 
 if TYPE_CHECKING:
+    from qemu_svm.stream.ram.laid import Laid
     from qemu_svm.stream.vmstate.dump import Dump
 
 _CHECKED = 64 * MIB  # of trailing data
@@ -80,6 +81,7 @@ class Stream:
     :param shared_names: names that several device sections have.
     :param trailing: offset of other data after the stream and its description; None if
         there is none.
+    :param laid: guest memory that is in a file beside the input, as it is; None in a stream.
     """
 
     source: Source
@@ -98,6 +100,7 @@ class Stream:
     limits: Limits
     shared_names: frozenset[str]
     trailing: int | None = None
+    laid: Laid | None = None
 
     @property
     def description(self) -> Description | None:

@@ -28,6 +28,8 @@ class Kind(StrEnum):
     """PARTs that were skipped as one record: RAM data, or very many equal ones."""
     LOST = "lost"
     """Damage: bytes up to the next plausible record."""
+    STATE = "state"
+    """The argument of one of KVM's ioctls, in an input that is no stream."""
 
 
 class LayoutOrigin(StrEnum):
@@ -41,6 +43,8 @@ class LayoutOrigin(StrEnum):
     """A built-in layout that fits the section; a guess."""
     DUMP = "dump"
     """The only layout of QEMU's ``-dump-vmstate`` that fits the section; a guess."""
+    KVM = "kvm"
+    """The structures of KVM's ioctls: the input is no stream."""
     NONE = "none"
 
 

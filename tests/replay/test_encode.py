@@ -11,10 +11,10 @@ from qemu_svm.model import plans
 from qemu_svm.model.observed import comparable
 from qemu_svm.model.saved import MSRS as SAVED_MSRS
 from qemu_svm.model.saved import Saved
-from qemu_svm.replay.cpuid import BITS, changed, features
 from qemu_svm.replay.decode import observed
 from qemu_svm.replay.encode import Encoder
 from qemu_svm.x86.cpuid import FEATURES, HOST_CPUID, Cpuid
+from qemu_svm.x86.cpuid_entries import BITS, changed, features
 from qemu_svm.x86.msrs import NUMBERS
 from tests.model.recorded import guests
 

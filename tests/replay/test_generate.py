@@ -10,10 +10,10 @@ from qemu_svm.model import plans
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.saved import Saved
 from qemu_svm.model.simulate import simulate
-from qemu_svm.replay.cpuid import changed, features
 from qemu_svm.replay.encode import Encoder
 from qemu_svm.replay.generate import sequence
 from qemu_svm.x86.cpuid import HOST_CPUID
+from qemu_svm.x86.cpuid_entries import changed, features
 from tests.model.recorded import backed, guests
 
 MANY = 3000

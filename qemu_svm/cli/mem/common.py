@@ -14,10 +14,11 @@ from qemu_svm.api import Dump
 from qemu_svm.cli import options as shared
 from qemu_svm.cli import streams
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
-from qemu_svm.errors import EnvironmentFault, PathError
+from qemu_svm.errors import EnvironmentFault, PathError, SourceError
 from qemu_svm.memory.disassembly import disassemble
 from qemu_svm.memory.optional import optional
 from qemu_svm.memory.reports import Disassembly, Place
+from qemu_svm.snapshots.forms import WORDS
 
 if TYPE_CHECKING:
     from qemu_svm.memory.memory import AddressSpace, GuestMemory
@@ -75,6 +76,7 @@ def options(function: Decorated) -> Decorated:
     for option in reversed((
         shared.file_argument,
         shared.limit_option,
+        shared.state_options,
         shared.description_option,
         shared.page_size_option,
         shared.channel_option,
@@ -101,6 +103,11 @@ def opened(
     :raises SourceError: it cannot be read, or a name is not in what could be read of it.
     """
     with streams.opened(file, channels=channels, description=lender) as dump:
+        if dump.machine.form is not None and not dump.machine.blocks:
+            raise SourceError(
+                f"'{file}' has no guest memory: it is a {WORDS[dump.machine.form]}",
+                hint="give a stream, or a snapshot with its memory (docs/state.md)",
+            )
         yield dump, dump.memory
 
 

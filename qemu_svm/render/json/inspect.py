@@ -38,6 +38,7 @@ def render(result: Inspection) -> dict[str, Any]:
             "uuid": configuration.uuid.hex() if configuration and configuration.uuid else None,
             "description": stream.description_source,
         },
+        "form": machine.form,
         "sections": [_record(record) for record in stream.records],
         "ram": _ram(machine) if result.ram else None,
         "vcpus": [_vcpu(vcpu) for vcpu in machine.vcpus],
@@ -84,6 +85,7 @@ def _vcpu(vcpu: Vcpu) -> dict[str, Any]:
     return {
         "index": vcpu.index,
         "described": vcpu.described,
+        "parts": None if vcpu.parts is None else sorted(vcpu.parts),
         "registers": registers,
         "segments": {name: segment(value) for name, value in vcpu.segments.items()},
         "cpl": vcpu.cpl,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from qemu_svm.render.escape import printable
+from qemu_svm.snapshots.forms import WORDS
 from qemu_svm.stream.ram.page_size import CONFIGURED, DESCRIBED
 from qemu_svm.x86.segments import TABLES, Segment, attrib_words
 
@@ -98,6 +99,8 @@ def stream_heading(machine: Machine, prefix: str = "") -> Text:
     stream = machine.stream
     state = "" if stream.complete else " (NOT COMPLETE)"
     name = printable(machine.name or "unknown machine")
+    if machine.form is not None:
+        name = WORDS[machine.form]
     return Text(f"{prefix}{printable(stream.source.path)}: {name}{state}", HEADING)
 
 

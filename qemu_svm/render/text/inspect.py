@@ -23,6 +23,7 @@ from qemu_svm.render.text.base import (
     size_words,
 )
 from qemu_svm.render.text.container import container_lines, libvirt_lines
+from qemu_svm.snapshots.forms import WORDS
 from qemu_svm.stream import Kind, LayoutOrigin, Record
 from qemu_svm.stream.constants import TARGET_PAGE_SIZE, VERSION
 from qemu_svm.stream.ram.page_size import GIVEN
@@ -38,10 +39,12 @@ _DESCRIPTION = {
     LayoutOrigin.EMBEDDED: "embedded",
     LayoutOrigin.BORROWED: "borrowed from another stream",
     LayoutOrigin.DUMP: "guessed from a dump",
+    LayoutOrigin.KVM: "KVM's structures",
     LayoutOrigin.NONE: "none",
 }
 _GUESSED = {LayoutOrigin.BUILTIN: " (built-in layout)", LayoutOrigin.DUMP: " (fits the dump)"}
 _IN_FULL = 4
+_NOT_THERE = "not in the input"
 _PARTS = (Kind.PART, Kind.SKIPPED)
 _ALL_PARTS = 12  # so many in a row are all listed; of more, the first and the last
 _FIRST_PARTS = 4
@@ -75,15 +78,17 @@ def render(result: Inspection, *, verbose: bool) -> Iterable[Text]:
 def _head(machine: Machine) -> Iterable[Text]:
     stream = machine.stream
     state = "complete" if stream.complete else "NOT COMPLETE"
-    yield Text(f"{printable(stream.source.path)}: QEMU migration stream, {state}", HEADING)
+    kind = "QEMU migration stream" if machine.form is None else WORDS[machine.form]
+    yield Text(f"{printable(stream.source.path)}: {kind}, {state}", HEADING)
     size = f"{stream.source.size()} bytes"
     if stream.source.compression != "none":
         size += f" (decompressed from {stream.source.compression})"
     yield entry("size", size)
     yield from container_lines(stream.source)
-    if stream.version != VERSION:
-        yield entry("version", str(stream.version))
-    yield entry("machine", machine.name or "not in the stream")
+    if machine.form is None:
+        if stream.version != VERSION:
+            yield entry("version", str(stream.version))
+        yield entry("machine", machine.name or "not in the stream")
     configuration = stream.configuration
     if configuration is not None and configuration.capabilities:
         yield entry("capabilities", " ".join(configuration.capabilities))
@@ -99,9 +104,10 @@ def _head(machine: Machine) -> Iterable[Text]:
         yield entry("RAM", text)
         if stream.page_size != TARGET_PAGE_SIZE or stream.page_size_from == GIVEN:
             yield entry("page size", page_size_words(stream))
-    devices = sum(1 for _ in stream.sections())
-    described = _DESCRIPTION[stream.description_source]
-    yield entry("devices", f"{devices} sections, description {described}")
+    if machine.form is None:
+        devices = sum(1 for _ in stream.sections())
+        described = _DESCRIPTION[stream.description_source]
+        yield entry("devices", f"{devices} sections, description {described}")
     nested = [vcpu.index for vcpu in machine.vcpus if vcpu.guest_mode]
     if machine.vcpus:
         yield entry("vCPUs", f"{len(machine.vcpus)}, {_in_l2(nested)}")
@@ -149,12 +155,18 @@ def _vcpu(vcpu: Vcpu, *, full: bool) -> Iterable[Text]:
 def _both(vcpu: Vcpu, nested: NestedState) -> Iterable[Text]:
     save = nested.l1_save
     rows: list[list[str | Text]] = [
-        [name, _register(name, vcpu.get(name)), _register(name, save[name])] for name in _COMPARED
+        [
+            name,
+            _register(name, vcpu.get(name)) if name in vcpu.registers else _NOT_THERE,
+            _register(name, save[name]),
+        ]
+        for name in _COMPARED
     ]
     for ours, theirs in _L1_SEGMENTS + _L1_TABLES:
         raw = save[theirs]
         l1 = Segment(raw.selector, raw.base, raw.limit, raw.attrib)
-        rows.append([ours, _segment(ours, vcpu.segments[ours]), _segment(ours, l1)])
+        l2 = vcpu.segments.get(ours)
+        rows.append([ours, _NOT_THERE if l2 is None else _segment(ours, l2), _segment(ours, l1)])
     yield from columns(
         [[Text(str(row[0]), "cyan"), *row[1:]] for row in rows],
         ("", "L2 (vCPU registers)", "L1 (save area of the nested state)"),
@@ -220,7 +232,7 @@ def _ram(machine: Machine) -> Iterable[Text]:
 
 
 def _sections(machine: Machine) -> Iterable[Text]:
-    yield Text("Sections", HEADING)
+    yield Text("Sections" if machine.form is None else "Parts", HEADING)
     rows: list[list[str | Text]] = []
     for parts, group in groupby(machine.stream.records, lambda record: record.kind in _PARTS):
         records = list(group)

@@ -25,7 +25,7 @@ from qemu_svm.stream.ram.records import RamState
 from qemu_svm.stream.ram.runs import NOWHERE, PageKind, Place, RamRuns, page_counts, unpack
 from qemu_svm.stream.ram.scan import Scanner, scan
 from qemu_svm.stream.ram.xbzrle import apply_delta
-from qemu_svm.stream.records import Kind, RamBlock, RamPages
+from qemu_svm.stream.records import Kind, LayoutOrigin, RamBlock, RamPages
 from qemu_svm.stream.walk import Walker
 
 if TYPE_CHECKING:
@@ -224,6 +224,13 @@ def read_ram(stream: Stream, channels: Sequence[Source] = (), *, scan: Scanner =
     :param scan: how common records are read.
     :raises StreamError: a channel is not one.
     """
+    if stream.laid is not None:
+        from qemu_svm.stream.ram.laid import laid_ram
+
+        return laid_ram(stream.source, stream.blocks, stream.laid, stream.page_size)
+    if stream.description_source is LayoutOrigin.KVM:  # registers, and no memory
+        runs = RamRuns(stream.page_size)
+        return Ram((), runs, stream.page_size, (stream.source,), (), 0, ())
     with ExitStack() as owned:
         # Closed by the returned object, or here if anything fails.
         read, others = _channels(stream, channels, owned)

@@ -1,0 +1,130 @@
+"""Which form an input has, and the machine that comes of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+
+from qemu_svm.errors import LimitExceeded, SourceError
+from qemu_svm.limits import Limits
+from qemu_svm.machine import Machine
+from qemu_svm.snapshots import cloud_hypervisor, raw
+from qemu_svm.snapshots.assemble import assemble
+from qemu_svm.snapshots.forms import DOCUMENT, NESTED, SELFTEST
+from qemu_svm.snapshots.parts import FIXED, LEAST, Part, Snapshot, part, unique
+from qemu_svm.snapshots.text import parse_json
+from qemu_svm.source import Source, open_source
+
+BESIDE = {
+    "nested": ("NESTED_STATE",),
+    "sregs": ("SREGS", "SREGS2"),
+    "regs": ("REGS",),
+    "msrs": ("MSRS",),
+    "events": ("VCPU_EVENTS",),
+    "debugregs": ("DEBUGREGS",),
+    "mp-state": ("MP_STATE",),
+    "xsave": ("XSAVE",),
+    "xcrs": ("XCRS",),
+    "lapic": ("LAPIC",),
+    "cpuid": ("CPUID2",),
+}
+"""Parts that can be given in files of their own: the option, and the structures it takes."""
+
+_MAGIC = b"QEVM"
+_LEAST_JSON = b'"schema_version"'
+_HEAD = 4096
+
+
+def open_folder(path: str, limits: Limits, owned: ExitStack) -> Machine | None:
+    """Return the machine of a folder with a snapshot; None if it is none.
+
+    :param owned: closes what stays open.
+    :raises SourceError: the snapshot cannot be read.
+    """
+    if not cloud_hypervisor.is_folder(path):
+        return None
+    found = cloud_hypervisor.read_folder(path, limits)
+    if found.file is not None:
+        owned.enter_context(found.file)
+    return assemble(found, path, limits)
+
+
+def read_state(
+    source: Source,
+    limits: Limits,
+    beside: Mapping[str, str],
+    owned: ExitStack,
+) -> Machine | None:
+    """Return the machine of an input that is no stream; None if it has no form known here.
+
+    :param beside: files with further structures of vCPU 0, by the names of :data:`BESIDE`.
+    :param owned: closes what stays open.
+    :raises SourceError: it has such a form, and cannot be read.
+    """
+    found = _recognised(source, limits)
+    if found is None:
+        return None
+    if found.file is not None:
+        owned.enter_context(found.file)
+    if beside:
+        more = tuple(_beside(beside))
+        names = {one.name for one in more}
+        if "SREGS" in names or "SREGS2" in names:
+            names |= {"SREGS", "SREGS2"}
+        kept = (one for one in found.parts if one.vcpu or one.name not in names)
+        found = replace(found, parts=unique((*kept, *more), limits))
+    machine = assemble(found, source.path, limits)
+    made = machine.stream.source
+    made.compression, made.layers = source.compression, source.layers
+    return machine
+
+
+def _recognised(source: Source, limits: Limits) -> Snapshot | None:
+    head = source.read_at(0, _HEAD)
+    if head.startswith(_MAGIC) or source.container != "plain":
+        return None
+    size = source.size()
+    if raw.is_nested(head, size):
+        data = source.read_at(0, size)
+        return Snapshot(NESTED, (part("NESTED_STATE", 0, data, source.path),))
+    if raw.SELFTEST_LEAST <= size < 1 << 18:
+        data = source.read_at(0, size)
+        if raw.is_selftest(data):
+            return Snapshot(SELFTEST, tuple(raw.selftest_parts(data)))
+    if head.lstrip()[:1] == b"{" and _LEAST_JSON in head:
+        from qemu_svm.snapshots.document import document_parts, is_document
+
+        tree = parse_json(_whole(source, limits), source.path, limits)
+        if is_document(tree):
+            return Snapshot(DOCUMENT, unique(document_parts(tree, source.path), limits))
+    return None
+
+
+def _whole(source: Source, limits: Limits) -> bytes:
+    size = source.size()
+    if size > limits.snapshot_bytes:
+        raise LimitExceeded(
+            f"'{source.path}' is larger than the limit",
+            offset=0,
+            expected=f"at most {limits.snapshot_bytes} bytes",
+            found=f"{size}",
+            hint="raise it with --limit snapshot_bytes=NUMBER",
+        )
+    return source.read_at(0, size)
+
+
+def _beside(files: Mapping[str, str]) -> Iterator[Part]:
+    for option, path in files.items():
+        names = BESIDE[option]
+        with open_source(path) as source:
+            data = source.read_at(0, 1 << 17)
+        sizes = {LEAST[name]: name for name in names}
+        name = sizes.get(len(data), names[0])
+        if name in FIXED and len(data) not in sizes:
+            wanted = " or ".join(f"{size} bytes (KVM_GET_{one})" for size, one in sizes.items())
+            raise SourceError(
+                f"--{option} '{path}' has {len(data)} bytes", hint=f"expected {wanted}"
+            )
+        yield part(name, 0, data, f"--{option} '{os.path.basename(path)}'")

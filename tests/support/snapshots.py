@@ -1,0 +1,88 @@
+"""Snapshots of other VMMs, built after their public format from a capture of QEMU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import qemu_svm as svm
+from qemu_svm.kvm import layouts
+from qemu_svm.snapshots.document import document_parts
+from qemu_svm.x86.cpuid import infer
+from qemu_svm.x86.cpuid_entries import changed
+
+
+def raw_parts(dump: svm.Dump) -> dict[str, bytes]:
+    """KVM's structures of vCPU 0 of a capture, by name."""
+    document = dump.inspect().to_json()
+    return {one.name: one.data for one in document_parts(document, "") if one.vcpu == 0}
+
+
+def main_memory(dump: svm.Dump) -> bytes:
+    """The content of RAM from address 0 on."""
+    first = dump.memory.layout.ranges[0]
+    size = max(one.end for one in dump.memory.layout.ranges if one.end <= 1 << 30)
+    assert first.start == 0
+    return b"".join(
+        piece.data if piece.data else bytes(piece.size) for piece in dump.memory.pieces(0, size)
+    )
+
+
+def cloud_hypervisor_vcpu(parts: Mapping[str, bytes]) -> dict[str, Any]:
+    """``VcpuKvmState`` of v53.0, as ``serde_json`` writes it."""
+    msrs = layouts.unpack_msrs(parts["MSRS"])
+    nested = parts["NESTED_STATE"].ljust(128 + 2 * 4096, b"\0") if "NESTED_STATE" in parts else None
+    return {
+        "Kvm": {
+            "cpuid": changed([], infer(0, 0, 0)),
+            "msrs": [{"index": index, "data": data} for index, data in msrs.items()],
+            "vcpu_events": list(parts["VCPU_EVENTS"]),
+            "regs": list(parts["REGS"]),
+            "sregs": list(parts["SREGS"]),
+            "fpu": {"fpr": [[0] * 16] * 8, "fcw": 0x37F, "mxcsr": 0x1F80},
+            "lapic_state": {"regs": [-1, *[0] * 1023]},
+            "xsave": {"region": [0x37F, *[0] * 1023]},
+            "xcrs": list(layouts.XCRS.pack({"nr_xcrs": 1, "xcrs": [0, 1, *[0] * 30]})),
+            "mp_state": list(parts["MP_STATE"]),
+            "tsc_khz": 2_600_000,
+            "nested_state": None if nested is None else list(nested),
+            "hyperv_synic": False,
+        }
+    }
+
+
+def leaf(state: Any) -> dict[str, Any]:
+    """A node of the tree with a state."""
+    return {"snapshots": {}, "snapshot_data": {"state": json.dumps(state)}}
+
+
+def cloud_hypervisor_tree(vcpus: Mapping[str, Any], ranges: list[dict[str, int]]) -> dict[str, Any]:
+    """The content of ``state.json``."""
+    cpus = {name: leaf(state) for name, state in vcpus.items()}
+    memory = {"memory_ranges": {"data": ranges}, "guest_ram_mappings": [], "boot_ram": 0}
+    children = {
+        "cpu-manager": {"snapshots": cpus, "snapshot_data": None},
+        "device-manager": {"snapshots": {}, "snapshot_data": None},
+        "memory-manager": leaf(memory),
+    }
+    return {"snapshots": children, "snapshot_data": {"state": "{}"}}
+
+
+def write_cloud_hypervisor(folder: Path, dump: svm.Dump, **changes: Any) -> Path:
+    """Write a snapshot of a capture's vCPU 0 and of its memory, in two ranges."""
+    folder.mkdir()
+    memory = main_memory(dump)
+    half = len(memory) // 2 & ~0xFFF
+    ranges = [
+        # The order of the list is that of the file, not that of the addresses.
+        {"gpa": half, "length": len(memory) - half},
+        {"gpa": 0, "length": half},
+    ]
+    (folder / "memory-ranges").write_bytes(memory[half:] + memory[:half])
+    vcpu = cloud_hypervisor_vcpu(raw_parts(dump))
+    vcpu["Kvm"] |= changes
+    tree = cloud_hypervisor_tree({"0": vcpu}, ranges)
+    (folder / "state.json").write_text(json.dumps(tree))
+    return folder
