@@ -3,18 +3,23 @@
 
     tools/fuzz.py                            every target, as often as its table says
     tools/fuzz.py stream trace --runs 50000
-    tools/fuzz.py ram --plain                without atheris: random changes, no coverage
+    tools/fuzz.py ram --plain                random changes alone, without atheris
 
-With atheris (``pip install atheris``) the inputs are guided by coverage, and what covers new
-code is kept in build/fuzz/TARGET/corpus, where the next run begins.  An input that ends in an
-exception which is not of the package, that takes seconds or too much memory is written to
-build/fuzz/TARGET/failure-*, one for each place in the code; the status is then 1.  For each
-target one JSON document is printed: executions, seconds, edges covered, failures.
+With atheris (``pip install atheris``) a round has two parts.  The first is guided by coverage:
+what covers new code is kept in build/fuzz/TARGET/corpus, where the next run begins.  The second
+makes random changes of that corpus in code that is not instrumented, which is several times as
+fast.  How many there were is kept in build/fuzz/TARGET/count.json: a round that was interrupted
+is continued, and ``--again`` begins a new one.
+
+An input that ends in an exception which is not of the package, that takes seconds or too much
+memory is written to build/fuzz/TARGET/failure-*, one for each place in the code; the status is
+then 1.  For each target one JSON document is printed: executions, seconds, edges, failures.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -28,7 +33,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,21 +41,28 @@ if TYPE_CHECKING:
     from tests.fuzz.targets import Target
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "build" / "fuzz"
+OUT = Path(os.environ.get("FUZZ_OUT", ROOT / "build" / "fuzz"))
 SLOW = 2.0  # seconds of processor time for one input
-MEMORY = 400 << 20  # bytes of the process, with the fuzzer's own
+MEMORY = 90 << 20  # bytes by which one input lets the process grow
+_STEP = 16 << 20  # bytes of growth that are looked at more closely
+GUIDED = 0.1  # of a round
 LONGEST = 6000  # bytes of an input
 _REPORT = 500  # executions
 
 
 class Watched:
-    """A target that keeps what is wrong and continues."""
+    """A target that keeps what is wrong and continues.
 
-    def __init__(self, name: str, run: Callable[[bytes], None], *, memory: int = MEMORY) -> None:
+    :param kind: under which the executions are counted: ``guided`` or ``plain``.
+    """
+
+    def __init__(self, name: str, run: Callable[[bytes], None], kind: str) -> None:
         self.executions = 0
         self.failures: dict[str, str] = {}
-        self._name, self._run, self._folder = name, run, OUT / name
-        self._most = memory
+        self._name, self._run, self._kind = name, run, kind
+        self._folder = OUT / name
+        self._before = counted(name)
+        self._highest = _peak()
 
     def __call__(self, data: bytes) -> None:
         self.executions += 1
@@ -67,13 +79,19 @@ class Watched:
         taken = time.process_time() - start
         if taken > SLOW:
             self._keep("slow", data, f"{taken:.1f} s")
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 > self._most:
-            self._keep("memory", data, "the process has grown past the limit at this input")
+        grown = _peak() - self._highest
+        if grown > MEMORY:
+            self._keep("memory", data, f"the process has grown by {grown >> 20} MiB")
+        if grown > _STEP:
+            self._highest = _forget_peak()
 
     def report(self) -> None:
         """Write what is known so far; the fuzzer ends the process without a word to Python."""
-        done = {"executions": self.executions, "failures": self.failures}
-        (self._folder / "report.json").write_text(json.dumps(done))
+        (self._folder / "report.json").write_text(json.dumps({"failures": self.failures}))
+        done = self._before | {self._kind: self._before[self._kind] + self.executions}
+        new = self._folder / "count.new"
+        new.write_text(json.dumps(done))
+        new.replace(self._folder / "count.json")
 
     def _keep(self, where: str, data: bytes, text: str) -> None:
         if where in self.failures:
@@ -86,7 +104,26 @@ class Watched:
         print(f"{self._name}: {where}: {self.failures[where]} (failure-{number})", file=sys.stderr)
 
 
-def guided(name: str, runs: int | None, seconds: int | None) -> None:
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _forget_peak() -> int:
+    # Linux: what is reached again and again by other inputs is seen again.
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return _peak()
+
+
+def counted(name: str) -> dict[str, int]:
+    """Return the executions of the present round of a target, and the edges it has reached."""
+    none = {"guided": 0, "plain": 0, "edges": 0}
+    with contextlib.suppress(FileNotFoundError):
+        none |= json.loads((OUT / name / "count.json").read_text())
+    return none
+
+
+def guided(name: str, total: int, seconds: int | None) -> None:
     """Run one target in this process, guided by coverage; does not return."""
     import atheris
 
@@ -103,7 +140,6 @@ def guided(name: str, runs: int | None, seconds: int | None) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in _seeds(name, target):
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
-    total = target.executions if runs is None else runs
     arguments = [
         sys.argv[0], f"-runs={total}", f"-max_len={LONGEST}", "-rss_limit_mb=1500", "-timeout=60",
         "-print_final_stats=1", "-report_slow_units=5", f"-artifact_prefix={corpus.parent}/",
@@ -114,7 +150,7 @@ def guided(name: str, runs: int | None, seconds: int | None) -> None:
         arguments.append(f"-dict={words}")
     if seconds is not None:
         arguments.append(f"-max_total_time={seconds}")
-    atheris.Setup([*arguments, str(corpus)], Watched(name, target.run))
+    atheris.Setup([*arguments, str(corpus)], Watched(name, target.run, "guided"))
     atheris.Fuzz()
 
 
@@ -128,47 +164,61 @@ def _escaped(word: bytes) -> str:
     return "".join(f"\\x{byte:02x}" for byte in word)
 
 
-def plainly(name: str, runs: int | None, seconds: int | None) -> None:
-    """Run one target in this process with random changes of its seeds."""
+def plainly(name: str, total: int, seconds: int | None) -> None:
+    """Run one target in this process with random changes of its seeds and its corpus."""
     from tests.fuzz.targets import TARGETS, changed
 
     target = TARGETS[name]
-    rng = random.Random(name)
     seeds = _seeds(name, target)
-    watched = Watched(name, target.run, memory=8 * MEMORY)
+    corpus = OUT / name / "corpus"
+    if corpus.is_dir():
+        seeds += [file.read_bytes() for file in sorted(corpus.iterdir())]
+    rng = random.Random(f"{name} {counted(name)['plain']}")
+    watched = Watched(name, target.run, "plain")
     end = time.monotonic() + (seconds or 1 << 30)
-    for seed in seeds:
-        watched(seed)
-    while watched.executions < (target.executions if runs is None else runs):
+    while watched.executions < total and time.monotonic() < end:
         watched(changed(rng, seeds, target.words)[:LONGEST])
-        if time.monotonic() > end:
-            break
     watched.report()
 
 
-def run(name: str, options: Sequence[str]) -> dict[str, Any]:
-    """Run one target in a process of its own; return what came of it."""
+def run(name: str, kind: str, total: int, seconds: int | None) -> dict[str, Any]:
+    """Run one part of a target's round in a process of its own; return what came of it."""
     folder = OUT / name
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report.json"
     report.unlink(missing_ok=True)
+    before = counted(name)
     started = time.monotonic()
+    command = [sys.executable, __file__, name, "--here", kind, "--runs", str(total)]
+    command += [] if seconds is None else ["--seconds", str(seconds)]
     with open(folder / "log", "wb") as log:
-        command = [sys.executable, __file__, name, "--here", *options]
         status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
     text = (folder / "log").read_text(errors="replace")
-    done = json.loads(report.read_text()) if report.exists() else {"executions": 0, "failures": {}}
+    failures = json.loads(report.read_text())["failures"] if report.exists() else {}
     counts = re.findall(r"stat::number_of_executed_units: (\d+)", text)
-    edges = re.findall(r" cov: (\d+)", text)
+    after = counted(name)
+    if counts:  # the last ones were not reported
+        after[kind] = before[kind] + int(counts[-1])
+    after["edges"] = max(after["edges"], *map(int, re.findall(r" cov: (\d+)", text)), 0)
+    (folder / "count.json").write_text(json.dumps(after))
     if status:
-        done["failures"]["the process"] = f"ended with status {status}, see {folder / 'log'}"
+        failures["the process"] = f"ended with status {status}, see {folder / 'log'}"
     return {
         "target": name,
-        "executions": int(counts[-1]) if counts else done["executions"],
+        "part": kind,
+        "executions": after[kind] - before[kind],
         "seconds": round(time.monotonic() - started),
-        "edges": int(edges[-1]) if edges else None,
-        "failures": done["failures"],
+        "round": after,
+        "failures": failures,
     }
+
+
+def parts(name: str, total: int, *, plain: bool) -> list[tuple[str, int]]:
+    """Return what is left of a round of ``total`` executions: the kinds, how many of each."""
+    done = counted(name)
+    left = max(total - done["guided"] - done["plain"], 0)
+    first = 0 if plain else min(max(int(total * GUIDED) - done["guided"], 0), left)
+    return [(kind, count) for kind, count in (("guided", first), ("plain", left - first)) if count]
 
 
 def main() -> int:
@@ -176,27 +226,29 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET")
-    parser.add_argument("--runs", type=int, help="executions, instead of those in the table")
-    parser.add_argument("--seconds", type=int, help="at most this long for each target")
+    parser.add_argument("--runs", type=int, help="executions of a round, instead of the table's")
+    parser.add_argument("--seconds", type=int, help="at most this long for each part")
     parser.add_argument("--plain", action="store_true", help="random changes, no coverage")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help="begin a new round")
+    parser.add_argument("--here", choices=("guided", "plain"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     sys.path.append(str(ROOT))  # last: a package that was built elsewhere comes first
     if chosen.here:
-        work = plainly if chosen.plain else guided
+        work = plainly if chosen.here == "plain" else guided
         work(chosen.targets[0], chosen.runs, chosen.seconds)
         return 0
     from tests.fuzz.targets import TARGETS
 
     plain = chosen.plain or importlib.util.find_spec("atheris") is None
-    options = ["--plain"] if plain else []
-    options += [] if chosen.runs is None else ["--runs", str(chosen.runs)]
-    options += [] if chosen.seconds is None else ["--seconds", str(chosen.seconds)]
     failed = False
     for name in chosen.targets or TARGETS:
-        done = run(name, options)
-        print(json.dumps(done), flush=True)
-        failed |= bool(done["failures"])
+        if chosen.again:
+            (OUT / name / "count.json").unlink(missing_ok=True)
+        total = chosen.runs or TARGETS[name].executions
+        for kind, count in parts(name, total, plain=plain):
+            done = run(name, kind, count, chosen.seconds)
+            print(json.dumps(done), flush=True)
+            failed |= bool(done["failures"])
     return int(failed)
 
 

@@ -23,6 +23,7 @@ from qemu_svm.cli.status import (
     EXIT_PIPE,
     print_error,
     report_failure,
+    report_usage,
 )
 from qemu_svm.cli.verbs import Verbs
 from qemu_svm.errors import SvmStreamError
@@ -142,7 +143,7 @@ def _run() -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        error.show()
+        report_usage(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("svmstream: interrupted", err=True)

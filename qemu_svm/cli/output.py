@@ -92,7 +92,10 @@ def _printed(lines: Iterable[Text | str], *, wrap: bool) -> Iterator[str]:
             from qemu_svm.render.text.base import console
 
             out = console(options.color())
-        yield _row(out, line, wrap=wrap)
+        if wrap or out.color_system is not None or "\t" in line.plain:
+            yield _row(out, line, wrap=wrap)
+        else:
+            yield line.plain  # the same, without the way through the console
 
 
 def _row(out: Console, line: Text, *, wrap: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,15 @@ def print_error(message: str, hint: str | None = None) -> None:
     click.echo(f"svmstream: {printable(message)}", err=True)
     if hint:
         click.echo(f"  {printable(hint)}", err=True)
+
+
+def report_usage(error: click.ClickException) -> None:
+    """Print what is wrong with the arguments; they may come from a script, so they are escaped."""
+    from qemu_svm.render.escape import printable
+
+    shown = io.StringIO()
+    error.show(shown)
+    click.echo("\n".join(map(printable, shown.getvalue().split("\n"))), err=True, nl=False)
 
 
 def report_failure(error: SvmStreamError) -> int:

@@ -97,6 +97,16 @@ def test_color(command: Run) -> None:
     assert command("check", FILE, "--color", "never").stdout == plain.stdout
 
 
+@pytest.mark.parametrize(
+    "words", [("inspect", FILE, "--limit", "x\x07=1"), ("ins\x07",), ("ram", FILE, "--\x07")]
+)
+def test_wrong_arguments_are_escaped(words: tuple[str, ...], command: Run) -> None:
+    done = command(*words)
+    assert done.returncode == 2
+    assert b"\\x07" in done.stderr
+    assert b"\x07" not in done.stderr
+
+
 def test_channels_count_in_inspect(command: Run) -> None:
     stem = str(MULTIFD).removesuffix(".mig.zst")
     channels = [word for one in "01" for word in ("--channel", f"{stem}.channel{one}.zst")]
