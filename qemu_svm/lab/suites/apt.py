@@ -159,10 +159,19 @@ class Apt:
     :param suite: Debian's name of the suite.
     :param mirror: URL.
     :param strict: refuse Release files that have expired.
+    :param beside: further suites, each with its mirror.
     :raises OSError: the directory cannot be written.
     """
 
-    def __init__(self, folder: Path, suite: str, mirror: str, *, strict: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        suite: str,
+        mirror: str,
+        *,
+        strict: bool = True,
+        beside: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.suite = suite
         self.mirror = mirror
         for name in (
@@ -172,7 +181,10 @@ class Apt:
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
         (folder / "etc/sources.list").write_text(
-            f"deb [signed-by={keyring()}] {mirror} {suite} main\n"
+            "".join(
+                f"deb [signed-by={keyring()}] {url} {name} main\n"
+                for name, url in ((suite, mirror), *beside)
+            )
         )
         self._configuration = folder / "apt.conf"
         self._configuration.write_text(
@@ -283,7 +295,13 @@ class Apt:
 
 
 def updated(
-    suite: str, mirror: str, folder: Path, progress: Progress, *, archive: str | None
+    suite: str,
+    mirror: str,
+    folder: Path,
+    progress: Progress,
+    *,
+    archive: str | None,
+    beside: Sequence[tuple[str, str]] = (),
 ) -> tuple[Apt, list[str]]:
     """Return a private apt with a suite's list of packages, and notable events.
 
@@ -291,6 +309,7 @@ def updated(
 
     :param folder: a directory for it, which is emptied.
     :param archive: the mirror that is asked if the suite is gone from this one.
+    :param beside: further suites to take packages from, each with its mirror.
     :raises Gone: no mirror has the suite.
     :raises LabError: no network, or a wrong signature.
     """
@@ -298,7 +317,7 @@ def updated(
     strict = True
     while True:
         shutil.rmtree(folder, ignore_errors=True)
-        source = Apt(folder, suite, mirror, strict=strict)
+        source = Apt(folder, suite, mirror, strict=strict, beside=beside)
         progress.step(f"{suite}: list of packages from {mirror}")
         try:
             source.update()

@@ -13,15 +13,29 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from qemu_svm.errors import Refused, SourceError
 
 LIMIT = 4 << 20
 """Bytes of a patch."""
 
-BUILT = "arch/x86/kvm/svm/"
-"""What kvm-amd alone is made from."""
-_SKIPPED = ("Documentation/", "tools/", "MAINTAINERS")
+_AMD = "arch/x86/kvm/svm/"
+_KVM = ("arch/x86/kvm", "virt/kvm")
+_HEADERS = (
+    *("arch/x86/include/asm/kvm*", "arch/x86/include/asm/svm.h"),
+    *("arch/x86/include/uapi/asm/kvm*", "arch/x86/include/uapi/asm/svm.h"),
+    *("include/linux/kvm*", "include/uapi/linux/kvm*", "include/trace/events/kvm.h"),
+)
+SOURCE = (*_KVM, *_HEADERS)
+"""What a build has of the kernel's source, as patterns; all that a patch may change."""
+
+_SKIPPED = ("Documentation/", "tools/", "MAINTAINERS", "arch/x86/kvm/vmx/")
+_NOT_BUILT = {"Kconfig": "the configuration is that of the suite's kernel"}
+_BUILT = (
+    "built are kvm.ko and kvm-amd.ko: arch/x86/kvm, virt/kvm, and KVM's own headers "
+    "(arch/x86/include/asm/kvm*, svm.h, include/linux/kvm*, uapi)"
+)
 _HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 _PATH = re.compile(r"[\w.+/-]+", re.ASCII)
 _REFUSED_HEADERS = (b"GIT binary patch", b"Binary files ", b"rename from ", b"copy from ")
@@ -40,12 +54,17 @@ class Patch:
 
     :param text: what is applied with ``patch -p1``: the changes of the files that are built.
     :param files: paths of these files, in the order of their first change.
-    :param skipped: paths of files that do not matter for the module.
+    :param skipped: paths of files that do not matter for the modules.
     """
 
     text: bytes
     files: tuple[str, ...]
     skipped: tuple[str, ...]
+
+    @property
+    def reaches_kvm(self) -> bool:
+        """Whether kvm.ko is made from any of the files, not only kvm-amd.ko."""
+        return not all(path.startswith(_AMD) for path in self.files)
 
     @property
     def digest(self) -> str:
@@ -69,24 +88,28 @@ def read_patch(data: bytes, name: str) -> Patch:
         if path.startswith(_SKIPPED):
             skipped[path] = None
             continue
-        if not path.startswith(BUILT):
-            raise PatchRefused(
-                f"{name} changes {path}: only kvm-amd is built, from {BUILT}", hint=_why(path)
-            )
+        if why := _why_not(path):
+            raise PatchRefused(f"{name} changes {path}, which is not built: {why}", hint=_BUILT)
         files[path] = None
         kept.append(text)
     if not files and not skipped:
         raise SourceError(f"{name} has no change in the unified format",
                           hint="git format-patch and diff -u write it")  # fmt: skip
     if not files:
-        raise PatchRefused(f"{name} changes nothing of kvm-amd: {', '.join(skipped)}")
+        raise PatchRefused(f"{name} changes nothing of KVM for AMD: {', '.join(skipped)}")
     return Patch(b"".join(kept), tuple(files), tuple(skipped))
 
 
-def _why(path: str) -> str:
-    if path.startswith(("arch/x86/kvm/", "virt/kvm/", "include/", "arch/x86/include/")):
-        return "it is compiled into kvm.ko as well, which is not rebuilt"
-    return "it is not a part of KVM"
+def _why_not(path: str) -> str:
+    # Why a file cannot be changed; empty if it can.
+    place, _, file = path.rpartition("/")
+    if path.startswith(tuple(f"{one}/" for one in _KVM)):
+        return _NOT_BUILT.get(file, "")
+    if any(fnmatchcase(path, pattern) for pattern in _HEADERS):
+        return ""
+    if place.startswith(("include", "arch/x86/include")):
+        return "the kernel itself is compiled with this header"
+    return "it is not a part of KVM for x86"
 
 
 def _changes(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:

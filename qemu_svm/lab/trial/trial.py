@@ -195,8 +195,7 @@ def put_on_trial(
             )  # fmt: skip
 
         without = stack.enter_context(InBox(boot(None)))
-        changed = {"kvm-amd.ko": module.content}
-        with_patch = stack.enter_context(InBox(boot(changed), module.types))
+        with_patch = stack.enter_context(InBox(boot(dict(module.files)), module.types))
         sides = _Sides(without, with_patch)
         try:
             with_patch.probe()

@@ -1,9 +1,10 @@
-"""Where a module is built: headers, source and compiler of one kernel, in a root of their own.
+"""Where modules are built: headers, source and compiler of one kernel, in a root of their own.
 
 The root has packages of the kernel's suite, extracted like those of a box.  A build runs in
-namespaces of its own (mount, process ids, network without any interface, IPC), changed to that
-root, which is read-only, as a user without rights; what it writes is in memory with a limit
-and is gone with it.  Source and patch go in, and module and types come out, through pipes.
+namespaces of its own (mount, process ids, network without any interface, IPC), where that
+root is mounted read-only and nothing else of the host is, as a user without rights; what it
+writes is in memory with a limit and is gone with it.  Source and patch go in, and modules and
+types come out, through pipes.
 """
 
 from __future__ import annotations
@@ -18,40 +19,42 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.host import host_faults, mortal
 from qemu_svm.lab.progress import SILENT, Progress
-from qemu_svm.lab.suites import apt, build, cache
+from qemu_svm.lab.suites import build, cache
 from qemu_svm.lab.suites.cache import Built, Named
-from qemu_svm.lab.suites.catalogue import of_kernel
-from qemu_svm.lab.suites.kernels import order_of
-from qemu_svm.lab.trial.patches import Patch, PatchRefused
+from qemu_svm.lab.suites.catalogue import SUITES
+from qemu_svm.lab.trial.packages import fetched
+from qemu_svm.lab.trial.patches import SOURCE, Patch, PatchRefused
 
-SECONDS = 900
+SECONDS = 600
 """Limit of a build."""
+_LAYOUT = 2  # of a workshop; another one is made again
 _MEMORY = 6 << 30  # bytes of address space of each process of a build
+_PROCESSES = 200
 _DISK = 1500  # MiB that a build may write
+_FILE = 256 << 20  # bytes of each file
 _RESULT = 64 << 20  # bytes
 _LOG = 1 << 20
+_SHOWN = 20  # remarks and warnings of a build
+_ANYBODY = 1_900_000_000  # user ids from here on belong to nobody
 _TOOLS = (
-    "make",
-    "dwarves",
-    "patch",
-    "dash",
-    "coreutils",
-    "sed",
-    "grep",
-    "mawk",
-    "findutils",
-    "tar",
+    *("make", "dwarves", "patch", "dash", "coreutils", "sed", "grep", "mawk", "findutils", "tar"),
+    *("util-linux", "mount"),
 )
-_SOURCE = ("arch/x86/kvm", "virt/kvm")
-_WARNING = re.compile(r"^\S*?(arch/x86/kvm/\S+): (warning|error): (.*)$", re.M)
-_PATCH_FAILED, _NO_TYPES = 10, 12
+_WARNING = re.compile(r"^\S*?((?:arch/x86|virt/kvm|include)/\S+): (warning|error): (.*)$", re.M)
+_FILE_PATCHED = re.compile(r"(?:patching|checking) file '?([^']*)'?")
+_HUNK = re.compile(r"Hunk #\d+ .*")
+_MANIFEST = "workshop.json"
+_PATCH_FAILED, _ALREADY, _NO_MODULE, _NO_TYPES = 10, 13, 11, 12
 
+# The root becomes "/", and the host's is unmounted, before any of the patch is read.
 _ENTER = """\
 set -e
 mount --make-rprivate /
@@ -61,71 +64,90 @@ mount -t tmpfs -o size={disk}m,mode=0777 build "$1/build"
 mount -t tmpfs -o size=200m,mode=1777 tmp "$1/tmp"
 mount --bind /dev/null "$1/dev/null"
 mount -t proc proc "$1/proc"
-exec chroot {user} "$1" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/tmp LC_ALL=C /bin/sh -c "$2"
+cd "$1"
+pivot_root . host
+exec /usr/bin/env -i PATH=/usr/bin:/bin HOME=/tmp LC_ALL=C \
+    /usr/bin/dash -c '/usr/bin/umount -l /host && exec /usr/bin/prlimit {limits} \
+    /usr/bin/setpriv {user} --no-new-privs --inh-caps=-all --bounding-set=-all \
+    /usr/bin/dash -c "$0"' "$2"
 """
 
 _BUILD = """\
-ulimit -v {memory}
 cd /build && tar -xf - || exit 1
 if [ -f change.patch ]; then
-    patch -p1 --force --no-backup-if-mismatch < change.patch >&2 || exit {patch_failed}
+    try() {{ patch -p1 --force --no-backup-if-mismatch "$@" < change.patch >&2; }}
+    try --dry-run || {{ try -R --dry-run >/dev/null 2>&1 && exit {already}; exit {patch_failed}; }}
+    try >/dev/null 2>&1 || exit {patch_failed}
 fi
 cd arch/x86/kvm
-sed -e '/^include .*Makefile.kvm/d' -e '/^obj-/d' -e 's,$(srctree)/arch/x86/kvm,$(src),g' \
-    Makefile > Kbuild
-echo 'obj-m := kvm-amd.o' >> Kbuild
+sed -e '/^obj-/d' -e 's,$(srctree)/arch/x86/kvm,$(src),g' \
+    -e 's,$(srctree)/virt/kvm,$(src)/../../../virt/kvm,g' Makefile > Kbuild
+echo 'obj-m := {objects}' >> Kbuild
 echo 'ccflags-y += -I $(src) -I $(src)/../../../virt/kvm' >> Kbuild
-make -s -C /usr/src/linux-headers-{release} M=$PWD CC={compiler} HOSTCC={compiler} -j2 modules >&2 \
-    || exit 11
+own=
+for place in arch/x86/include include arch/x86/include/uapi include/uapi; do
+    own="$own -I/build/$place"
+done
+make -s -C /usr/src/linux-headers-{release} M=$PWD CC={compiler} HOSTCC={compiler} -j2 \
+    NOSTDINC_FLAGS="-nostdinc$own -isystem $({compiler} -print-file-name=include)" modules >&2 \
+    || exit {no_module}
 cp kvm-amd.ko /build/types.ko
 LLVM_OBJCOPY=objcopy pahole -J /build/types.ko >&2 || exit {no_types}
 cd /build
 objcopy -O binary --only-section=.BTF --set-section-flags .BTF=alloc types.ko types \\
     || exit {no_types}
-strip -g arch/x86/kvm/kvm-amd.ko -o kvm-amd.ko || exit {no_types}
-tar -cf - kvm-amd.ko types
+for file in {files}; do strip -g arch/x86/kvm/$file -o $file || exit {no_types}; done
+tar -cf - {files} types
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A kvm-amd that was built.
+    """A kvm-amd that was built, and the kvm that it needs if that was built as well.
 
-    :param content: the file ``kvm-amd.ko``, without debug information.
-    :param types: its BTF.
+    :param files: the modules by file name (``kvm-amd.ko``), without debug information.
+    :param types: BTF of kvm-amd.
     :param remarks: what GNU patch said about hunks that did not fit exactly.
     :param warnings: of the compiler: file and line, text.
+    :param source: the package of the source, and the suite that it is from.
     """
 
-    content: bytes
+    files: Mapping[str, bytes]
     types: bytes
-    remarks: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        """Identifies it (hexadecimal)."""
-        return hashlib.sha256(self.content).hexdigest()
+    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    source: str = ""
 
 
 def built_module(kernel: Built, patch: Patch | None, *, progress: Progress = SILENT) -> Module:
     """Return kvm-amd of a kernel, with a patch or as it is; built if it is not in the cache.
 
-    :param kernel: a suite's.
+    kvm is built too where the patch reaches it.
+
+    :param kernel: in the cache.
     :raises PatchRefused: the patch does not apply, or what it makes does not compile.
-    :raises LabError: packages or programs are missing.
+    :raises LabError: packages or programs are missing, or no suite has the source.
     """
+    names = ("kvm.ko", "kvm-amd.ko") if patch and patch.reaches_kvm else ("kvm-amd.ko",)
     version = kernel.manifest.kernel
-    key = hashlib.sha256(f"{version} {_BUILD} {patch.digest if patch else ''}".encode()).hexdigest()
+    what = f"{version} {_BUILD} {names} {patch.digest if patch else ''}"
+    key = hashlib.sha256(what.encode()).hexdigest()
     path = cache.folder() / cache.MODULES / f"{kernel.name}-{key[:24]}.tar"
     with contextlib.suppress(FileNotFoundError):
         return _unpacked(path.read_bytes())
-    place = _workshop(kernel, progress)
-    progress.step(f"building kvm-amd {version}" + (" with the patch" if patch else ""))
-    data, log = _build(place, kernel, patch)
-    remarks = [line for line in log.splitlines() if line.startswith("Hunk #")] if patch else []
-    warnings = [f"{where}: {text}" for where, _kind, text in _WARNING.findall(log)]
-    made = _with_words(data, {"remarks": remarks, "warnings": warnings})
+    item = Named(f"{cache.WORKSHOP}{version}")
+    place = _workshop(item, kernel, progress)
+    with cache.lock(item, shared=True, progress=progress):
+        progress.step(f"building {' and '.join(names)} of {version}"
+                      + (" with the patch" if patch else ""))  # fmt: skip
+        data, log = _build(place, kernel, patch, names)
+        source = json.loads((place / _MANIFEST).read_text())["source"]
+    words = {
+        "remarks": _hunks(log) if patch else [],
+        "warnings": [f"{where}: {text}" for where, _, text in _WARNING.findall(log)][:_SHOWN],
+        "source": source,
+    }
+    made = _with_words(data, words)
     with host_faults(f"write {path}", hint=cache.HINT):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
@@ -138,16 +160,29 @@ def own_types(version: str, *, progress: Progress = SILENT) -> bytes:
     """Return the BTF of a kernel's kvm-amd, built from the same source.
 
     :param version: of the kernel's package.
-    :raises LabError: it is no kernel of a suite, or cannot be built.
+    :raises LabError: it is not in the cache, or cannot be built.
     """
-    series = "{}.{}".format(*order_of(version))
-    kernel = cache.find(of_kernel(series))
-    if kernel is None or kernel.manifest.kernel != version:
-        raise LabError(f"no suite in the cache has the source of Linux {version}")
-    return built_module(kernel, None, progress=progress).types
+    suites = [found for suite in SUITES if (found := cache.find(suite))]
+    for kernel in (*suites, *cache.kernels()):
+        if kernel.manifest.kernel == version:
+            return built_module(kernel, None, progress=progress).types
+    raise LabError(f"Linux {version} is not in the cache")
 
 
-def _with_words(data: bytes, words: dict[str, list[str]]) -> bytes:
+def _hunks(log: str) -> list[str]:
+    # What GNU patch says of hunks that did not fit exactly, by file and hunk.
+    file, found = "", []
+    for line in log.splitlines():
+        if named := _FILE_PATCHED.match(line):
+            file = named[1]
+        elif _HUNK.match(line):
+            found.append(f"{file}: {line[:160]}")
+        elif line.startswith("can't find file to patch"):
+            found.append("a file that is changed does not exist")
+    return found[:_SHOWN]
+
+
+def _with_words(data: bytes, words: dict[str, Any]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, content in (*_members(data).items(), ("words", json.dumps(words).encode())):
@@ -158,14 +193,15 @@ def _with_words(data: bytes, words: dict[str, list[str]]) -> bytes:
 
 
 def _members(data: bytes) -> dict[str, bytes]:
+    # The build is a stranger's: nothing in it is larger than what was read of it.
     found = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for entry in archive:
-                content = archive.extractfile(entry) if entry.isreg() else None
-                if content is not None:
-                    found[entry.name] = content.read()
-    except tarfile.TarError as error:
+                if entry.isreg() and not entry.issparse() and entry.size <= len(data):
+                    content = archive.extractfile(entry)
+                    found[entry.name] = content.read() if content is not None else b""
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise LabError(f"the build's result cannot be read: {error}") from None
     return found
 
@@ -174,53 +210,69 @@ def _unpacked(data: bytes) -> Module:
     members = _members(data)
     try:
         words = json.loads(members["words"])
-        return Module(members["kvm-amd.ko"], members["types"], tuple(words["remarks"]),
-                      tuple(words["warnings"]))  # fmt: skip
-    except (KeyError, ValueError) as error:
+        files = {name: content for name, content in members.items() if name.endswith(".ko")}
+        return Module(files, members["types"], tuple(words["remarks"]), tuple(words["warnings"]),
+                      words["source"])  # fmt: skip
+    except (KeyError, ValueError, TypeError) as error:
         raise LabError(f"a module in the cache is damaged: {error}",
                        hint="remove the directory modules of the cache") from None  # fmt: skip
 
 
-def _build(place: Path, kernel: Built, patch: Patch | None) -> tuple[bytes, str]:
+def _build(
+    place: Path, kernel: Built, patch: Patch | None, names: Sequence[str]
+) -> tuple[bytes, str]:
     root = place / "root"
     script = _BUILD.format(
-        memory=_MEMORY >> 10, release=kernel.manifest.release, compiler=_compiler(root),
-        patch_failed=_PATCH_FAILED, no_types=_NO_TYPES,
+        release=kernel.manifest.release, compiler=_compiler(root), files=" ".join(names),
+        objects=" ".join(name.removesuffix(".ko") + ".o" for name in names),
+        patch_failed=_PATCH_FAILED, already=_ALREADY, no_module=_NO_MODULE, no_types=_NO_TYPES,
     )  # fmt: skip
+    status, result, words = _in_workshop(root, script, _given(place, patch))
+    version = kernel.manifest.kernel
+    if status == _ALREADY:
+        raise PatchRefused(f"the patch does not apply to {version}: all of it is in it already")
+    if status == _PATCH_FAILED:
+        failed = [line for line in _hunks(words) if "succeeded" not in line]
+        raise PatchRefused(f"the patch does not apply to {version}: {'; '.join(failed)}"
+                           if failed else f"the patch does not apply to {version}")  # fmt: skip
+    if status == 0 and len(result) <= _RESULT and {*names, "types"} <= _members(result).keys():
+        return result, words
+    lines = [line for line in words.splitlines() if "error" in line.lower()]
+    lines = lines or words.splitlines()[-4:]
+    where = "; ".join(line.strip()[:160] for line in lines[:4])
+    if patch is None or status not in (0, _NO_MODULE, _NO_TYPES):
+        hint = "it needs root, or user namespaces"
+        raise LabError(f"KVM of {version} cannot be built: {where}", hint=hint)
+    raise PatchRefused(f"the patched KVM does not compile: {where}")
+
+
+def _in_workshop(root: Path, script: str, given: bytes) -> tuple[int, bytes, str]:
+    # Run a script in the root; return its status, what it wrote to standard output, and its log.
     own = os.geteuid() == 0
-    enter = _ENTER.format(disk=_DISK, user="--userspec=65534:65534" if own else "")
+    limits = f"--as={_MEMORY} --fsize={_FILE} --core=0"
+    user = ""
+    if own:
+        number = _ANYBODY + os.getpid()
+        limits += f" --nproc={_PROCESSES}"
+        user = f"--reuid={number} --regid={number} --clear-groups"
+    enter = _ENTER.format(disk=_DISK, limits=limits, user=user)
     command = ["unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child"]
     command += [] if own else ["--user", "--map-root-user"]
     command += ["--", "sh", "-c", enter, "build", str(root), script]
-    with host_faults("start the build"), tempfile.TemporaryFile() as given:
-        given.write(_given(place, patch))
-        given.seek(0)
+    with host_faults("start the build"), tempfile.TemporaryFile() as file:
+        file.write(given)
+        file.seek(0)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
             try:
                 status = subprocess.run(
-                    mortal(command), stdin=given, stdout=out, stderr=log, timeout=SECONDS,
+                    mortal(command), stdin=file, stdout=out, stderr=log, timeout=SECONDS,
                     check=False,
                 ).returncode  # fmt: skip
             except subprocess.TimeoutExpired:
                 raise PatchRefused(f"the build takes more than {SECONDS} s") from None
             out.seek(0)
             log.seek(0)
-            result, words = out.read(_RESULT + 1), log.read(_LOG).decode(errors="replace")
-    if status == _PATCH_FAILED:
-        lines = [line for line in words.splitlines() if "FAILED" in line or "can't find" in line]
-        raise PatchRefused(f"the patch does not apply to {kernel.manifest.kernel}: "
-                           + "; ".join(lines[:8]))  # fmt: skip
-    if status or len(result) > _RESULT:
-        lines = [
-            line for line in words.splitlines() if "error" in line.lower()
-        ] or words.splitlines()
-        where = "; ".join(line.strip()[:160] for line in lines[:4])
-        if patch is None or status == 1:
-            raise LabError(
-                f"kvm-amd cannot be built: {where}", hint="it needs root, or user namespaces"
-            )
-        raise PatchRefused(f"the patched kvm-amd does not compile: {where}")
-    return result, words
+            return status, out.read(_RESULT + 1), log.read(_LOG).decode(errors="replace")
 
 
 def _compiler(root: Path) -> str:
@@ -242,14 +294,18 @@ def _given(place: Path, patch: Patch | None) -> bytes:
     return out.getvalue()
 
 
-def _workshop(kernel: Built, progress: Progress) -> Path:
-    item = Named(f"{cache.WORKSHOP}{kernel.manifest.kernel}")
+def _workshop(item: Named, kernel: Built, progress: Progress) -> Path:
     path = cache.folder() / item.name
     with cache.lock(item, shared=False, progress=progress):
         for left in cache.leftovers(item):
             cache.remove(left)
+        try:
+            if json.loads((path / _MANIFEST).read_text())["layout"] == _LAYOUT:
+                return path
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
         if path.exists():
-            return path
+            cache.remove(path)  # another layout
         with host_faults(f"make a directory in {cache.folder()}", hint=cache.HINT):
             work = Path(tempfile.mkdtemp(prefix=f".{item.name}.", dir=cache.folder()))
         try:
@@ -265,38 +321,31 @@ def _workshop(kernel: Built, progress: Progress) -> Path:
 
 
 def _fill(kernel: Built, work: Path, progress: Progress) -> None:
-    manifest = kernel.manifest
-    series = "{}.{}".format(*order_of(manifest.kernel))
-    if manifest.suite != of_kernel(series).name:
-        raise LabError(f"no suite of the catalogue has the source of {manifest.kernel}")
-    source, _remarks = apt.updated(
-        manifest.suite, manifest.mirror, work / "apt", progress, archive=apt.ARCHIVE
-    )
-    exact = (f"linux-headers-{manifest.release}", f"linux-source-{series}")
-    wanted = (*(f"{name}={manifest.kernel}" for name in exact), *_TOOLS)
-    archives = source.download(wanted, progress)
-    sources = [path for name, path in archives.items() if name == exact[1]]
-    others = [path for name, path in archives.items() if name != exact[1]]
-    build.extract(manifest.kernel, others, work / "root", progress)
-    progress.step(f"{manifest.kernel}: extracting the source of KVM")
-    build.extract(manifest.kernel, sources, work / "source", progress)
+    version = kernel.manifest.kernel
+    packages = fetched(kernel.manifest, _TOOLS, work / "apt", progress)
+    build.extract(version, packages.tools, work / "root", progress)
+    progress.step(f"{version}: extracting the source of KVM")
+    build.extract(version, [packages.source], work / "source", progress)
     (packed,) = (work / "source/usr/src").glob("linux-source-*.tar.xz")
     top = packed.name.removesuffix(".tar.xz")
     tree = work / "tree"
     tree.mkdir()
     subprocess.run(
-        mortal(["tar", "-C", str(tree), "--strip-components=1", "--no-same-owner", "-xJf",
-                str(packed), *(f"{top}/{name}" for name in _SOURCE)]),
+        mortal(["tar", "-C", str(tree), "--strip-components=1", "--no-same-owner", "--wildcards",
+                "-xJf", str(packed), *(f"{top}/{name}" for name in SOURCE)]),
         check=True, capture_output=True,
     )  # fmt: skip
-    subprocess.run(mortal(["tar", "-C", str(tree), "-cf", str(work / "source.tar"), *_SOURCE]),
+    places = sorted(path.name for path in tree.iterdir())
+    subprocess.run(mortal(["tar", "-C", str(tree), "-cf", str(work / "source.tar"), *places]),
                    check=True, capture_output=True)  # fmt: skip
     for name in ("apt", "source", "tree"):
         shutil.rmtree(work / name)
     root = work / "root"
-    for name in ("build", "proc", "dev", "tmp"):
+    for name in ("build", "proc", "dev", "tmp", "host"):
         (root / name).mkdir(exist_ok=True)
     (root / "dev/null").touch()
     for name, target in (("sh", "dash"), ("awk", "mawk")):
         if not os.path.lexists(root / "usr/bin" / name):
             (root / "usr/bin" / name).symlink_to(target)
+    manifest = {"layout": _LAYOUT, "source": packages.origin}
+    (work / _MANIFEST).write_text(json.dumps(manifest) + "\n")

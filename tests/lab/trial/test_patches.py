@@ -43,15 +43,39 @@ def test_what_is_not_built_is_named() -> None:
     found = read_patch(mail(change(tests), change("Documentation/virt/x.rst"), change(NESTED)), "p")
     assert found.skipped == (tests, "Documentation/virt/x.rst")
     assert found.text.decode() == change(NESTED)
-    with pytest.raises(PatchRefused, match="changes nothing of kvm-amd"):
+    with pytest.raises(PatchRefused, match="changes nothing of KVM for AMD"):
         read_patch(mail(change(tests)), "p")
+
+
+@pytest.mark.parametrize(
+    ("path", "kvm"),
+    [
+        (NESTED, False),
+        ("arch/x86/kvm/svm/new.h", False),
+        ("arch/x86/kvm/x86.c", True),
+        ("virt/kvm/kvm_main.c", True),
+        ("arch/x86/include/asm/kvm_host.h", True),
+        ("arch/x86/include/asm/kvm-x86-ops.h", True),
+        ("arch/x86/include/asm/svm.h", True),
+        ("arch/x86/include/uapi/asm/kvm.h", True),
+        ("include/linux/kvm_host.h", True),
+        ("include/uapi/linux/kvm.h", True),
+    ],
+)
+def test_kvm_is_rebuilt_where_the_patch_reaches_it(path: str, kvm: bool) -> None:
+    intel = "arch/x86/kvm/vmx/vmx.c"
+    found = read_patch(mail(change(path), change(intel)), "p")
+    assert (found.files, found.reaches_kvm, found.skipped) == ((path,), kvm, (intel,))
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (change("arch/x86/kvm/x86.c"), "changes arch/x86/kvm/x86.c: only kvm-amd is built"),
-        (change("kernel/sys.c"), "changes kernel/sys.c"),
+        (change("kernel/sys.c"), "kernel/sys.c, which is not built: it is not a part of KVM"),
+        (change("arch/x86/include/asm/msr.h"), "the kernel itself is compiled with this header"),
+        (change("include/linux/mm.h"), "the kernel itself is compiled with this header"),
+        (change("arch/x86/kvm/Kconfig"), "the configuration is that of the suite's kernel"),
+        (change("arch/arm64/kvm/arm.c"), "not a part of KVM for x86"),
         (change("arch/x86/kvm/svm/../../../../etc/passwd"), "not one inside the kernel's tree"),
         (change("/etc/passwd", old="/etc/passwd"), "not one inside the kernel's tree"),
         (change(NESTED + "\x1b[31m"), "not one inside the kernel's tree"),
@@ -97,4 +121,4 @@ def test_damage_raises_only_our_own_errors(data: st.DataObject) -> None:
         found = read_patch(bytes(damaged), "p")
     except SvmStreamError:
         return
-    assert all(path.startswith("arch/x86/kvm/svm/") for path in found.files)
+    assert all(path.startswith("arch/x86/") for path in found.files)

@@ -88,7 +88,8 @@ def test_a_kernel_that_crashes_differs_at_its_step(plain: Guest, replayed: Repla
 
 def made(difference: Difference | None) -> Trial:
     patch = Patch(b"x", ("arch/x86/kvm/svm/nested.c",), ("tools/x.c",))
-    module = Module(b"", b"", ("Hunk #1 succeeded at 7 with fuzz 2.",), ("a.c:1: unused",))
+    remarks = ("a.c: Hunk #1 succeeded at 7 with fuzz 2.",)
+    module = Module({"kvm-amd.ko": b""}, b"", remarks, ("a.c:1: unused",), "linux-source-6.1 1")
     found = () if difference is None else (difference,)
     return Trial("v3.patch", patch, module, "6.1.176", 1, 10, 20, 130, found, ())
 
@@ -97,7 +98,7 @@ def test_the_report(plain: Guest, replayed: ReplayResult) -> None:
     (job,) = jobs(plain, PLAN)
     found = trials._difference(plain, job, replayed, changed(replayed, 3, cr3=0x101000))
     text = "\n".join(line.plain for line in render(made(found), verbose=False))
-    assert "patch: Hunk #1 succeeded at 7 with fuzz 2." in text
+    assert "patch: a.c: Hunk #1 succeeded at 7 with fuzz 2." in text
     assert "compiler: a.c:1: unused" in text
     assert "not built: tools/x.c" in text
     assert "after step 3, nested: in the kernel's memory only, no ioctl shows it" in text
