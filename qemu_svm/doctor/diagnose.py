@@ -60,6 +60,7 @@ async def here(
             ram = vm.ram or 0
     checks += judge_machine.judge_places(captures, ram)
     checks += judge_machine.judge_lab()
+    checks += judge_machine.judge_recorder()
     checks += judge_machine.judge_programs()
     return Diagnosis((*checks, *terminal), found)
 

@@ -13,10 +13,12 @@ from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.errors import LabError
 from qemu_svm.lab.suites import apt, build, cache
 from qemu_svm.lab.suites.catalogue import SUITES
+from qemu_svm.recorder.ways import ways
 from qemu_svm.source.spool import spool_directory
 
 _DISK = "disk"
 _PROGRAMS = "programs"
+_RECORD = "record"
 _LAB = frozenset({"lab"})
 _MIB = 1 << 20
 
@@ -76,6 +78,31 @@ def judge_programs() -> Iterator[Check]:
                 _PROGRAMS, name, CheckState.MISSING if needed else CheckState.NOTE, "not installed",
                 f"needed for {purpose}", f"apt install {package}", frozenset(needed),
             )  # fmt: skip
+
+
+def judge_recorder() -> Iterator[Check]:
+    """Judge which way ``record`` would take; it is tried."""
+    found = ways()
+    if not found.bpf:
+        yield Check(_RECORD, "eBPF", CheckState.OK, "its programs can be loaded")
+    else:
+        yield Check(
+            _RECORD, "eBPF", CheckState.NOTE, found.bpf,
+            "record uses ptrace: a process that runs already is slowed",
+        )  # fmt: skip
+    if not found.ptrace:
+        state = CheckState.MISSING if found.bpf else CheckState.NOTE
+        yield Check(
+            _RECORD, "ptrace", state, "Yama forbids all tracing (kernel.yama.ptrace_scope=3)",
+            "nothing can be recorded by ptrace", "use eBPF, as root", frozenset({"record"}),
+        )  # fmt: skip
+    elif found.yama and found.bpf:
+        yield Check(
+            _RECORD, "ptrace", CheckState.NOTE, f"kernel.yama.ptrace_scope={found.yama}",
+            "without root only commands can be recorded that record starts",
+        )  # fmt: skip
+    else:
+        yield Check(_RECORD, "ptrace", CheckState.OK, "permitted")
 
 
 def judge_terminal(columns: int | None, encoding: str, *, colour: bool) -> Check:

@@ -21,7 +21,7 @@ class CheckState(StrEnum):
     MISSING = "missing"
 
 
-PURPOSES = ("replay", "lab", "capture", "restore")
+PURPOSES = ("replay", "lab", "capture", "restore", "record")
 """Tasks that need more than a file."""
 
 

@@ -375,6 +375,10 @@ def _tracer(tid: int) -> int:
     return _field(tid, "TracerPid")
 
 
+NO_TRACING = 3
+"""Yama's setting with which no process may be traced."""
+
+
 def yama() -> int:
     """Return the setting of the Yama module: 0 to 3; 0 if it is not there."""
     try:
@@ -393,7 +397,7 @@ def _not_traced(process: Process, tracer: int, error: OSError) -> EnvironmentFau
     if error.errno == errno.EIO:
         return EnvironmentFault(f"{what}: PTRACE_SEIZE is not supported", hint="needs Linux 5.3")
     scope = yama()
-    if scope == 3:
+    if scope == NO_TRACING:
         hint = "Yama forbids all tracing until the next boot (kernel.yama.ptrace_scope=3)"
     elif scope and process.user == os.geteuid():
         hint = f"Yama permits it to root only (kernel.yama.ptrace_scope={scope}), or to its parent"
