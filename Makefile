@@ -97,12 +97,14 @@ coverage: needs  ## the tests with branch coverage
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
 .PHONY: bench
-bench: $(STAMP)  ## start-up, decoding, RAM and guest memory, beside other tools
+bench: $(STAMP)  ## start-up, decoding, RAM, guest memory, recording, beside other tools
 	@tools/need-compiled $(VENV)
 	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; it is left out"
 	$(BIN)/python tools/bench.py
 	$(BIN)/python tools/bench_ram.py
 	$(BIN)/python tools/bench_memory.py
+	@tools/need-packages "gcc:gcc libc6-dev" qemu-system-x86_64:qemu-system-x86
+	$(BIN)/python tools/bench_record.py
 	$(BIN)/python tools/bench_vcpus.py
 
 .PHONY: growth

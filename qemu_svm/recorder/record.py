@@ -138,7 +138,7 @@ def record_process(
         if recorder == PTRACE:
             warn(
                 f"{why + ': ' if why else ''}recording by ptrace, which stops the process at every "
-                "system call: KVM_RUN takes about 15 µs longer"
+                "system call: KVM_RUN takes about 25 µs longer"
             )
         session = _Session(stack, source, recorder, wish, progress)
         session.watch(process, late=True)
