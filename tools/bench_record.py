@@ -25,7 +25,20 @@ RECORD = [str(Path(sys.executable).with_name("svmstream")), "record", "-q"]
 NAMES = ("KVM_RUN", "KVM_GET_REGS", "KVM_SET_SREGS", "KVM_SET_XSAVE", "getppid")
 ROUNDS = 9
 MANY, FEW = 1500, 150
-QEMU = ("qemu-system-x86_64 -accel kvm -M pc -cpu host -m 64 -nodefaults -display none").split()
+QEMU = [
+    "qemu-system-x86_64",
+    "-accel",
+    "kvm",
+    "-M",
+    "pc",
+    "-cpu",
+    "host",
+    "-m",
+    "64",
+    "-nodefaults",
+    "-display",
+    "none",
+]
 
 
 class Bench:

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qemu_svm.replay.cpuid import changed
-
 from qemu_svm.machine import Machine
 from qemu_svm.model import plans
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.replay.encode import Encoder
 from qemu_svm.x86.cpuid import HOST_CPUID
+from qemu_svm.x86.cpuid_entries import changed
 
 NUMBERS = {
     "nested": 0x4080AEBF,
