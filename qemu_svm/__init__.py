@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from qemu_svm.api import capture_stream as capture_stream
     from qemu_svm.api import connect as connect
     from qemu_svm.api import diff as diff
+    from qemu_svm.api import diff_inside as diff_inside
     from qemu_svm.api import judge_trace as judge_trace
+    from qemu_svm.api import look_inside as look_inside
     from qemu_svm.api import open as open  # noqa: A004 - as svm.open
     from qemu_svm.api import record_command as record_command
     from qemu_svm.api import record_process as record_process
@@ -64,6 +66,8 @@ __all__ = [  # noqa: RUF022 - the most important first
     "record_process",
     "record_command",
     "replay_plan",
+    "look_inside",
+    "diff_inside",
     "Limits",
     "SvmStreamError",
     "SourceError",

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         SimulationReport,
         Span,
     )
+    from qemu_svm.inside.apart import InsideDiff
+    from qemu_svm.inside.looking import InsideLook
     from qemu_svm.lab.progress import Progress as LabProgress
     from qemu_svm.memory.memory import GuestMemory
     from qemu_svm.model.scenario import Scenario
@@ -531,6 +533,62 @@ def compare_dumps(
 
         pages = compare_ram(a.ram, b.ram, masks, progress or _silent)
     return DiffReport(a.machine, b.machine, found, pages)
+
+
+def look_inside(
+    pid: int | None = None,
+    *,
+    vcpus: Sequence[int] = (),
+    types: PathLike | None = None,
+) -> InsideLook:
+    """Read the vCPUs of a running process out of this host's kernel memory.
+
+    Needs root on an AMD host; nothing is stopped or changed.
+
+    :param pid: a process that uses KVM; None for the only one.
+    :param vcpus: ids of those that are wanted; none for all.
+    :param types: file with the types of kvm-amd (BTF), for a kernel that does not have them.
+    :raises EnvironmentFault: this host forbids it, or there is no such process.
+    """
+    from contextlib import closing
+    from pathlib import Path
+
+    from qemu_svm.inside.host import ThisHost
+    from qemu_svm.inside.looking import look
+
+    host = ThisHost(None if types is None else Path(types))
+    with closing(look(host, pid, vcpus=vcpus)) as looks:
+        return next(looks)
+
+
+def diff_inside(
+    a: InsideLook | Input, b: InsideLook | Input, *, mask: Sequence[str] = ()
+) -> InsideDiff:
+    """Compare two looks into kernel memory, or one with a stream.
+
+    With a stream, what the ioctls would answer now is compared with what it has.
+
+    :param a: a look, the path of a file of ``svmstream inside -o``, or a stream.
+    :param mask: paths that do not count, with all below them; ``*`` is any text.
+    :raises SourceError: a file cannot be read.
+    """
+    from qemu_svm.inside.apart import compare
+
+    with ExitStack() as stack:
+        ours, theirs = (_side(one, stack) for one in (a, b))
+        return compare(ours, theirs, mask)
+
+
+def _side(one: InsideLook | Input, stack: ExitStack) -> InsideLook | Machine:
+    from qemu_svm.inside.file import is_kept
+    from qemu_svm.inside.kept import read_kept
+    from qemu_svm.inside.looking import InsideLook
+
+    if isinstance(one, InsideLook):
+        return one
+    if not isinstance(one, Dump) and is_kept(os.fspath(one)):
+        return read_kept(os.fspath(one))
+    return _opened(one, stack, DEFAULT).machine
 
 
 def _silent(_done: int) -> None:

@@ -56,6 +56,7 @@ _VERBS = {
         "watch": "Watch a migration that any client started.",
         "record": "Record the KVM ioctls of any VMM, with their data.",
         "replay": "Restore a stream into a real KVM, step by step.",
+        "inside": "Show a running VM's vCPUs in the kernel's memory.",
         "doctor": "Check what this host, a QEMU or a VM can do.",
     },
     "Emulated AMD host": {

@@ -17,6 +17,7 @@ from qemu_svm.cli.verbs import verb
     "svmstream diff before.bin after.bin",
     "svmstream diff a.bin b.bin --mask section:mc146818rtc --mask '*.rcx'",
     "svmstream diff a.bin b.bin --ram",
+    "svmstream diff now.json dump.bin",
     "svmstream diff --list-masks",
 )
 @click.argument("a", metavar="A", required=False)
@@ -55,6 +56,9 @@ def command(
     matched by name, not by offset. Fields known to differ between kernels, and
     clocks, are masked: counted, and listed on one line for each reason. --ram
     compares what each page finally contains, however it was sent.
+
+    Either may be a file of `inside -o`: with a stream, what would be saved
+    now is compared; two of them member by member.
     """
     if list_masks:
         from qemu_svm.findings.masks import DEFAULT
@@ -62,10 +66,17 @@ def command(
 
         show(MaskList(DEFAULT), as_json=as_json)
         return 0
+    from qemu_svm.inside.file import is_kept
+
     if a is None or b is None:
         raise click.UsageError(f"Missing argument '{'A' if a is None else 'B'}'.")
     if a == b == "-":
         raise click.UsageError("only one of A and B can be standard input")
+    kept = [path for path in (a, b) if is_kept(path)]
+    if kept:
+        if ram or channels_a or channels_b:
+            raise click.UsageError(f"--ram is for two streams; {kept[0]} is a look of inside")
+        return _inside(a, b, patterns, lender, as_json=as_json, all_differences=all_differences)
     if (channels_a or channels_b) and not ram:
         raise click.UsageError("--channel-a and --channel-b need --ram")
     with (
@@ -80,3 +91,31 @@ def command(
     if unreadable or (report.pages is not None and report.pages.problems):
         return EXIT_UNREADABLE
     return EXIT_FINDINGS if not report.same and options.fails() else 0
+
+
+def _inside(
+    a: str,
+    b: str,
+    patterns: tuple[str, ...],
+    lender: str | None,
+    *,
+    as_json: bool,
+    all_differences: bool,
+) -> int:
+    from contextlib import ExitStack
+
+    from qemu_svm.inside.file import is_kept
+    from qemu_svm.inside.kept import read_kept
+
+    with ExitStack() as stack:
+        sides = [
+            read_kept(path) if is_kept(path)
+            else stack.enter_context(opened(path, description=lender))
+            for path in (a, b)
+        ]  # fmt: skip
+        found = api.diff_inside(sides[0], sides[1], mask=patterns)
+        unreadable = any(report_damage(one) for one in sides if isinstance(one, api.Dump))
+        show(found, as_json=as_json, **({} if as_json else {"all_differences": all_differences}))
+    if unreadable:
+        return EXIT_UNREADABLE
+    return EXIT_FINDINGS if not found.same and options.fails() else 0

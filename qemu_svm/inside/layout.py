@@ -38,6 +38,7 @@ _ELSEWHERE = {
     "requests": ("vcpu.requests",),
     "mode": ("vcpu.mode",),
     "cpu": ("vcpu.cpu",),
+    "exits": ("vcpu.stat.exits",),
 }
 """Members by the name that they have here, with their paths in ``struct vcpu_svm``."""
 
@@ -131,9 +132,9 @@ def read_layout(types: Types, base: Types | None = None) -> Layout:
         }
         pointers["mmu"] = {"at": mmu.offset, "members": members}
     current = find(types, SVM, "vmcb")
-    identity = find(types, SVM, "vcpu.vcpu_id")
-    if current is None or identity is None:
-        raise EnvironmentFault(f"struct {SVM} lacks vmcb or vcpu.vcpu_id")
+    identity, owner = find(types, SVM, "vcpu.vcpu_id"), find(types, SVM, "vcpu.kvm")
+    if current is None or identity is None or owner is None:
+        raise EnvironmentFault(f"struct {SVM} lacks vmcb, vcpu.vcpu_id or vcpu.kvm")
     if "vmcb01" in pages:
         pointers["current"] = {"at": current.offset, "pages": ["vmcb01", "vmcb02"]}
     else:
@@ -146,6 +147,7 @@ def read_layout(types: Types, base: Types | None = None) -> Layout:
         before += size
     layout = {
         **_anchors(base or types),
+        "vm": owner.offset,
         "id": [identity.offset, identity.size],
         "ranges": [list(one) for one in ranges],
         "pages": pages,

@@ -1,7 +1,8 @@
 """Performs sequences of ioctls on this machine's KVM and records the results.
 
 ``python3 -m qemu_svm.kvm.agent probe`` describes this KVM;
-``… agent types FOLDER`` copies the types of this kernel;
+``… agent types FOLDER`` copies the types of this kernel, and lists the processes that have
+vCPUs; ``… agent watch PID`` reads one's (:mod:`qemu_svm.kvm.processes`);
 ``… agent perform JOBS RESULTS`` performs jobs.  Both files are JSON lines, bytes
 are hexadecimal.  The first line of JOBS describes the guest's memory, each other
 line is a job::
@@ -34,13 +35,17 @@ import shutil
 import signal
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.device import CAP_NESTED_STATE, CAP_SREGS2, KVM_PATH, KvmRefused, System, Vcpu, Vm
 from qemu_svm.kvm.inside import Gone, Inside, Watcher, build_id, type_files
+from qemu_svm.kvm.processes import answer, kvm_processes, refusal
 from qemu_svm.kvm.run import RUN_BYTES, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _RECORDED = ("SREGS", "REGS", "DEBUGREGS", "VCPU_EVENTS")
 _GRACE = 5.0  # seconds from SIGKILL to the end of a child
@@ -52,7 +57,10 @@ CRASHED = 5
 """Exit status if a child was killed by a signal: the kernel may be damaged."""
 
 _ENVIRONMENT = 4
-_USAGE = "usage: agent probe [KVM] | agent types FOLDER | agent perform JOBS RESULTS [KVM]"
+_USAGE = (
+    "usage: agent probe [KVM] | agent types FOLDER | agent watch PID | "
+    "agent perform JOBS RESULTS [KVM]"
+)
 _LME, _PG, _PAE = 1 << 8, 1 << 31, 1 << 5
 _PR_SET_PDEATHSIG = 1
 
@@ -76,7 +84,9 @@ def probe(path: str = KVM_PATH) -> Json:
 
 
 def types(folder: str) -> Json:
-    """Copy the files with the kernel's types; return their names, and the module's build id.
+    """Copy the files with the kernel's types; return their names.
+
+    Besides them the module's build id, and the processes that have vCPUs.
 
     :param folder: directory to copy them into.
     :raises EnvironmentFault: this kernel has none.
@@ -90,7 +100,20 @@ def types(folder: str) -> Json:
     for name, path in found.items():
         with open(path, "rb") as source, open(os.path.join(folder, name), "wb") as copy:
             shutil.copyfileobj(source, copy)
-    return {"files": sorted(found), "build_id": build_id()}
+    return {"files": sorted(found), "build_id": build_id(), "processes": kvm_processes()}
+
+
+def watch(pid: int) -> int:
+    """Answer each line of standard input with a look at the vCPUs of a process.
+
+    :raises EnvironmentFault: that is not possible.
+    """
+    if (fault := refusal()) is not None:
+        raise fault
+    for line in answer(pid, sys.stdin.buffer):
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    return 0
 
 
 def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
@@ -322,21 +345,28 @@ def read(memory: list[tuple[int, mmap.mmap]], address: int, size: int) -> bytes:
 
 def main(arguments: list[str]) -> int:
     """Run the agent's command line; return the exit status."""
-    command, given = arguments[:1], arguments[1:]
-    try:
-        if command == ["probe"] and len(given) in (0, 1):
-            print(json.dumps(probe(*given)))  # noqa: T201
-            return 0
-        if command == ["types"] and len(given) == 1:
-            print(json.dumps(types(*given)))  # noqa: T201
-            return 0
-        if command == ["perform"] and len(given) in (2, 3):
-            return perform(*given)
-    except EnvironmentFault as fault:
-        print(_on_one_line(fault), file=sys.stderr)  # noqa: T201
-        return _ENVIRONMENT
+    commands: dict[tuple[str, int], Callable[..., int]] = {
+        ("probe", 0): lambda: _print(probe()),
+        ("probe", 1): lambda path: _print(probe(path)),
+        ("types", 1): lambda folder: _print(types(folder)),
+        ("watch", 1): lambda pid: watch(int(pid)),
+        ("perform", 2): perform,
+        ("perform", 3): perform,
+    }
+    command = commands.get((arguments[0], len(arguments) - 1)) if arguments else None
+    if command is not None:
+        try:
+            return command(*arguments[1:])
+        except EnvironmentFault as fault:
+            print(_on_one_line(fault), file=sys.stderr)  # noqa: T201
+            return _ENVIRONMENT
     print(_USAGE, file=sys.stderr)  # noqa: T201
     return 2
+
+
+def _print(document: Json) -> int:
+    print(json.dumps(document))  # noqa: T201
+    return 0
 
 
 def _on_one_line(fault: EnvironmentFault) -> str:

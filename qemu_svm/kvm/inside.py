@@ -10,7 +10,7 @@ Where everything is, is said by a *map*, which comes from :mod:`qemu_svm.inside.
 
     {"task": {"tasks": 2192, "pid": 2416, "files": 3048}, "files": {"fdt": 32},
      "fdtable": {"max_fds": 0, "fd": 8}, "file": {"private_data": 200},
-     "id": [36, 4], "ranges": [[296, 300], …],
+     "vm": 0, "id": [36, 4], "ranges": [[296, 300], …],
      "pages": {"vmcb01": 6488, "vmcb02": 6680}, "hidden": [[64, 16], …],
      "shadowed": [144, [[1360, 8]]],
      "pointers": {"vmcb": {"at": 6480, "pages": ["vmcb01", "vmcb02"]},
@@ -239,8 +239,18 @@ class Tasks:
 
         :raises Gone: it is not open.
         """
+        return self.private_of(self.task(pid), pid, fd)
+
+    def private_of(self, task: int, pid: int, fd: int) -> int:
+        """Return the private data of a file that a process has open.
+
+        :param task: the address of the process.
+        :raises Gone: it is not open, or the process is not there any more.
+        """
         layout, read = self._layout, self._memory.number
-        files = read(self.task(pid) + layout["task"]["files"])
+        if read(task + layout["task"]["pid"], 4) != pid:
+            raise Gone(f"process {pid} has ended")
+        files = read(task + layout["task"]["files"])
         if not files:
             raise Gone(f"process {pid} has ended")
         table = read(files + layout["files"]["fdt"])
@@ -263,7 +273,7 @@ class Watcher:
     def __init__(self, memory: KernelMemory, layout: Json, address: int, identity: int) -> None:
         self._memory = memory
         self._layout = layout
-        self._address = address
+        self.address = address
         self._seen: dict[str, bytes | None] = {}
         self._names: dict[str, str | None] = {}
         offset, size = layout["id"]
@@ -305,12 +315,12 @@ class Watcher:
             found["changing"] = True
         if self._layout.get("addresses"):
             pages = {name: pointers[name] for name in self._layout["pages"]}
-            found["addresses"] = {"vcpu": self._address, **pages}
+            found["addresses"] = {"vcpu": self.address, **pages}
         self._seen, self._names = parts, names
         return found
 
     def _read(self) -> tuple[dict[str, bytes | None], dict[str, int]]:
-        read, base, layout = self._memory.read, self._address, self._layout
+        read, base, layout = self._memory.read, self.address, self._layout
         svm = b"".join(read(base + offset, size) for offset, size in layout["ranges"])
         places = {name: self._memory.number(base + at) for name, at in layout["pages"].items()}
         parts: dict[str, bytes | None] = {"svm": svm}
@@ -338,7 +348,7 @@ class Watcher:
             if wanted and pointers[page] == wanted:
                 return str(page)
         for member, offset in one.get("members", {}).items():
-            if self._address + offset == wanted:
+            if self.address + offset == wanted:
                 return str(member)
         return None
 

@@ -38,8 +38,9 @@ from qemu_svm.replay.target import (
 )
 
 _STALLED = 120.0  # seconds without a result, beyond the timeout of a job
-_MODULES = ("errors.py", "kvm/__init__.py") + tuple(
-    f"kvm/{name}.py" for name in ("numbers", "layouts", "device", "run", "inside", "agent")
+_MODULES = (
+    *("errors.py", "kvm/__init__.py", "kvm/numbers.py", "kvm/layouts.py", "kvm/device.py"),
+    *("kvm/run.py", "kvm/inside.py", "kvm/processes.py", "kvm/agent.py"),
 )
 
 

@@ -90,7 +90,7 @@ def test_help_is_by_task(command: Run) -> None:
 
 def test_help_of_what_is_not_there(command: Run) -> None:
     for words, message in (
-        (("inspekt",), b"Did you mean inspect?"),
+        (("inspekt",), b"Did you mean inspect or inside?"),
         (("check", "more"), b"'svmstream check' has no verb 'more'"),
         (("mem", "raed"), b"Did you mean read"),
     ):

@@ -18,6 +18,7 @@ class Memory:
         self.path = path
         self.data = bytearray(size)
         self.end = 0x1000
+        self.files = 0
 
     def take(self, size: int) -> int:
         """Room for a structure."""
@@ -49,6 +50,7 @@ def process(memory: Memory, pid: int, files: Mapping[int, int]) -> int:
     memory.put(table + FDT, fdt)
     memory.put(fdt + MAX_FDS, 16, 4)
     memory.put(fdt + FD, array)
+    memory.files = array
     for fd, private in files.items():
         file = memory.take(0x40)
         memory.put(array + 8 * fd, file)
@@ -56,7 +58,13 @@ def process(memory: Memory, pid: int, files: Mapping[int, int]) -> int:
     return init
 
 
+def close(memory: Memory, fd: int) -> None:
+    """Close a file of the process."""
+    memory.put(memory.files + 8 * fd, 0)
+
+
 MAP = {
+    "vm": 0x60,
     "task": {"tasks": TASKS, "pid": PID, "files": FILES},
     "files": {"fdt": FDT},
     "fdtable": {"max_fds": MAX_FDS, "fd": FD},
