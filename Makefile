@@ -44,7 +44,8 @@ lint: $(STAMP)  ## ruff and mypy --strict
 .PHONY: needs
 needs: $(STAMP)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils as:binutils \
-		"gcc:gcc libc6-dev" gpg:gpg lzop:lzop gdb:gdb makedumpfile:makedumpfile strace:strace
+		"gcc:gcc libc6-dev" gpg:gpg lzop:lzop gdb:gdb makedumpfile:makedumpfile strace:strace \
+		tmux:tmux
 	@tools/need-compiled $(VENV)
 	@tools/need-libvirt $(abspath $(VENV))
 	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; the comparison with it will be skipped"

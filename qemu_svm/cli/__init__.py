@@ -36,6 +36,7 @@ _VERBS = {
     "Look": {
         "inspect": "Show what is in a stream: the verb to begin with.",
         "show": "Show one section, vCPU or field, with offset and bytes.",
+        "explore": "Walk through a stream on the terminal.",
         "diff": "Compare two streams field by field.",
     },
     "Judge": {
