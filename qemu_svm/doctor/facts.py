@@ -51,6 +51,22 @@ class Kvm:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelMemory:
+    """What reading a vCPU out of kernel memory depends on.
+
+    :param kcore: name of the errno with which opening /proc/kcore failed; empty if it opened.
+    :param lockdown: the file of that name; the state is in brackets.
+    :param types: names of the files with the kernel's types (BTF).
+    """
+
+    kcore: str
+    lockdown: str
+    kptr_restrict: str
+    pid_namespace: str
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """All facts about a host.
 
@@ -58,6 +74,7 @@ class Host:
     :param kernel: its version; None if the name does not contain it.
     :param modules: parameters of KVM's modules that are loaded.
     :param user: name of the user who ran the probe.
+    :param inside: None if the probe was too old to say.
     """
 
     name: str
@@ -66,6 +83,7 @@ class Host:
     modules: Mapping[str, Mapping[str, str]]
     kvm: Kvm
     user: str
+    inside: KernelMemory | None = None
 
 
 def read(facts: Mapping[str, Any]) -> Host:
@@ -100,6 +118,18 @@ def read(facts: Mapping[str, Any]) -> Host:
             capabilities=_all(_get(kvm, "capabilities", dict), int),
         ),
         user=_get(facts, "user", str),
+        inside=_inside(_get(facts, "inside", dict)) if "inside" in facts else None,
+    )
+
+
+def _inside(found: Mapping[str, Any]) -> KernelMemory:
+    types = _get(found, "types", list)
+    return KernelMemory(
+        kcore=_get(found, "kcore", str),
+        lockdown=_get(found, "lockdown", str),
+        kptr_restrict=_get(found, "kptr_restrict", str),
+        pid_namespace=_get(found, "pid_namespace", str),
+        types=tuple(one for one in types if isinstance(one, str)),
     )
 
 

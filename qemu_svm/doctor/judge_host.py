@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qemu_svm.doctor.facts import Cpu, Host, Kvm
+from qemu_svm.doctor.facts import Cpu, Host, KernelMemory, Kvm
 from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.findings.advisories import EVERY, known_bugs
 from qemu_svm.kvm.layouts import NESTED_STATE_SIZE
@@ -17,7 +17,9 @@ from qemu_svm.rules import Severity
 _PROCESSOR = "processor"
 _KVM = "KVM"
 _KERNEL = "kernel"
+_INSIDE = "kernel memory"
 _REPLAY = frozenset({"replay"})
+_FOR_INSIDE = frozenset({"inside"})
 
 AMD = frozenset({"AuthenticAMD", "HygonGenuine"})
 """Vendors whose processors have SVM."""
@@ -41,6 +43,7 @@ def judge_host(host: Host) -> Iterator[Check]:
         yield from _nested(host.kvm)
     yield from _module(host)
     yield from _kernel(host)
+    yield from _inside(host)
 
 
 def _processor(cpu: Cpu) -> Iterator[Check]:
@@ -214,3 +217,43 @@ def _kernel(host: Host) -> Iterator[Check]:
         state = CheckState.WARNING if rule.id == _CRASHES else CheckState.NOTE
         yield Check(_KERNEL, f"bug {rule.id}", state, f"if {rule.fails_when}: {rule.means}",
                     do=rule.do)  # fmt: skip
+
+
+_NO_LOOK = "inside and replay --inside cannot read vCPUs on this host"
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, Linux include/linux/proc_ns.h
+
+
+def _inside(host: Host) -> Iterator[Check]:
+    # Whether a vCPU can be read out of this kernel's memory.
+    seen = host.inside
+    if seen is None:
+        return
+    trouble = _no_look(host, seen)
+    if trouble is not None:
+        found, do = trouble
+        yield Check(_INSIDE, "vCPUs", CheckState.MISSING, found, _NO_LOOK, do, _FOR_INSIDE)
+        return
+    types = ", ".join(seen.types)
+    yield Check(_INSIDE, "vCPUs", CheckState.OK, f"readable; types of {types}",
+                needed_for=_FOR_INSIDE)  # fmt: skip
+
+
+def _no_look(host: Host, seen: KernelMemory) -> tuple[str, str] | None:
+    # The first that applies.
+    denied = seen.kcore in ("EACCES", "EPERM")
+    known = (
+        ("kvm_amd" not in host.modules, "kvm_amd is not loaded",
+         f"an AMD host with kvm_amd is needed; {_BOX}"),
+        ("[confidentiality]" in seen.lockdown, "kernel lockdown is in mode confidentiality",
+         "boot without lockdown=confidentiality"),
+        (denied, f"/proc/kcore is not readable for {host.user}", "run inside as root"),
+        (bool(seen.kcore), f"/proc/kcore: {seen.kcore}", "use a kernel with CONFIG_PROC_KCORE"),
+        (seen.kptr_restrict == "2", "kernel.kptr_restrict is 2", "sysctl kernel.kptr_restrict=1"),
+        (seen.pid_namespace not in ("", _FIRST_PID_NAMESPACE), "this is a PID namespace",
+         "run inside on the host itself, not in a container"),
+        ("vmlinux" not in seen.types, "the kernel has no types",
+         "a kernel with CONFIG_DEBUG_INFO_BTF is needed"),
+        ("kvm_amd" not in seen.types, "the types of kvm_amd are missing",
+         "give inside --types (docs/inside.md)"),
+    )  # fmt: skip
+    return next(((found, do) for applies, found, do in known if applies), None)

@@ -21,7 +21,7 @@ class CheckState(StrEnum):
     MISSING = "missing"
 
 
-PURPOSES = ("replay", "lab", "capture", "restore", "record")
+PURPOSES = ("replay", "lab", "capture", "restore", "record", "inside")
 """Tasks that need more than a file."""
 
 

@@ -63,6 +63,7 @@ def host(device: str = "/dev/kvm") -> dict[str, Any]:
         "cpu": cpu(_read("/proc/cpuinfo")),
         "modules": modules("/sys/module"),
         "kvm": kvm(device),
+        "inside": inside("/"),
         "user": _user(os.geteuid()),
     }
 
@@ -132,6 +133,30 @@ def kvm(device: str) -> dict[str, Any]:
     finally:
         os.close(fd)
     return found
+
+
+def inside(root: str) -> dict[str, Any]:
+    """What reading a vCPU out of kernel memory depends on.
+
+    ``kcore`` is the name of the errno with which opening it fails; empty if it opens.
+    """
+    error = ""
+    try:
+        os.close(os.open(f"{root}proc/kcore", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as failed:
+        error = errno.errorcode.get(failed.errno or 0, str(failed))
+    try:
+        namespace = os.readlink(f"{root}proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    types = f"{root}sys/kernel/btf"
+    return {
+        "kcore": error,
+        "lockdown": _read(f"{root}sys/kernel/security/lockdown"),
+        "kptr_restrict": _read(f"{root}proc/sys/kernel/kptr_restrict"),
+        "pid_namespace": namespace,
+        "types": [name for name in ("vmlinux", *MODULES) if os.path.exists(f"{types}/{name}")],
+    }
 
 
 def _read(path: str) -> str:

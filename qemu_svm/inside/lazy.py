@@ -74,6 +74,7 @@ _PLACES = {
     "shared": ("vmcb01.save.{0}",),
     "ctl": ("nested.ctl.{0}", "vmcb02.control.{0}"),
 }
+_AT_ENTRY = frozenset({"rax", "rsp", "rip", "cr2", "dr6"})
 _SHADOW = ("vmcb01.control.int_state", "vmcb02.control.int_state")
 
 
@@ -89,6 +90,18 @@ def places(changed: Iterable[str]) -> frozenset[str]:
         if name == "shadow":
             found.update(_SHADOW)
     return frozenset(found)
+
+
+def left_in_vmcbs(written: Iterable[str]) -> frozenset[str]:
+    """Return the members that keep what a guest left, though an ioctl wrote the register.
+
+    An ioctl writes some registers to ``vcpu->arch`` only; the VMCB gets them at the next entry
+    (``svm_vcpu_run``).
+
+    :param written: names of :mod:`qemu_svm.model.observed`.
+    """
+    registers = {name.partition(".")[2] for name in written} & _AT_ENTRY
+    return frozenset(f"{vmcb}.save.{name}" for vmcb in ("vmcb01", "vmcb02") for name in registers)
 
 
 RULES = (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemu_svm.inside.beside import differences as differences_inside
-from qemu_svm.inside.lazy import FRESH, Circumstances, places
+from qemu_svm.inside.lazy import FRESH, Circumstances, left_in_vmcbs, places
 from qemu_svm.inside.view import Inside
 from qemu_svm.model.area import Area
 from qemu_svm.model.kvm.vcpu import MmuFault, RunEnd
@@ -137,6 +137,7 @@ def compare(simulation: Simulation, replayed: ReplayResult, *, shortened: bool) 
     """
     steps: list[StepComparison] = []
     unknown: set[str] = set()
+    left: set[str] = set()
     ran = code = False
     if replayed.start is not None:
         wrong = tuple(_inside(simulation, simulation.start, replayed.start, FRESH))
@@ -145,14 +146,16 @@ def compare(simulation: Simulation, replayed: ReplayResult, *, shortened: bool) 
     for result, seen in zip(simulation.results, replayed.steps, strict=False):
         if seen.errno is None and seen.step.name in _REWRITES:
             start = _REWRITES[seen.step.name]
-            unknown = {name for name in unknown if not name.startswith(start)}
+            written = {name for name in unknown if name.startswith(start)}
+            unknown -= written
+            left |= left_in_vmcbs(written)
         elif seen.errno is None and seen.step.name == "events":
             unknown.discard("shadow")
         elif seen.run is not None:
             changed = _changed_by_run(simulation, result, seen, shortened=shortened)
             unknown |= changed
             ran, code = True, code or bool(changed - {"shadow"})
-        circumstances = Circumstances(ran, code, places(unknown))
+        circumstances = Circumstances(ran, code, places(unknown) | left)
         compared = _step(simulation, result, seen, unknown, circumstances, shortened=shortened)
         steps.append(compared)
         if compared.open is not None or compared.mismatches or compared.stays:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_svm.doctor import facts, probe
-from qemu_svm.doctor.facts import Host
+from qemu_svm.doctor.facts import Host, KernelMemory
 from qemu_svm.doctor.judge_host import judge_host
 from qemu_svm.doctor.model import Check, CheckState
 from qemu_svm.errors import SourceError
@@ -134,6 +134,35 @@ def test_a_kernel_without_nested_state(name: str) -> None:
     told = checks(facts.read(document))
     assert told["kernel release"].state is CheckState.WARNING
     assert "5.8" in told["kernel release"].means
+
+
+READABLE = KernelMemory("", "[none] integrity confidentiality", "0", "pid:[4026531836]",
+                        ("vmlinux", "kvm", "kvm_amd"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"kcore": "EACCES"}, "not readable"),
+        ({"kcore": "ENOENT"}, "/proc/kcore: ENOENT"),
+        ({"lockdown": "none integrity [confidentiality]"}, "lockdown"),
+        ({"kptr_restrict": "2"}, "kptr_restrict"),
+        ({"pid_namespace": "pid:[4026532000]"}, "PID namespace"),
+        ({"types": ()}, "no types"),
+        ({"types": ("vmlinux",)}, "types of kvm_amd are missing"),
+    ],
+)
+def test_what_forbids_a_look_into_kernel_memory(facts: dict[str, Any], words: str) -> None:
+    good = host("linux6.12")
+    assert "kernel memory vCPUs" not in checks(good)  # facts of an older probe
+    good = replace(good, inside=READABLE)
+    assert checks(good)["kernel memory vCPUs"].state is CheckState.OK
+    told = checks(replace(good, inside=replace(READABLE, **facts)))["kernel memory vCPUs"]
+    assert (told.state, told.needed_for) == (CheckState.MISSING, {"inside"})
+    assert words in told.found
+    assert told.do
+    intel = replace(good, modules={"kvm_intel": {}})
+    assert checks(intel)["kernel memory vCPUs"].found == "kvm_amd is not loaded"
 
 
 def test_this_host_is_understood() -> None:

@@ -46,6 +46,9 @@ def test_in_a_box(box: Box) -> None:
     assert found["cpu"]["svm"]
     assert found["kvm"]["capabilities"]["nested_state"] == 4224
     assert found["modules"]["kvm_amd"]["nested"] == "1"
+    assert found["inside"]["kcore"] == ""
+    assert {"vmlinux", "kvm_amd"} <= set(found["inside"]["types"])
+    assert found["inside"]["pid_namespace"] == "pid:[4026531836]"
 
 
 def test_cpu_of_a_host_with_svm() -> None:
