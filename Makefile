@@ -129,6 +129,11 @@ recorded: $(STAMP)  ## restores on each kernel, recorded by eBPF and by ptrace (
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
 	$(BIN)/python tools/recorded.py
 
+.PHONY: selftests
+selftests: $(STAMP)  ## the kernel's KVM selftests in the box, recorded and judged (half an hour, 1 GiB)
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils "gcc:gcc libc6-dev" xz:xz-utils
+	$(BIN)/python tools/selftests.py
+
 .PHONY: clean
 clean:  ## remove everything that was made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* \

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import qemu_svm as svm
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.recorder.process import find
 from qemu_svm.recorder.shapes import KVM_RUN, data_in
@@ -235,6 +236,72 @@ def test_signals_are_passed_on_to_a_command(how: str, vmm: Path, tmp_path: Path)
     assert len(read(out)[1]) >= CALLS
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="eBPF needs root")
+def test_pid_namespaces(vmm: Path, tmp_path: Path, svmstream: Run) -> None:
+    """A recorder in a container; and one outside, by the number that the process has there."""
+    inside = ["unshare", "-pf", "--mount-proc", "--kill-child"]
+    program = Path(sys.executable).with_name("svmstream")
+    out = tmp_path / "inside.jsonl"
+    script = f"{vmm} 3; {vmm} 4"
+    subprocess.run(
+        [*inside, program, "record", "--how", "bpf", "-o", out, "--", "sh", "-c", script],
+        check=False, capture_output=True,
+    )  # fmt: skip
+    for one in sorted(tmp_path.iterdir()):
+        head, calls = read(one)
+        assert head["pid"] < 20
+        assert len(calls) == CALLS
+    assert len(list(tmp_path.iterdir())) == 2
+    with subprocess.Popen([*inside, vmm, "serve"], stdout=subprocess.PIPE) as outer:
+        assert outer.stdout is not None
+        assert outer.stdout.readline() == b"ready\n"
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        with recording(int(children[0]), tmp_path / "outside.jsonl", "--how", "bpf") as recorder:
+            recorder.terminate()
+            assert recorder.wait(30) == 0
+        outer.kill()
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_qemu_restores_a_stream(how: str, tmp_path: Path, svmstream: Run) -> None:
+    """What QEMU puts on this host's KVM is what its stream says."""
+    qemu = ["qemu-system-x86_64", "-accel", "kvm", "-M", "pc", "-m", "16", "-nodefaults",
+            "-display", "none", "-monitor", "stdio"]  # fmt: skip
+    stream, out = tmp_path / "vm.mig", tmp_path / "vmm.jsonl"
+    commands = f'stop\nmigrate "exec:cat > {stream}"\nquit\n'.encode()
+    subprocess.run(qemu, input=commands, check=True, capture_output=True, timeout=60)
+    with svm.open(stream) as dump:
+        rip = dump.vcpus[0].registers.rip
+    done = svmstream(
+        "record", "--how", how, "-o", out, "--", *qemu, "-incoming", f"exec:cat {stream}",
+        input=b"info status\ncont\nstop\ncont\nquit\n",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    put = [bytes.fromhex(one) for one in only(out, SET_REGS, "in")]
+    assert rip in {int.from_bytes(one[128:136], "little") for one in put}
+    assert len(only(out, KVM_RUN, "out")) >= 1
+    assert len(only(out, SET_SREGS, "in")) + len(only(out, 0x4140AECD, "in")) >= 2
+
+
+def test_the_progress_on_a_terminal(server: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    import pty
+
+    main, terminal = pty.openpty()
+    program = Path(sys.executable).with_name("svmstream")
+    with subprocess.Popen(
+        [program, "record", "--pid", str(server.pid), "-o", tmp_path / "x.rec"],
+        stdout=subprocess.PIPE, stderr=terminal,
+    ) as recorder:  # fmt: skip
+        os.close(terminal)
+        shown = b""
+        while b"(Ctrl-C ends it)" not in shown:
+            shown += os.read(main, 4096)
+        recorder.send_signal(signal.SIGINT)
+        assert recorder.wait(30) == 0
+    os.close(main)
+    assert re.search(rb"\r\x1b\[K\d+ calls, 1 VM, 2 vCPUs, nothing lost", shown)
+
+
 def test_redacted(vmm: Path, tmp_path: Path, svmstream: Run) -> None:
     plain, masked = tmp_path / "plain.jsonl", tmp_path / "masked.jsonl"
     for out, options in ((plain, ()), (masked, ("--redact",))):
@@ -252,13 +319,13 @@ def only(path: Path, number: int, name: str) -> list[str]:
     return [one[name] for one in read(path)[1] if int(one["nr"], 16) == number]
 
 
-def test_what_cannot_be_recorded(vmm: Path, tmp_path: Path, svmstream: Run) -> None:
+def test_what_cannot_be_recorded(tmp_path: Path, command: Run) -> None:
     out = tmp_path / "out"
     here = str(os.getpid())
     existing = tmp_path / "there"
     existing.write_text("precious")
     for options, status, words in (
-        (("-o", out, "--pid", "4194304"), 2 + 2, b"there is no process 4194304"),
+        (("-o", out, "--pid", "4194304"), 4, b"there is no process 4194304"),
         (("-o", out, "--pid", here), 4, b"does not use KVM"),
         (("-o", out, "--", "/does/not/exist"), 127, b"cannot run '/does/not/exist'"),
         (("-o", out, "--", tmp_path), 126, b"Permission denied"),
@@ -268,7 +335,7 @@ def test_what_cannot_be_recorded(vmm: Path, tmp_path: Path, svmstream: Run) -> N
         (("--pid", here), 2, b"give -o OUT"),
         (("-o", out, "--json", "--", "true"), 2, b"--json is for --pid"),
     ):
-        done = svmstream("record", *options)
+        done = command("record", *options)
         assert (done.returncode, words in done.stderr) == (status, True), (options, done.stderr)
         assert not out.exists()
     assert existing.read_text() == "precious"
