@@ -6,6 +6,7 @@ A predicate sees one vCPU; the rule says which kernels are concerned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from qemu_svm.findings import conditions as c
@@ -48,6 +49,10 @@ def _released(wanted: Callable[[Profile], bool]) -> tuple[str, ...]:
 
 def _has(change: str, kernel: Profile) -> bool:
     return BY_ID[change].is_in(Release(*kernel.numbers))
+
+
+def _data(rule_id: str, kernels: tuple[str, ...]) -> Rule:
+    return replace(order_rule(rule_id), kernels=kernels)
 
 
 ADVISORIES: tuple[Advisory, ...] = (
@@ -99,14 +104,8 @@ ADVISORIES: tuple[Advisory, ...] = (
 
 DATA_ORDERS: tuple[Advisory, ...] = (
     Advisory(
-        Rule(
+        _data(
             "O-10",
-            Severity.WARNING,
-            RuleKind.ORDER,
-            "a soft event is pending for L2 and L1 lacks NRIPS",
-            "5.18 to 7.0 take the return address from the wrong RIP",
-            "use a kernel with the fix of 2026",
-            "commit a0592461f39c",
             _released(
                 lambda kernel: (
                     "next_rip" in kernel.control_fields and not _has("next-rip-at-run", kernel)
@@ -116,53 +115,19 @@ DATA_ORDERS: tuple[Advisory, ...] = (
         lambda k: k.saved.guest_mode and c.run_pending(k.saved) and c.soft_event(k.saved),
     ),
     Advisory(
-        Rule(
-            "O-14",
-            Severity.INFO,
-            RuleKind.ORDER,
-            "TSC_RATIO is set after nested state",
-            "L2's TSC offset keeps the old ratio",
-            "set it before",
-            "derived from nested.c",
-        ),
+        order_rule("O-14"),
         unseen="a trace shows that MSRS come after NESTED_STATE (O-11), not which MSRs they are",
     ),
     Advisory(
-        Rule(
-            "O-18",
-            Severity.WARNING,
-            RuleKind.ORDER,
-            "the source was in SMM, perhaps entered from L2",
-            "the nested state is not in guest mode; SMRAM carries L2's context",
-            "do not force guest mode",
-            "svm.c",
-        ),
+        order_rule("O-18"),
         lambda k: k.vcpu.smm and not k.saved.guest_mode,
     ),
     Advisory(
-        Rule(
-            "O-19",
-            Severity.WARNING,
-            RuleKind.ORDER,
-            "GIF is clear",
-            "5.10 to 5.12 restore it as set in guest mode",
-            "use another kernel",
-            "commit 063ab16c14db",
-            _released(lambda kernel: kernel.ignores_gif),
-        ),
+        _data("O-19", _released(lambda kernel: kernel.ignores_gif)),
         lambda k: k.saved.guest_mode and not k.vcpu.gif,
     ),
     Advisory(
-        Rule(
-            "O-20",
-            Severity.WARNING,
-            RuleKind.ORDER,
-            "flags is 0 and EFER.SVME is clear",
-            "kernels before 7.0 refuse this (SV-03)",
-            "pass flags 0x100 to them",
-            "commit 6f4d3ebc24c6",
-            _released(lambda kernel: "SV-03" in kernel.set_nested_state),
-        ),
+        _data("O-20", _released(lambda kernel: "SV-03" in kernel.set_nested_state)),
         lambda k: (
             Met(severity=Severity.INFO)
             if k.saved.nested.flags == 0
@@ -172,28 +137,11 @@ DATA_ORDERS: tuple[Advisory, ...] = (
         ),
     ),
     Advisory(
-        Rule(
-            "O-21",
-            Severity.WARNING,
-            RuleKind.ORDER,
-            "RUN_PENDING is set",
-            "up to 5.10 it is lost, and the event of L1's VMRUN may be dropped",
-            "use 5.11 or later",
-            "commit 81f76adad560",
-            _released(lambda kernel: kernel.run_pending is RunPending.IGNORED),
-        ),
+        _data("O-21", _released(lambda kernel: kernel.run_pending is RunPending.IGNORED)),
         lambda k: k.saved.guest_mode and c.run_pending(k.saved),
     ),
     Advisory(
-        Rule(
-            "O-23",
-            Severity.WARNING,
-            RuleKind.ORDER,
-            "L2 uses PAE paging and the stream has no PDPTRs from SREGS2",
-            "the PDPTEs may be read with L1's translation",
-            "use SREGS2 with PDPTRS_VALID",
-            "nested.c",
-        ),
+        order_rule("O-23"),
         lambda k: (
             k.saved.guest_mode
             and _l2_uses_pae(k.vcpu)
@@ -201,16 +149,7 @@ DATA_ORDERS: tuple[Advisory, ...] = (
         ),
     ),
     Advisory(
-        Rule(
-            "O-24",
-            Severity.INFO,
-            RuleKind.ORDER,
-            "L2 has its own PAT (quirk disabled)",
-            "QEMU does not migrate hdr.svm.gpat",
-            "leave the quirk enabled",
-            "nested.c, 7.2",
-            _released(lambda kernel: "SV-17" in kernel.set_nested_state),
-        ),
+        _data("O-24", _released(lambda kernel: "SV-17" in kernel.set_nested_state)),
         unseen="no stream has hdr.svm.gpat, and none says whether the quirk is disabled",
     ),
     Advisory(
@@ -219,36 +158,19 @@ DATA_ORDERS: tuple[Advisory, ...] = (
         common=True,
     ),
     Advisory(
-        Rule(
-            "O-29",
-            Severity.INFO,
-            RuleKind.ORDER,
-            "L1 uses Hyper-V enlightenments",
-            "they are lost until L1's next VMRUN",
-            "",
-            "nested.c svm_get_nested_state",
-        ),
+        order_rule("O-29"),
         lambda k: k.saved.guest_mode and _hyperv(k.vcpu),
     ),
     Advisory(
-        Rule(
-            "O-30",
-            Severity.INFO,
-            RuleKind.ORDER,
-            "the save area has shadow stack or LBR state of L1",
-            "kernels before 7.0 ignore it",
-            "use 7.x",
-            "nested.c svm_copy_vmrun_state",
-            _released(lambda kernel: "erap_ctl" not in kernel.control_fields),
-        ),
+        _data("O-30", _released(lambda kernel: "erap_ctl" not in kernel.control_fields)),
         lambda k: (
             k.saved.guest_mode
             and _any(k.vcpu, "s_cet", "ssp", "isst_addr", "dbgctl", "br_from", "br_to")
         ),
     ),
 )
-"""Rules about order that depend on what a stream holds.  Traces cannot show these, but
-for O-28, which is a trace's rule as well."""
+"""Rules about order that depend on what a stream, or a recording, holds; their words are
+in :mod:`qemu_svm.trace.rules`."""
 
 
 EVERY: tuple[Advisory, ...] = (*DATA_ORDERS, *ADVISORIES, *FIXES)

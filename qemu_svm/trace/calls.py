@@ -1,8 +1,8 @@
 """The contents of a log: calls of ioctls, and how KVM_RUN ended.
 
-The three kinds of log have different data.  QEMU's own log has the vCPU but not the
-result; strace and the kernel's event trace have the result, but of the vCPU only its
-file descriptor, unless strace (``-y``) shows what the descriptor is or
+A recording has everything.  The other kinds of log have different data: QEMU's own log has
+the vCPU but not the result; strace and the kernel's event trace have the result, but of the
+vCPU only its file descriptor, unless strace (``-y``) shows what the descriptor is or
 KVM_CREATE_VCPU is in the log.
 """
 
@@ -22,6 +22,7 @@ class Format(StrEnum):
     QEMU = "QEMU log"
     STRACE = "strace"
     FTRACE = "trace-cmd"
+    RECORDING = "recording"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,9 @@ class Call:
     :param argument: a number or constant that strace printed as the argument.
     :param on: kind of the file descriptor, if the log tells it; ``level`` is what the
         ioctl should be called on if it does not.
+    :param data: bytes that the kernel was given, of a read those that it returned; None if
+        the log does not have all of them.
+    :param inferred: the log does not have it: what it has shows that it was made.
     """
 
     line: int
@@ -75,6 +79,8 @@ class Call:
     asked: int | None = None
     argument: str = ""
     on: Level | None = None
+    data: bytes | None = None
+    inferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.recording.records import Header
 from qemu_svm.results import Result
+from qemu_svm.trace.by_value import guest_mode
 from qemu_svm.trace.calls import Call, Format, RunExit, VcpuId
 from qemu_svm.trace.guess import Guess, guess
-from qemu_svm.trace.judge import judge_order
+from qemu_svm.trace.judge import judge_order, judge_without
 from qemu_svm.trace.lines import Bytes
 from qemu_svm.trace.parse import KNOWN_FORMATS, Counts, Parser
 from qemu_svm.trace.phases import (
@@ -19,14 +21,20 @@ from qemu_svm.trace.phases import (
     LAPIC,
     MSRS,
     NESTED,
+    READS,
+    RUNNING,
     Phase,
     PhaseKind,
     Splitter,
 )
 from qemu_svm.trace.refusals import Refusal, Watcher, compare_lists, of_the_vm
 from qemu_svm.trace.rules import NOT_SHOWN, NotShown
-from qemu_svm.trace.verdict import Put, PutVerdict, RuleResult
+from qemu_svm.trace.verdict import Content, Put, PutVerdict, RuleResult
 from qemu_svm.trace.window import VmContext
+
+if TYPE_CHECKING:
+    from qemu_svm.model.profile import Profile
+    from qemu_svm.trace.recorded import Recorded
 
 _MEMORY = frozenset({"KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2"})
 _MAKING = frozenset({"KVM_CREATE_VM", CREATE})
@@ -60,6 +68,20 @@ class VcpuTrace:
     refusals: tuple[Refusal, ...] = ()
     results: tuple[RuleResult, ...] = ()
 
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """Every call that puts something and whose data the log has, in order.
+
+        Of a cycle that is repeated, the first.
+        """
+        known = {one.step.line: one for put in self.puts for one in put.contents}
+        return tuple(
+            known.get(step.line) or Content(step)
+            for phase in self.phases
+            for step in phase.steps
+            if step.data is not None and step.name not in READS
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class OtherIoctl:
@@ -81,6 +103,8 @@ class Trace(Result):
     :param refusals: ioctls of the VM and the system that failed.
     :param cut: line where reading ended because of a limit.
     :param damage: why the log could not be read to its end.
+    :param header: of a recording; None of other logs.
+    :param lost: calls that the recorder lost.
     """
 
     verb: ClassVar[str] = "trace"
@@ -97,6 +121,8 @@ class Trace(Result):
     refusals: tuple[Refusal, ...] = ()
     cut: int | None = None
     damage: SvmStreamError | None = None
+    header: Header | None = None
+    lost: int = 0
 
     @property
     def used(self) -> int:
@@ -134,14 +160,14 @@ def read_trace(log: Log, limits: Limits = DEFAULT) -> Trace:
     parser = Parser(limits)
     cut = collector.read(parser, log)
     counts = parser.counts
-    if not counts.used:
+    if not counts.used and parser.recorded is None:
         if log.damage is not None:
             raise log.damage
         raise SourceError(
             f"'{log.path}' has no ioctl of a known kind of log (known are {KNOWN_FORMATS})",
             hint="svmstream why FILE explains error messages and other logs",
         )
-    return collector.trace(log, counts, cut)
+    return collector.trace(log, parser, cut)
 
 
 class _Collector:
@@ -205,17 +231,19 @@ class _Collector:
         failed = old.failed + (call.error is not None)
         self._others[key] = OtherIoctl(old.name, old.level, old.count + 1, old.line, failed)
 
-    def trace(self, log: Log, counts: Counts, cut: int | None) -> Trace:
+    def trace(self, log: Log, parser: Parser, cut: int | None) -> Trace:
+        counts, recorded = parser.counts, parser.recorded
         split = [(vcpu, one, one.finish()) for vcpu, one in self._vcpus.items()]
         migrated = [_migrated(phases) for _, _, phases in split]
-        around = self._vm_context()
+        around = self._vm_context(recorded)
         guessed = guess([phases for _, _, phases in split], migrated)
         compare_lists(tuple(self._watchers.values()))
         restores = not (guessed.clues or guessed.contradictory or self._no_nested)
         vcpus = tuple(
             VcpuTrace(
                 vcpu, phases, judge_order(phases, around), one.ioctls, one.runs, loaded,
-                self._watchers[vcpu].refusals(), self._watchers[vcpu].results(restores=restores),
+                self._watchers[vcpu].refusals(),
+                _joined(self._watchers[vcpu].results(restores=restores), judge_without(phases)),
             )
             for (vcpu, one, phases), loaded in zip(split, migrated, strict=True)
         )  # fmt: skip
@@ -232,13 +260,16 @@ class _Collector:
             self._not_shown(vcpus, counts, around),
             of_the_vm(tuple(self._failed.values()), memory=self._memory or None),
             cut,
-            log.damage,
+            log.damage or parser.damage,
+            None if recorded is None else recorded.header,
+            0 if recorded is None else recorded.lost,
         )
 
-    def _vm_context(self) -> VmContext:
+    def _vm_context(self, recorded: Recorded | None) -> VmContext:
         regions = [o.line for o in self._others.values() if o.name in _MEMORY]
         making = any(other.name in _MAKING for other in self._others.values())
-        return VmContext(min(regions, default=None), making)
+        release = "" if recorded is None else recorded.header.release
+        return VmContext(min(regions, default=None), making, _kernel(release))
 
     def _not_shown(
         self, vcpus: Sequence[VcpuTrace], counts: Counts, around: VmContext
@@ -251,11 +282,29 @@ class _Collector:
             if step.name.startswith("KVM_SET_SREGS")
         ]
         seen = {
+            "data": any(put.contents for vcpu in vcpus for put in vcpu.puts),
+            "kernel": around.kernel is not None,
             "efer": bool(sregs) and all(step.efer is not None for step in sregs),
             "results": counts.results > 0,
             "vm": around.vm or around.memory is not None,
         }
         return tuple(one for one in NOT_SHOWN if not seen.get(one.key, False))
+
+
+def _joined(ones: Sequence[RuleResult], others: Sequence[RuleResult]) -> tuple[RuleResult, ...]:
+    # Each rule once, but one that is broken several times.
+    known = {one.rule.id for one in ones}
+    return (*ones, *(one for one in others if one.rule.id not in known))
+
+
+def _kernel(release: str) -> Profile | None:
+    if not release:
+        return None
+    from qemu_svm.model.kernels.derive import profile_of
+    from qemu_svm.model.kernels.release import parse_if_any
+
+    found = parse_if_any(release)
+    return None if found is None else profile_of(found)
 
 
 def _rank(vcpu: VcpuTrace) -> tuple[int, int, int]:
@@ -264,6 +313,19 @@ def _rank(vcpu: VcpuTrace) -> tuple[int, int, int]:
 
 
 def _migrated(phases: Sequence[Phase]) -> int | None:
+    loaded = _loaded(phases)
+    if loaded is not None:
+        return loaded
+    # By data: the first put in guest mode before the first KVM_RUN.
+    for at, phase in enumerate(phases):
+        if phase.kind in RUNNING:
+            break
+        if any(guest_mode(step) for step in phase.nested):
+            return at
+    return None
+
+
+def _loaded(phases: Sequence[Phase]) -> int | None:
     # The put of a loaded stream follows the APIC's own writes and precedes the first
     # KVM_RUN; the vCPU had a full put before, when it was created.
     full = [at for at, phase in enumerate(phases) if phase.kind is PhaseKind.FULL]

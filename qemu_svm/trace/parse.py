@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from qemu_svm.errors import SvmStreamError
 from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.recording.recording import Recording
 from qemu_svm.trace.calls import Call, Descriptors, Format, Reader, RunExit
 from qemu_svm.trace.ftrace import Ftrace
 from qemu_svm.trace.lines import Bytes, lines
 from qemu_svm.trace.qemu_log import QemuLog
+from qemu_svm.trace.recorded import Recorded, opened
 from qemu_svm.trace.strace import Strace
 
 KNOWN_FORMATS = (
-    "QEMU's log (-trace kvm_vcpu_ioctl), strace -f -e trace=ioctl, "
+    "recordings of svmstream record, QEMU's log (-trace kvm_vcpu_ioctl), strace -f -e trace=ioctl, "
     "trace-cmd report of sys_enter_ioctl and sys_exit_ioctl"
 )
 
@@ -44,11 +47,17 @@ class Counts:
 
 
 class Parser:
-    """Parses a log; :attr:`counts` is complete at its end."""
+    """Parses a log; :attr:`counts` is complete at its end.
+
+    :ivar recorded: the recording that the log is; None if it is none.
+    :ivar damage: why a recording could not be read to its end.
+    """
 
     def __init__(self, limits: Limits = DEFAULT) -> None:
         descriptors = Descriptors(limits.vcpus)
         self.counts = Counts()
+        self.recorded: Recorded | None = None
+        self.damage: SvmStreamError | None = None
         self._limits = limits
         self._readers: list[Reader] = [
             QemuLog(),
@@ -57,7 +66,14 @@ class Parser:
         ]
 
     def calls(self, log: Bytes) -> Iterator[Call | RunExit]:
-        """Yield the calls of the log in the order in which they returned."""
+        """Yield the calls of the log in the order in which they returned.
+
+        :raises StreamError: it is a recording whose header is damaged.
+        """
+        recording = opened(log)
+        if recording is not None:
+            yield from self._recording(recording)
+            return
         for line, text in lines(log, self._limits.trace_line_bytes):
             self.counts.lines = line
             for call in self._line(line, text):
@@ -65,6 +81,14 @@ class Parser:
         for reader in self._readers:
             for call in reader.finish():
                 yield self._counted(call)
+
+    def _recording(self, recording: Recording) -> Iterator[Call | RunExit]:
+        self.recorded = Recorded(recording, self._limits)
+        self.counts.formats = {Format.RECORDING: 0}
+        for call in self.recorded.calls():
+            self.counts.lines = self.counts.formats[Format.RECORDING] = recording.count
+            yield self._counted(call)
+        self.damage = recording.damage
 
     def _line(self, line: int, text: str) -> list[Call | RunExit]:
         if "ioctl" not in text and "kvm_run_exit" not in text:
@@ -82,7 +106,7 @@ class Parser:
         return []
 
     def _counted(self, call: Call | RunExit) -> Call | RunExit:
-        if isinstance(call, Call):
+        if isinstance(call, Call) and not call.inferred:
             self.counts.calls += 1
             if call.value is not None:
                 self.counts.results += 1

@@ -17,7 +17,7 @@ Source: QEMU ``target/i386/kvm/kvm.c`` (``kvm_arch_put_registers``,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from qemu_svm.trace.calls import Call
@@ -92,6 +92,8 @@ class Step:
     :param value: the result of the first, None if the log does not have it.
     :param error: name of the errno of the first (and of all, except interrupted KVM_RUN).
     :param exit_reason: of KVM_RUN: exit reason of the first.
+    :param data: what it put, or what the last of them read; None if the log lacks it.
+    :param inferred: see :class:`~qemu_svm.trace.calls.Call`.
     """
 
     name: str
@@ -103,6 +105,13 @@ class Step:
     error: str | None = None
     efer: int | None = None
     exit_reason: int | None = None
+    data: bytes | None = field(default=None, repr=False)
+    inferred: bool = False
+
+    @property
+    def weight(self) -> int:
+        """What it counts towards the limit of ioctls that are kept: 1, and 1 for each KiB."""
+        return 1 + (len(self.data or b"") >> 10)
 
     @property
     def short(self) -> str:
@@ -142,6 +151,11 @@ class Phase:
         return self.steps[0].line
 
     @property
+    def weight(self) -> int:
+        """What its steps count towards the limit of ioctls that are kept."""
+        return sum(step.weight for step in self.steps)
+
+    @property
     def nested(self) -> tuple[Step, ...]:
         """Its KVM_SET_NESTED_STATE calls."""
         return tuple(step for step in self.steps if step.name == NESTED)
@@ -170,25 +184,27 @@ class Splitter:
 
     def add(self, call: Call) -> None:
         """Add the next call."""
-        self.ioctls += 1
-        self.runs += call.name == RUN
+        self.ioctls += not call.inferred
+        self.runs += call.name == RUN and not call.inferred
         steps = self._held or self._steps
         if steps and _same(steps[-1], call):
             last = steps[-1]
-            steps[-1] = replace(last, count=last.count + 1, last_line=call.line)
+            data = call.data if call.name in READS else last.data
+            steps[-1] = replace(last, count=last.count + 1, last_line=call.line, data=data)
             return
-        self._take(
-            Step(
-                call.name,
-                call.number,
-                call.line,
-                call.line,
-                value=call.value,
-                error=call.error,
-                efer=call.efer,
-            )
+        step = Step(
+            call.name,
+            call.number,
+            call.line,
+            call.line,
+            value=call.value,
+            error=call.error,
+            efer=call.efer,
+            data=call.data,
+            inferred=call.inferred,
         )
-        self.kept += 1
+        self._take(step)
+        self.kept += step.weight
 
     def exit(self, reason: int) -> None:
         """Record the exit reason of the last KVM_RUN."""
@@ -320,7 +336,7 @@ class Splitter:
                     )
                     for one, other in zip(old, new, strict=True)
                 ]
-                self.kept -= sum(len(phase.steps) for phase in new)
+                self.kept -= sum(phase.weight for phase in new)
                 others = [at for at, phase in enumerate(new) if phase.kind not in _RUNTIME]
                 self._tail = size - 1 - others[-1] if others else self._tail - size
                 return
@@ -336,7 +352,7 @@ class Splitter:
         count = sum(phase.count for phase in middle)
         mixed = Phase(PhaseKind.MIXED, runs[0].steps, middle[-1].last_line, count)
         self.phases[first:-_ENDS] = [mixed]
-        self.kept += len(mixed.steps) - sum(len(phase.steps) for phase in middle)
+        self.kept += mixed.weight - sum(phase.weight for phase in middle)
         self._tail = 2 * _ENDS + 1
 
 
@@ -345,7 +361,8 @@ def _same(step: Step, call: Call) -> bool:
         return False
     if call.name == RUN and step.error in _INTERRUPTED and call.error in _INTERRUPTED:
         return True
-    return step.error == call.error and step.efer == call.efer
+    alike = step.error == call.error and step.efer == call.efer
+    return alike and (call.name in READS or step.data == call.data)
 
 
 def _alike(one: Phase, other: Phase) -> bool:

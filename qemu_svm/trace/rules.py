@@ -250,6 +250,30 @@ ORDERS: tuple[Rule, ...] = (
         in_trace=Severity.ERROR,
     ),
     Rule(
+        "O-31",
+        Severity.ERROR,
+        RuleKind.ORDER,
+        "a vCPU that ran L2 is put without NESTED_STATE",
+        "every ioctl succeeds, and L2's code continues in L1's context: nothing that L1 intercepts "
+        "is intercepted, and L1 never gets control back",
+        "save KVM_GET_NESTED_STATE, and put it after SREGS",
+        f"Linux Documentation/virt/kvm/api.rst 4.115; {_MEASURED} in Firecracker's order on 6.1",
+        scope=ALL_KERNELS,
+        requires="a vCPU that ran L2 gets its NESTED_STATE before KVM_RUN",
+    ),
+    Rule(
+        "O-32",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "NESTED_STATE has a VMCB and is not in guest mode",
+        "KVM does not look at the VMCB: if the vCPU ran L2, L2's code continues in L1's context",
+        "find out where the flag GUEST_MODE was lost: KVM_GET_NESTED_STATE returns 128 bytes "
+        "outside guest mode",
+        f"{_NESTED_C} svm_get_nested_state, svm_set_nested_state",
+        scope=ALL_KERNELS,
+        requires="nested state with a VMCB is in guest mode",
+    ),
+    Rule(
         "T-01",
         Severity.ERROR,
         RuleKind.ORDER,
@@ -344,7 +368,122 @@ ORDERS: tuple[Rule, ...] = (
 )
 """In the order of their ids."""
 
-_BY_ID: Mapping[str, Rule] = MappingProxyType({rule.id: rule for rule in ORDERS})
+DATA: tuple[Rule, ...] = (
+    Rule(
+        "O-10",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "a soft event is pending for L2 and L1 lacks NRIPS",
+        "5.18 to 7.0 take the return address from the wrong RIP",
+        "use a kernel with the fix of 2026",
+        "commit a0592461f39c",
+        scope="5.18 to 7.0",
+        requires="no soft event is pending for L2, on kernels that lose its NextRIP",
+    ),
+    Rule(
+        "O-14",
+        Severity.INFO,
+        RuleKind.ORDER,
+        "TSC_RATIO is set after nested state",
+        "L2's TSC offset keeps the old ratio",
+        "set it before",
+        "derived from nested.c",
+        scope=ALL_KERNELS,
+        requires="TSC_RATIO is set before NESTED_STATE",
+    ),
+    Rule(
+        "O-18",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "the source was in SMM, perhaps entered from L2",
+        "the nested state is not in guest mode; SMRAM carries L2's context",
+        "do not force guest mode",
+        "svm.c",
+        scope=ALL_KERNELS,
+        requires="a vCPU in SMM is put without guest mode",
+    ),
+    Rule(
+        "O-19",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "GIF is clear",
+        "5.10 to 5.12 restore it as set in guest mode",
+        "use another kernel",
+        "commit 063ab16c14db",
+        scope="5.10 to 5.12",
+        requires="GIF is set in guest mode, on kernels that do not restore it",
+    ),
+    Rule(
+        "O-20",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "flags is 0 and EFER.SVME is clear",
+        "kernels before 7.0 refuse this (SV-03)",
+        "pass flags 0x100 to them",
+        "commit 6f4d3ebc24c6",
+        scope="before 7.0",
+        requires="flags are 0x100 while EFER.SVME is clear",
+    ),
+    Rule(
+        "O-21",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "RUN_PENDING is set",
+        "up to 5.10 it is lost, and the event of L1's VMRUN may be dropped",
+        "use 5.11 or later",
+        "commit 81f76adad560",
+        scope="up to 5.10",
+        requires="RUN_PENDING is clear, on kernels that ignore it",
+    ),
+    Rule(
+        "O-23",
+        Severity.WARNING,
+        RuleKind.ORDER,
+        "L2 uses PAE paging and the stream has no PDPTRs from SREGS2",
+        "the PDPTEs may be read with L1's translation",
+        "use SREGS2 with PDPTRS_VALID",
+        "nested.c",
+        scope=ALL_KERNELS,
+        requires="an L2 with PAE paging gets its PDPTRs by SREGS2",
+    ),
+    Rule(
+        "O-24",
+        Severity.INFO,
+        RuleKind.ORDER,
+        "L2 has its own PAT (quirk disabled)",
+        "QEMU does not migrate hdr.svm.gpat",
+        "leave the quirk enabled",
+        "nested.c, 7.2",
+        scope="7.2",
+        requires="L2 has no PAT of its own",
+    ),
+    Rule(
+        "O-29",
+        Severity.INFO,
+        RuleKind.ORDER,
+        "L1 uses Hyper-V enlightenments",
+        "they are lost until L1's next VMRUN",
+        "",
+        "nested.c svm_get_nested_state",
+        scope=ALL_KERNELS,
+        requires="L1 uses no Hyper-V enlightenments",
+    ),
+    Rule(
+        "O-30",
+        Severity.INFO,
+        RuleKind.ORDER,
+        "the save area has shadow stack or LBR state of L1",
+        "kernels before 7.0 ignore it",
+        "use 7.x",
+        "nested.c svm_copy_vmrun_state",
+        scope="before 7.0",
+        requires="the save area has no shadow stack and no LBR state of L1",
+    ),
+)
+"""Rules that data alone decides: of a recording here, of a stream in
+:mod:`qemu_svm.findings.advisories`."""
+
+_BY_ID: Mapping[str, Rule] = MappingProxyType({rule.id: rule for rule in (*ORDERS, *DATA)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +491,8 @@ class NotShown:
     """Something that a log cannot show.
 
     :param rules: the rules that depend on it.
-    :param key: what a log may have that shows it after all: ``efer``, ``results``, ``vm``.
+    :param key: what a log may have that shows it after all: ``efer``, ``data``, ``results``,
+        ``vm``, ``kernel``.
     """
 
     what: str
@@ -362,13 +502,18 @@ class NotShown:
 
 NOT_SHOWN: tuple[NotShown, ...] = (
     NotShown("EFER in SREGS and MSRS: whether SVME is set", ("O-01", "O-08", "O-12"), "efer"),
-    NotShown("whose SREGS and REGS they are: KVM accepts L1's in place of L2's", ("O-05", "O-09")),
+    NotShown(
+        "whose SREGS and REGS they are: KVM accepts L1's in place of L2's",
+        ("O-05", "O-09"),
+        "data",
+    ),
     NotShown(
         "the flags of the nested state: guest mode, run pending, GIF",
         ("O-19", "O-20", "O-21", "O-25", "O-26"),
+        "data",
     ),
-    NotShown("smm, interrupt shadow and events in VCPU_EVENTS", ("O-10", "O-16", "O-17")),
-    NotShown("the kernel's version, and whether nested paging is on", ("O-04", "O-28")),
+    NotShown("smm, interrupt shadow and events in VCPU_EVENTS", ("O-10", "O-16", "O-17"), "data"),
+    NotShown("the kernel's version, and whether nested paging is on", ("O-04", "O-28"), "kernel"),
     NotShown("whether an ioctl failed (strace and trace-cmd show it)", ("T-01", "T-02"), "results"),
     NotShown("whether memory was set (the log has no ioctls of the VM)", ("O-22",), "vm"),
 )

@@ -27,6 +27,14 @@ class PutVerdict(StrEnum):
     UNKNOWN = "cannot be judged"
 
 
+class Whose(StrEnum):
+    """Whose registers a put has, as far as the put itself shows."""
+
+    L1 = "L1's"
+    L2 = "L2's"
+    MIXED = "partly L1's"
+
+
 @dataclass(frozen=True, slots=True)
 class RuleResult:
     """One rule applied to one put.
@@ -49,6 +57,19 @@ class RuleResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """What one call of a put sets.
+
+    :param step: the call, which has data.
+    :param whose: of SREGS and REGS in guest mode: whose registers they are, as far as the put
+        shows.
+    """
+
+    step: Step
+    whose: Whose | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """A put of nested state and its verdict.
 
@@ -57,6 +78,7 @@ class Put:
         other devices.
     :param run: the KVM_RUN that used the state, if any.
     :param superseded: line of the next put of nested state, if that came before any KVM_RUN.
+    :param contents: the calls whose data the log has, from the KVM_RUN before it on.
     """
 
     phase: int
@@ -65,6 +87,7 @@ class Put:
     results: tuple[RuleResult, ...]
     run: Step | None = None
     superseded: int | None = None
+    contents: tuple[Content, ...] = ()
 
     @property
     def verdict(self) -> PutVerdict:

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
+from qemu_svm.trace.by_value import (
+    EFER_SVME,
+    SHADOW_VALID,
+    SMM_VALID,
+    ByValue,
+    efer_of,
+    events_of,
+    guest_mode,
+    last_nested,
+    whose_regs,
+    whose_sregs,
+)
 from qemu_svm.trace.phases import (
     CPUID,
     CREATE,
@@ -13,6 +27,7 @@ from qemu_svm.trace.phases import (
     MP_STATE,
     MSRS,
     NESTED,
+    READS,
     REGS,
     RUN,
     RUNNING,
@@ -21,9 +36,11 @@ from qemu_svm.trace.phases import (
     Phase,
     Step,
 )
-from qemu_svm.trace.verdict import Put, RuleOutcome, RuleResult, result
+from qemu_svm.trace.rules import rule
+from qemu_svm.trace.verdict import Content, Put, RuleOutcome, RuleResult, Whose, result
 
-EFER_SVME = 1 << 12
+if TYPE_CHECKING:
+    from qemu_svm.model.profile import Profile
 
 _FAILED_EXITS = {8: "SHUTDOWN", 9: "FAIL_ENTRY", 17: "INTERNAL_ERROR"}
 _SHOWN = STATE | CPUID | {"KVM_SET_TSC_KHZ"}
@@ -38,10 +55,12 @@ class VmContext:
 
     :param memory: line of the first memory region, None if none was set.
     :param vm: whether the log has ioctls of the VM since its creation.
+    :param kernel: what the host's kernel does, where the log names it.
     """
 
     memory: int | None = None
     vm: bool = False
+    kernel: Profile | None = None
 
 
 @dataclass(slots=True)
@@ -52,6 +71,8 @@ class VcpuHistory:
     cpuid: bool = False
     ran: bool = False
     anything: bool = False
+    reads: dict[str, Step] = field(default_factory=dict)
+    """What was read last, by the ioctl's name."""
 
     def add(self, phase: Phase) -> None:
         """Add the next phase."""
@@ -59,10 +80,12 @@ class VcpuHistory:
         self.ran = self.ran or phase.kind in RUNNING
         for step in phase.steps:
             self.created = self.created or step.name == CREATE
+            if step.name in READS and step.data is not None:
+                self.reads[step.name] = step
             self.cpuid = self.cpuid or (step.name in CPUID and step.error is None)
 
 
-@dataclass(slots=True)
+@dataclass
 class Window:
     """The calls that the rules apply to.
 
@@ -85,6 +108,12 @@ class Window:
     run: Step | None
     superseded: int | None
 
+    @cached_property
+    def data(self) -> ByValue:
+        """What the data of the put says."""
+        last = last_nested(self.nested)
+        return ByValue(last, self.before, [*self.nested, *self.after], self.around.kernel)
+
     def put(self, phase: int) -> Put:
         """Judge the put.
 
@@ -98,6 +127,7 @@ class Window:
             *self._before_running(),
             *self._leaving(),
             *self._data(),
+            *self.data.results(),
             *self._results(),
         ]
         return Put(
@@ -107,7 +137,22 @@ class Window:
             tuple(sorted(found, key=lambda one: one.rule.id)),
             self.run,
             self.superseded,
+            self._contents(),
         )
+
+    def _contents(self) -> tuple[Content, ...]:
+        nested = self.data.nested
+        found = []
+        for step in (*self.before, *self.nested, *self.after):
+            if step.data is None or step.name not in _SHOWN:
+                continue
+            whose = None
+            if step.name in SREGS:
+                whose = whose_sregs(step, nested)
+            elif step.name in REGS:
+                whose = whose_regs(step, nested)
+            found.append(Content(step, whose))
+        return tuple(found)
 
     # --- SREGS and EFER ---
 
@@ -115,7 +160,7 @@ class Window:
         line = self.nested[0].line
         before = _find(self.before, SREGS)
         after = _find([*self.nested, *self.after], SREGS)
-        yield self._svme(before)
+        yield self._svme_by_value() or self._svme(before)
         if before is not None:
             yield result("O-06", RuleOutcome.OK, before.line)
         if after is not None:
@@ -123,11 +168,56 @@ class Window:
             yield self._keeps_svme(after)
             yield result("O-28", RuleOutcome.OK, after.line)
         elif not self.superseded:
-            yield result("O-28", RuleOutcome.DEPENDS, line, "on the kernel and on nested paging")
-        if before is not None or after is not None:
-            yield result("O-05", RuleOutcome.OK, (before or after or self.nested[0]).line)
+            yield self._needs_sregs_again(line)
+        last = after or before
+        if last is not None:
+            yield self._are_l2s("O-05", last)
         elif not self.superseded:
             yield self._missing("O-05", "no SREGS in this put")
+
+    def _needs_sregs_again(self, line: int) -> RuleResult:
+        nested_paging = self.data.nested_paging()
+        if self.data.known and not nested_paging:
+            return result("O-28", RuleOutcome.OK, line, "L1 does not use nested paging")
+        if nested_paging:
+            kernels = rule("O-28").kernels
+            return self.data.on_kernel(
+                "O-28", lambda kernel: kernel.row in kernels, "L1 uses nested paging"
+            )
+        return result("O-28", RuleOutcome.DEPENDS, line, "on the kernel and on nested paging")
+
+    def _are_l2s(self, rule_id: str, step: Step) -> RuleResult:
+        # KVM takes L1's registers as well as L2's; the nested state has L1's.
+        judge = whose_sregs if step.name in SREGS else whose_regs
+        whose = judge(step, self.data.nested)
+        note = ""
+        if whose is Whose.L1:
+            note = f"{step.short} at line {step.line} are L1's, as they are in the nested state"
+        elif whose is Whose.MIXED and step.name in REGS:
+            note = f"{step.short} at line {step.line} are partly L1's"
+        if not note or self._as_read(step):
+            return result(rule_id, RuleOutcome.OK, step.line)
+        return result(rule_id, RuleOutcome.VIOLATED, step.line, note)
+
+    def _as_read(self, step: Step) -> bool:
+        # A guest whose L2 has L1's page tables and descriptor tables: they were read so in L2.
+        read = self.past.reads.get(step.name.replace("_SET_", "_GET_"))
+        nested = self.past.reads.get("KVM_GET_NESTED_STATE")
+        return (
+            read is not None and nested is not None
+            and read.data == step.data and bool(guest_mode(nested))
+        )  # fmt: skip
+
+    def _svme_by_value(self) -> RuleResult | None:
+        efers = [(step, efer_of(step)) for step in self.before if step.error is None]
+        known = [(step, efer) for step, efer in efers if efer is not None]
+        if not known or not self.data.known:
+            return None
+        step, efer = known[-1]
+        wrong = self.data.guest and not efer & EFER_SVME
+        outcome = RuleOutcome.VIOLATED if wrong else RuleOutcome.OK
+        note = f"EFER is {efer:#x}, without SVME" if wrong else ""
+        return result("O-01", outcome, step.line, note)
 
     def _svme(self, before: Step | None) -> RuleResult:
         nested = self.nested[0]
@@ -165,6 +255,8 @@ class Window:
         sregs = _find(self.before, SREGS)
         if self.past.cpuid or self.past.ran or early is not None:
             yield result("O-03", RuleOutcome.OK, line)
+        elif late is None and self.data.guest and self.data.nested.value == 0:
+            yield result("O-03", RuleOutcome.OK, line, "KVM accepted it")
         elif late is not None:
             yield result("O-03", RuleOutcome.VIOLATED, line, f"the first is at line {late.line}")
         elif self.past.created:
@@ -189,12 +281,26 @@ class Window:
         for rule_id, names in (*rules, ("O-27", MP_STATE)):
             found = _find(everything, names)
             if found is not None:
-                yield result(rule_id, RuleOutcome.OK, found.line)
+                yield self._set(rule_id, found)
             elif rule_id in _NEEDED and not self.superseded:
                 yield self._missing(rule_id, f"no {_NEEDED[rule_id]} in this put")
 
+    def _set(self, rule_id: str, found: Step) -> RuleResult:
+        if rule_id == "O-09":
+            return self._are_l2s(rule_id, found)
+        hsave = self.data.hsave() if rule_id == "O-13" and self.data.guest else None
+        if hsave in (0, -1) and not self.superseded and not self.past.ran:
+            what = "is 0" if hsave == 0 else "is not among them"
+            return result(rule_id, RuleOutcome.VIOLATED, found.line, f"VM_HSAVE_PA {what}")
+        return result(rule_id, RuleOutcome.OK, found.line)
+
     def _once(self) -> Iterable[RuleResult]:
-        times = sum(step.count for step in self.nested if step.name == NESTED)
+        # Outside guest mode it may be set any number of times.
+        times = sum(
+            step.count
+            for step in self.nested
+            if step.name == NESTED and guest_mode(step) is not False
+        )
         if times > 1:
             note = f"it is set {times} times"
             yield result("O-25", RuleOutcome.VIOLATED, self.nested[-1].line, note)
@@ -204,6 +310,8 @@ class Window:
         early = _find(self.before, EVENTS)
         if events is not None:
             yield result("O-16", RuleOutcome.OK, events.line)
+        elif early is not None and not self.superseded and self._has_no_shadow(early):
+            yield result("O-16", RuleOutcome.OK, early.line, "no interrupt shadow is set before it")
         elif early is not None and not self.superseded:
             yield result("O-16", RuleOutcome.VIOLATED, early.line, "they are only before it")
         elif not self.superseded:
@@ -211,12 +319,20 @@ class Window:
         if self.run is not None:
             yield self._memory(self.run.line)
 
+    def _has_no_shadow(self, early: Step) -> bool:
+        values = events_of(early)
+        if values is None or not self.data.known:
+            return False
+        shadow = values["flags"] & SHADOW_VALID and values["shadow"]
+        return not (shadow and self.data.guest)
+
     def _missing(self, rule_id: str, note: str) -> RuleResult:
         if self.run is None:
             return result(
                 rule_id, RuleOutcome.UNKNOWN, self.nested[0].line, f"{note}, the log ends"
             )
-        note = f"{note}, KVM_RUN at line {self.run.line}"
+        where = "it ran before" if self.run.inferred else "KVM_RUN at"
+        note = f"{note}, {where} line {self.run.line}"
         return result(rule_id, RuleOutcome.VIOLATED, self.run.line, note)
 
     def _memory(self, run: int) -> RuleResult:
@@ -234,7 +350,15 @@ class Window:
         if not self.past.ran or self.superseded:
             return
         after = [*self.nested, *self.after]
-        yield result("O-25", RuleOutcome.DEPENDS, line, "on whether the vCPU was in L2 until then")
+        if self.data.guest:
+            was = self.past.reads.get("KVM_GET_NESTED_STATE")
+            if was is None or guest_mode(was):
+                note = "on whether the vCPU was in L2 until then"
+                yield result("O-25", RuleOutcome.DEPENDS, line, note)
+            return
+        if not self.data.known:
+            note = "on whether the vCPU was in L2 until then"
+            yield result("O-25", RuleOutcome.DEPENDS, line, note)
         sregs, regs = _find(after, SREGS), _find(after, REGS)
         if sregs is not None and regs is not None:
             yield result("O-26", RuleOutcome.OK, regs.line)
@@ -246,11 +370,28 @@ class Window:
 
     def _data(self) -> Iterable[RuleResult]:
         msrs = _find(self.after, MSRS)
-        if msrs is not None:
+        if msrs is not None and self.data.known:
+            yield self._msrs_keep_svme()
+        elif msrs is not None:
             yield result("O-12", RuleOutcome.DEPENDS, msrs.line, "on EFER among the MSRs")
         events = _find([*self.before, *self.nested, *self.after], EVENTS)
-        if events is not None:
+        values = events_of(events)
+        if events is not None and values is not None and self.data.known:
+            in_smm = values["flags"] & SMM_VALID and values["smm"] and self.data.guest
+            outcome = RuleOutcome.VIOLATED if in_smm else RuleOutcome.OK
+            note = "smm is 1 in guest mode" if in_smm else ""
+            yield result("O-17", outcome, events.line, note)
+        elif events is not None:
             yield result("O-17", RuleOutcome.DEPENDS, events.line, "on smm in VCPU_EVENTS")
+
+    def _msrs_keep_svme(self) -> RuleResult:
+        after = [step for step in self.after if step.name in MSRS and step.error is None]
+        for step in after:
+            efer = efer_of(step)
+            if efer is not None and not efer & EFER_SVME and self.data.guest:
+                note = f"EFER is {efer:#x}, without SVME"
+                return result("O-12", RuleOutcome.VIOLATED, step.line, note)
+        return result("O-12", RuleOutcome.OK, after[-1].line)
 
     def _results(self) -> Iterable[RuleResult]:
         steps = [*self.before, *self.nested, *self.after, *self.setup]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qemu_svm.recording.values import decode, ignored
 from qemu_svm.render.json.base import SCHEMA_VERSION, optional_hex
 from qemu_svm.trace.guess import Guess, Version
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import Phase, Step
 from qemu_svm.trace.refusals import Refusal
-from qemu_svm.trace.rules import ORDERS
-from qemu_svm.trace.verdict import Put, PutVerdict, RuleResult
+from qemu_svm.trace.rules import DATA, ORDERS
+from qemu_svm.trace.verdict import Content, Put, PutVerdict, RuleResult
 
 
 def render(result: Trace) -> dict[str, Any]:
@@ -28,9 +29,11 @@ def render(result: Trace) -> dict[str, Any]:
             "ioctls": result.calls,
             "results": result.results,
             "complete": result.complete,
+            "recording": _recording(result),
         },
         "qemu": _guess(result.guess),
         "verdict": _verdict(puts),
+        "clean": result.clean,
         "vcpus": [_vcpu(vcpu) for vcpu in result.vcpus],
         "others": [
             {
@@ -45,6 +48,21 @@ def render(result: Trace) -> dict[str, Any]:
         "refusals": [_refusal(one, None) for one in result.refusals],
         "rules": _rules(result),
         "not_shown": [{"what": one.what, "rules": list(one.rules)} for one in result.not_shown],
+    }
+
+
+def _recording(trace: Trace) -> dict[str, Any] | None:
+    header = trace.header
+    if header is None:
+        return None
+    return {
+        "vendor": header.vendor,
+        "recorder": header.recorder or None,
+        "program": header.exe or None,
+        "pid": header.pid or None,
+        "kernel": header.release or None,
+        "redacted": header.redacted,
+        "lost": trace.lost,
     }
 
 
@@ -79,6 +97,7 @@ def _vcpu(vcpu: VcpuTrace) -> dict[str, Any]:
         "puts": [_put(put) for put in vcpu.puts],
         "refusals": [_refusal(one, vcpu.vcpu.index) for one in vcpu.refusals],
         "results": [_result(one) for one in vcpu.results],
+        "values": [_content(one) for one in vcpu.contents],
     }
 
 
@@ -104,6 +123,7 @@ def _step(step: Step) -> dict[str, Any]:
         "error": step.error,
         "efer": optional_hex(step.efer),
         "exit_reason": step.exit_reason,
+        "inferred": step.inferred,
     }
 
 
@@ -116,6 +136,20 @@ def _put(put: Put) -> dict[str, Any]:
         "run_line": None if put.run is None else put.run.line,
         "superseded_line": put.superseded,
         "rules": [_result(one) for one in put.results],
+    }
+
+
+def _content(one: Content) -> dict[str, Any]:
+    step = one.step
+    values = decode(step.name, step.data or b"")
+    return {
+        "line": step.line,
+        "ioctl": step.name,
+        "whose": None if one.whose is None else one.whose.value,
+        "values": {
+            name: hex(value) if isinstance(value, int) else value for name, value in values.items()
+        },
+        "ignored": sorted(ignored(step.name, values)),
     }
 
 
@@ -165,6 +199,6 @@ def _rules(trace: Trace) -> dict[str, Any]:
             "kernels": rule.scope,
             "source": rule.source,
         }
-        for rule in ORDERS
+        for rule in (*ORDERS, *DATA)
         if rule.id in used
     }

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
+from qemu_svm.recording.records import Header
+from qemu_svm.recording.values import decode, ignored
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, STYLES, columns, entry
 from qemu_svm.rules import Severity
@@ -14,7 +16,7 @@ from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import NESTED, Phase, PhaseKind, Step
 from qemu_svm.trace.refusals import Refusal
 from qemu_svm.trace.rules import ALL_KERNELS
-from qemu_svm.trace.verdict import Put, PutVerdict, RuleOutcome, RuleResult
+from qemu_svm.trace.verdict import Content, Put, PutVerdict, RuleOutcome, RuleResult, Whose
 
 _WIDTH = 80
 _WHAT = 36
@@ -41,9 +43,13 @@ def render(result: Trace, *, verbose: bool, arrow: str = "→") -> Iterable[Text
         yield Text()
         yield from _vcpu(vcpu, verbose=verbose)
         yield from _puts(vcpu, arrow, explained, verbose=verbose)
+        if verbose and vcpu.contents:
+            yield Text("  what was put")
+            for content in vcpu.contents:
+                yield from _content(content)
         for one in vcpu.results:
             yield Text(f"  line {one.line}")
-            yield from _judged(one, explained)
+            yield from _judged(one, explained) if one.bad else _rest(one)
         yield from _refusals(vcpu.refusals, explained, verbose=verbose)
     if any(one.bad for one in result.refusals) or (verbose and result.refusals):
         yield Text()
@@ -63,12 +69,16 @@ def _head(trace: Trace, *, verbose: bool) -> Iterable[Text]:
     state = "" if trace.complete else ", NOT READ TO THE END"
     yield Text(f"{printable(trace.path)}: log of KVM ioctls{state}", HEADING)
     kinds = ", ".join(kind.value for kind, _ in trace.formats)
+    if trace.header is not None:
+        kinds += _recorded(trace.header)
     packed = "" if trace.compression == "none" else f" (from {trace.compression})"
     yield entry("format", f"{kinds}{packed}")
     yield entry("lines", f"{trace.lines}, {trace.used} used, {trace.lines - trace.used} ignored")
     results = {0: "without results", trace.calls: "with results"}
     some = f"{trace.results} with results"
     yield entry("ioctls", f"{trace.calls}, {results.get(trace.results, some)}")
+    if trace.lost:
+        yield entry("LOST", Text(f"{trace.lost} calls are missing", STYLES[Severity.WARNING]))
     if trace.others and not verbose:
         count = sum(other.count for other in trace.others)
         yield entry("other ioctls", f"{count}, {len(trace.others)} kinds (-v lists them)")
@@ -78,6 +88,16 @@ def _head(trace: Trace, *, verbose: bool) -> Iterable[Text]:
         for clue in trace.guess.clues:
             yield entry("", clue.seen)
     yield entry("nested state", _summary(trace))
+
+
+def _recorded(header: Header) -> str:
+    words = [
+        f"by {header.recorder}" if header.recorder else "",
+        f"of {header.exe}" if header.exe else "",
+        f"on Linux {header.release}" if header.release else "",
+        "redacted" if header.redacted else "",
+    ]
+    return printable("".join(f" {word}" for word in words if word))
 
 
 def _summary(trace: Trace) -> Text:
@@ -144,7 +164,8 @@ def _phase(vcpu: VcpuTrace, at: int, phase: Phase) -> list[str | Text]:
 
 
 def _step(step: Step) -> list[str | Text]:
-    words = [f"line {_lines(step.line, step.last_line)}"]
+    where = f"line {_lines(step.line, step.last_line)}"
+    words = [f"before {where}, inferred" if step.inferred else where]
     if step.value is not None:
         words.append(f"= {step.error or step.value}")
     if step.exit_reason is not None:
@@ -187,7 +208,8 @@ def _puts(vcpu: VcpuTrace, arrow: str, explained: set[str], *, verbose: bool) ->
             line.append(", the migrated state")
         line.append(": ").append(_words(put.verdict), _VERDICTS[put.verdict])
         if put.run is not None:
-            line.append(f", runs at line {put.run.line}", FAINT)
+            runs = "ran before" if put.run.inferred else "runs at"
+            line.append(f", {runs} line {put.run.line}", FAINT)
         elif put.superseded is not None:
             line.append(f", set again at line {put.superseded}", FAINT)
         yield line
@@ -197,6 +219,24 @@ def _puts(vcpu: VcpuTrace, arrow: str, explained: set[str], *, verbose: bool) ->
                 yield from _judged(one, explained)
             elif verbose:
                 yield from _rest(one)
+
+
+def _content(content: Content) -> Iterable[Text]:
+    # What a call sets, by name; what is zero, or says nothing, is left out.
+    step = content.step
+    values = decode(step.name, step.data or b"")
+    hidden = ignored(step.name, values)
+    words = [
+        f"{name}={value:#x}" if isinstance(value, int) else f"{name}={value}"
+        for name, value in values.items()
+        if name not in hidden and value and not (isinstance(value, str) and not value.strip("0"))
+    ]
+    line = Text(f"    line {step.line} {printable(step.short)}", HEADING)
+    if content.whose is not None:
+        style = "" if content.whose is Whose.L2 else STYLES[Severity.WARNING]
+        line.append(f" ({content.whose})", style)
+    yield line
+    yield from _wrapped(" ".join(words) or "all zero", 6)
 
 
 def _order(put: Put, arrow: str) -> Iterable[Text]:

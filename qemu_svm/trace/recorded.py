@@ -1,0 +1,154 @@
+"""Calls out of a recording, which has their payload.
+
+Some recorders leave KVM_RUN alone, because it is called so often.  Where a recording has none
+of a vCPU, a run is inferred: registers that are read and are not those that were put last show
+that the vCPU ran meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+from qemu_svm.kvm import layouts, numbers
+from qemu_svm.kvm.numbers import Level
+from qemu_svm.limits import Limits
+from qemu_svm.recording import payload
+from qemu_svm.recording.recording import HEAD, Recording, is_recording, read_recording
+from qemu_svm.recording.records import Header, Ioctl, Lost
+from qemu_svm.source.base import Source
+from qemu_svm.trace.calls import Call, RunExit, VcpuId, errno_name, level_of
+from qemu_svm.trace.lines import Bytes
+from qemu_svm.trace.phases import READS, RUN
+
+_CREATE = "KVM_CREATE_VCPU"
+_GET_REGS, _SET_REGS = "KVM_GET_REGS", "KVM_SET_REGS"
+_HELD = 64
+
+
+def opened(log: Bytes) -> Recording | None:
+    """Return the log as a recording; None if it is none.
+
+    :raises StreamError: its header is damaged.
+    """
+    return read_recording(cast("Source", log)) if is_recording(log.read_at(0, HEAD)) else None
+
+
+@dataclass(slots=True)
+class _Vcpu:
+    # What is needed to see that a vCPU ran: its registers, and reads that may follow a run.
+    ran: bool = False
+    regs: bytes | None = None
+    held: list[Call] = field(default_factory=list)
+
+
+class Recorded:
+    """The calls of a recording.
+
+    :ivar lost: calls that the recorder lost.
+    :ivar inferred: runs that the recording does not have.
+    """
+
+    def __init__(self, recording: Recording, limits: Limits) -> None:
+        self.header: Header = recording.header
+        self.lost = 0
+        self.inferred = 0
+        self._recording = recording
+        self._limit = limits.vcpus
+        self._vcpus: dict[int, VcpuId] = {}
+        self._states: dict[VcpuId, _Vcpu] = {}
+
+    def calls(self) -> Iterator[Call | RunExit]:
+        """Yield the calls in their order, and how KVM_RUN ended where that is known."""
+        for record in self._recording:
+            if isinstance(record, Lost):
+                self.lost += record.count
+            elif isinstance(record, Ioctl):
+                call = self._call(record)
+                yield from self._with_runs(call)
+                reason = record.exit_reason
+                if call.name == RUN and call.vcpu is not None and reason is not None:
+                    yield RunExit(call.line, call.vcpu, reason)
+        for state in self._states.values():
+            yield from _flushed(state)
+
+    def _call(self, record: Ioctl) -> Call:
+        ioctl = numbers.by_number(record.nr)
+        name = record.name
+        error = errno_name(record.ret)
+        vcpu = self._vcpu(record, created=name == _CREATE and error is None)
+        level = record.level or level_of(ioctl)
+        read = "_GET_" in name
+        data = payload.returned(record) if read else payload.given(record)
+        known = None if not data or (not read and not payload.complete(record)) else data
+        return Call(
+            record.number, name, record.nr, Level.VM if name == _CREATE else level, vcpu,
+            record.ret, error, _efer(name, known), _asked(name, record),
+            f"{record.arg:#x}" if name == "KVM_CHECK_EXTENSION" else "",
+            record.level, known,
+        )  # fmt: skip
+
+    def _vcpu(self, record: Ioctl, *, created: bool) -> VcpuId | None:
+        if created:
+            return self._keep(record.ret, VcpuId(record.arg, record.ret, record.number))
+        if record.level is not Level.VCPU:
+            return None
+        known = self._vcpus.get(record.fd)
+        if known is not None and record.index in (None, known.index):
+            return known
+        return self._keep(record.fd, VcpuId(record.index, record.fd))
+
+    def _keep(self, fd: int, vcpu: VcpuId) -> VcpuId | None:
+        if len(self._vcpus) >= self._limit and fd not in self._vcpus:
+            return None
+        self._vcpus[fd] = vcpu
+        return vcpu
+
+    def _with_runs(self, call: Call) -> Iterator[Call]:
+        if call.vcpu is None or call.name == _CREATE:
+            yield call
+            return
+        state = self._states.get(call.vcpu)
+        if state is None:
+            state = self._states[call.vcpu] = _Vcpu()
+        if state.ran or call.name not in READS:
+            state.ran = state.ran or call.name == RUN
+            if call.name == _SET_REGS and call.error is None:
+                state.regs = call.data
+            yield from _flushed(state)
+            yield call
+            return
+        state.held.append(call)
+        if call.name == _GET_REGS and call.data is not None:
+            if state.regs is not None and state.regs != call.data:
+                self.inferred += 1
+                first = state.held[0]
+                yield Call(
+                    first.line, RUN, None, Level.VCPU, call.vcpu, on=Level.VCPU, inferred=True
+                )
+            state.regs = call.data
+            yield from _flushed(state)
+        elif len(state.held) > _HELD:
+            yield from _flushed(state)
+
+
+def _flushed(state: _Vcpu) -> list[Call]:
+    held, state.held = state.held, []
+    return held
+
+
+def _efer(name: str, data: bytes | None) -> int | None:
+    if data is None or not name.startswith(("KVM_SET_SREGS", "KVM_GET_SREGS")):
+        return None
+    try:
+        efer: int = layouts.SREGS.unpack(data)["efer"]
+    except ValueError:
+        return None
+    return efer
+
+
+def _asked(name: str, record: Ioctl) -> int | None:
+    if not name.endswith("ET_MSRS") or len(record.given) < layouts.MSRS.size:
+        return None
+    return int.from_bytes(record.given[:4], "little")
