@@ -263,20 +263,27 @@ def test_pid_namespaces(vmm: Path, tmp_path: Path, svmstream: Run) -> None:
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_qemu_restores_a_stream(how: str, tmp_path: Path, svmstream: Run) -> None:
+def test_qemu_restores_a_stream(how: str, tmp_path: Path) -> None:
     """What QEMU puts on this host's KVM is what its stream says."""
     qemu = ["qemu-system-x86_64", "-accel", "kvm", "-M", "pc", "-m", "16", "-nodefaults",
             "-display", "none", "-monitor", "stdio"]  # fmt: skip
     stream, out = tmp_path / "vm.mig", tmp_path / "vmm.jsonl"
-    commands = f'stop\nmigrate "exec:cat > {stream}"\nquit\n'.encode()
+    commands = f'migrate "exec:cat > {stream}"\nquit\n'.encode()
     subprocess.run(qemu, input=commands, check=True, capture_output=True, timeout=60)
     with svm.open(stream) as dump:
         rip = dump.vcpus[0].registers.rip
-    done = svmstream(
-        "record", "--how", how, "-o", out, "--", *qemu, "-incoming", f"exec:cat {stream}",
-        input=b"info status\ncont\nstop\ncont\nquit\n",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    program = Path(sys.executable).with_name("svmstream")
+    with subprocess.Popen(
+        [program, "record", "--how", how, "-o", out, "--", *qemu, "-incoming",
+         f"exec:cat {stream}"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as recorder:  # fmt: skip
+        until = time.monotonic() + 30
+        while not out.exists() or b'"runs"' not in out.read_bytes():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        _printed, errors = recorder.communicate(b"quit\n", timeout=30)
+    assert recorder.returncode == 0, errors
     put = [bytes.fromhex(one) for one in only(out, SET_REGS, "in")]
     assert rip in {int.from_bytes(one[128:136], "little") for one in put}
     assert len(only(out, KVM_RUN, "out")) >= 1
