@@ -24,8 +24,9 @@ class Limits:
     :param description_items: objects, lists and commas in the description; that of a
         small guest has 10000.  Each takes some 100 bytes of memory.
     :param description_depth: nesting of structures in the description.
-    :param section_values: values decoded from one section.
-    :param section_bytes: size of a section that is decoded or compared (bytes).
+    :param section_values: values decoded from one section; four numbers of an array count as one.
+    :param section_bytes: size of a section that is decoded (bytes); of larger ones the bytes
+        are compared.
     :param records: records kept one by one; further PARTs and commands are folded.
         Also the number of sections that a stream may start.
     :param vcpus: vCPUs that are decoded, or distinguished in a log of ioctls; QEMU
@@ -56,7 +57,7 @@ class Limits:
     description_items: int = 1 << 20
     description_depth: int = 64
     section_values: int = 1 << 18
-    section_bytes: int = 256 * MIB
+    section_bytes: int = 32 * MIB
     records: int = 1 << 16
     vcpus: int = 8192
     recoveries: int = 64

@@ -45,7 +45,7 @@ OUT = Path(os.environ.get("FUZZ_OUT", ROOT / "build" / "fuzz"))
 SLOW = 2.0  # seconds of processor time for one input
 MEMORY = 90 << 20  # bytes by which one input lets the process grow
 _STEP = 16 << 20  # bytes of growth that are looked at more closely
-GUIDED = 0.1  # of a round
+GUIDED = 0.05  # of a round
 LONGEST = 6000  # bytes of an input
 _REPORT = 500  # executions
 

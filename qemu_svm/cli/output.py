@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from qemu_svm.results import Result
+
+_PIECES = 10_000
+"""Pieces of a JSON document that are written at once."""
 
 
 def show(result: Result, *, as_json: bool, indent: int | None = 1, **options_: Any) -> None:
@@ -37,8 +40,16 @@ def show(result: Result, *, as_json: bool, indent: int | None = 1, **options_: A
 
 def print_json(document: dict[str, Any], indent: int | None = 1) -> None:
     """Print a document; ASCII only, so nothing in it can reach a terminal raw."""
-    if not options.quiet():
-        click.echo(json.dumps(document, indent=indent))
+    if options.quiet():
+        return
+    if indent is None:
+        click.echo(json.dumps(document))
+        return
+    # Piece by piece, so that there is no second copy of all of it.
+    pieces = json.JSONEncoder(indent=indent).iterencode(document)
+    while text := "".join(islice(pieces, _PIECES)):
+        click.echo(text, nl=False)
+    click.echo()
 
 
 def print_lines(lines: Iterable[Text | str]) -> None:

@@ -34,6 +34,7 @@ _MOST_RANGES = 1000  # of one field; the rest becomes one range
 _PIECE = 1 << 16  # elements that are compared at once
 _UNLIKE = re.compile(rb"[^\0]+")
 _FROM_FIRST_TO_LAST = re.compile(rb"[^\0](?s:.*[^\0])?")
+_MOST_KEPT = 1 << 20  # elements of a range whose values are kept
 _ONE_VALUE = frozenset({"intercepts"})
 """Arrays that are compared as a whole."""
 
@@ -136,6 +137,23 @@ class _Bytes:
 
 
 _FEW = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    # The bytes of a section, read where they are looked at.
+    machine: Machine
+    record: Record
+
+    def __len__(self) -> int:
+        return self.record.payload_size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, end, _ = part.indices(len(self))
+        return self.machine.stream.source.read_at(self.record.payload + start, end - start)
+
+
+_Elements = bytes | tuple[int, ...] | _Content
 
 
 class _Comparer:
@@ -255,12 +273,15 @@ class _Comparer:
         path = f"section:{section_label(self._a, ours)}"
         left, right = self._decoded("a", self._a, ours), self._decoded("b", self._b, theirs)
         self._bytes = self._comparable(ours, theirs)
-        if left is None or right is None:
-            left, right = _raw(self._a, ours), _raw(self._b, theirs)
-        self._covered = covered.get(left.offset, _NOTHING)
+        self._covered = covered.get(ours.payload, _NOTHING)
         vcpu = self._covered is not _NOTHING
         self._group = f"vcpu{ours.instance_id}" if vcpu else DEVICES
-        found = self._nodes(path, left, right)
+        if left is None or right is None:
+            a, b = _undecoded(ours), _undecoded(theirs)
+            content = _Content(self._a, ours), _Content(self._b, theirs)
+            found = list(self._ranges(path, a, b, *content))
+        else:
+            found = self._nodes(path, left, right)
         self._covered, self._bytes = _NOTHING, None
         return found
 
@@ -383,45 +404,50 @@ class _Comparer:
                 if a.name in _ONE_VALUE:
                     yield self._difference(path, Change.VALUE, a, b)
                 else:
-                    yield from self._ranges(path, a, b)
+                    yield from self._ranges(path, a, b, a.value, b.value)
         elif a.value != b.value:
             yield self._difference(path, Change.VALUE, a, b)
         elif a.size != b.size and isinstance(a.value, int):
             yield self._difference(path, Change.SIZE, a, b)
 
-    def _ranges(self, path: str, a: Value, b: Value) -> Iterator[Difference]:
+    def _ranges(
+        self, path: str, a: Value, b: Value, left: _Elements, right: _Elements
+    ) -> Iterator[Difference]:
         # Runs of differing elements that share a mask (or have none).
-        assert isinstance(a.value, (bytes, tuple))
-        assert isinstance(b.value, (bytes, tuple))
         whole = self._masks.find(path, None, None)
         some = [] if whole else self._masks.of_elements(path)
-        short = min(len(a.value), len(b.value))
+        short = min(len(left), len(right))
         if some or self._covered is not _NOTHING:
-            runs = self._split(differing(a.value, b.value), a, b, some)
+            sides = (a, left), (b, right)
+            runs = self._split(differing(left, right), sides, short, some)
         else:
-            runs = differing(a.value, b.value, _MOST_RANGES)
+            runs = differing(left, right, _MOST_RANGES)
         for number, (first, last) in enumerate(_folded(runs, short)):
             beyond = first >= short
             mask = whole
             if mask is None and number < _MOST_RANGES:
                 mask = next((m for m in some if selects(m, first)), None)
             name = f"{path}[{first}]" if first == last else f"{path}[{first}..{last}]"
-            ours = None if beyond and len(a.value) == short else _slice(a, first, last)
-            theirs = None if beyond and len(b.value) == short else _slice(b, first, last)
+            ours = None if beyond and len(left) == short else _slice(a, left, first, last)
+            theirs = None if beyond and len(right) == short else _slice(b, right, first, last)
             change = Change.VALUE if ours and theirs else Change.ONLY_A if ours else Change.ONLY_B
             yield Difference(self._group, name, change, ours, theirs, mask)
 
     def _split(
-        self, runs: Iterator[tuple[int, int]], a: Value, b: Value, masks: Sequence[Mask]
+        self,
+        runs: Iterator[tuple[int, int]],
+        sides: tuple[tuple[Value, _Elements], tuple[Value, _Elements]],
+        short: int,
+        masks: Sequence[Mask],
     ) -> Iterator[tuple[int, int]]:
         # Runs whose elements share a mask, without those that were compared elsewhere.
-        assert isinstance(a.value, (bytes, tuple))
-        assert isinstance(b.value, (bytes, tuple))
-        short = min(len(a.value), len(b.value))
+        covered = self._covered is not _NOTHING
 
         def label(index: int) -> str | None:
-            if index < short and self._covered.has(*(_slice(v, index, index) for v in (a, b))):
-                return None
+            if covered and index < short:
+                a, b = (_slice(*side, index, index) for side in sides)
+                if self._covered.has(a, b):
+                    return None
             return next((mask.id for mask in masks if selects(mask, index)), "")
 
         for first, last in runs:
@@ -433,9 +459,7 @@ class _Comparer:
                     yield begin, end
 
 
-def differing(
-    a: bytes | tuple[object, ...], b: bytes | tuple[object, ...], most: int | None = None
-) -> Iterator[tuple[int, int]]:
+def differing(a: _Elements, b: _Elements, most: int | None = None) -> Iterator[tuple[int, int]]:
     """Yield the first and the last of each run of elements that differ.
 
     The elements that one side lacks are a run of their own.
@@ -518,9 +542,8 @@ def _ranges(tree: Value) -> frozenset[tuple[int, int]]:
     return frozenset(joined)
 
 
-def _raw(machine: Machine, record: Record) -> Value:
-    data = machine.stream.source.read_at(record.payload, record.payload_size)
-    return Value(record.name or "", "opaque", record.payload, record.payload_size, data)
+def _undecoded(record: Record) -> Value:
+    return Value(record.name or "", "opaque", record.payload, record.payload_size)
 
 
 def _common(value: Value, other: Value) -> Value:
@@ -564,12 +587,11 @@ def _alike(ours: list[Value], theirs: list[Value]) -> bool:
     return [(v.type, v.size) for v in ours] == [(v.type, v.size) for v in theirs]
 
 
-def _slice(value: Value, first: int, last: int) -> Value:
-    assert isinstance(value.value, (bytes, tuple))
-    width = value.size // len(value.value) if value.value else 0
+def _slice(value: Value, elements: _Elements, first: int, last: int) -> Value:
+    width = value.size // len(elements) if len(elements) else 0
     start = value.offset + first * width
     size = (last - first + 1) * width
-    part = value.value[first : last + 1]
+    part = elements[first : min(last + 1, first + _MOST_KEPT)]
     if first == last and isinstance(part, tuple):
         return Value(f"[{first}]", value.type, start, size, part[0])
     return Value(f"[{first}..{last}]", value.type, start, size, part)

@@ -26,7 +26,7 @@ from qemu_svm.nested import groups, layout
 from qemu_svm.nested.image import Image
 from qemu_svm.stream import Value
 
-_ELEMENTS = re.compile(r"\[(\*|\d+)(?:\.\.(\d+))?\]$")
+_ELEMENTS = re.compile(r"\[(\*|\d{1,18})(?:\.\.(\d{1,18}))?\]$")
 _NESTED = "vcpu*.nested."
 _UNARMED = -1
 

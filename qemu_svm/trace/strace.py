@@ -160,7 +160,7 @@ def _pending(line: int, text: str, start: re.Match[str]) -> _Pending | None:
 
 def _hex(pattern: re.Pattern[str], text: str, start: int) -> int | None:
     found = pattern.search(text, start)
-    return int(found[1], 0) if found else None
+    return int(found[1], 16 if found[1].startswith("0x") else 10) if found else None
 
 
 def _number(start: re.Match[str]) -> int | None:

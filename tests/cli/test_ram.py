@@ -14,7 +14,7 @@ import pytest
 from qemu_svm.stream.ram.files import BlockFiles, file_name
 from tests.conftest import CAPTURES, STREAMS, Run
 from tests.support import builders
-from tests.support.builders import PAGE, page, zero
+from tests.support.builders import PAGE, Section, page, zero
 
 BLOCKS = {"pc.ram": 64 * PAGE, "../../evil": 2 * PAGE, "/rom@etc/x": PAGE, "\x1b[2J": PAGE}
 
@@ -112,6 +112,31 @@ def test_memory_follows_what_was_sent(bits: int, tmp_path: Path) -> None:
             assert file.read() == b"x".ljust(PAGE, b"\0")
         assert (tmp_path / "out" / "m").stat().st_blocks * 512 <= 4 * PAGE
         (tmp_path / "out" / "m").unlink()
+
+
+def test_memory_of_large_buffers_and_arrays(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for kind, size, megabytes in (("buffer", 1, 24), ("uint16", 2, 24), ("buffer", 1, 50)):
+        count = (megabytes << 20) // size
+        field = {"name": "f", "type": kind, "size": size}
+        field |= {"size": count} if kind == "buffer" else {"array_len": count}
+        for path, fill in zip(paths, (b"\0\7", b"\1\7"), strict=True):
+            content = fill * (megabytes << 19)
+            path.write_bytes(builders.stream([Section("dev", content, [field])]))
+        del content
+        for verb in ("diff", "show"):
+            words = paths if verb == "diff" else (paths[0], "section:dev")
+            status, output, most = measured(verb, "--json", *words)
+            assert most <= 120
+            if verb == "diff":
+                assert status == 1
+                last = json.loads(output[: output.rindex(b"}") + 1])["differences"][-1]
+                assert last["path"].endswith(f"..{(megabytes << 20) - 2}]")
+                assert len(last["a"]["value"]) == 2 << 20
+            else:
+                whole = kind == "buffer" and megabytes == 24
+                assert status == (0 if whole else 3)
+                assert whole or b"--limit section_" in output
 
 
 def test_extracted_files(dump: Path, svmstream: Run, tmp_path: Path) -> None:

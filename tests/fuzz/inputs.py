@@ -10,12 +10,16 @@ import bz2
 import gzip
 import json
 import lzma
+import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import zstandard
 
+from qemu_svm import api
 from qemu_svm.limits import DEFAULT
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
@@ -26,11 +30,12 @@ from tests.source.test_containers import made_image, save_image
 from tests.stream.ram.test_multifd import initial, packet
 from tests.stream.ram.test_postcopy import discard
 from tests.stream.ram.test_ram import capabilities, compressed, delta, mapped
-from tests.support import builders
+from tests.support import builders, snapshots
 from tests.support.builders import PAGE, Section, page, word, zero
 from tests.vmruns.written import Writer, vmcb
 
 CAPTURE = STREAMS / "qemu10.0-linux6.12-nested-npt.mig.zst"
+_LEAVES = re.compile(r'(?<=: )(?:"[^"]*"|-?[0-9.]+|true|false|null)')
 LARGEST = 4096
 """Bytes of an input; what the targets build around it comes on top."""
 
@@ -103,6 +108,61 @@ def patched(base: bytes, patches: bytes) -> bytes:
         out[where : where + len(new)] = new
         at += 3 + size
     return bytes(out)
+
+
+ODD = (
+    None,
+    -1,
+    1 << 64,
+    10**400,
+    1.5,
+    True,
+    "",
+    "x",
+    "0x",
+    "0x" + "f" * 40,
+    "\ud800",
+    [],
+    {},
+    [{}],
+)
+"""Values of JSON that are not expected."""
+
+
+def edited(document: Any, edits: bytes) -> Any:
+    """Return a document with other values: number of the leaf (16 bits), which value (8 bits)."""
+    text = json.dumps(document)
+    leaves = [found.span() for found in _LEAVES.finditer(text)]
+    changes = {}
+    for at in range(0, len(edits) - 2, 3):
+        number = int.from_bytes(edits[at : at + 2], "big") % len(leaves)
+        changes[leaves[number]] = edits[at + 2]
+    for (start, end), which in sorted(changes.items(), reverse=True):
+        if which < len(ODD):
+            new = json.dumps(ODD[which])
+        elif which & 1 and text[start] == '"':
+            new = json.dumps(hex(which * 0x0101010101010101))
+        else:
+            new = str(which)
+        text = text[:start] + new + text[end:]
+    return json.loads(text)
+
+
+@cache
+def document() -> Any:
+    """What ``inspect --json`` says of a vCPU in L2."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(vcpu_stream(vcpu_payload()))
+        file.flush()
+        with api.open(file.name) as dump:
+            return dump.inspect().to_json()
+
+
+@cache
+def raw_state() -> bytes:
+    """The ``struct kvm_nested_state`` of a vCPU in L2."""
+    with api.open(CAPTURE) as dump:
+        return snapshots.raw_parts(dump)["NESTED_STATE"]
 
 
 _FILLS = (b"\0", b"\1", b"fill", b"\xff")

@@ -358,6 +358,56 @@ def vmruns(data: bytes) -> None:
             _harmless(str(line))
 
 
+def why(data: bytes) -> None:
+    from qemu_svm.diagnosis.diagnose import diagnose
+    from qemu_svm.diagnosis.facts import read_facts
+    from qemu_svm.render.text.why import render
+
+    with contextlib.suppress(SvmStreamError):
+        facts = read_facts((), BytesSource(data), LIMITS)
+        answer = diagnose(facts, None, log="log", source=None, destination="6.12.100")
+        json.dumps(answer.to_json())
+        for line in render(answer, verbose=True):
+            _harmless(str(line))
+
+
+def recording(data: bytes) -> None:
+    from qemu_svm.recording.recording import read_recording, writer
+
+    with contextlib.suppress(SvmStreamError):
+        found = read_recording(BytesSource(data))
+        records = list(found)
+        for form in ("binary", "jsonl"):
+            out = writer(io.BytesIO(), form, found.header)
+            for record in records:
+                out.write(record)
+
+
+# State that is no stream
+
+
+def states(data: bytes) -> None:
+    from qemu_svm import api
+
+    if data[:1] == b"{":
+        content = data
+    elif data[:1] and data[0] & 1:
+        content = json.dumps(inputs.edited(inputs.document(), data[1:])).encode()
+    else:
+        content = inputs.patched(inputs.raw_state(), data[1:])
+    fd = os.memfd_create("input", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, content)
+        with (
+            contextlib.suppress(SvmStreamError),
+            api.open(f"/proc/self/fd/{fd}", limits=LIMITS) as dump,
+        ):
+            json.dumps(dump.inspect().to_json())
+            dump.simulate("nested,run", kernel=_KERNELS[len(data) % 5])
+    finally:
+        os.close(fd)
+
+
 # QEMU's answers, and the agent in a box
 
 
@@ -424,6 +474,9 @@ _VERBS: tuple[tuple[str, ...], ...] = (
     ("mem", "search", "FILE", "ARG"),
     ("check", "OTHER", "--maxphyaddr", "ARG"),
     ("inspect", "OTHER", "--limit", "ARG"),
+    ("diff", "FILE", "OTHER", "--mask", "ARG"),
+    ("why", "FILE"),
+    ("why", "--json", "--error", "ARG", "OTHER"),
 )
 _STATUS = range(6)
 
@@ -518,6 +571,23 @@ def _logs() -> Iterable[bytes]:
     )
 
 
+def _kernel_logs() -> Iterable[bytes]:
+    from tests.diagnosis.test_why import LOGS
+
+    for file in sorted(LOGS.iterdir()):
+        yield file.read_bytes()[: inputs.LARGEST]
+    yield b"qemu-system-x86_64: error while loading state for instance 0x0 of device 'cpu'\n"
+
+
+def _recordings() -> Iterable[bytes]:
+    from tests.recording import recorded
+
+    records = recorded.real()
+    few = [one for one in records[:400] if len(getattr(one, "given", b"")) < 300][:12]
+    yield recorded.made(few)
+    yield recorded.made(few, "jsonl")
+
+
 def _texts(*texts: bytes) -> Callable[[], Iterable[bytes]]:
     return lambda: texts
 
@@ -532,6 +602,10 @@ def _ram_seeds() -> Iterable[bytes]:
     yield bytes((1, 0, 16, 1, 1, 0, 4, 2, 4, 0, 0, 0, 0, 0, 7, 5, 3, 9, 0, 0, 6, 4, 0, 1))
 
 
+_WORDS = (
+    b"KVM_SET_NESTED_STATE", b"Invalid argument", b"kvm_amd: ", b"VMCB ", b"kvm_nested_vmenter: ",
+    b"0x", b"vcpu0", b"EIP=", b"WARNING: CPU: 1 PID: 7 at ", b"failed to set MSR 0x10a to 0x0",
+)  # fmt: skip
 _JSON = (b'"', b"{", b"[", b"}", b"]", b":", b"null", b"1e999", b"9" * 400, b'"\\ud800"', b"-1")
 _FIELDS = (
     b'"fields"',
@@ -663,6 +737,9 @@ TARGETS: dict[str, Target] = {
         ),
         (b"vcpu", b"nested", b"control", b"l1_save", b"section:", b"@", b"[0]", b"9" * 400),
     ),
+    "why": Target(why, _kernel_logs, _WORDS),
+    "recording": Target(recording, _recordings, _JSON),
+    "states": Target(states, _texts(b"\0\0\2\2\1\0", b"\1\0\7\3", b"\1\1\0\x42"), _JSON),
     "qmp": Target(qmp, _texts(*_ANSWERS), _JSON, 120_000),
     "frames": Target(
         frames,

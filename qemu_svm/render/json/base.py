@@ -18,6 +18,8 @@ from qemu_svm.stream import Value
 from qemu_svm.x86.segments import Segment
 
 SCHEMA_VERSION = 1
+MOST_BYTES = 1 << 20
+"""Bytes of a field that are in a document."""
 
 
 def hex_text(value: int) -> str:
@@ -31,10 +33,13 @@ def optional_hex(value: int | None) -> str | None:
 
 
 def leaf(value: Value) -> Any:
-    """Return a field's value: numbers and tuples of them as ``0x…``, bytes as hex digits."""
+    """Return a field's value: numbers and tuples of them as ``0x…``, bytes as hex digits.
+
+    Of more than 1 MiB it is the first; the field's size says how many bytes there are.
+    """
     found = value.value
     if isinstance(found, bytes):
-        return found.hex()
+        return found[:MOST_BYTES].hex()
     if isinstance(found, tuple):
         return [hex_text(item) for item in found]
     if isinstance(found, bool) or not isinstance(found, int):

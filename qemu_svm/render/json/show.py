@@ -6,7 +6,7 @@ from typing import Any
 
 from qemu_svm.findings.results import Shown
 from qemu_svm.machine.virtio.device import device_in
-from qemu_svm.render.json.base import SCHEMA_VERSION, leaf
+from qemu_svm.render.json.base import MOST_BYTES, SCHEMA_VERSION, leaf
 from qemu_svm.render.json.virtio import device
 from qemu_svm.render.words import bit_names, description, meaning
 from qemu_svm.stream import Value
@@ -21,7 +21,7 @@ def render(result: Shown) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "path": found.path,
         **_node(found.path, found.value),
-        "raw": result.raw.hex(),
+        "raw": result.raw[:MOST_BYTES].hex(),
         **({} if virtio is None else {"virtio": device(virtio)}),
     }
 

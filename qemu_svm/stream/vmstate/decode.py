@@ -22,6 +22,9 @@ from qemu_svm.stream.vmstate import types
 from qemu_svm.stream.vmstate.description import UNKNOWN, Field, Fields
 from qemu_svm.stream.vmstate.values import Leaf, Value, join
 
+_NUMBERS = 4
+"""Numbers of an array that take the memory of one value."""
+
 
 def decode(reader: Reader, layout: Fields, section: str, limits: Limits = DEFAULT) -> Value:
     """Read the payload of ``section`` at the reader's place.
@@ -57,15 +60,19 @@ class _Decoder:
     def _value(
         self, name: str, kind: str, start: int, value: Leaf = None, children: Sequence[Value] = ()
     ) -> Value:
-        self._budget -= 1
+        self._spend(1, start, name)
+        return Value(name, kind, start, self._reader.offset - start, value, tuple(children))
+
+    def _spend(self, values: int, start: int, name: str) -> None:
+        self._budget -= values
         if self._budget < 0:
             raise LimitExceeded(
                 "the section has more values than the limit allows",
                 offset=start,
                 section=self._section,
                 field=name,
+                hint="raise it with --limit section_values=NUMBER",
             )
-        return Value(name, kind, start, self._reader.offset - start, value, tuple(children))
 
     def _subsection(self, layout: Fields, path: str) -> Value | None:
         start = self._reader.offset
@@ -122,6 +129,7 @@ class _Decoder:
             data = self._take(scalar.size * count, path)
             if scalar == types.SCALARS["uint8"]:
                 return self._value(field.name, f"{field.type}[{count}]", start, data)
+            self._spend(count // _NUMBERS, start, field.name)
             numbers = tuple(
                 int.from_bytes(data[at : at + scalar.size], "big", signed=scalar.signed)
                 for at in range(0, len(data), scalar.size)
