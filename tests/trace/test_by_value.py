@@ -277,7 +277,7 @@ def test_lost_calls_and_damage_are_told(command: Run, tmp_path: Any) -> None:
     assert b"17 calls are missing" in shown.stdout
     assert b"ends inside a record" in shown.stderr
     document = json.loads(command("trace", path, "--json").stdout)
-    assert document["log"]["recording"]["lost"] == 17
+    assert document["recording"]["lost"] == 17
     assert not document["log"]["complete"]
 
 
