@@ -234,12 +234,13 @@ class Calls:
             region = [int.from_bytes(data[at : at + 8], "little") for at in (8, 16, 24)]
             self._regions[event.fd, slot] = (region[0], region[1], region[2])
         elif event.number == _SET_NESTED_STATE:
-            # A vCPU that was never in use is given nested state too, without any flag.
-            self._restored |= data[:2].strip(b"\0") != b""
+            self._restored = True
 
     def _write_ram(self, time: int) -> None:
         self._wants_ram = False
-        for (fd, _slot), (guest, size, address) in sorted(self._regions.items()):
+        # The address space of SMM has most regions a second time.
+        places = {(fd, *region) for (fd, _slot), region in self._regions.items()}
+        for fd, guest, size, address in sorted(places):
             for start, data in self._memory(address, size):
                 self._write(Record(MEMORY, time, fd=fd, argument=guest + start, data_in=data))
                 self.ram += len(data)

@@ -309,6 +309,58 @@ def test_the_progress_on_a_terminal(server: subprocess.Popen[bytes], tmp_path: P
     assert re.search(rb"\r\x1b\[K\d+ calls, 1 VM, 2 vCPUs, nothing lost", shown)
 
 
+@pytest.mark.parametrize("how", HOW)
+def test_a_recorder_that_is_killed(how: str, vmm: Path, tmp_path: Path) -> None:
+    """By eBPF the command goes on; by ptrace its ioctls would fail, so it is killed too."""
+    out, pid = tmp_path / "vmm.jsonl", tmp_path / "pid"
+    program = Path(sys.executable).with_name("svmstream")
+    script = f"echo $$ > {pid}; exec {vmm} serve"
+    with subprocess.Popen(
+        [program, "record", "-o", out, "--how", how, "--", "sh", "-c", script],
+        stdout=subprocess.PIPE,
+    ) as recorder:
+        assert recorder.stdout is not None
+        assert recorder.stdout.readline() == b"ready\n"
+        until = time.monotonic() + 30
+        while out.read_bytes().count(b'"nr"') <= CALLS:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        recorder.kill()
+    left = find(int(pid.read_text()))
+    assert len(read(out)[1]) > CALLS
+    if how == "bpf":
+        time.sleep(0.1)
+        assert left.is_alive()
+        os.kill(left.pid, signal.SIGKILL)
+    until = time.monotonic() + 30
+    while left.is_alive():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_several_vms_of_one_process(how: str, tmp_path: Path, svmstream: Run) -> None:
+    code = (
+        "import fcntl, os\n"
+        "kvm = os.open('/dev/kvm', 2)\n"
+        "vms = [fcntl.ioctl(kvm, 0xAE01, 0) for _ in range(2)]\n"
+        "vcpus = [fcntl.ioctl(vm, 0xAE41, 7) for vm in vms]\n"
+        "for fd in vcpus: fcntl.ioctl(fd, 0x8090AE81, bytes(144))\n"
+        "os.close(vcpus[0]); os.close(vms[0])\n"
+        "again = os.open('/dev/kvm', 2); assert again == vms[0]\n"
+        "assert fcntl.ioctl(again, 0xAE00, 0) == 12\n"
+    )
+    out = tmp_path / "vmm.jsonl"
+    done = svmstream("record", "-o", out, "--how", how, "--", sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert b"7 calls, 2 VMs, 2 vCPUs, nothing lost" in done.stderr
+    calls = read(out)[1]
+    levels = [(one["level"], one["index"]) for one in calls]
+    assert levels == [("system", None)] * 2 + [("vm", None)] * 2 + [("vcpu", 7)] * 2 + [
+        ("system", None)
+    ]
+
+
 def test_redacted(vmm: Path, tmp_path: Path, svmstream: Run) -> None:
     plain, masked = tmp_path / "plain.jsonl", tmp_path / "masked.jsonl"
     for out, options in ((plain, ()), (masked, ("--redact",))):
