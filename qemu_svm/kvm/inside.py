@@ -49,6 +49,7 @@ _LOAD = 1
 _SEGMENTS = 4096  # more than any kcore has
 _TASKS = 1 << 20  # steps through the list of tasks
 _CHUNK = 1 << 18
+_NEAR = 2048  # bytes between two parts that are read rather than left out
 _TRIES = 3  # pairs of reads before a look counts as changing
 
 Json = dict[str, Any]
@@ -274,13 +275,37 @@ class Watcher:
         self._memory = memory
         self._layout = layout
         self.address = address
+        self._raw: dict[str, bytes | None] = {}
         self._seen: dict[str, bytes | None] = {}
         self._names: dict[str, str | None] = {}
+        self._plan()
         offset, size = layout["id"]
         if memory.number(address + offset, size) != identity:
             raise Gone(
                 f"no vCPU {identity} where the kernel's types say: the types are not this kernel's"
             )
+
+    def _plan(self) -> None:
+        # Spans to be read, and where in them each part is: a call costs more than its bytes.
+        layout = self._layout
+        points = {**layout["pages"], **{k: one["at"] for k, one in layout["pointers"].items()}}
+        wanted = [*(tuple(one) for one in layout["ranges"]), *((at, 8) for at in points.values())]
+        self._spans: list[tuple[int, int]] = []
+        for offset, size in sorted(wanted):
+            if self._spans and offset <= sum(self._spans[-1]) + _NEAR:
+                start, before = self._spans[-1]
+                self._spans[-1] = start, max(before, offset + size - start)
+            else:
+                self._spans.append((offset, size))
+        self._parts = [self._place(*one) for one in layout["ranges"]]
+        self._points = {name: self._place(at, 8) for name, at in points.items()}
+
+    def _place(self, offset: int, size: int) -> tuple[int, int, int]:
+        # Number of the span, first byte in it, end.
+        for number, (start, whole) in enumerate(self._spans):
+            if start <= offset < start + whole:
+                return number, offset - start, offset - start + size
+        raise AssertionError("every part is in a span")
 
     def look(self) -> Json:
         """Return what has changed since the last look.
@@ -299,6 +324,7 @@ class Watcher:
             if settled:
                 break
         names = {name: self._name(name, pointers) for name in self._layout["pointers"]}
+        parts, raw = {name: self._shown(name, data) for name, data in parts.items()}, parts
         found: Json = {
             "parts": {
                 name: None if data is None else _delta(self._seen.get(name), data)
@@ -316,27 +342,32 @@ class Watcher:
         if self._layout.get("addresses"):
             pages = {name: pointers[name] for name in self._layout["pages"]}
             found["addresses"] = {"vcpu": self.address, **pages}
-        self._seen, self._names = parts, names
+        self._raw, self._seen, self._names = raw, parts, names
         return found
 
     def _read(self) -> tuple[dict[str, bytes | None], dict[str, int]]:
-        read, base, layout = self._memory.read, self.address, self._layout
-        svm = b"".join(read(base + offset, size) for offset, size in layout["ranges"])
-        places = {name: self._memory.number(base + at) for name, at in layout["pages"].items()}
-        parts: dict[str, bytes | None] = {"svm": svm}
-        for name, page in places.items():
-            parts[name] = self._shown(read(page, PAGE)) if page else None
+        read, base = self._memory.read, self.address
+        spans = [read(base + offset, size) for offset, size in self._spans]
         pointers = {
-            name: self._memory.number(base + one["at"]) for name, one in layout["pointers"].items()
+            name: int.from_bytes(spans[number][start:end], "little")
+            for name, (number, start, end) in self._points.items()
         }
-        return parts, {**pointers, **places}
+        svm = b"".join(spans[number][start:end] for number, start, end in self._parts)
+        parts: dict[str, bytes | None] = {"svm": svm}
+        for name in self._layout["pages"]:
+            page = pointers[name]
+            parts[name] = read(page, PAGE) if page else None
+        return parts, pointers
 
-    def _shown(self, page: bytes) -> bytes:
-        if self._layout.get("addresses"):
-            return page
-        shown = bytearray(page)
+    def _shown(self, name: str, data: bytes | None) -> bytes | None:
+        # A part without the addresses of the host.
+        if data is None or name == "svm" or self._layout.get("addresses"):
+            return data
+        if self._raw.get(name) == data:
+            return self._seen[name]
+        shown = bytearray(data)
         paging, shadowed = self._layout["shadowed"]
-        hidden = self._layout["hidden"] + ([] if page[paging] & 1 else shadowed)
+        hidden = self._layout["hidden"] + ([] if data[paging] & 1 else shadowed)
         for offset, size in hidden:
             shown[offset : offset + size] = bytes(size)
         return bytes(shown)

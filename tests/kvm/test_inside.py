@@ -87,7 +87,7 @@ def test_memory_that_changes_while_it_is_read_is_told(
 
         def restless(address: int, size: int) -> bytes:
             data = read(address, size)
-            return bytes([next(count) & 0xFF]) + data[1:] if size == 0x10 else data
+            return bytes([next(count) & 0xFF]) + data[1:] if size == 0x40 else data
 
         monkeypatch.setattr(kernel, "read", restless)
         assert watcher.look()["changing"] is True

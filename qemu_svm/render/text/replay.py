@@ -19,7 +19,7 @@ from qemu_svm.replay.job import ReplayResult, ReplayStep, RunResult, kernel_of
 from qemu_svm.replay.replay import Replay
 
 _QUIET = ("ctl.", "shared.", "msr.")
-_QUIET_INSIDE = ("arch.", "requests", "hflags", "cpu", "mode")
+_QUIET_INSIDE = ("arch.", "requests", "hflags", "cpu", "mode", "exits")
 _SAVE = "nested.save."
 _BRIEF_SAVE = frozenset({"cr0", "cr3", "cr4", "efer"})
 _L1 = (
