@@ -58,7 +58,8 @@ _SECONDS = 1.0
 _REPEATED = 40
 _SHRUNK = 3
 _RESTLESS = (
-    *("requests", "cpu", "mode", "arch.regs_avail", "arch.regs_dirty", "arch.*tsc_offset"),
+    *("requests", "cpu", "mode", "exits", "arch.regs_avail", "arch.regs_dirty"),
+    "arch.*tsc_offset",
     *("*.control.tsc_offset", "*.control.asid", "*.control.clean", "*.control.exit_info_*"),
     *("*.control.exit_int_info*", "*.control.insn_*", "*.control.tlb_ctl"),
 )
