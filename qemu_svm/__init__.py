@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qemu_svm.api import Dump as Dump
     from qemu_svm.api import capture_stream as capture_stream
     from qemu_svm.api import connect as connect
+    from qemu_svm.api import convert_recording as convert_recording
     from qemu_svm.api import diff as diff
     from qemu_svm.api import diff_inside as diff_inside
     from qemu_svm.api import judge_trace as judge_trace
@@ -65,6 +66,7 @@ __all__ = [  # noqa: RUF022 - the most important first
     "connect",
     "record_process",
     "record_command",
+    "convert_recording",
     "replay_plan",
     "look_inside",
     "diff_inside",

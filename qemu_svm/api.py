@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from qemu_svm.qmp.features import CaptureOptions
     from qemu_svm.qmp.sync import Connection
     from qemu_svm.recorder.record import Recorded
+    from qemu_svm.recording.convert import Converted
     from qemu_svm.replay.replay import Replay
     from qemu_svm.rules import Finding
     from qemu_svm.stream.ram.read import Ram
@@ -790,6 +791,25 @@ def record_process(
     from qemu_svm.recorder import record
 
     return record.record_process(pid, record.Wish(os.fspath(path), how, redact=redact, ram=ram))
+
+
+def convert_recording(log: PathLike, output: PathLike, *, redact: bool = False,
+                      limits: Limits = DEFAULT) -> Converted:  # fmt: skip
+    """Write a recording anew, in either form.
+
+    :param log: the recording; may be compressed.
+    :param output: JSON lines if it ends in ``.jsonl``, else binary; compressed if it ends in
+        ``.zst``; it must not exist.
+    :param redact: leave out what is the host's, MSRs and guest memory.
+    :raises SourceError: the recording cannot be read.
+    :raises StreamError: it is none.
+    :raises OutputExists: the file exists.
+    :raises EnvironmentFault: it cannot be written.
+    """
+    from qemu_svm.recording.convert import convert
+
+    with open_source(os.fspath(log), limits) as source:
+        return convert(source, os.fspath(output), without_host=redact)
 
 
 def record_command(

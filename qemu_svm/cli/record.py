@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qemu_svm import api
 from qemu_svm.cli import options, progress
 from qemu_svm.cli.output import show
-from qemu_svm.cli.status import print_error
+from qemu_svm.cli.status import EXIT_UNREADABLE, print_error
 from qemu_svm.cli.verbs import verb
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _HOW = ("auto", "bpf", "ptrace")
     "svmstream record --pid 4711 -o vmm.rec",
     "svmstream record -o vmm.rec -- qemu-system-x86_64 -accel kvm ...",
     "svmstream record --probe record.py",
+    "svmstream record --convert vmm.rec -o vmm.jsonl.zst --redact",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.option("--pid", type=click.IntRange(1), metavar="PID",
@@ -45,6 +47,9 @@ _HOW = ("auto", "bpf", "ptrace")
 @click.option("--probe", metavar="OUT",
               help="Write a program that records on a host without svmstream; - to print it.",
               )  # fmt: skip
+@click.option("--convert", metavar="LOG",
+              help="Write a recording anew, as JSON lines or binary, with or without --redact; "
+              "compressed if OUT ends in .zst.")  # fmt: skip
 @options.json_option
 @click.argument("argv", metavar="[--] [COMMAND...]", nargs=-1)
 def command(
@@ -56,6 +61,7 @@ def command(
     ram: bool,
     buffer: int,
     probe: str | None,
+    convert: str | None,
     as_json: bool,
     argv: tuple[str, ...],
 ) -> int:
@@ -69,11 +75,15 @@ def command(
     with --pid 0. 4: it cannot be recorded.
     """
     if probe is not None:
-        if pid is not None or output is not None or argv:
+        if pid is not None or output is not None or convert is not None or argv:
             raise click.UsageError("--probe is used alone")
         return _write_probe(probe)
     if output is None:
         raise click.UsageError("where to? give -o OUT")
+    if convert is not None:
+        if pid is not None or argv:
+            raise click.UsageError("--convert records nothing: no --pid, no COMMAND")
+        return _convert(convert, output, redact=redact, as_json=as_json)
     if (pid is None) == (not argv):
         raise click.UsageError("what is to be recorded? give either --pid PID or -- COMMAND")
     if as_json and argv:
@@ -86,6 +96,15 @@ def command(
     recorded = record_process(pid, wish, progress.recording(), print_error)
     progress.clear()
     show(recorded, as_json=as_json)
+    return 0
+
+
+def _convert(log: str, output: str, *, redact: bool, as_json: bool) -> int:
+    converted = api.convert_recording(log, output, redact=redact)
+    show(converted, as_json=as_json)
+    if converted.damage is not None:
+        print_error(str(converted.damage))
+        return EXIT_UNREADABLE
     return 0
 
 

@@ -40,6 +40,9 @@ def _numbers() -> dict[int, tuple[tuple[int, int], ...]]:
 _PLACES = _numbers()
 _SREGS2 = (0x8140_AECC, 0x4140_AECD)
 _MSRS = (0xC008_AE88, 0x4008_AE89)
+_IRQCHIPS = (0xC208_AE62, 0x8208_AE63)
+_CHIP_SIZES = {0: 16, 1: 16, 2: 216}
+"""Bytes of the PICs and of the I/O APIC; a VMM writes no others of the 512."""
 
 
 def redacted(record: Record) -> Record:
@@ -70,6 +73,9 @@ def _masked(number: int, data: bytes) -> bytes:
             for start in range(8, len(data) - 15, 16)
             if int.from_bytes(data[start : start + 4], "little") not in _KEPT_MSRS
         )
+    elif number in _IRQCHIPS and data:
+        start = 8 + _CHIP_SIZES.get(data[0], 512)
+        places.append((start, len(data) - start))
     if not places:
         return data
     masked = bytearray(data)

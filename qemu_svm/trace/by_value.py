@@ -267,7 +267,7 @@ class ByValue:
     def _ratio(self) -> RuleResult:
         for step in self.after:
             value = (msrs_of(step) or {}).get(_TSC_RATIO) if step.name in MSRS else None
-            if value not in (None, _ONE_TO_ONE) and self.guest:
+            if value and value != _ONE_TO_ONE and self.guest:
                 note = f"the ratio is {value:#x}"
                 return result("O-14", RuleOutcome.VIOLATED, step.line, note)
         return self._ok("O-14")
