@@ -102,6 +102,7 @@ def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
         (("ram", FILE), b"pc.ram"),
         (("mem", "read", FILE, "rip"), b"l2v:"),
         (("lab", "capture", "--guests"), b"nested"),
+        (("record", "--probe", "-"), b"the KVM ioctls of a VMM"),
     ],
 )
 def test_verbs(words: tuple[str, ...], text: bytes, installed: Installed) -> None:

@@ -248,9 +248,9 @@ class Ring:
         self._bytes = memoryview(self._data)[page:]
 
     def messages(self) -> Iterator[memoryview]:
-        """Iterate over the messages that are complete; each is valid until the next."""
-        place = self._taken[0]
-        while place < self._made[0]:
+        """Iterate over the messages that are complete now; each is valid until the next."""
+        place, end = self._taken[0], self._made[0]
+        while place < end:
             start = place & (self._size - 1)
             (word,) = self._bytes[start : start + 4].cast("I")
             if word & _BUSY:

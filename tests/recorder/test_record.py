@@ -325,8 +325,8 @@ def test_a_recorder_that_is_killed(how: str, vmm: Path, tmp_path: Path) -> None:
         while out.read_bytes().count(b'"nr"') <= CALLS:
             assert time.monotonic() < until
             time.sleep(0.02)
+        left = find(int(pid.read_text()))
         recorder.kill()
-    left = find(int(pid.read_text()))
     assert len(read(out)[1]) > CALLS
     if how == "bpf":
         time.sleep(0.1)
