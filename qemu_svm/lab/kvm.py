@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Self
 
+from qemu_svm.diagnosis.oops import Oops, OopsReader
 from qemu_svm.errors import EnvironmentFault, LabError, SvmStreamError
 from qemu_svm.inside.kernel import NoTypes, copied_layout
 from qemu_svm.inside.layout import Layout
@@ -37,6 +38,7 @@ from qemu_svm.replay.target import (
     write_jobs,
 )
 
+_WARNINGS = 50
 _STALLED = 120.0  # seconds without a result, beyond the timeout of a job
 _MODULES = (
     *("errors.py", "kvm/__init__.py", "kvm/numbers.py", "kvm/layouts.py", "kvm/device.py"),
@@ -109,6 +111,9 @@ class InBox:
         self._layout: Layout | None = None
         self._copies: dict[str, str] = {}
         self._number = 0
+        self._closed = False
+        self._trouble = ""
+        self._warnings: list[Oops] = []
         self.boots = 0
 
     def __enter__(self) -> Self:
@@ -121,8 +126,13 @@ class InBox:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._halt()
+        self.stop()
         self._stack.close()
+
+    def stop(self) -> None:
+        """End the box for good; what another thread does with it fails."""
+        self._closed = True
+        self._halt()
 
     @property
     def box(self) -> Box:
@@ -130,6 +140,8 @@ class InBox:
 
         :raises LabError: it does not start; or it crashed, and was not started here.
         """
+        if self._closed:
+            raise LabError("the box was closed")
         if self._box is None:
             with host_faults("write the agent"):
                 pack_agent(self.folder / "agent.zip")
@@ -150,8 +162,23 @@ class InBox:
         return {"PYTHONPATH": f"{self._inside}/agent.zip"}
 
     def _halt(self) -> None:
+        if self._box is not None:
+            self._trouble = self._box.oops() or ""
+            self._warnings = self.warnings()
         self._box = None
         self._running.close()
+
+    def trouble(self) -> str:
+        """Return the oops that ended the last box; empty if it ended without one."""
+        return self._trouble
+
+    def warnings(self) -> list[Oops]:
+        """Return what the kernels of all boxes so far warned of (WARN)."""
+        reader = OopsReader(_WARNINGS)
+        log = self._box.console() if self._box is not None else ""
+        for number, line in enumerate(log.splitlines(), 1):
+            reader.read(number, line)
+        return self._warnings + [one for one in reader.found if one.kind == "WARN"]
 
     def _agent(self, *arguments: str) -> list[str]:
         return ["python3", "-m", "qemu_svm.kvm.agent", *arguments]
@@ -251,24 +278,23 @@ class InBox:
     def _end(
         self, command: Command, results: Results, remaining: list[Json], *, ended: bool
     ) -> Iterator[JobResult]:
-        assert self._box is not None
         try:
             status = command.wait(1).returncode if ended else STUCK
         except SvmStreamError:
             status = STUCK
-        trouble = self._box.oops()
+        trouble = self._box.oops() if self._box is not None else None
         if status == 0 and not remaining:
             return
+        if status not in (STUCK, CRASHED):
+            words = command.wait(1).stderr.decode(errors="replace").strip().splitlines()
+            raise LabError(f"the agent failed: {words[-1] if words else 'no message'}")
+        if status == STUCK or trouble:
+            self._halt()
         if status == STUCK and remaining:
             lost = results.unfinished(remaining.pop(0)["id"])
             lost.end = "host"
             lost.host = headline(trouble) if trouble else "the host hangs"
             yield lost
-        elif status not in (STUCK, CRASHED):
-            words = command.wait(1).stderr.decode(errors="replace").strip().splitlines()
-            raise LabError(f"the agent failed: {words[-1] if words else 'no message'}")
-        if status == STUCK or trouble:
-            self._halt()
 
 
 def pack_agent(path: Path) -> None:

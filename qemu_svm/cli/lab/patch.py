@@ -29,9 +29,9 @@ from qemu_svm.lab.suites.catalogue import KERNELS
 @click.option("--kernel", type=click.Choice(KERNELS), default="6.1", show_default=True,
               help="Kernel of the emulated host, which the patch is for.")  # fmt: skip
 @options.npt_option
-@click.option("--sequences", default=100, show_default=True, type=click.IntRange(0, 10_000),
-              metavar="N", help="Random sequences for each stream, besides the plans.",
-              )  # fmt: skip
+@click.option("--sequences", type=click.IntRange(0, 10_000), metavar="N",
+              help="Random sequences for each stream, besides the plans.  [default: what 40 "
+              "seconds have, at most 100]")  # fmt: skip
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(0), metavar="S",
               help="Seed of the random sequences.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Show all changes of a step.")
@@ -43,7 +43,7 @@ def command(
     as_json: bool,
     kernel: str,
     npt: str,
-    sequences: int,
+    sequences: int | None,
     seed: int,
     verbose: bool,
     mirror: str | None,

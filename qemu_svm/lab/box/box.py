@@ -57,6 +57,7 @@ class Box(BoxSession):
     :param share: a directory of the host to be mounted as ``/share`` inside; by default a
         temporary one.
     :param modules: modules to load in place of the kernel's, by file name: ``kvm-amd.ko``.
+    :param words: on the kernel's command line, besides the usual ones.
     :param mirror: Debian mirror for what is not in the cache yet.
     :param progress: is notified of each step.
     :raises LabError: no such QEMU; on entering, it cannot be had, built or started.
@@ -77,13 +78,14 @@ class Box(BoxSession):
         share: Path | None = None,
         mirror: str | None = None,
         modules: Mapping[str, bytes] | None = None,
+        words: Sequence[str] = (),
         progress: Progress = SILENT,
     ) -> None:
         super().__init__()
         self._kernel = kernels.wanted(kernel)
         self._user = kernels.user_land(self._kernel) if qemu is None else suites.of_qemu(qemu)
         self._emulator_suite = None if emulator is None else suites.of_qemu(emulator)
-        self._machine = Machine(npt, cpu, smp, memory)
+        self._machine = Machine(npt, cpu, smp, memory, tuple(words))
         self._emulator_args = tuple(emulator_args)
         self._own_share = share
         self._mirror = mirror

@@ -21,12 +21,14 @@ class Machine:
     :param npt: nested paging for KVM's guests (``kvm_amd npt=``).
     :param cpu: QEMU's CPU model; ``+svm`` is added.
     :param memory: MiB.
+    :param words: on the kernel's command line, besides the usual ones.
     """
 
     npt: bool = True
     cpu: str = "EPYC"
     smp: int = 1
     memory: int = 2048
+    words: tuple[str, ...] = ()
 
 
 def program(emulator: Built | None) -> list[str]:
@@ -64,6 +66,7 @@ def arguments(
     words = [
         "console=ttyS0", "panic=-1", "oops=panic", "loglevel=5", "no_timer_check",
         "tsc=reliable", "random.trust_cpu=on", f"box_npt={int(machine.npt)}",
+        *machine.words,
     ]  # fmt: skip
     return [
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from qemu_svm.diagnosis.oops import Oops
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.progress import SILENT, Progress
-from qemu_svm.lab.suites import build
-from qemu_svm.lab.suites.catalogue import of_kernel
+from qemu_svm.lab.suites import build, kernels
+from qemu_svm.lab.suites.cache import Built
+from qemu_svm.lab.trial.differ import Difference, kinds
 from qemu_svm.lab.trial.patches import Patch
-from qemu_svm.lab.trial.workshop import Module, built_module
+from qemu_svm.lab.trial.sides import Crash, Sides
+from qemu_svm.lab.trial.workshop import ROOT, Module, built_module, place_of
 from qemu_svm.machine import Machine
 from qemu_svm.model import plans
-from qemu_svm.model.kvm.vcpu import RunEnd
-from qemu_svm.model.saved import Saved
-from qemu_svm.replay.compare import INSIDE
 from qemu_svm.replay.conform import Guest, read_guest
 from qemu_svm.replay.generate import sequence
-from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult, ReplayStep, kernel_of
-from qemu_svm.replay.replay import perform
+from qemu_svm.replay.job import ReplayJob, ReplayOptions, kernel_of
 from qemu_svm.replay.shrink import shrink
 from qemu_svm.results import Result
+
+Found = tuple[Guest, ReplayJob, Difference]
 
 PLANS = (
     "cpuid,sregs,nested,regs,msrs,run",
@@ -55,59 +57,14 @@ a second call that succeeds and one that fails, GIF clear, a pending VMRUN, each
 argument, leaving guest mode by a call, by SMM and by EFER."""
 
 _SECONDS = 1.0
+_PATIENT = 10.0  # for what differs, again
 _REPEATED = 40
 _SHRUNK = 3
-_RESTLESS = (
-    *("requests", "cpu", "mode", "exits", "arch.regs_avail", "arch.regs_dirty"),
-    "arch.*tsc_offset",
-    *("*.control.tsc_offset", "*.control.asid", "*.control.clean", "*.control.exit_info_*"),
-    *("*.control.exit_int_info*", "*.control.insn_*", "*.control.tlb_ctl"),
-)
-"""Members that differ between two runs of the same kernel."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One part of the state.
-
-    :param name: ``errno``, ``run``, ``end``, a part of the state, ``inside.MEMBER``.
-    :param owner: whose register the value with the patch is: ``L1's``, ``L2's``, or empty.
-    """
-
-    name: str
-    without: Any
-    with_patch: Any
-    owner: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The first step at which a plan differs.
-
-    :param plans: how many plans differ in the same way; ``plan`` is the shortest of them.
-    """
-
-    guest: str
-    plan: str
-    step: int
-    text: str
-    changes: tuple[Change, ...]
-    plans: int = 1
-
-    @property
-    def inside_only(self) -> bool:
-        """Whether no ioctl shows it."""
-        return all(one.name.startswith(INSIDE) for one in self.changes)
-
-
-@dataclass(frozen=True, slots=True)
-class Crash:
-    """A plan that crashed the kernel of one side."""
-
-    guest: str
-    plan: str
-    with_patch: bool
-    words: str
+_BATCH = 10  # random sequences
+_LIMIT = 40.0  # seconds for random sequences, unless their number is given
+_MANY = 100
+_WATCHED = ("softlockup_panic=1",)
+"""On the kernel's command line: a patched kernel that loops ends with a trace of where."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -118,7 +75,11 @@ class Trial(Result):
     :param kernel: version of the kernel.
     :param guests, plans, sequences: how many were tried.
     :param steps: ioctls and runs that were compared.
-    :param differences: those that no ioctl shows last, shorter plans first.
+    :param differences: what ioctls show first, then early steps and short plans.
+    :param same: parts of the state that never differed, ``inside.`` those in memory.
+    :param warnings: what the kernel with the patch warned of (WARN), and the other did not.
+    :param places: file and line of each crash with the patch, by its words.
+    :param stopped: whether a kernel crashed so often that plans were left out.
     """
 
     verb: ClassVar[str] = "lab_patch"
@@ -132,34 +93,15 @@ class Trial(Result):
     steps: int
     differences: tuple[Difference, ...]
     crashes: tuple[Crash, ...]
+    same: tuple[str, ...] = ()
+    warnings: tuple[Oops, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+    stopped: bool = False
 
     @property
     def good(self) -> bool:
-        """Whether nothing differs, and no kernel crashed."""
-        return not self.differences and not self.crashes
-
-
-@dataclass
-class _Sides:
-    # The two kernels, and what was found.
-    without: InBox
-    with_patch: InBox
-    steps: int = 0
-    crashes: list[Crash] = field(default_factory=list)
-
-    def run(self, guest: Guest, jobs: Sequence[ReplayJob]) -> Iterator[Difference | None]:
-        """Perform jobs on both kernels; return the first difference of each."""
-        results = [
-            list(perform(side, guest.ram, jobs, side.probe(), side.layout()))
-            for side in (self.without, self.with_patch)
-        ]
-        for job, one, other in zip(jobs, *results, strict=True):
-            for with_patch, result in ((False, one), (True, other)):
-                if result.host:
-                    words = result.host.splitlines()[0]
-                    self.crashes.append(Crash(guest.name, job.plan, with_patch, words))
-            self.steps += min(len(one.steps), len(other.steps))
-            yield _difference(guest, job, one, other)
+        """Whether nothing differs, and no kernel crashed or warned."""
+        return not self.differences and not self.crashes and not self.warnings
 
 
 def put_on_trial(
@@ -168,7 +110,7 @@ def put_on_trial(
     machines: Sequence[Machine],
     *,
     kernel: str,
-    sequences: int = 100,
+    sequences: int | None = None,
     seed: int = 1,
     npt: bool = True,
     mirror: str | None = None,
@@ -178,128 +120,131 @@ def put_on_trial(
 
     :param path: of the patch, for the report.
     :param machines: the captures to restore.
-    :param kernel: release line of a suite's kernel.
-    :param sequences: number of random plans for each capture.
+    :param kernel: of the box, see :func:`qemu_svm.lab.suites.kernels.wanted`.
+    :param sequences: number of random plans for each capture; None for as many as 40
+        seconds have, at most 100.
     :raises PatchRefused: the patch does not apply, or does not compile.
     :raises LabError: a box cannot be started.
     """
-    suite = of_kernel(kernel)
-    with ExitStack() as stack:
-        held = stack.enter_context(build.using(suite, mirror=mirror, progress=progress))
-        module = built_module(held, patch, progress=progress)
+    with ExitStack() as boxes, ExitStack() as stack:
+        held = stack.enter_context(
+            build.using(kernels.wanted(kernel), mirror=mirror, progress=progress)
+        )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trial")))
 
-        def boot(modules: dict[str, bytes] | None) -> Any:
+        def boot(modules: Mapping[str, bytes] | None) -> Callable[[Path], Box]:
             return lambda share: Box(
                 kernel=kernel, npt=npt, share=share, mirror=mirror, modules=modules,
-                progress=progress,
+                words=_WATCHED,
             )  # fmt: skip
 
-        without = stack.enter_context(InBox(boot(None)))
-        with_patch = stack.enter_context(InBox(boot(dict(module.files)), module.types))
-        sides = _Sides(without, with_patch)
+        without = boxes.enter_context(InBox(boot(None)))
+        # At the end, boxes are stopped, then threads end, then the boxes' files go.
+        pool = stack.enter_context(ThreadPoolExecutor(2, "side"))
+        stack.callback(without.stop)
+        own = pool.submit(without.probe)  # it boots while the module is built
+        module = built_module(held, patch, progress=progress)
+        progress.step("starting two boxes")
+        with_patch = boxes.enter_context(InBox(boot(module.files), module.types))
+        stack.callback(with_patch.stop)
+        version = kernel_of(own.result())
+        sides = Sides(without, with_patch, pool)
         try:
             with_patch.probe()
         except LabError as error:
             raise LabError(f"with the patch: {error.what}", hint=error.hint) from error
-        found: list[tuple[Guest, ReplayJob, Difference]] = []
-        count = 0
+        found: list[Found] = []
+        guests = []
         for number, machine in enumerate(machines):
             guest = read_guest(machine, folder / f"ram{number}")
             stack.enter_context(closing(guest.ram))
-            progress.step(f"plans of {guest.name}", number, len(machines))
-            jobs = list(_jobs(guest, sequences, seed))
-            count += len(jobs)
-            found += [
-                (guest, job, one)
-                for job, one in zip(jobs, sides.run(guest, jobs), strict=True)
-                if one is not None
-            ]
+            guests.append(guest)
+        for number, guest in enumerate(guests):
+            progress.step(f"plans of {guest.name}", number, len(guests))
+            found += _performed(sides, guest, list(_jobs(guest, PLANS)))
+        if found:
+            progress.note(f"{len(found)} plans differ")
+        done = 0
+        for number, guest in enumerate(guests):
+            progress.step(f"random sequences of {guest.name}", number, len(guests))
+            count, more = _random(sides, guest, sequences, seed, _LIMIT / len(guests))
+            done += count
+            found += more
         progress.step("what differs, again")
         differences = _confirmed(sides, found)
-        version = kernel_of(without.probe())
+        stopped = sides.spent
+        warned = {one.functions[:1] for one in without.warnings()}
         return Trial(
-            path, patch, module, version, len(machines), count - sequences * len(machines),
-            sequences * len(machines), sides.steps, tuple(differences), tuple(sides.crashes),
+            path, patch, module, version, len(guests), len(PLANS), done, sides.tally.steps,
+            tuple(differences), tuple(sides.crashes), tuple(sides.tally.same),
+            tuple(replace(one, place=one.place.removeprefix(ROOT))
+                  for one in with_patch.warnings() if one.functions[:1] not in warned),
+            _places(held, module, sides.crashes), stopped,
         )  # fmt: skip
 
 
-def _jobs(guest: Guest, sequences: int, seed: int) -> Iterator[ReplayJob]:
+def _performed(sides: Sides, guest: Guest, jobs: Sequence[ReplayJob]) -> list[Found]:
+    return [
+        (guest, job, one)
+        for job, one in zip(jobs, sides.run(guest, jobs), strict=False)
+        if one is not None
+    ]
+
+
+def _random(
+    sides: Sides, guest: Guest, wanted: int | None, seed: int, limit: float
+) -> tuple[int, list[Found]]:
+    # Random sequences in batches; how many, and what differed.
+    found: list[Found] = []
+    end = time.monotonic() + limit
+    number, last = 0, _MANY if wanted is None else wanted
+    while number < last and not sides.spent and (wanted is not None or time.monotonic() < end):
+        numbers = range(number, min(number + _BATCH, last))
+        texts = [sequence(seed, one, guest.saved) for one in numbers]
+        found += _performed(sides, guest, list(_jobs(guest, texts)))
+        number = numbers.stop
+    return number, found
+
+
+def _places(kernel: Built, module: Module, crashes: Sequence[Crash]) -> dict[str, str]:
+    # Function, file and line of each crash with the patch.
+    found = {}
+    for crash in crashes:
+        if crash.with_patch and crash.trouble and crash.words not in found:
+            found[crash.words] = place_of(kernel, module, crash.trouble)
+    return {words: place for words, place in found.items() if place}
+
+
+def _jobs(guest: Guest, texts: Sequence[str]) -> Iterator[ReplayJob]:
     options = ReplayOptions(seconds=_SECONDS, shorten=True, emulated=True)
-    texts = [*PLANS, *(sequence(seed, number, guest.saved) for number in range(sequences))]
     for number, text in enumerate(texts):
         yield ReplayJob(str(number), guest.saved, plans.parse(text), options)
 
 
-def _difference(
-    guest: Guest, job: ReplayJob, one: ReplayResult, other: ReplayResult
-) -> Difference | None:
-    for mine, theirs in zip(one.steps, other.steps, strict=False):
-        changes = tuple(_changes(guest.saved, mine, theirs))
-        if changes:
-            return Difference(guest.name, job.plan, mine.number, mine.step.text, changes)
-        if mine.run is not None and mine.run.result == RunEnd.HANG:
-            return None  # where it was stopped is an accident
-    if one.end == other.end:
-        return None
-    number = min(len(one.steps), len(other.steps))
-    text = job.steps[number].text if number < len(job.steps) else "end"
-    end = Change("end", one.host or one.end, other.host or other.end)
-    return Difference(guest.name, job.plan, number + 1, text, (end,))
-
-
-def _changes(saved: Saved, one: ReplayStep, other: ReplayStep) -> Iterator[Change]:
-    if one.errno != other.errno:
-        yield Change("errno", one.errno, other.errno)
-    if one.run is not None and other.run is not None and one.run.result != other.run.result:
-        yield Change("run", one.run.result, other.run.result)
-    for name in sorted(one.state.keys() | other.state.keys()):
-        if one.state.get(name) != other.state.get(name):
-            yield _change(saved, name, one.state.get(name), other.state.get(name))
-    mine, theirs = one.inside or {}, other.inside or {}
-    for name in sorted(mine.keys() & theirs.keys()):
-        restless = any(fnmatchcase(name, pattern) for pattern in _RESTLESS)
-        if mine[name] != theirs[name] and not restless:
-            yield _change(saved, INSIDE + name, mine[name], theirs[name])
-
-
-def _change(saved: Saved, name: str, without: Any, with_patch: Any) -> Change:
-    register = name.rpartition(".")[2]
-    l1, l2 = saved.l1(), saved.sregs
-    owner = ""
-    if register in l1 and register in l2 and l1.content(register) != l2.content(register):
-        owner = {l1.get(register): "L1's", l2.get(register): "L2's"}.get(with_patch, "") \
-            if isinstance(with_patch, int) else ""  # fmt: skip
-    return Change(name, without, with_patch, owner)
-
-
-def _confirmed(sides: _Sides, found: list[tuple[Guest, ReplayJob, Difference]]) -> list[Difference]:
-    # One of each kind, the shortest plan; performed again, and random ones reduced.
-    kinds: dict[tuple[str, ...], list[tuple[Guest, ReplayJob, Difference]]] = {}
-    for entry in found:
-        key = tuple(change.name for change in entry[2].changes)
-        kinds.setdefault(key, []).append(entry)
-    made = []
-    for number, several in enumerate(kinds.values()):
-        guest, job, first = min(several, key=lambda entry: len(entry[2].plan))
-        again = next(sides.run(guest, [job])) if number < _REPEATED else first
-        if again is None:
+def _confirmed(sides: Sides, found: Sequence[Found]) -> list[Difference]:
+    # One of each kind, the shortest plan; performed again, and reduced.
+    made: list[Difference] = []
+    for number, kind in enumerate(kinds(found)):
+        guest, job, first = kind[0]
+        again: Difference | None = first
+        if number < _REPEATED and not sides.spent:
+            job = replace(job, options=replace(job.options, seconds=_PATIENT))
+            again = next(sides.run(guest, [job]), first)
+        if again is None or not again.names & first.names:
             continue
-        if number < _SHRUNK and job.plan not in PLANS:
+        if number < _SHRUNK and job.plan not in PLANS and not sides.spent:
             again = _shrunk(sides, guest, job, again)
-        made.append(replace(again, plans=len(several)))
-    return sorted(made, key=lambda one: (one.inside_only, len(one.plan)))
+        made.append(replace(again, plans=len(kind)))
+    return sorted(made, key=lambda one: one.order)
 
 
-def _shrunk(sides: _Sides, guest: Guest, job: ReplayJob, wanted: Difference) -> Difference:
-    names = {change.name for change in wanted.changes}
-
-    def difference(plan: str) -> ReplayJob:
+def _shrunk(sides: Sides, guest: Guest, job: ReplayJob, wanted: Difference) -> Difference:
+    def difference_of(plan: str) -> ReplayJob:
         return replace(job, steps=plans.parse(plan))
 
     def show_all(some: Sequence[str]) -> list[bool]:
-        seen = sides.run(guest, [difference(plan) for plan in some])
-        return [one is not None and names <= {change.name for change in one.changes}
-                for one in seen]  # fmt: skip
+        seen = list(sides.run(guest, [difference_of(plan) for plan in some]))
+        seen += [None] * (len(some) - len(seen))
+        return [one is not None and one.is_like(wanted) for one in seen]
 
-    return next(sides.run(guest, [difference(shrink(job.plan, show_all))])) or wanted
+    return next(sides.run(guest, [difference_of(shrink(job.plan, show_all))]), None) or wanted

@@ -20,7 +20,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from qemu_svm.lab.trial.patches import SOURCE, Patch, PatchRefused
 
 SECONDS = 600
 """Limit of a build."""
+ROOT = "/build/"
+"""The directory of the source in a workshop."""
 _LAYOUT = 2  # of a workshop; another one is made again
 _MEMORY = 6 << 30  # bytes of address space of each process of a build
 _PROCESSES = 200
@@ -52,6 +54,13 @@ _WARNING = re.compile(r"^\S*?((?:arch/x86|virt/kvm|include)/\S+): (warning|error
 _FILE_PATCHED = re.compile(r"(?:patching|checking) file '?([^']*)'?")
 _HUNK = re.compile(r"Hunk #\d+ .*")
 _MANIFEST = "workshop.json"
+_LINES = "lines/"
+# A function of one of the modules in an oops: RIP, and the call trace without its guesses.
+_FRAME = re.compile(
+    r"(?:RIP: [0-9a-f]+:|^ *)(?P<function>\w+)(?P<part>[\w.]*)\+(?P<offset>0x[0-9a-f]{1,6})/0x"
+    r"[0-9a-f]+ \[(?P<module>kvm|kvm_amd)\b",
+    re.M,
+)
 _PATCH_FAILED, _ALREADY, _NO_MODULE, _NO_TYPES = 10, 13, 11, 12
 
 # The root becomes "/", and the host's is unmounted, before any of the patch is read.
@@ -96,8 +105,19 @@ LLVM_OBJCOPY=objcopy pahole -J /build/types.ko >&2 || exit {no_types}
 cd /build
 objcopy -O binary --only-section=.BTF --set-section-flags .BTF=alloc types.ko types \\
     || exit {no_types}
-for file in {files}; do strip -g arch/x86/kvm/$file -o $file || exit {no_types}; done
-tar -cf - {files} types
+mkdir lines
+for file in {files}; do
+    strip -g arch/x86/kvm/$file -o $file || exit {no_types}
+    objcopy --compress-debug-sections=zlib arch/x86/kvm/$file lines/$file || exit {no_types}
+done
+tar -cf - {files} types lines
+"""
+
+_FIND_LINE = """\
+cd /build && tar -xf - || exit 1
+set -- $(objdump -t {file} | awk '$NF == "{function}" && / F / {{ print $1, $(NF - 2); exit }}')
+[ $# = 2 ] || exit 1
+addr2line -e {file} -j "$2" -f $(printf '%#x' $((0x$1 + {offset})))
 """
 
 
@@ -107,6 +127,7 @@ class Module:
 
     :param files: the modules by file name (``kvm-amd.ko``), without debug information.
     :param types: BTF of kvm-amd.
+    :param lines: the modules with debug information, by file name.
     :param remarks: what GNU patch said about hunks that did not fit exactly.
     :param warnings: of the compiler: file and line, text.
     :param source: the package of the source, and the suite that it is from.
@@ -114,6 +135,7 @@ class Module:
 
     files: Mapping[str, bytes]
     types: bytes
+    lines: Mapping[str, bytes] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     source: str = ""
@@ -169,6 +191,36 @@ def own_types(version: str, *, progress: Progress = SILENT) -> bytes:
     raise LabError(f"Linux {version} is not in the cache")
 
 
+def place_of(kernel: Built, module: Module, trouble: str) -> str:
+    """Return function, file and line of the first function of KVM that an oops names.
+
+    :param kernel: that the module is for.
+    :param trouble: the oops as the kernel printed it.
+    :returns: such as ``svm_set_nested_state, arch/x86/kvm/svm/nested.c:1669``; the function
+        alone if it is not in the module, and an empty text if no function of KVM is named.
+    """
+    frame = _FRAME.search(trouble)
+    if frame is None:
+        return ""
+    function = frame["function"] + frame["part"]
+    file = frame["module"].replace("_", "-") + ".ko"
+    root = cache.folder() / f"{cache.WORKSHOP}{kernel.manifest.kernel}" / "root"
+    if file not in module.lines or not root.exists():
+        return function
+    script = _FIND_LINE.format(file=file, function=function, offset=frame["offset"])
+    given = io.BytesIO()
+    with tarfile.open(fileobj=given, mode="w") as archive:
+        entry = tarfile.TarInfo(file)
+        entry.size = len(module.lines[file])
+        archive.addfile(entry, io.BytesIO(module.lines[file]))
+    status, out, _log = _in_workshop(root, script, given.getvalue())
+    lines = out.decode(errors="replace").splitlines()
+    if status or len(lines) != 2 or ":" not in lines[1]:
+        return function
+    inlined = "" if lines[0] == function else f" (inlined: {lines[0][:80]})"
+    return f"{function}{inlined}, {lines[1].partition(' ')[0].removeprefix(ROOT)[:160]}"
+
+
 def _hunks(log: str) -> list[str]:
     # What GNU patch says of hunks that did not fit exactly, by file and hunk.
     file, found = "", []
@@ -210,9 +262,14 @@ def _unpacked(data: bytes) -> Module:
     members = _members(data)
     try:
         words = json.loads(members["words"])
-        files = {name: content for name, content in members.items() if name.endswith(".ko")}
-        return Module(files, members["types"], tuple(words["remarks"]), tuple(words["warnings"]),
-                      words["source"])  # fmt: skip
+        found = {name: content for name, content in members.items() if name.endswith(".ko")}
+        lines = {name.removeprefix(_LINES): content for name, content in found.items()
+                 if name.startswith(_LINES)}  # fmt: skip
+        return Module(
+            {name: content for name, content in found.items() if "/" not in name},
+            members["types"], lines, tuple(words["remarks"]), tuple(words["warnings"]),
+            words["source"],
+        )  # fmt: skip
     except (KeyError, ValueError, TypeError) as error:
         raise LabError(f"a module in the cache is damaged: {error}",
                        hint="remove the directory modules of the cache") from None  # fmt: skip

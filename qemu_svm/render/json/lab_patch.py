@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qemu_svm.lab.trial.trial import Change, Difference, Trial
+from qemu_svm.lab.trial.differ import Change, Difference
+from qemu_svm.lab.trial.trial import Trial
 from qemu_svm.render.json.base import SCHEMA_VERSION
 from qemu_svm.render.json.observed import observed
 
@@ -20,6 +21,8 @@ def render(result: Trial) -> dict[str, Any]:
             "skipped": list(result.patch.skipped),
             "remarks": list(result.module.remarks),
             "warnings": list(result.module.warnings),
+            "modules": sorted(result.module.files),
+            "source": result.module.source or None,
         },
         "kernel": result.kernel,
         "guests": result.guests,
@@ -33,9 +36,18 @@ def render(result: Trial) -> dict[str, Any]:
                 "plan": one.plan,
                 "with_patch": one.with_patch,
                 "host": one.words,
+                "step": one.step,
+                "text": one.text,
+                "place": result.places.get(one.words) if one.with_patch else None,
             }
             for one in result.crashes
         ],
+        "kernel_warnings": [
+            {"text": one.text, "place": one.place or None, "functions": list(one.functions[:8])}
+            for one in result.warnings
+        ],
+        "same": list(result.same),
+        "stopped": result.stopped,
     }
 
 
@@ -47,6 +59,9 @@ def _difference(one: Difference) -> dict[str, Any]:
         "step": one.step,
         "text": one.text,
         "inside_only": one.inside_only,
+        "outside": one.outside,
+        "shown": None if one.shown is None else _difference(one.shown),
+        "until": None if one.until is None else {"step": one.until[0], "text": one.until[1]},
         "changes": [_change(change) for change in one.changes],
     }
 

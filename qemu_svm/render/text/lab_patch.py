@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.text import Text
 
-from qemu_svm.lab.trial.trial import Change, Difference, Trial
+from qemu_svm.lab.trial.differ import IOCTLS, Change, Difference
+from qemu_svm.lab.trial.sides import Crash
+from qemu_svm.lab.trial.trial import Trial
 from qemu_svm.model.observed import comparable
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING
@@ -16,6 +18,22 @@ from qemu_svm.render.text.steps import BAD, INDENT
 from qemu_svm.replay.compare import INSIDE
 
 _SHOWN = 12
+_OF = "'s"
+_GROUPS = {
+    "errno": "the errno of every ioctl",
+    "run": "how every KVM_RUN ends",
+    "nested": "flags and address of the nested state",
+    "ctl": "L1's control area",
+    "l1": "L1's registers",
+    "shared": "the blob's other fields",
+    "sregs": "SREGS",
+    "regs": "REGS",
+    "msr": "MSRs",
+    "smm": "SMM",
+    "shadow": "the interrupt shadow",
+    "gif": "GIF",
+    "hflags": "hflags",
+}
 
 
 def render(result: Trial, *, verbose: bool) -> Iterable[Text]:
@@ -28,19 +46,23 @@ def render(result: Trial, *, verbose: bool) -> Iterable[Text]:
     yield Text(f"  changes {', '.join(patch.files)}")
     if patch.skipped:
         yield Text(f"  not built: {printable(', '.join(patch.skipped))}", FAINT)
+    built = " and ".join(sorted(module.files, reverse=True))
+    yield Text(f"  built: {built}, {printable(module.source)}", FAINT)
     for words in module.remarks:
         yield Text(f"  patch: {printable(words)}", "yellow")
     for words in module.warnings:
         yield Text(f"  compiler: {printable(words)}", "yellow")
     yield Text(
-        f"  {result.guests} guests, {result.plans} plans, {result.sequences} random sequences, "
+        f"  {result.guests} guest{'s' * (result.guests != 1)}, {result.plans} plans, "
+        f"{result.sequences} random sequences, "
         f"{result.steps} ioctls and runs on each side, outside and inside"
     )
-    for crash in result.crashes:
-        side = "with the patch" if crash.with_patch else "without the patch"
+    yield from _crashes(result)
+    for warning in result.warnings:
         yield Text()
-        yield Text(f"the kernel {side} crashed: {printable(crash.words)}", BAD)
-        yield Text(f"{INDENT}{printable(crash.plan)}  ({printable(crash.guest)})", FAINT)
+        where = ", ".join(one for one in (*warning.functions[:1], warning.place) if one)
+        yield Text(f"the kernel with the patch warns (WARN) in {printable(where)}", BAD)
+        yield Text(f"{INDENT}called by {printable(', '.join(warning.functions[1:5]))}", FAINT)
     for one in result.differences:
         yield Text()
         yield from _difference(one, verbose=verbose)
@@ -48,16 +70,97 @@ def render(result: Trial, *, verbose: bool) -> Iterable[Text]:
     yield from _verdict(result)
 
 
+def _crashes(result: Trial) -> Iterator[Text]:
+    seen: dict[tuple[bool, str], list[Crash]] = {}
+    for crash in result.crashes:
+        seen.setdefault((crash.with_patch, crash.words), []).append(crash)
+    for (with_patch, words), crashes in seen.items():
+        first = min(crashes, key=lambda one: (one.step, len(one.plan)))
+        side = "with the patch" if with_patch else "without the patch"
+        verb = "hangs" if not first.trouble else "crashes"
+        yield Text()
+        yield Text(f"in step {first.step}, {_ioctl(first.text)}, the kernel {side} {verb}: "
+                   f"{printable(words)}", BAD)  # fmt: skip
+        if with_patch and words in result.places:
+            yield Text(f"{INDENT}in {printable(result.places[words])}", BAD)
+        yield Text(f"{INDENT}{printable(first.plan)}  ({_where(first.guest, len(crashes))})", FAINT)
+    if result.stopped:
+        yield Text(f"{INDENT}the plans after that were not performed", FAINT)
+
+
+def _where(guest: str, plans: int) -> str:
+    more = f", and {plans - 1} more plan{'s' * (plans > 2)}" if plans > 1 else ""
+    return f"{printable(guest)}{more}"
+
+
+def _ioctl(text: str) -> str:
+    name, _, settings = text.partition(":")
+    return printable(IOCTLS.get(name, name) + (f" ({settings})" if settings else ""))
+
+
 def _difference(one: Difference, *, verbose: bool) -> Iterator[Text]:
-    where = "in the kernel's memory only, no ioctl shows it" if one.inside_only else "outside"
-    yield Text(f"after step {one.step}, {printable(one.text)}: {where}", BAD)
-    more = f", and {one.plans - 1} more plans" if one.plans > 1 else ""
-    yield Text(f"{INDENT}{printable(one.plan)}  ({printable(one.guest)}{more})", FAINT)
-    shown = one.changes if verbose else one.changes[:_SHOWN]
+    yield Text(f"after step {one.step}, {_ioctl(one.text)}: {_sentence(one)}", BAD)
+    yield Text(f"{INDENT}{printable(one.plan)}  ({_where(one.guest, one.plans)})", FAINT)
+    yield from _changes(one.changes, verbose=verbose)
+    if one.shown is not None:
+        yield Text(f"{INDENT}after step {one.shown.step}, {_ioctl(one.shown.text)}, outside:", BAD)
+        yield from _changes(one.shown.changes, verbose=verbose)
+
+
+def _changes(changes: Sequence[Change], *, verbose: bool) -> Iterator[Text]:
+    shown = changes if verbose else changes[:_SHOWN]
     for change in shown:
         yield Text(f"{INDENT}{_change(change)}")
-    if len(shown) < len(one.changes):
-        yield Text(f"{INDENT}{len(one.changes) - len(shown)} more (-v)", FAINT)
+    if len(shown) < len(changes):
+        yield Text(f"{INDENT}{len(changes) - len(shown)} more (-v)", FAINT)
+
+
+def _sentence(one: Difference) -> str:
+    # What the step does with the patch, in a line.
+    by_name = {change.name: change for change in one.changes}
+    if "errno" in by_name:
+        errno = by_name["errno"]
+        return f"{_result(errno.with_patch)} with the patch, {_result(errno.without)} without"
+    if "run" in by_name:
+        run = by_name["run"]
+        return (f"ends with {printable(str(run.with_patch))} with the patch, with "
+                f"{printable(str(run.without))} without")  # fmt: skip
+    if "end" in by_name:
+        return "the plan does not end in the same way"
+    outside = [change for change in one.changes if not change.is_inside]
+    what = _holders(outside or one.changes)
+    if outside:
+        return f"ioctls show {what}"
+    if one.shown is not None:
+        return f"{what} in the kernel's memory; ioctls show it after step {one.shown.step}"
+    until = f" until step {one.until[0]}, {_ioctl(one.until[1])}" if one.until is not None else ""
+    return f"{what} in the kernel's memory only{until}; no ioctl shows it"
+
+
+def _result(errno: str | None) -> str:
+    return "succeeds" if errno is None else f"fails with {printable(errno)}"
+
+
+def _holders(changes: Sequence[Change]) -> str:
+    # nested.save with L1's cr3; l1.rip
+    holders: dict[str, list[Change]] = {}
+    for change in changes:
+        holder, _, member = change.name.removeprefix(INSIDE).rpartition(".")
+        holders.setdefault(holder or member, []).append(change)
+    words = []
+    for holder, several in list(holders.items())[:3]:
+        owners = {change.owner for change in several if change.owner}
+        if len(several) == 1 and not owners:
+            words.append(several[0].name.removeprefix(INSIDE))
+        elif len(owners) == 1:
+            words.append(
+                f"{holder} with registers of {next(iter(owners)).removesuffix(chr(39) + 's')}"
+            )
+        else:
+            words.append(f"another {holder}")
+    if len(holders) > 3:
+        words.append(f"{len(holders) - 3} other parts")
+    return ", ".join(printable(word) for word in words)
 
 
 def _change(change: Change) -> str:
@@ -74,11 +177,21 @@ def _words(name: str, value: Any) -> str:
 
 
 def _verdict(result: Trial) -> Iterator[Text]:
-    outside = [one for one in result.differences if not one.inside_only]
     if result.good:
         yield Text("nothing differs: every errno, every answer, both VMCBs and the caches", "green")
         return
-    if result.differences and not outside:
+    if not result.crashes and not any(one.outside for one in result.differences):
         yield Text("errno and every answer of the ioctls are the same with the patch and without")
-    count = len(result.differences) + len(result.crashes)
-    yield Text(f"the patch changes what KVM does in {count} ways", BAD)
+    if not result.stopped:
+        yield from _same(result.same)
+    count = len(result.differences) + len({one.words for one in result.crashes})
+    count += len(result.warnings)
+    yield Text(f"the patch changes what KVM does in {count} way{'s' * (count != 1)}", BAD)
+
+
+def _same(same: Sequence[str]) -> Iterator[Text]:
+    outside = [_GROUPS.get(one, one) for one in same if not one.startswith(INSIDE)]
+    inside = [one.removeprefix(INSIDE) for one in same if one.startswith(INSIDE)]
+    for words, names in (("does not differ", outside), ("nor inside", inside)):
+        if names:
+            yield Text(f"{words}: {printable(', '.join(names))}", "green")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from qemu_svm.lab.box import boot
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.suites import cache
 from qemu_svm.lab.suites.catalogue import of_kernel
-from qemu_svm.lab.trial import trial as trials
-from qemu_svm.lab.trial.patches import Patch
-from qemu_svm.lab.trial.trial import PLANS, Difference, Trial
+from qemu_svm.lab.trial.differ import Difference, Tally, difference, kinds
+from qemu_svm.lab.trial.patches import Patch, read_patch
+from qemu_svm.lab.trial.sides import Crash, Sides
+from qemu_svm.lab.trial.trial import PLANS, Trial
 from qemu_svm.lab.trial.workshop import Module
 from qemu_svm.model import plans
 from qemu_svm.render.text.lab_patch import render
@@ -39,10 +41,18 @@ def replayed(in_box: InBox, plain: Guest) -> ReplayResult:
 
 
 def test_one_kernel_does_not_differ_from_itself(in_box: InBox, plain: Guest) -> None:
-    sides = trials._Sides(in_box, in_box)
-    assert list(sides.run(plain, jobs(plain, *PLANS[:4]))) == [None] * 4
-    assert sides.steps > 30
+    with ThreadPoolExecutor(1) as pool:  # one box: one side after the other
+        sides = Sides(in_box, in_box, pool)
+        assert list(sides.run(plain, jobs(plain, *PLANS[:2]))) == [None] * 2
+    assert sides.tally.steps > 15
+    assert sides.tally.differing == set()
+    assert {"errno", "run", "l1", "inside.vmcb02.save", "inside.nested.ctl"} <= sides.tally.seen
     assert sides.crashes == []
+
+
+def compared(plain: Guest, one: ReplayResult, other: ReplayResult) -> Difference | None:
+    (job,) = jobs(plain, PLAN)
+    return difference(plain, job, one, other, Tally())
 
 
 def changed(result: ReplayResult, number: int, **inside: int) -> ReplayResult:
@@ -57,59 +67,102 @@ def changed(result: ReplayResult, number: int, **inside: int) -> ReplayResult:
 def test_the_first_step_that_differs_in_the_words_of_the_field(
     plain: Guest, replayed: ReplayResult
 ) -> None:
-    (job,) = jobs(plain, PLAN)
-    found = trials._difference(plain, job, replayed, changed(replayed, 3, cr3=0x101000, cr4=0x20))
+    found = compared(plain, replayed, changed(replayed, 3, cr3=0x101000, cr4=0x20))
     assert found is not None
     assert (found.step, found.text, found.inside_only) == (3, "nested", True)
     cr3, cr4 = found.changes
     assert (cr3.name, cr3.without, cr3.with_patch) == ("inside.nested.save.cr3", 0, 0x101000)
     assert (cr3.owner, cr4.owner) == ("L1's", "")
-    assert trials._difference(plain, job, replayed, replayed) is None
+    assert compared(plain, replayed, replayed) is None
 
 
 def test_what_only_the_clock_changes_is_no_difference(plain: Guest, replayed: ReplayResult) -> None:
-    (job,) = jobs(plain, PLAN)
     step = replayed.steps[2]
     assert step.inside is not None
     other = {"vmcb02.control.tsc_offset": 1, "vmcb01.control.asid": 77, "requests": 4}
     late = replace(step, inside=step.inside | other)
     result = replace(replayed, steps=(*replayed.steps[:2], late, *replayed.steps[3:]))
-    assert trials._difference(plain, job, replayed, result) is None
+    assert compared(plain, replayed, result) is None
 
 
-def test_a_kernel_that_crashes_differs_at_its_step(plain: Guest, replayed: ReplayResult) -> None:
-    (job,) = jobs(plain, PLAN)
-    dead = replace(replayed, steps=replayed.steps[:4], end="host", host="BUG: kernel NULL pointer")
-    found = trials._difference(plain, job, replayed, dead)
+def test_until_when_the_memory_differs(plain: Guest, replayed: ReplayResult) -> None:
+    """A member that only memory has: refilled by a later step, or shown by one."""
+    wrong = changed(replayed, 3, cr3=0x101000)
+    found = compared(plain, replayed, wrong)
     assert found is not None
-    assert (found.step, found.text) == (5, "msrs")
-    assert found.changes[0].with_patch == "BUG: kernel NULL pointer"
+    assert (found.until, found.shown, found.outside) == ((4, "regs"), None, False)
+    assert found.plan == "cpuid,sregs,nested"
+    last = wrong.steps[-1]
+    late = replace(last, state=last.state | {"sregs.cr3": 0x999000})
+    found = compared(plain, replayed, replace(wrong, steps=(*wrong.steps[:-1], late)))
+    assert found is not None
+    assert found.shown is not None
+    assert (found.shown.step, [one.name for one in found.shown.changes]) == (6, ["sregs.cr3"])
+    assert (found.inside_only, found.outside, found.plan) == (True, True, PLAN)
 
 
-def made(difference: Difference | None) -> Trial:
+def test_differences_of_one_kind_are_one(plain: Guest, replayed: ReplayResult) -> None:
+    (job,) = jobs(plain, PLAN)
+    found = []
+    for members in ({"cr3": 1, "cr4": 2}, {"cr3": 1, "cr4": 2, "efer": 3}, {"dr7": 1}):
+        one = compared(plain, replayed, changed(replayed, 3, **members))
+        assert one is not None
+        found.append((plain, job, one))
+    assert [len(kind) for kind in kinds(found)] == [2, 1]
+
+
+def made(*found: Difference, crashes: tuple[Crash, ...] = ()) -> Trial:
     patch = Patch(b"x", ("arch/x86/kvm/svm/nested.c",), ("tools/x.c",))
     remarks = ("a.c: Hunk #1 succeeded at 7 with fuzz 2.",)
-    module = Module({"kvm-amd.ko": b""}, b"", remarks, ("a.c:1: unused",), "linux-source-6.1 1")
-    found = () if difference is None else (difference,)
-    return Trial("v3.patch", patch, module, "6.1.176", 1, 10, 20, 130, found, ())
+    files = {"kvm-amd.ko": b""}
+    module = Module(files, b"", {}, remarks, ("a.c:1: unused",), "linux-source-6.1 1")
+    places = {"BUG: NULL": "svm_set_nested_state, arch/x86/kvm/svm/nested.c:1669"}
+    same = ("errno", "inside.vmcb01.save")
+    return Trial(
+        "v3.patch", patch, module, "6.1.176", 1, 10, 20, 130, found, crashes, same, (), places
+    )
+
+
+def shown(trial: Trial) -> str:
+    return "\n".join(line.plain for line in render(trial, verbose=False))
 
 
 def test_the_report(plain: Guest, replayed: ReplayResult) -> None:
-    (job,) = jobs(plain, PLAN)
-    found = trials._difference(plain, job, replayed, changed(replayed, 3, cr3=0x101000))
-    text = "\n".join(line.plain for line in render(made(found), verbose=False))
+    found = compared(plain, replayed, changed(replayed, 3, cr3=0x101000))
+    assert found is not None
+    text = shown(made(found))
     assert "patch: a.c: Hunk #1 succeeded at 7 with fuzz 2." in text
     assert "compiler: a.c:1: unused" in text
     assert "not built: tools/x.c" in text
-    assert "after step 3, nested: in the kernel's memory only, no ioctl shows it" in text
+    assert "built: kvm-amd.ko, linux-source-6.1 1" in text
+    assert (
+        "after step 3, KVM_SET_NESTED_STATE: nested.save with registers of L1 in the kernel's "
+        "memory only until step 4, KVM_SET_REGS; no ioctl shows it" in text
+    )
     assert "nested.save.cr3  without 0x0, with 0x101000, L1's" in text
     assert "errno and every answer of the ioctls are the same" in text
+    assert "does not differ: the errno of every ioctl\nnor inside: vmcb01.save" in text
     document = json.loads(json.dumps(made(found).to_json()))
     assert document["differences"][0]["changes"] == [
         {"name": "inside.nested.save.cr3", "without": "0x0", "with": "0x101000", "owner": "L1's"}
     ]
-    assert made(None).good
-    assert "nothing differs" in "\n".join(line.plain for line in render(made(None), verbose=False))
+    assert document["differences"][0]["until"] == {"step": 4, "text": "regs"}
+    assert made().good
+    assert "nothing differs" in shown(made())
+
+
+def test_a_crash_in_the_report() -> None:
+    crash = Crash("g", "cpuid,sregs,nested", True, "BUG: NULL", 3, "nested", "RIP: 0010:f+0x1/0x2")
+    trial = made(crashes=(crash, replace(crash, plan="cpuid,nested")))
+    text = shown(trial)
+    assert (
+        "in step 3, KVM_SET_NESTED_STATE, the kernel with the patch crashes: BUG: NULL\n"
+        "     in svm_set_nested_state, arch/x86/kvm/svm/nested.c:1669\n"
+        "     cpuid,nested  (g, and 1 more plan)" in text
+    )
+    assert "changes what KVM does in 1 way" in text
+    assert not trial.good
+    assert trial.to_json()["crashes"][0]["place"].endswith("nested.c:1669")
 
 
 def test_a_module_takes_the_place_of_the_kernels_own() -> None:
@@ -143,8 +196,6 @@ def test_what_is_refused_starts_nothing(
 
 
 def test_the_patches_of_the_documentation_can_be_read() -> None:
-    from qemu_svm.lab.trial.patches import read_patch
-
     found = sorted((ROOT / "docs/patches").glob("*.patch"))
     assert len(found) >= 5
     for path in found:
