@@ -17,6 +17,8 @@ import pytest
 
 import qemu_svm as svm
 from qemu_svm.lab import Box
+from qemu_svm.lab import kvm as targets
+from qemu_svm.lab.kvm import InBox
 from tests.conftest import CAPTURES, ROOT, STREAMS, Run
 from tests.test_rooms import ROOMS
 
@@ -174,7 +176,8 @@ def test_a_trace(svmstream: Run) -> None:
     assert judged.to_json() == json.loads(svmstream("trace", "--json", LOG).stdout)
 
 
-def test_a_replay_in_an_emulated_host(box: Box) -> None:  # the box: one at a time
+def test_a_replay_in_an_emulated_host(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "InBox", lambda _boot: InBox(box))  # the one that is up
     with svm.open(CAPTURE) as dump:
         done = svm.replay_plan(dump, kernel="6.1", compare=True)
         assert done.good

@@ -232,8 +232,6 @@ def test_metadata() -> None:
 @pytest.mark.box
 @pytest.mark.timeout(900)
 def test_the_lab_from_the_wheel(installed: Installed, tmp_path: Path) -> None:
-    ran = installed.run("lab", "run", "--kernel", "6.1", "--", "uname", "-r", timeout=300)
-    assert (ran.returncode, ran.stdout[:4]) == (0, b"6.1.")
     log = tmp_path / "log"
     done = installed.run(
         "lab", "witness", "--json", STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst",

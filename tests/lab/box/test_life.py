@@ -28,7 +28,7 @@ def here() -> Iterator[Place]:
         yield made
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_the_command_ends_all(here: Place, number: signal.Signals) -> None:
     process = here.start(*FOREVER)
     assert process.stdout is not None
