@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qemu_svm.diagnosis.results import Why
     from qemu_svm.findings.inspection import Inspection
     from qemu_svm.findings.masks import Mask
+    from qemu_svm.findings.recorded import RecordedDifference
     from qemu_svm.findings.results import (
         CheckReport,
         CompatReport,
@@ -76,6 +77,8 @@ def open(  # noqa: A001 - as svm.open
     description: PathLike | None = None,
     page_size: int | None = None,
     beside: Mapping[str, PathLike] | None = None,
+    put: int | None = None,
+    vm: int | None = None,
     limits: Limits = DEFAULT,
 ) -> Dump:
     """Open a migration stream, or the state of vCPUs in another form.
@@ -90,6 +93,9 @@ def open(  # noqa: A001 - as svm.open
     :param page_size: of the guest in bytes, a power of two, whatever the stream says.
     :param beside: files with further structures of vCPU 0, for an input that is no stream:
         ``{"sregs": "sregs.bin", "regs": "regs.bin"}``.
+    :param put: of a recording: number of the put of each vCPU, from 1; None for the last one
+        that puts a vCPU into guest mode, else the last one before it runs.
+    :param vm: of a recording: number of the VM, from 1; None for the first with such a vCPU.
     :param limits: resource limits for the input.
     :raises SourceError: the input cannot be opened, decompressed or has none of these forms.
     :raises StreamError: a channel or the lender of the description is damaged; damage
@@ -98,7 +104,7 @@ def open(  # noqa: A001 - as svm.open
     with ExitStack() as owned:
         lent = _lent(os.fspath(description), limits) if description is not None else None
         name, given = os.fspath(path), {key: os.fspath(one) for key, one in (beside or {}).items()}
-        state = _state(name, given, limits, owned)
+        state = _state(name, given, (put, vm), limits, owned)
         if isinstance(state, Machine):
             return Dump(state, (), owned.pop_all())
         source = state
@@ -109,7 +115,11 @@ def open(  # noqa: A001 - as svm.open
 
 
 def _state(
-    path: str, beside: Mapping[str, str], limits: Limits, owned: ExitStack
+    path: str,
+    beside: Mapping[str, str],
+    chosen: tuple[int | None, int | None],
+    limits: Limits,
+    owned: ExitStack,
 ) -> Machine | Source:
     # The machine of an input that is no stream; else the input.
     if os.path.isdir(path):
@@ -121,9 +131,9 @@ def _state(
     source = owned.enter_context(open_source(path, limits))
     head = source.read_at(0, len(_MAGIC))
     if head != _MAGIC and source.container == "plain":
-        from qemu_svm.snapshots.open import read_state
+        from qemu_svm.snapshots.open import Choice, read_state
 
-        found = read_state(source, limits, beside, owned)
+        found = read_state(source, limits, beside, Choice(*chosen), owned)
         if found is not None:
             return found
     if beside:
@@ -311,6 +321,7 @@ class Dump:
         maxphyaddr: int = 40,
         cpu: str | None = None,
         ram: bool = False,
+        saved: Dump | None = None,
     ) -> CheckReport:
         """Tell which kernels accept the nested state, and which rules it meets.
 
@@ -323,6 +334,7 @@ class Dump:
             ``"EPYC-Rome,+svm"``.
         :param ram: look into guest memory where a rule depends on it, however large the
             stream is; without it, only in streams of up to 256 MiB.
+        :param saved: the stream that a recording was to restore: the put is judged by it.
         :raises PlanError: no such kernel or CPU model, or ``qemu`` is not a version.
         """
         from qemu_svm.findings.check import check
@@ -335,15 +347,15 @@ class Dump:
         report = check(self.machine, chosen, qemu=qemu,
                        source=profiles(source)[0] if source is not None else None,
                        maxphyaddr=maxphyaddr, npt=npt, cpu=cpu,
-                       memory=self._memory_aside if look else None,
-                       named=bool(names))  # fmt: skip
+                       memory=self._memory_aside if look else None, named=bool(names),
+                       saved=None if saved is None else saved.machine)  # fmt: skip
         return CheckReport(self.machine, report)
 
     def simulate(
         self,
         plan: str | None = None,
         *,
-        kernel: str | Sequence[str] = "6.1",
+        kernel: str | Sequence[str] | None = None,
         vcpu: int = 0,
         npt: bool = True,
         irqchip: bool = True,
@@ -351,12 +363,14 @@ class Dump:
         cpu: str | None = None,
         race: dict[str, int] | None = None,
         against: str | None = None,
+        saved: Dump | None = None,
     ) -> SimulationReport:
         """Restore a vCPU in a model of KVM.
 
         :param plan: ``qemu``, ``qemu-VERSION``, ``selftests``, or steps separated by commas;
             None for that of QEMU, as far as the input has values for it.
-        :param kernel: one or more kernels; ``all`` for every profile.
+        :param kernel: one or more kernels; ``all`` for every profile; None for the kernel that
+            a recording names, else 6.1.
         :param vcpu: CPU index.
         :param npt: the host uses nested paging.
         :param irqchip: the local APIC is in the kernel.
@@ -365,22 +379,27 @@ class Dump:
         :param race: fields of vmcb12's save area that L1 changes between check and use; adds
             a second VMRUN to the plan.
         :param against: a second plan, compared with the first; for one kernel only.
+        :param saved: the stream that a recording was to restore: the result is judged by it.
         :raises PlanError: no such kernel, step or field; or ``against`` with several kernels.
         :raises PathError: no such vCPU.
         """
+        from qemu_svm.findings.recorded import answers_of, first_difference, recorded_kernel
         from qemu_svm.findings.results import SimulationReport
         from qemu_svm.findings.verdict import judge_restore
+        from qemu_svm.memory.layout import backing
         from qemu_svm.model.profiles import profiles
         from qemu_svm.model.scenario import scenario
 
-        names = [kernel] if isinstance(kernel, str) else kernel
+        names = [kernel] if isinstance(kernel, str) else kernel or ()
         chosen = [profile for name in names for profile in profiles(name)]
+        chosen = chosen or [*recorded_kernel(self.vcpu(vcpu), ())] or profiles("6.1")
         if against is not None and len(chosen) != 1:
             raise PlanError("two plans are compared on one kernel")
 
         from qemu_svm.model.partial import default_plan
+        from qemu_svm.model.recorded import PLAN
 
-        def restore(steps: str) -> Scenario:
+        def restore(steps: str | None) -> Scenario:
             return scenario(
                 self.machine,
                 self.vcpu(vcpu),
@@ -390,10 +409,14 @@ class Dump:
                 maxphyaddr=maxphyaddr,
                 cpu=cpu,
                 race=race,
+                backed=None if saved is None else backing(saved.machine),
+                saved=None if saved is None else saved.vcpu(vcpu),
             )
 
-        plan = default_plan(self.vcpu(vcpu)) if plan is None else plan
         wanted = restore(plan)
+        if plan is None:
+            one = self.vcpu(vcpu)
+            plan = default_plan(one) if one.put is None else PLAN
         finished = tuple(wanted.simulate(profile) for profile in chosen)
         judgements = tuple(judge_restore(simulation) for simulation in finished)
         beside = None
@@ -401,7 +424,11 @@ class Dump:
             from qemu_svm.findings.plans import compare_plans
 
             beside = compare_plans(finished[0], restore(against).simulate(chosen[0]), against)
-        return SimulationReport(self.machine, plan, finished, judgements, beside)
+        put = self.vcpu(vcpu).put
+        parted: tuple[RecordedDifference | None, ...] = ()
+        if put is not None and plan == PLAN:
+            parted = tuple(first_difference(put, wanted.steps, answers_of(one)) for one in finished)
+        return SimulationReport(self.machine, plan, finished, judgements, beside, parted, vcpu)
 
     @cached_property
     def ram(self) -> Ram:
@@ -618,6 +645,7 @@ def replay_plan(
     limits: Limits = DEFAULT,
     progress: LabProgress | None = None,
     mirror: str | None = None,
+    saved: Dump | None = None,
 ) -> Replay:
     """Restore a vCPU of a stream into a real KVM, step by step.
 
@@ -637,6 +665,7 @@ def replay_plan(
     :param timeout: seconds that a run may take.
     :param progress: shows what is being done while the emulated host starts.
     :param mirror: Debian mirror for a kernel that is not in the lab's cache.
+    :param saved: the stream that a recording was to restore: its memory is used.
     :raises PlanError: a step that does not exist, or cannot be replayed; no name of a kernel.
     :raises PathError: no such vCPU.
     :raises StreamError: RAM of the stream is missing or damaged.
@@ -653,13 +682,14 @@ def replay_plan(
     )  # fmt: skip
     with ExitStack() as stack:
         dump = _opened(stream, stack, limits)
-        job = prepare(dump.machine, dump.vcpu(vcpu), plan, options)
+        saved_in = None if saved is None else saved.machine
+        job = prepare(dump.machine, dump.vcpu(vcpu), plan, options, saved_in)
         target = stack.enter_context(
             replay_target(kernel, device, npt=npt, mirror=mirror, progress=progress or SILENT)
         )
         return replay(
-            dump.machine, job, target, channels=dump.channels, compared=compare,
-            inside=inside, addresses=addresses,
+            dump.machine, job, target, channels=(saved or dump).channels, compared=compare,
+            inside=inside, addresses=addresses, saved_in=saved_in,
         )  # fmt: skip
 
 

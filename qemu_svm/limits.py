@@ -42,6 +42,8 @@ class Limits:
     :param core_loads: program headers of a core.
     :param snapshot_bytes: of a file with the state of vCPUs that is no stream: JSON, raw
         structures, another VMM's snapshot (without the guest's memory).
+    :param recorded_puts: of each vCPU of a recording that are kept as state: the first and the
+        last ones.
     :param trace_line_bytes: of a line in a log of ioctls; the middle of a longer line
         is left out.
     :param trace_ioctls: ioctls kept, after repeated ones are counted as one.
@@ -67,6 +69,7 @@ class Limits:
     page_table_leaves: int = 1 << 24
     core_loads: int = 1 << 17
     snapshot_bytes: int = 64 * MIB
+    recorded_puts: int = 64
     trace_line_bytes: int = 64 * KIB
     trace_ioctls: int = 100_000
     trace_puts: int = 10_000

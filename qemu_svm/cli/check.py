@@ -10,7 +10,7 @@ import click
 from qemu_svm.cli import options, qemus
 from qemu_svm.cli.output import print_json, show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage, report_failure
-from qemu_svm.cli.streams import opened
+from qemu_svm.cli.streams import opened, opened_saved
 from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import PlanError, SvmStreamError
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @options.json_option
 @options.limit_option
 @options.state_options
+@options.saved_option
 @options.description_option
 @options.page_size_option
 @options.channel_option
@@ -62,6 +63,7 @@ def command(
     cpu: str | None,
     maxphyaddr: int,
     ram: bool,
+    saved: str | None,
     verbose: bool,
     list_rules: bool,
     word: str | None,
@@ -89,9 +91,13 @@ def command(
         raise click.UsageError("--channel is for a single FILE")
 
     def judged(file: str) -> tuple[CheckReport, int]:
-        with opened(file, channels=channels, description=lender) as dump:
+        with (
+            opened_saved(saved) as original,
+            opened(file, channels=channels, description=lender) as dump,
+        ):
             report = dump.check(kernels, source=source, qemu=qemu_version, npt=npt == "on",
-                                maxphyaddr=maxphyaddr, cpu=cpu, ram=ram)  # fmt: skip
+                                maxphyaddr=maxphyaddr, cpu=cpu, ram=ram,
+                                saved=original)  # fmt: skip
             if not as_json:
                 show(report, as_json=False, verbose=verbose)
             unreadable = report_damage(dump)

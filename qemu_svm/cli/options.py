@@ -154,6 +154,11 @@ plan_option = click.option(
 
 def state_options(function: _Decorated) -> _Decorated:
     """Add the options of an input that is no stream: structures in files of their own."""
+    for one, words in _CHOICE.items():
+        function = click.option(
+            f"--{one}", metavar="N", type=click.IntRange(1), callback=_keep, expose_value=False,
+            help=f"For a recording: {words}",
+        )(function)  # fmt: skip
     for name, words in reversed(_BESIDE.items()):
         function = click.option(
             f"--{name}", metavar="FILE", callback=_keep_beside, expose_value=False,
@@ -162,6 +167,10 @@ def state_options(function: _Decorated) -> _Decorated:
     return function
 
 
+_CHOICE = {
+    "vm": "which VM, from 1.  [default: the first with a vCPU in guest mode]",
+    "put": "which put of each vCPU, from 1.  [default: the last with guest mode]",
+}
 _BESIDE = {
     "nested": "struct kvm_nested_state, raw.",
     "sregs": "struct kvm_sregs or kvm_sregs2.",
@@ -181,6 +190,17 @@ _BESIDE = {
 def _keep_beside(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None:
         ctx.meta.setdefault("qemu_svm.beside", {})[param.opts[0].removeprefix("--")] = value
+
+
+saved_option = click.option(
+    "--saved", "saved", metavar="FILE",
+    help="For a recording: the stream or snapshot that it was to restore; the put is judged by it.",
+)  # fmt: skip
+
+
+def choice() -> tuple[int | None, int | None]:
+    """Return the numbers of the put and of the VM that options of a recording have chosen."""
+    return _kept("put", default=None), _kept("vm", default=None)
 
 
 def beside() -> dict[str, str]:

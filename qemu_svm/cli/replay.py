@@ -9,7 +9,7 @@ from qemu_svm.cli import options, progress, signals
 from qemu_svm.cli.lab.options import KERNEL, mirror_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
-from qemu_svm.cli.streams import opened
+from qemu_svm.cli.streams import opened, opened_saved
 from qemu_svm.cli.verbs import verb
 
 
@@ -22,6 +22,7 @@ from qemu_svm.cli.verbs import verb
 @options.json_option
 @options.limit_option
 @options.state_options
+@options.saved_option
 @options.plan_option
 @click.option("--kvm", "device", metavar="PATH", help="A KVM of this machine.  [default: /dev/kvm]")
 @click.option("--lab", "kernel", type=KERNEL, metavar="KERNEL",
@@ -57,6 +58,7 @@ def command(
     lender: str | None,
     channels: tuple[str, ...],
     vcpu: int,
+    saved: str | None,
     compare: bool,
     inside: bool,
     timeout: float,
@@ -74,13 +76,16 @@ def command(
     if device is not None and kernel is not None:
         raise click.UsageError("--kvm is for this machine, --lab for an emulated one: give one")
     signals.interrupt_on_termination()
-    with opened(file, channels=channels, description=lender) as dump:
+    with (
+        opened_saved(saved) as original,
+        opened(file, channels=channels, description=lender) as dump,
+    ):
         with progress.steps() as shown:
             done = api.replay_plan(
                 dump, plan, kernel=kernel, device=device, mirror=mirror, npt=npt == "on", vcpu=vcpu,
                 irqchip=not no_irqchip, maxphyaddr=maxphyaddr, shorten=shorten,
                 compare=compare, inside=inside, addresses=inside and verbose, timeout=timeout,
-                progress=shown,
+                progress=shown, saved=original,
             )  # fmt: skip
         show(done, as_json=as_json, verbose=verbose)
         unreadable = report_damage(dump)

@@ -7,7 +7,7 @@ import click
 from qemu_svm.cli import options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
-from qemu_svm.cli.streams import opened
+from qemu_svm.cli.streams import opened, opened_saved
 from qemu_svm.cli.verbs import suggestion, verb
 from qemu_svm.model.race import FIELDS as RACED
 
@@ -37,6 +37,7 @@ def _race(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
 @options.json_option
 @options.limit_option
 @options.state_options
+@options.saved_option
 @options.description_option
 @options.channel_option
 @options.kernel_option("6.1")
@@ -64,6 +65,7 @@ def command(
     plan: str | None,
     against: str | None,
     vcpu: int,
+    saved: str | None,
     race: dict[str, int],
     npt: str,
     cpu: str | None,
@@ -79,13 +81,16 @@ def command(
     """
     from qemu_svm.findings.verdict import Verdict
 
-    with opened(file, channels=channels, description=lender) as dump:
-        report = dump.simulate(plan, kernel=kernels or "6.1", vcpu=vcpu, npt=npt == "on",
+    with (
+        opened_saved(saved) as original,
+        opened(file, channels=channels, description=lender) as dump,
+    ):
+        report = dump.simulate(plan, kernel=kernels, vcpu=vcpu, npt=npt == "on",
                                irqchip=not no_irqchip, maxphyaddr=maxphyaddr, cpu=cpu,
-                               race=race, against=against)  # fmt: skip
+                               race=race, against=against, saved=original)  # fmt: skip
         show(report, as_json=as_json, verbose=verbose)
         unreadable = report_damage(dump)
     if unreadable:
         return unreadable
-    good = report.verdict in (Verdict.RIGHT, Verdict.OPEN)
+    good = report.verdict in (Verdict.RIGHT, Verdict.OPEN) and not any(report.recorded)
     return EXIT_FINDINGS if not good and options.fails() else 0

@@ -6,9 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from qemu_svm import api
-from qemu_svm.cli.options import beside, limits, page_size
+from qemu_svm.cli.options import beside, choice, limits, page_size
 from qemu_svm.cli.status import report_damage
 from qemu_svm.errors import PathError, PlanError, SourceError
+
+
+@contextmanager
+def opened_saved(path: str | None) -> Iterator[api.Dump | None]:
+    """Open the input that ``--saved`` names; None without it."""
+    if path is None:
+        yield None
+        return
+    with api.open(path, limits=limits()) as dump:
+        yield dump
 
 
 @contextmanager
@@ -28,6 +38,8 @@ def opened(
         description=description,
         page_size=page_size(),
         beside=beside(),
+        put=choice()[0],
+        vm=choice()[1],
         limits=limits(),
     ) as dump:
         try:

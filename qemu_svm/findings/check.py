@@ -16,6 +16,7 @@ from qemu_svm.findings.advisory import Case
 from qemu_svm.findings.consistency import consistency
 from qemu_svm.findings.looks import Looks
 from qemu_svm.findings.qemus import cpu_finding, qemu_findings, qemu_plan
+from qemu_svm.findings.recorded import differs_from_model, recorded_findings, recorded_kernel
 from qemu_svm.findings.rules import RULES
 from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
 from qemu_svm.machine import Machine, Vcpu
@@ -60,6 +61,7 @@ def check(
     cpu: str | None = None,
     memory: Callable[[], GuestMemory] | None = None,
     named: bool = True,
+    saved: Machine | None = None,
 ) -> Report:
     """Judge every vCPU of a stream for every kernel.
 
@@ -72,21 +74,26 @@ def check(
     :param cpu: the CPU model of the destination, see :mod:`qemu_svm.x86.cpu_models`.
     :param memory: makes the index of RAM, for rules that look there; None if it is not read.
     :param named: the kernels are those that the reader asked about, not all.
+    :param saved: the stream that a recorded put was to restore: the put is judged by it.
     :raises PlanError: ``plan``, ``qemu`` or ``cpu`` cannot be understood.
     """
     kernels = list(kernels)
     if plan is None and qemu is not None and machine.form is None:
         plan = qemu_plan(qemu)
     found = list(consistency(machine))
-    exists, looks = backing(machine), Looks(memory)
+    exists, looks = backing(saved or machine), Looks(memory)
     concerned, judged = concerned_by(kernels), _Judged(kernels)
     verdicts: dict[int, dict[str, Judgement]] = {}
     known: dict[int, dict[str, tuple[str, ...]]] = {}
     for vcpu in machine.vcpus:
         if (vcpu.nested is not None and not vcpu.nested.is_svm) or no_vmcb(vcpu):
             continue
+        original = None if saved is None else saved.vcpu(vcpu.index)
         restore = scenario(machine, vcpu, plan, npt=npt, maxphyaddr=maxphyaddr, cpu=cpu,
-                           backed=exists)  # fmt: skip
+                           backed=exists, saved=original)  # fmt: skip
+        found += recorded_findings(vcpu, original)
+        for kernel in recorded_kernel(vcpu, kernels if named else ()):
+            found += differs_from_model(vcpu, restore.steps, restore.simulate(kernel))
         verdicts[vcpu.index], failures = judged.on_all(restore)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
         without_svm = None if machine.form else cpu_finding(vcpu, restore.host.cpuid)

@@ -156,7 +156,8 @@ def _partial(vcpu: Vcpu) -> Iterator[Finding]:
     if lacking:
         options = ", ".join(f"{OPTIONS[one]} FILE" for one in lacking)
         unjudged = "" if can_run(vcpu) else "; whether L2 runs right is not judged"
-        found = _RULES["X-13"].finding(f"{name}: no {', '.join(lacking)} in the input{unjudged}")
+        where = "in the input" if vcpu.put is None else f"in the {vcpu.put.label}"
+        found = _RULES["X-13"].finding(f"{name}: no {', '.join(lacking)} {where}{unjudged}")
         yield replace(found, do=f"give them with {options} (raw structures, docs/state.md)")
 
 

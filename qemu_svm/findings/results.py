@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from qemu_svm.findings.masks import Mask
     from qemu_svm.findings.plans import PlansApart
     from qemu_svm.findings.ram_diff import RamDiff
+    from qemu_svm.findings.recorded import RecordedDifference
     from qemu_svm.findings.verdict import Judgement, Verdict
     from qemu_svm.machine import Machine
     from qemu_svm.machine.paths import Node
+    from qemu_svm.machine.recorded import RecordedPut
     from qemu_svm.model.kernels.changes import Change
     from qemu_svm.model.simulate import Simulation
     from qemu_svm.rules import Finding, Rule
@@ -59,6 +61,9 @@ class SimulationReport(Result):
     :param plan: as given.
     :param judgements: one for each of ``simulations``.
     :param against: a second plan beside the first; of one kernel only.
+    :param recorded: of a recorded put: the first difference between KVM's answers and the
+        model's, one for each of ``simulations``, or None; empty for any other plan.
+    :param vcpu: CPU index.
     """
 
     verb: ClassVar[str] = "simulate"
@@ -67,6 +72,16 @@ class SimulationReport(Result):
     simulations: tuple[Simulation, ...]
     judgements: tuple[Judgement, ...]
     against: PlansApart | None = None
+    recorded: tuple[RecordedDifference | None, ...] = ()
+    vcpu: int = 0
+
+    @property
+    def put(self) -> RecordedPut | None:
+        """The recorded put that was simulated; None if the plan is another one."""
+        if not self.recorded:
+            return None
+        vcpu = self.machine.vcpu(self.vcpu)
+        return vcpu.put
 
     @property
     def verdict(self) -> Verdict:

@@ -4,7 +4,7 @@
 * the order of ioctls (``O- T-``): :mod:`qemu_svm.trace.rules`, and those that depend on
   what a stream holds in :mod:`qemu_svm.findings.advisories`;
 * consistency (``X-``): :mod:`qemu_svm.findings.consistency`, states that no processor can
-  be in :mod:`qemu_svm.findings.impossible`;
+  be in :mod:`qemu_svm.findings.impossible`, recorded puts :mod:`qemu_svm.findings.recorded`;
 * advisories (``A- K- Q-``): :mod:`qemu_svm.findings.advisories`, those that a change of KVM
   repaired in :mod:`qemu_svm.findings.fixes`, about QEMU in :mod:`qemu_svm.findings.qemus`.
 """
@@ -21,6 +21,7 @@ from qemu_svm.findings.consistency import CONSISTENCY
 from qemu_svm.findings.fixes import rules_of
 from qemu_svm.findings.impossible import IMPOSSIBLE
 from qemu_svm.findings.qemus import QEMU_RULES
+from qemu_svm.findings.recorded import RECORDED
 from qemu_svm.findings.results import RuleList
 from qemu_svm.model.kernels.table import find as find_changes
 from qemu_svm.model.rules import CHECKS
@@ -35,6 +36,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             *(one.rule for one in EVERY),
             *CONSISTENCY,
             *IMPOSSIBLE,
+            *RECORDED,
             *QEMU_RULES,
             *ORDERS,
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from qemu_svm.errors import StreamError
 from qemu_svm.fields import Fields
 from qemu_svm.machine import flags
+from qemu_svm.machine.recorded import RecordedPut
 from qemu_svm.nested import NestedState, bits, from_values
 from qemu_svm.stream import LayoutOrigin
 from qemu_svm.stream.vmstate.values import Value
@@ -109,6 +110,7 @@ class Vcpu:
     :param described: origin of the section's layout; ``builtin`` is a guess.
     :param parts: KVM's structures that there are, by the ioctls' names after ``GET_``; None
         in a stream, which has all that QEMU saves.
+    :param put: the ioctls that a recording has of this vCPU; None for any other input.
     """
 
     index: int
@@ -120,6 +122,7 @@ class Vcpu:
     problems: tuple[StreamError, ...] = ()
     described: LayoutOrigin = LayoutOrigin.EMBEDDED
     parts: frozenset[str] | None = None
+    put: RecordedPut | None = None
 
     def get(self, name: str) -> int:
         """Return a register; 0 if this CPU model has none of that name."""

@@ -1,26 +1,33 @@
 """The argument of the ioctl of each step, as values.
 
-The model and a real KVM get the same arguments: both take them from here.
+The model and a real KVM get the same arguments: both take them from here.  They come from the
+saved vCPU, from the settings of the step, or are the bytes that a recorded step has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from qemu_svm.errors import PlanError
+from qemu_svm.kvm import layouts
 from qemu_svm.model.area import Area, Writer
 from qemu_svm.model.plans import Step
 from qemu_svm.model.saved import MSRS as SAVED_MSRS
 from qemu_svm.model.saved import Saved
-from qemu_svm.nested import NestedState, layout
+from qemu_svm.nested import NestedState, from_uapi, layout
 from qemu_svm.x86.cpuid import FEATURES, Cpuid
-from qemu_svm.x86.segments import PARTS, Segment
+from qemu_svm.x86.cpuid_entries import features
+from qemu_svm.x86.msrs import NUMBERS
+from qemu_svm.x86.segments import PARTS, Segment, from_kvm
 
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldtr", "gdtr", "idtr")
 _L1_SREGS = ("es", "cs", "ss", "ds", "gdtr", "idtr", "cr0", "cr3", "cr4", "efer")
 _L1_REGS = ("rip", "rsp", "rax", "rflags")
 _ALIASES = {"gdt": "gdtr", "idt": "idtr", "ldt": "ldtr"}
+_HIDDEN = ("base", "limit", "selector")
+_PDPTRS_VALID = 1
 _NMI_PENDING, _SHADOW, _SMM = 1, 4, 8
 MSRS = (*SAVED_MSRS, "fs_base", "gs_base", "tsc", "tsc_aux", "tsc_ratio", "debugctl", "vm_cr")
 """MSRs that a plan can set."""
@@ -31,6 +38,9 @@ def cpuid(host: Cpuid, step: Step) -> Cpuid:
 
     :raises PlanError: an unknown feature.
     """
+    if step.data is not None:
+        head, size = layouts.CPUID2.size, layouts.CPUID_ENTRY.size
+        return features(layouts.unpack_cpuid(_whole(step.data, head, size)))
     found = host.without("svm") if "nosvm" in step.flags else host
     for key, value in step.settings:
         if isinstance(value, int):
@@ -49,6 +59,8 @@ def sregs(saved: Saved, step: Step) -> Area:
 
     :raises PlanError: a register or part of a segment that does not exist.
     """
+    if step.data is not None:
+        return _sregs(step)
     found = saved.sregs.copy()
     if "l1" in step.flags:
         found.copy_from(saved.l1(), _L1_SREGS)
@@ -61,6 +73,52 @@ def sregs(saved: Saved, step: Step) -> Area:
             found.set(key, int(value), Writer(0, "plan"))
         else:
             raise PlanError(f"'{step.name}' has no register '{key}'", near=tuple(found))
+    return found
+
+
+def msr_numbers(saved: Saved, step: Step) -> tuple[int, ...]:
+    """Return the numbers of the MSRs that ``msrs`` sets, those without a name among them."""
+    if step.data is not None:
+        return tuple(number for number, _, _ in _msrs(step.data))
+    return tuple(NUMBERS[name] for name in msrs(saved, step))
+
+
+def _msrs(data: bytes) -> Iterator[tuple[int, str | None, int]]:
+    names = {number: name for name, number in NUMBERS.items()}
+    whole = _whole(data, layouts.MSRS.size, layouts.MSR_ENTRY.size)
+    for entry in layouts.unpack_list(layouts.MSRS, "nmsrs", layouts.MSR_ENTRY, whole):
+        yield entry["index"], names.get(entry["index"]), entry["data"]
+
+
+def _whole(data: bytes, head: int, size: int) -> bytes:
+    # A list with as many entries as are there.
+    count = min(int.from_bytes(data[:4], "little"), max(len(data) - head, 0) // size)
+    return count.to_bytes(4, "little") + bytes(4) + data[head:]
+
+
+def _unpacked(of: layouts.Layout, data: bytes) -> dict[str, int]:
+    return of.unpack(data[: of.size].ljust(of.size, b"\0"))
+
+
+def _sregs(step: Step) -> Area:
+    # The segments of a recorded put; one that is unusable is not present (svm_set_segment).
+    data = step.data or b""
+    second = step.name == "sregs2"
+    values = _unpacked(layouts.SREGS2 if second else layouts.SREGS, data)
+    writer, found = Writer(0, "recording"), Area("sregs")
+    for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"):
+        found.set(name, values[name], writer)
+    for name in layouts.SEGMENTS:
+        parts = {part: values[f"{name}.{part}"] for part in (*PARTS, *_HIDDEN)}
+        parts["present"] &= int(not values[f"{name}.unusable"])
+        found.set(_ALIASES.get(name, name), from_kvm(parts), writer)
+    for name in layouts.TABLES:
+        table = Segment(0, values[f"{name}.base"], values[f"{name}.limit"], 0)
+        found.set(_ALIASES[name], table, writer)
+    pdptrs: Any = values.get("pdptrs", ())
+    if second and values["flags"] & _PDPTRS_VALID:
+        for number, value in enumerate(pdptrs):
+            found.set(f"pdptr{number}", value, writer)
     return found
 
 
@@ -78,6 +136,8 @@ def regs(saved: Saved, step: Step) -> dict[str, int]:
 
     :raises PlanError: a register that does not exist.
     """
+    if step.data is not None:
+        return _unpacked(layouts.REGS, step.data)
     found = dict(saved.regs)
     if "l1" in step.flags:
         l1 = saved.l1()
@@ -94,6 +154,8 @@ def msrs(saved: Saved, step: Step) -> dict[str, int]:
 
     :raises PlanError: an unknown MSR.
     """
+    if step.data is not None:
+        return {name: value for _, name, value in _msrs(step.data) if name is not None}
     for name, _value in step.settings:
         if name not in MSRS:
             raise PlanError(f"'msrs' has no MSR '{name}'", near=MSRS)
@@ -102,17 +164,23 @@ def msrs(saved: Saved, step: Step) -> dict[str, int]:
 
 def events(saved: Saved, step: Step) -> dict[str, int]:
     """Return the fields of ``events`` by the names that plans use."""
+    if step.data is not None:
+        return _unpacked(layouts.VCPU_EVENTS, step.data)
     flags = {"flags": _NMI_PENDING | _SHADOW | _SMM}
     return flags | {"smm": saved.smm} | {key: int(value) for key, value in step.settings}
 
 
 def debugregs(saved: Saved, step: Step) -> dict[str, int]:
     """Return the registers that ``debugregs`` sets."""
+    if step.data is not None:
+        return _unpacked(layouts.DEBUGREGS, step.data)
     return dict(saved.debugregs) | {key: int(value) for key, value in step.settings}
 
 
 def mp_state(saved: Saved, step: Step) -> int:
     """Return the MP state that ``mpstate`` sets."""
+    if step.data is not None:
+        return int(_unpacked(layouts.MP_STATE, step.data)["mp_state"])
     return int(dict(step.settings).get("state", saved.mp_state))
 
 
@@ -126,6 +194,9 @@ def nested(saved: Saved, step: Step) -> NestedState:
 
     :raises PlanError: an offset outside the VMCB.
     """
+    if step.data is not None:
+        whole = layout.UAPI_HEADER_SIZE + layout.VMCB_SIZE
+        return from_uapi(step.data[:whole].ljust(whole, b"\0"))
     if not step.settings:
         return saved.nested
     header = {key: int(value) for key, value in step.settings if not key.startswith("@")}

@@ -89,6 +89,8 @@ def check_plan(vcpu: Vcpu, steps: Sequence[Step]) -> None:
                 f"'run' cannot be judged: {_words(lacking)}", near=(default_plan(vcpu),)
             )
         names = PARTS.get(step.name)
+        if step.data is not None:
+            continue
         if names is None or vcpu.has(*names) or (step.name == "msrs" and step.settings):
             continue
         if step.flags and _blob(vcpu):

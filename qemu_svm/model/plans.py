@@ -29,7 +29,7 @@ separated by colons::
 ``smi``         an SMI arrives; ``rsm`` leaves SMM
 ==============  ==============================================================
 
-A step may be repeated.  ``lapic``, ``xsave``, ``xcrs`` and ``tsc_khz`` are
+A step may be repeated.  ``lapic``, ``xsave``, ``xcrs``, ``fpu`` and ``tsc_khz`` are
 accepted because real programs have them; they do not affect nested state.
 """
 
@@ -42,9 +42,9 @@ from qemu_svm.errors import PlanError
 
 STEPS = (
     *("cpuid", "sregs", "sregs2", "nested", "regs", "msrs", "events", "debugregs", "mpstate"),
-    *("get", "run", "vmrun", "smi", "rsm", "lapic", "xsave", "xcrs", "tsc_khz"),
+    *("get", "run", "vmrun", "smi", "rsm", "lapic", "xsave", "xcrs", "tsc_khz", "fpu"),
 )
-WITHOUT_EFFECT = frozenset({"lapic", "xsave", "xcrs", "tsc_khz"})
+WITHOUT_EFFECT = frozenset({"lapic", "xsave", "xcrs", "tsc_khz", "fpu"})
 """Steps that do not affect nested state."""
 
 _TAIL = "regs,xsave,xcrs,msrs,events:flags=0x9,mpstate,debugregs,run"
@@ -79,12 +79,16 @@ _CHOICES = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step.  ``settings`` are ``(name, number or word)`` in the order given."""
+    """One step.  ``settings`` are ``(name, number or word)`` in the order given.
+
+    :param data: the bytes that KVM was given, in a recorded step; ``text`` has its record.
+    """
 
     name: str
     flags: tuple[str, ...] = ()
     settings: tuple[tuple[str, int | str], ...] = ()
     text: str = ""
+    data: bytes | None = None
 
 
 def parse(text: str) -> tuple[Step, ...]:

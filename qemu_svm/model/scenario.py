@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qemu_svm.errors import PlanError
 from qemu_svm.machine import Machine, Vcpu
@@ -16,6 +16,7 @@ from qemu_svm.model.partial import check_plan, default_plan
 from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.race import FIELDS as RACED
+from qemu_svm.model.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT, PLAN, steps_of
 from qemu_svm.model.saved import Saved, cpuid_of, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.x86 import cpu_models
@@ -59,6 +60,35 @@ class Scenario:
         )
 
 
+def steps_for(vcpu: Vcpu, plan: str | None) -> tuple[Step, ...]:
+    """Return the steps of a plan.
+
+    :param plan: None for the recorded put, or for QEMU's plan as far as the input has values
+        for it; ``recorded`` for the recorded put.
+    :raises PlanError: an unknown step or setting; or the input is no recording.
+    """
+    if plan is None or plan == PLAN:
+        recorded = steps_of(vcpu)
+        if recorded:
+            return recorded
+        if plan == PLAN:
+            raise PlanError(f"the plan '{PLAN}' is for recordings", near=tuple(plans.NAMED))
+    return plans.parse(default_plan(vcpu) if plan is None else plan)
+
+
+def host_for(vcpu: Vcpu, host: Host) -> Host:
+    """Return the host as the VM of a recorded vCPU has it: with the capabilities it enabled."""
+    if vcpu.put is None:
+        return host
+    found = vcpu.put.capabilities
+    return replace(
+        host,
+        irqchip=host.irqchip and vcpu.put.irqchip is not False,
+        exception_payload=CAP_EXCEPTION_PAYLOAD in found,
+        triple_fault_event=CAP_TRIPLE_FAULT in found,
+    )
+
+
 def scenario(
     machine: Machine,
     vcpu: Vcpu,
@@ -70,11 +100,11 @@ def scenario(
     cpu: str | None = None,
     race: Mapping[str, int] | None = None,
     backed: Backed | None = None,
+    saved: Vcpu | None = None,
 ) -> Scenario:
     """Return the restore of one vCPU of a stream.
 
-    :param plan: see :mod:`qemu_svm.model.plans`; None for QEMU's, as far as the input has
-        values for it (:mod:`qemu_svm.model.partial`).
+    :param plan: see :mod:`qemu_svm.model.plans`; None for that of :func:`steps_for`.
     :param npt: the host uses nested paging.
     :param irqchip: the local APIC is in the kernel.
     :param maxphyaddr: the guest's physical address width in bits, if no CPUID is there.
@@ -83,6 +113,8 @@ def scenario(
     :param race: fields of vmcb12 that L1 changes between check and use, see
         :mod:`qemu_svm.model.race`; adds a second VMRUN to the plan.
     :param backed: ``backing(machine)``, if the caller has it already.
+    :param saved: the vCPU that a recorded put was to restore, by whose registers the result is
+        judged; None for what the put itself carries.
     :raises PlanError: an unknown step, setting, field, CPU model or feature.
     """
     race = race or {}
@@ -90,13 +122,13 @@ def scenario(
         if name not in RACED:
             near = difflib.get_close_matches(name, RACED, cutoff=0.5) or RACED
             raise PlanError(f"VMRUN reads no field '{name}'", near=tuple(near))
-    steps = plans.parse(default_plan(vcpu) if plan is None else plan)
+    steps = steps_for(vcpu, plan)
     check_plan(vcpu, steps)
-    saved = from_vcpu(vcpu)
+    values = from_vcpu(vcpu if saved is None else saved)
     if race and not any(step.name == "vmrun" for step in steps):
         steps += plans.parse("vmrun")
-    cpuid = cpuid_of(vcpu) or guest_cpuid(saved, maxphyaddr)
+    cpuid = cpuid_of(vcpu) or guest_cpuid(values, maxphyaddr)
     if cpu is not None:
         cpuid = cpu_models.parse(cpu, cpuid)
-    host = Host(npt=npt, irqchip=irqchip, bsp=vcpu.index == 0, cpuid=cpuid)
-    return Scenario(saved, steps, host, backed or backing(machine), race)
+    host = host_for(vcpu, Host(npt=npt, irqchip=irqchip, bsp=vcpu.index == 0, cpuid=cpuid))
+    return Scenario(values, steps, host, backed or backing(machine), race)

@@ -32,6 +32,7 @@ from qemu_svm.model.simulate import Result, Simulation, Snapshot
 from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.replay.job import ReplayResult, ReplayStep
 from qemu_svm.replay.memory import STUB_BYTES, handlers
+from qemu_svm.x86.msrs import NUMBERS
 
 KERNEL_DECIDES = frozenset(
     {RunEnd.INTERNAL_ERROR, RunEnd.EFAULT, RunEnd.EINVAL, RunEnd.EIO, RunEnd.HANG}
@@ -201,6 +202,9 @@ def _step(
             if name in kernel:
                 kernel[name] &= _LOW
     inside = _inside(simulation, result.state, seen.inside, circumstances)
+    if seen.refused_msr is not None and seen.refused_msr not in NUMBERS.values():
+        words = f"KVM refuses MSR {seen.refused_msr:#x}, which the model does not have"
+        return StepComparison(number, (), words)
     if seen.run is None:
         wrong = [] if result.errno == seen.errno else [Mismatch("errno", result.errno, seen.errno)]
         wrong += [*_state(model, kernel), *inside]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from qemu_svm.errors import PlanError
@@ -10,6 +10,7 @@ from qemu_svm.kvm import layouts
 from qemu_svm.model import arguments
 from qemu_svm.model.area import Area
 from qemu_svm.model.plans import Step
+from qemu_svm.model.recorded import IOCTLS
 from qemu_svm.model.saved import Saved
 from qemu_svm.replay.extras import Extras
 from qemu_svm.x86 import msrs
@@ -84,6 +85,8 @@ class Encoder:
 
     def operations(self, step: Step) -> list[Operation]:
         """Return the operations of a step; none for a step without effect."""
+        if step.data is not None and step.name not in IMPOSSIBLE:
+            return _recorded(step)
         if step.name in IMPOSSIBLE:
             raise PlanError(f"'{step.name}' cannot be replayed: {IMPOSSIBLE[step.name]}")
         make = self._steps.get(step.name)
@@ -139,6 +142,22 @@ class Encoder:
 
     def _run(self, _step: Step) -> list[Operation]:
         return [{"run": self._seconds, "stop_port": STOP_PORT, "emulated": self._emulated}]
+
+
+def _recorded(step: Step) -> list[Operation]:
+    # The bytes as they are.
+    operation = _ioctl(IOCTLS[step.name], step.data or b"")
+    numbers = dict(step.settings)
+    return [operation | {"value": numbers["khz"]} if "khz" in numbers else operation]
+
+
+def capabilities(numbers: Iterable[int]) -> list[Operation]:
+    """Return the operations that enable capabilities of a VM."""
+    return [
+        _ioctl("ENABLE_CAP", layouts.ENABLE_CAP.pack({"cap": number, "args": [1, 0, 0, 0]}))
+        | {"vm": True}
+        for number in sorted(numbers)
+    ]
 
 
 def check(saved: Saved, steps: Sequence[Step]) -> None:

@@ -13,16 +13,17 @@ from qemu_svm.inside.view import Inside, Looks
 from qemu_svm.kvm.run import INTR, IO, Exit
 from qemu_svm.kvm.run import decode as decode_run
 from qemu_svm.model import arguments
+from qemu_svm.model.decode import WATCHED_MSRS, observed
 from qemu_svm.model.kernels import derive
 from qemu_svm.model.kernels.release import parse_if_any
 from qemu_svm.model.kvm.vcpu import Host, RunEnd
 from qemu_svm.model.observed import Observed
 from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
+from qemu_svm.model.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits, layout
-from qemu_svm.replay.decode import WATCHED_MSRS, observed
-from qemu_svm.replay.encode import STOP_PORT, Encoder
+from qemu_svm.replay.encode import STOP_PORT, Encoder, capabilities
 from qemu_svm.replay.extras import Extras
 from qemu_svm.replay.memory import RamFile, patches
 from qemu_svm.replay.target import JobResult, Probe
@@ -43,6 +44,8 @@ class ReplayOptions:
     :param maxphyaddr: the guest's address width in bits; None for the host's.
     :param shorten: let L2 exit at its next instruction.
     :param vcpu: index of the vCPU; 0 is the bootstrap processor.
+    :param capabilities: numbers of those that the VM enables first: of KVM_SET_VCPU_EVENTS'
+        flags.
     """
 
     seconds: float = 10.0
@@ -51,6 +54,7 @@ class ReplayOptions:
     maxphyaddr: int | None = 40
     shorten: bool = False
     vcpu: int = 0
+    capabilities: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class ReplayStep:
     :param state: after the step, see :mod:`qemu_svm.model.observed`.
     :param inside: what the kernel's memory had, see :mod:`qemu_svm.inside.view`; None if it
         was not read.
+    :param refused_msr: of ``msrs``: the number of the MSR at which it stopped.
     """
 
     number: int
@@ -90,6 +95,7 @@ class ReplayStep:
     state: Observed
     run: RunResult | None = None
     inside: Inside | None = None
+    refused_msr: int | None = None
 
     @property
     def killed(self) -> bool:
@@ -179,7 +185,11 @@ def host_of(probe: Probe, options: ReplayOptions) -> Host:
     cpuid = probe.features
     if options.maxphyaddr is not None:
         cpuid = replace(cpuid, maxphyaddr=options.maxphyaddr)
-    return Host(npt=cpuid.has("npt"), irqchip=options.irqchip, bsp=options.vcpu == 0, cpuid=cpuid)
+    return Host(
+        npt=cpuid.has("npt"), irqchip=options.irqchip, bsp=options.vcpu == 0, cpuid=cpuid,
+        exception_payload=CAP_EXCEPTION_PAYLOAD in options.capabilities,
+        triple_fault_event=CAP_TRIPLE_FAULT in options.capabilities,
+    )  # fmt: skip
 
 
 def encode(job: ReplayJob, ram: RamFile, probe: Probe) -> Json:
@@ -204,8 +214,16 @@ def encode(job: ReplayJob, ram: RamFile, probe: Probe) -> Json:
         "patches": [[address, data.hex()] for address, data in changes],
         "msrs": list(WATCHED_MSRS),
         "read": [[_vmcb12(saved, steps), layout.VMCB_SIZE]],
-        "steps": [encoder.operations(step) for step in steps],
+        "steps": _steps(encoder, steps, options),
     }
+
+
+def _steps(encoder: Encoder, steps: Sequence[Step], options: ReplayOptions) -> list[Any]:
+    # Capabilities of the VM are enabled in the first step, before its own ioctl.
+    made = [encoder.operations(step) for step in steps]
+    if made and options.capabilities:
+        made[0] = [*capabilities(options.capabilities), *made[0]]
+    return made
 
 
 def _vmcb12(saved: Saved, steps: Sequence[Step]) -> int:
@@ -232,15 +250,23 @@ def decode(job: ReplayJob, performed: JobResult, layout: Layout | None = None) -
         seen = [looks.see(look) for look in line["inside"]] if looks is not None else [None]
         if not steps:
             start = seen[0]
-        steps.append(ReplayStep(line["step"], step, name, state, ran, seen[-1]))
+        stopped = _refused_msr(job.saved, step, line) if name and ran is None else None
+        steps.append(ReplayStep(line["step"], step, name, state, ran, seen[-1], stopped))
     return ReplayResult(tuple(steps), performed.end, performed.host, performed.error, start)
 
 
 def _errno(saved: Saved, step: Step, line: Mapping[str, Any]) -> int:
     number = int(line["errno"])
-    if step.name == "msrs" and not number and line["done"] < len(arguments.msrs(saved, step)):
-        return errno.EINVAL  # it stopped at an MSR
-    return number
+    stopped = _refused_msr(saved, step, line) is not None
+    return errno.EINVAL if stopped and not number else number
+
+
+def _refused_msr(saved: Saved, step: Step, line: Mapping[str, Any]) -> int | None:
+    # KVM_SET_MSRS returns how many it has taken.
+    if step.name != "msrs" or line["errno"]:
+        return None
+    numbers = arguments.msr_numbers(saved, step)
+    return numbers[line["done"]] if line["done"] < len(numbers) else None
 
 
 def _run(line: Mapping[str, Any], state: Observed) -> RunResult:

@@ -8,13 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from qemu_svm.errors import PlanError
 from qemu_svm.inside.layout import Layout
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.model import plans
 from qemu_svm.model.kvm.run import GuestCode
-from qemu_svm.model.partial import check_plan, default_plan
+from qemu_svm.model.partial import check_plan
+from qemu_svm.model.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT, PLAN
 from qemu_svm.model.saved import from_vcpu
-from qemu_svm.model.scenario import Scenario
+from qemu_svm.model.scenario import Scenario, steps_for
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.replay.compare import Comparison, compare
 from qemu_svm.replay.encode import check
@@ -99,20 +100,35 @@ def against_model(
         restore = replace(restore, code=code)
 
 
-def prepare(machine: Machine, vcpu: Vcpu, plan: str | None, options: ReplayOptions) -> ReplayJob:
+def prepare(
+    machine: Machine,
+    vcpu: Vcpu,
+    plan: str | None,
+    options: ReplayOptions,
+    saved_in: Machine | None = None,
+) -> ReplayJob:
     """Make the job of a plan for one vCPU of a stream.
 
     :param plan: see :mod:`qemu_svm.model.plans`; None for QEMU's, as far as the input has
-        values for it, and without a run where it has no guest memory.
+        values for it, and without a run where it has no guest memory; of a recording, the
+        recorded put with its bytes as they are.
+    :param saved_in: the stream that a recording was to restore; its memory is used.
     :raises PlanError: an unknown step or setting, or one that cannot be replayed.
     """
-    if plan is None:
-        plan = default_plan(vcpu)
-        if not machine.blocks:
-            plan = plan.removesuffix(",run")
-    saved, steps = from_vcpu(vcpu), plans.parse(plan)
+    steps = steps_for(vcpu, plan)
+    saved = from_vcpu(vcpu if saved_in is None else saved_in.vcpu(vcpu.index))
     check_plan(vcpu, steps)
+    if machine.form is not None and not (saved_in or machine).blocks:
+        if plan is not None and any(step.name == "run" for step in steps) and plan != PLAN:
+            raise PlanError("'run' needs guest memory, which the input does not have")
+        steps = tuple(step for step in steps if step.name != "run")
     options = replace(options, vcpu=vcpu.index)
+    if vcpu.put is not None:
+        known = frozenset((CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT))
+        irqchip = options.irqchip and vcpu.put.irqchip is not False
+        options = replace(options, capabilities=vcpu.put.capabilities & known, irqchip=irqchip)
+    if plan is None:
+        plan = PLAN if vcpu.put is not None else ",".join(step.text for step in steps)
     check(saved, steps)
     return ReplayJob(plan, saved, steps, options, extras(machine, vcpu))
 
@@ -126,6 +142,7 @@ def replay(
     compared: bool = True,
     inside: bool = False,
     addresses: bool = False,
+    saved_in: Machine | None = None,
 ) -> Replay:
     """Perform one job with the RAM of its stream.
 
@@ -133,6 +150,7 @@ def replay(
     :param compared: simulate the plan as well, and compare.
     :param inside: read the vCPU in the kernel's memory after each step.
     :param addresses: with addresses of the host.
+    :param saved_in: the machine whose memory is used; None for ``machine``.
     :raises StreamError: there is no RAM, or it cannot be read completely.
     :raises EnvironmentFault: the KVM cannot be used, or there is no profile of its kernel.
     :raises LabError: a KVM in a box cannot be used.
@@ -140,7 +158,9 @@ def replay(
     path = target.folder / f"ram-{secrets.token_hex(4)}"
     try:
         shorten = job.options.shorten
-        with closing(extract_ram(machine, str(path), channels, reset_page=shorten)) as ram:
+        with closing(
+            extract_ram(saved_in or machine, str(path), channels, reset_page=shorten)
+        ) as ram:
             if shorten:
                 job = replace(job, saved=with_idt(ram.read, job.saved))
             probe = target.probe()

@@ -7,6 +7,7 @@ structure these are the file's own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from qemu_svm.errors import Malformed, StreamError
 from qemu_svm.fields import Fields
@@ -52,7 +53,10 @@ def assemble(found: Snapshot, path: str, limits: Limits) -> Machine:
         records.append(_record(one, offset))
         groups.setdefault(one.vcpu, []).append((one, offset))
         offset += len(one.data)
-    vcpus = tuple(_vcpu(index, parts) for index, parts in sorted(groups.items()))
+    vcpus = tuple(
+        replace(_vcpu(index, parts), put=found.puts.get(index))
+        for index, parts in sorted(groups.items())
+    )
     blocks = tuple(
         RamBlock(f"ram{at}" if len(found.memory) > 1 else "ram", one.size, 0)
         for at, one in enumerate(found.memory)

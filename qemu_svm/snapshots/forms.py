@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 NESTED = "nested-state"
 SELFTEST = "selftest-state"
+RECORDING = "recording"
 DOCUMENT = "document"
 CLOUD_HYPERVISOR = "cloud-hypervisor"
 
@@ -16,6 +17,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         SELFTEST: "struct kvm_x86_state of a KVM selftest",
         DOCUMENT: "document of inspect --json",
         CLOUD_HYPERVISOR: "Cloud Hypervisor snapshot",
+        RECORDING: "recording of KVM's ioctls",
     }
 )
 """Forms in words."""

@@ -6,14 +6,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import NamedTuple
 
 from qemu_svm.errors import LimitExceeded, SourceError
 from qemu_svm.limits import Limits
 from qemu_svm.machine import Machine
+from qemu_svm.recording.recording import is_recording, read_recording
 from qemu_svm.snapshots import cloud_hypervisor, raw
 from qemu_svm.snapshots.assemble import assemble
 from qemu_svm.snapshots.forms import DOCUMENT, NESTED, SELFTEST
 from qemu_svm.snapshots.parts import FIXED, LEAST, Part, Snapshot, part, unique
+from qemu_svm.snapshots.recorded import read_puts
 from qemu_svm.snapshots.text import parse_json
 from qemu_svm.source import Source, open_source
 
@@ -31,6 +34,14 @@ BESIDE = {
     "cpuid": ("CPUID2",),
 }
 """Parts that can be given in files of their own: the option, and the structures it takes."""
+
+
+class Choice(NamedTuple):
+    """Which part of a recording is the state; see :func:`~.recorded.read_puts`."""
+
+    put: int | None = None
+    vm: int | None = None
+
 
 _MAGIC = b"QEVM"
 _LEAST_JSON = b'"schema_version"'
@@ -55,15 +66,17 @@ def read_state(
     source: Source,
     limits: Limits,
     beside: Mapping[str, str],
+    chosen: Choice,
     owned: ExitStack,
 ) -> Machine | None:
     """Return the machine of an input that is no stream; None if it has no form known here.
 
     :param beside: files with further structures of vCPU 0, by the names of :data:`BESIDE`.
+    :param chosen: which put of a recording.
     :param owned: closes what stays open.
     :raises SourceError: it has such a form, and cannot be read.
     """
-    found = _recognised(source, limits)
+    found = _recognised(source, limits, chosen)
     if found is None:
         return None
     if found.file is not None:
@@ -81,7 +94,7 @@ def read_state(
     return machine
 
 
-def _recognised(source: Source, limits: Limits) -> Snapshot | None:
+def _recognised(source: Source, limits: Limits, chosen: Choice) -> Snapshot | None:
     head = source.read_at(0, _HEAD)
     if head.startswith(_MAGIC) or source.container != "plain":
         return None
@@ -93,6 +106,9 @@ def _recognised(source: Source, limits: Limits) -> Snapshot | None:
         data = source.read_at(0, size)
         if raw.is_selftest(data):
             return Snapshot(SELFTEST, tuple(raw.selftest_parts(data)))
+    if is_recording(head):
+        snapshot, puts = read_puts(read_recording(source), limits, put=chosen.put, vm=chosen.vm)
+        return replace(snapshot, puts=puts)
     if head.lstrip()[:1] == b"{" and _LEAST_JSON in head:
         from qemu_svm.snapshots.document import document_parts, is_document
 

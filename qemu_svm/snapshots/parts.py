@@ -13,6 +13,7 @@ from types import MappingProxyType
 from qemu_svm.errors import LimitExceeded, SourceError, StreamError
 from qemu_svm.kvm import layouts
 from qemu_svm.limits import Limits
+from qemu_svm.machine.recorded import RecordedPut
 from qemu_svm.source.base import Source
 
 LEAST: Mapping[str, int] = MappingProxyType(
@@ -66,6 +67,7 @@ class Snapshot:
     :param memory: of the guest, by address; empty if there is none.
     :param file: has the memory.
     :param problems: what could not be read.
+    :param puts: what a recording has, by vCPU.
     """
 
     form: str
@@ -73,6 +75,7 @@ class Snapshot:
     memory: tuple[Range, ...] = ()
     file: Source | None = None
     problems: tuple[StreamError, ...] = ()
+    puts: Mapping[int, RecordedPut] = field(default_factory=dict)
 
 
 def part(name: str, vcpu: int, data: bytes, origin: str) -> Part:

@@ -13,6 +13,7 @@ from qemu_svm.findings.consistency import CONSISTENCY
 from qemu_svm.findings.fixes import FIXES
 from qemu_svm.findings.impossible import IMPOSSIBLE
 from qemu_svm.findings.qemus import QEMU_RULES
+from qemu_svm.findings.recorded import RECORDED
 from qemu_svm.findings.rules import RULES
 from qemu_svm.model import kvm
 from qemu_svm.model.kvm.checks import SET_NESTED_STATE, SET_SREGS
@@ -30,7 +31,7 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "orders of data": tuple(one.rule for one in DATA_ORDERS),
     "advisories": tuple(one.rule for one in ADVISORIES),
     "fixes": tuple(one.rule for one in FIXES),
-    "consistency": (*CONSISTENCY, *IMPOSSIBLE),
+    "consistency": (*CONSISTENCY, *IMPOSSIBLE, *RECORDED),
     "QEMU": QEMU_RULES,
 }
 

@@ -8,10 +8,10 @@ from qemu_svm.errors import PlanError
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.numbers import by_name
 from qemu_svm.model import plans
+from qemu_svm.model.decode import observed
 from qemu_svm.model.observed import comparable
 from qemu_svm.model.saved import MSRS as SAVED_MSRS
 from qemu_svm.model.saved import Saved
-from qemu_svm.replay.decode import observed
 from qemu_svm.replay.encode import Encoder
 from qemu_svm.x86.cpuid import FEATURES, HOST_CPUID, Cpuid
 from qemu_svm.x86.cpuid_entries import BITS, changed, features

@@ -141,6 +141,8 @@ class Host:
         waits for INIT and SIPI until KVM_SET_MP_STATE says otherwise.
     :param separate_pat: the quirk KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT is disabled.
     :param cpuid: the features that the host supports.
+    :param exception_payload, triple_fault_event: the VM has enabled
+        KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT.
     """
 
     npt: bool = True
@@ -148,6 +150,8 @@ class Host:
     bsp: bool = True
     separate_pat: bool = False
     cpuid: Cpuid = HOST_CPUID
+    exception_payload: bool = False
+    triple_fault_event: bool = False
 
     @property
     def apic_base(self) -> int:

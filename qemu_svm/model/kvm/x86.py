@@ -208,7 +208,7 @@ def set_vcpu_events(vcpu: KvmVcpu, events: Mapping[str, int]) -> str | None:
     late = vcpu.kernel.triple_fault and flags & _EVENT_FLAGS["triple"]
     if flags & ~(0x3F if late else 0x1F):
         return "U-04"
-    if flags & _EVENT_FLAGS["payload"]:
+    if flags & _EVENT_FLAGS["payload"] and not vcpu.host.exception_payload:
         return "U-04"  # needs KVM_CAP_EXCEPTION_PAYLOAD
     stuffed = events.get("exc_injected") or (flags & 16 and events.get("exc_pending"))
     vector = events.get("exc_nr", 0)
@@ -235,7 +235,7 @@ def set_vcpu_events(vcpu: KvmVcpu, events: Mapping[str, int]) -> str | None:
     if smm:
         vcpu.smi_pending = bool(events.get("smm_pending"))
         vcpu.init_pending = bool(vcpu.host.irqchip and events.get("latched_init"))
-    if late:
+    if late and not vcpu.host.triple_fault_event:
         # KVM_CAP_X86_TRIPLE_FAULT_EVENT is not enabled; it looks only now.
         vcpu.note("the call failed after everything but the triple fault was set")
         return "U-04"

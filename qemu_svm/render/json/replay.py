@@ -42,6 +42,7 @@ def _step(step: ReplayStep) -> dict[str, Any]:
         "number": step.number,
         "step": step.step.text,
         "errno": step.errno,
+        "refused_msr": optional_hex(step.refused_msr),
         "run": None if step.run is None else _run(step.run),
         "state": {name: observed(name, value) for name, value in step.state.items()},
         "inside": _inside(step.inside),

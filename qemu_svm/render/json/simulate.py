@@ -11,6 +11,7 @@ from qemu_svm.model.area import Content
 from qemu_svm.model.simulate import Result, Simulation
 from qemu_svm.render.json.base import SCHEMA_VERSION, register
 from qemu_svm.render.json.model_state import area, snapshot
+from qemu_svm.render.json.observed import observed
 
 
 def render(result: SimulationReport) -> dict[str, Any]:
@@ -20,10 +21,37 @@ def render(result: SimulationReport) -> dict[str, Any]:
         "source": {"path": result.machine.stream.source.path},
         "plan": result.plan,
         "simulations": [
-            _simulation(one, judgement)
-            for one, judgement in zip(result.simulations, result.judgements, strict=True)
+            _simulation(one, judgement) | _recorded(result, at)
+            for at, (one, judgement) in enumerate(
+                zip(result.simulations, result.judgements, strict=True)
+            )
         ],
+        "recorded": None
+        if result.put is None
+        else {
+            "vm": result.put.vm,
+            "put": result.put.number,
+            "puts": result.put.count,
+            "ran": result.put.ran,
+        },
         **({} if result.against is None else {"against": _against(result.against)}),
+    }
+
+
+def _recorded(result: SimulationReport, at: int) -> dict[str, Any]:
+    # The first difference between the recording's answers and the model's.
+    found = result.recorded[at] if result.recorded else None
+    if found is None:
+        return {"recorded_difference": None}
+    return {
+        "recorded_difference": {
+            "step": found.step,
+            "record": found.record,
+            "ioctl": f"KVM_{found.ioctl}",
+            "name": found.name,
+            "recorded": observed(found.name, found.recorded),
+            "model": observed(found.name, found.answer),
+        }
     }
 
 

@@ -62,6 +62,8 @@ def _step(
     verbose: bool,
 ) -> Iterator[Text]:
     line = heading(step.number, step.step.text, step.errno)
+    if step.refused_msr is not None:
+        line.append(f" at MSR {step.refused_msr:#x}", BAD)
     if not step.errno and step.run is not None:
         line.append("  " + _how(step.run), "" if step.run.result == "exit" else BAD)
     yield line

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from rich.text import Text
 
+from qemu_svm.findings.recorded import RecordedDifference, difference_words
 from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import Judgement, Verdict
 from qemu_svm.model.area import Area
@@ -45,7 +46,9 @@ def render(result: SimulationReport, *, verbose: bool) -> Iterable[Text]:
     :param verbose: the whole state after every step.
     """
     path = printable(result.machine.stream.source.path)
-    yield Text(f"{path}: plan {printable(result.plan)}", HEADING)
+    put = result.put
+    of = "" if put is None else f" ({put.label})"
+    yield Text(f"{path}: plan {printable(result.plan)}{of}", HEADING)
     if result.against is not None:
         yield from against_lines(result, result.against)
         return
@@ -62,11 +65,20 @@ def render(result: SimulationReport, *, verbose: bool) -> Iterable[Text]:
     )
     yield Text(f"  {basis or 'derived'}", FAINT)
     yield from _verdict(judgement)
+    if result.recorded:
+        yield _recorded(result.recorded[0], kernel)
     before = one.start
     for step in one.results:
         yield Text()
         yield from _step(step, before, verbose=verbose)
         before = step.state
+
+
+def _recorded(found: RecordedDifference | None, kernel: Profile) -> Text:
+    if found is None:
+        return Text("recording: KVM answered as the model does")
+    line = Text("recording: ").append("first difference", "bold red")
+    return line.append(f", {printable(difference_words(found, f'the model of {kernel.name}'))}")
 
 
 def _verdict(judgement: Judgement) -> Iterator[Text]:

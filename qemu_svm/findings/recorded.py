@@ -1,0 +1,278 @@
+"""A recorded put held against what a model, or another kernel, answers to the same bytes.
+
+The first difference counts: what follows may be its consequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qemu_svm.machine import Vcpu
+from qemu_svm.machine.recorded import Given, RecordedPut
+from qemu_svm.model.decode import observed
+from qemu_svm.model.kernels import derive
+from qemu_svm.model.kernels.release import parse_if_any
+from qemu_svm.model.observed import Observed, comparable, flat
+from qemu_svm.model.plans import WITHOUT_EFFECT, Step
+from qemu_svm.model.profile import Profile
+from qemu_svm.model.recorded import call_of, unreadable
+from qemu_svm.model.saved import from_vcpu
+from qemu_svm.model.simulate import Simulation, content_text
+from qemu_svm.nested.state import vmcb_fields
+from qemu_svm.rules import Finding, Rule, RuleKind, Severity
+
+_ROWS = (
+    ("X-14", Severity.ERROR, "an ioctl of the recorded put failed",
+     "the state that it carries is not set", "see why the kernel refuses it (svmstream simulate)",
+     "docs/state.md"),
+    ("X-15", Severity.WARNING, "KVM's answer in the recording is not the model's",
+     "the recording was made on another kernel or host, or the model or the log is wrong",
+     "give the kernel that was recorded with --kernel", "docs/state.md"),
+    ("X-16", Severity.ERROR, "the recorded put does not carry the saved state",
+     "the vCPU continues with other values", "put the values that were saved", "docs/state.md"),
+    ("X-17", Severity.WARNING, "the recording lacks calls or their data",
+     "the put is judged without them", "record again with a larger buffer", "docs/state.md"),
+)  # fmt: skip
+RECORDED: tuple[Rule, ...] = tuple(
+    Rule(rule, severity, RuleKind.CONSISTENCY, when, means, do, source)
+    for rule, severity, when, means, do, source in _ROWS
+)
+_RULES = {rule.id: rule for rule in RECORDED}
+_GET = {"SREGS2": "SREGS"}
+"""Structures that are decoded as another one."""
+_NOT_COMPARED = ("nested.size",)
+_MOST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered to one step: the errno, and the state afterwards."""
+
+    errno: str | None
+    state: Observed
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDifference:
+    """Where a recording and an answer part.
+
+    :param step: number of the step; ``record`` is that of the ioctl in the recording.
+    :param ioctl: its name, without ``KVM_``.
+    :param name: ``errno``, or a part of the state that the recording reads afterwards.
+    :param recorded: what the recording has; ``answer`` what was answered here.
+    """
+
+    step: int
+    record: int
+    ioctl: str
+    name: str
+    recorded: Any
+    answer: Any
+
+
+def answers_of(simulation: Simulation) -> tuple[Answer, ...]:
+    """Return what the model answers."""
+    split = simulation.kernel.split
+    return tuple(Answer(one.errno, flat(one.state, split=split)) for one in simulation.results)
+
+
+def first_difference(
+    put: RecordedPut, steps: Sequence[Step], answers: Sequence[Answer]
+) -> RecordedDifference | None:
+    """Return the first difference between a recorded put and the answers to its steps.
+
+    What the recording reads is compared if it was set before, and if the vCPU cannot have run in
+    between: in a recording without KVM_RUN that is not known, and only results are compared.
+
+    :param answers: one for each of ``steps``, or for the first of them.
+    """
+    set_before: set[str] = set()
+    for number, (step, answer) in enumerate(zip(steps, answers, strict=False), 1):
+        call = call_of(put, step)
+        if call is None:
+            continue
+        # The model knows nothing of what has no effect on nested state.
+        if call.errno != answer.errno and not (
+            step.name in WITHOUT_EFFECT and answer.errno is None
+        ):
+            return RecordedDifference(
+                number, call.record, call.name, "errno", call.errno, answer.errno
+            )
+        set_before.add(call.name.removeprefix("SET_"))
+        if put.ran is not None:
+            found = _read_differently(call, answer.state, number, set_before)
+            if found is not None:
+                return found
+    return None
+
+
+def _read_differently(
+    call: Given, state: Observed, number: int, set_before: set[str]
+) -> RecordedDifference | None:
+    for read in call.read:
+        if read.name not in set_before:
+            continue
+        for name, value in _decoded(_GET.get(read.name, read.name), read.data).items():
+            wanted = comparable(name, value)
+            if name in state and name not in _NOT_COMPARED and state[name] != wanted:
+                return RecordedDifference(
+                    number, read.record, f"GET_{read.name}", name, wanted, state[name]
+                )
+    return None
+
+
+def _decoded(name: str, data: bytes) -> Mapping[str, Any]:
+    try:
+        return observed({name: data.hex()})
+    except ValueError:
+        return {}  # cut
+
+
+def recorded_findings(vcpu: Vcpu, saved: Vcpu | None) -> Iterator[Finding]:
+    """Find what is wrong with a recorded put by itself, and by the state that was saved.
+
+    :param saved: the vCPU that the put was to restore; None if it is not known.
+    """
+    put = vcpu.put
+    if put is None:
+        return
+    name = f"vCPU {vcpu.index}"
+    for call in put.calls:
+        if call.errno is not None:
+            yield _RULES["X-14"].finding(
+                f"{name}: record {call.record}: KVM_{call.name} failed with {call.errno}"
+            )
+    lacking = unreadable(put)
+    if put.lost or lacking:
+        words = [f"{put.lost} calls are lost"] if put.lost else []
+        words += [f"record {call.record}: KVM_{call.name} has no data" for call in lacking[:8]]
+        yield _RULES["X-17"].finding(f"{name}: {'; '.join(words)}")
+    if saved is not None:
+        yield from _not_saved(vcpu, saved, put)
+
+
+def recorded_kernel(vcpu: Vcpu, named: Sequence[Profile]) -> tuple[Profile, ...]:
+    """Return the profile of the kernel that was recorded; none if it is not known.
+
+    :param named: kernels that the reader has named: of one it is assumed.
+    """
+    release = "" if vcpu.put is None else vcpu.put.release
+    found = parse_if_any(release) if release else None
+    profile = None if found is None else derive.profile_of(found)
+    if profile is not None:
+        return (profile,)
+    return tuple(named) if len(named) == 1 and vcpu.put is not None else ()
+
+
+def differs_from_model(
+    vcpu: Vcpu, steps: Sequence[Step], simulation: Simulation
+) -> Iterator[Finding]:
+    """Find the first difference between KVM's answers in a recording and the model's."""
+    if vcpu.put is None:
+        return
+    found = first_difference(vcpu.put, steps, answers_of(simulation))
+    if found is not None:
+        yield _RULES["X-15"].finding(
+            f"vCPU {vcpu.index}: {difference_words(found, simulation.kernel.name)}",
+            kernels=(simulation.kernel.name,),
+        )
+
+
+def difference_words(found: RecordedDifference, kernel: str) -> str:
+    """Return a difference as a sentence.
+
+    :param kernel: whose answer it is.
+    """
+    where = f"record {found.record}: KVM_{found.ioctl}"
+    if found.name == "errno":
+        said = [
+            f"fails with {one}" if one else "succeeds" for one in (found.recorded, found.answer)
+        ]
+        return f"{where} {said[0]} in the recording and {said[1]} in {kernel}"
+    return (
+        f"{where} returned {found.name} {_text(found.recorded)}, {kernel} has {_text(found.answer)}"
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join(f"{one:#x}" for one in value) + "]"
+    return f"{value:#x}" if isinstance(value, int) else str(value)
+
+
+_OF = {
+    "sregs": ("SET_SREGS", "SET_SREGS2"),
+    "regs": ("SET_REGS",),
+    "msrs": ("SET_MSRS",),
+    "debugregs": ("SET_DEBUGREGS",),
+    "nested": ("SET_NESTED_STATE",),
+}
+
+
+def _not_saved(vcpu: Vcpu, saved: Vcpu, put: RecordedPut) -> Iterator[Finding]:
+    # Values by name; the nested state field by field.
+    name = f"vCPU {vcpu.index}"
+    records = {kind: _record(put, names) for kind, names in _OF.items()}
+    found: list[tuple[int, str, str]] = []
+    if saved.guest_mode and records["nested"] is None:
+        yield _RULES["X-16"].finding(
+            f"{name}: the saved vCPU was in L2, and no record sets its nested state: L2's code "
+            "continues as L1"
+        )
+    ours, theirs = from_vcpu(vcpu), from_vcpu(saved)
+    for kind in ("sregs", "regs", "msrs", "debugregs"):
+        record = records[kind]
+        if record is None:
+            continue
+        mine, right = (_values(getattr(one, kind)) for one in (ours, theirs))
+        for register, value in mine.items():
+            if register in right and right[register] != value:
+                said = (content_text(one, register) for one in (value, right[register]))
+                found.append(
+                    (record, f"KVM_{_OF[kind][0]}", f"{register} {' instead of '.join(said)}")
+                )
+    record = records["nested"]
+    if record is not None and vcpu.nested is not None and saved.nested is not None:
+        found += [(record, "KVM_SET_NESTED_STATE", words)
+                  for words in _nested_apart(vcpu, saved)]  # fmt: skip
+    for record, ioctl, words in sorted(found, key=lambda one: one[0])[:_MOST]:
+        yield _RULES["X-16"].finding(f"{name}: record {record}: {ioctl} sets {words}")
+
+
+def _values(found: Any) -> dict[str, Any]:
+    # Without what KVM makes of a register anyway: RFLAGS bit 1.
+    values = dict(found.items())
+    if "rflags" in values:
+        values["rflags"] |= 2
+    return values
+
+
+def _record(put: RecordedPut, names: tuple[str, ...]) -> int | None:
+    return next((call.record for call in reversed(put.calls) if call.name in names), None)
+
+
+def _nested_apart(vcpu: Vcpu, saved: Vcpu) -> Iterator[str]:
+    ours, theirs = from_vcpu(vcpu).nested, from_vcpu(saved).nested
+    for name in ("flags", "format", "vmcb_pa"):
+        if getattr(ours, name) != getattr(theirs, name):
+            yield f"{name} {getattr(ours, name):#x} instead of {getattr(theirs, name):#x}"
+    if not ours.guest_mode or not theirs.guest_mode:
+        return
+    for area, mine, right in zip(
+        ("control", "l1_save"), vmcb_fields(ours.vmcb), vmcb_fields(theirs.vmcb), strict=True
+    ):
+        for name, value in mine.items():
+            if value != right[name]:
+                yield f"{area}.{name} {_field(value)} instead of {_field(right[name])}"
+
+
+def _field(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:#x}"
+    if isinstance(value, bytes):
+        return value.hex()[:40]
+    if isinstance(value, tuple):
+        return " ".join(f"{one:#x}" for one in value)
+    return " ".join(f"{name} {one:#x}" for name, one in value.items() if isinstance(one, int))

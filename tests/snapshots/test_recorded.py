@@ -1,0 +1,212 @@
+"""Recordings as state: the put, what the model answers to its bytes, and what was saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import qemu_svm as svm
+from qemu_svm.errors import PathError, PlanError, SourceError, SvmStreamError
+from qemu_svm.kvm import layouts
+from qemu_svm.recording.recording import Form
+from qemu_svm.recording.records import Lost
+from tests.conftest import STREAMS, Run
+from tests.support import snapshots
+from tests.support.recordings import CLOUD_HYPERVISOR, FIRECRACKER, Log, filled
+
+CAPTURE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
+
+
+@pytest.fixture(scope="module")
+def dump() -> Iterator[svm.Dump]:
+    with svm.open(CAPTURE) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def parts(dump: svm.Dump) -> dict[str, bytes]:
+    return filled(snapshots.raw_parts(dump))
+
+
+def recorded(parts: dict[str, bytes], order: tuple[str, ...] = CLOUD_HYPERVISOR) -> Log:
+    log = Log()
+    log.create()
+    log.put(parts, order)
+    return log
+
+
+@pytest.mark.parametrize("form", ["jsonl", "binary"])
+def test_the_order_of_cloud_hypervisor_is_right(
+    dump: svm.Dump, parts: dict[str, bytes], tmp_path: Path, form: Form
+) -> None:
+    with svm.open(recorded(parts).write(tmp_path / "log", form, "6.1.176")) as log:
+        report = log.simulate(saved=dump)
+        assert report.plan == "recorded"
+        assert report.verdict == "right"
+        assert report.simulations[0].kernel.name == "6.1.176"  # the one that was recorded
+        assert report.recorded == (None,)
+        assert svm.diff(log, dump).same
+        assert not [one for one in log.check("6.1", saved=dump).findings if one.severity != "info"]
+
+
+def test_without_nested_state_every_ioctl_is_accepted_and_the_verdict_is_wrong(
+    dump: svm.Dump, parts: dict[str, bytes], tmp_path: Path
+) -> None:
+    with svm.open(recorded(parts, FIRECRACKER).write(tmp_path / "log")) as log:
+        report = log.simulate(kernel=["5.10", "6.1", "6.12", "7.2"], saved=dump)
+        for one, judgement in zip(report.simulations, report.judgements, strict=True):
+            assert all(result.errno is None for result in one.results)
+            assert judgement.verdict == "wrong"
+            assert "L2's code would run in L1's context" in judgement.lines[0]
+        rules = {one.rule for one in log.check("6.1", saved=dump).findings}
+        assert {"X-12", "X-16"} <= rules
+        assert "X-12" in {one.rule for one in log.check("6.1").findings}  # from the put alone
+
+
+def test_recordings_of_a_real_kernel(dump: svm.Dump) -> None:
+    folder = STREAMS / "recordings"
+    with svm.open(folder / "qemu7.2-linux6.1-nested.attached.jsonl.zst") as found:
+        assert svm.diff(found, dump).same
+        report = found.simulate(saved=dump)
+        assert (report.verdict, report.recorded) == ("right", (None,))
+        assert not [one for one in found.check("6.1", saved=dump).findings if one.rule[0] == "X"]
+    with svm.open(folder / "order-firecracker.ptrace.jsonl.zst") as found:
+        report = found.simulate(kernel="6.1", saved=dump)
+        assert (report.verdict, report.recorded) == ("wrong", (None,))
+        wrong = [one for one in found.check("6.1", saved=dump).findings if one.rule == "X-16"]
+        assert len(wrong) == 1
+
+
+DAMAGES = [
+    ("REGS", 128, 8, "KVM_SET_REGS sets rip"),
+    ("SREGS", 224 + 16, 8, "KVM_SET_SREGS sets cr3"),
+    ("NESTED_STATE", 128 + 0x58, 4, "KVM_SET_NESTED_STATE sets control.asid"),
+    ("NESTED_STATE", 128 + 0x400 + 0x178, 8, "KVM_SET_NESTED_STATE sets l1_save.rip"),
+]
+
+
+@pytest.mark.parametrize(("name", "offset", "size", "words"), DAMAGES)
+def test_a_damaged_value_is_found_at_its_record(
+    dump: svm.Dump, parts: dict[str, bytes], tmp_path: Path, name: str, offset: int, size: int,
+    words: str,
+) -> None:  # fmt: skip
+    data = bytearray(parts[name])
+    data[offset : offset + size] = (0x7000).to_bytes(size, "little")
+    log = recorded({**parts, name: bytes(data)})
+    with svm.open(log.write(tmp_path / "log")) as found:
+        wrong = [one for one in found.check("6.1", saved=dump).findings if one.rule == "X-16"]
+    assert len(wrong) == 1
+    record = 5 + CLOUD_HYPERVISOR.index(name)  # the first line is the recording's own
+    assert f"record {record}: {words}" in wrong[0].message
+
+
+def test_the_first_difference_between_kvm_and_the_model(
+    parts: dict[str, bytes], tmp_path: Path
+) -> None:
+    # KVM refuses what the model accepts, and the other way round.
+    log = Log()
+    log.create()
+    log.put(parts, CLOUD_HYPERVISOR[:8], run=False)
+    log.call("SET_NESTED_STATE", parts["NESTED_STATE"], -22)
+    log.put(parts, ("VCPU_EVENTS",))
+    with svm.open(log.write(tmp_path / "refused", release="6.1.176")) as found:
+        report = found.simulate()
+        first = report.recorded[0]
+        assert first is not None
+        assert (first.record, first.ioctl, first.name) == (13, "SET_NESTED_STATE", "errno")
+        assert (first.recorded, first.answer) == ("EINVAL", None)
+        rules = {one.rule for one in found.check().findings}
+        assert {"X-14", "X-15"} <= rules
+    bad = bytearray(parts["NESTED_STATE"])
+    bad[128 + 0x58 : 128 + 0x5C] = bytes(4)
+    with svm.open(
+        recorded({**parts, "NESTED_STATE": bytes(bad)}).write(tmp_path / "taken")
+    ) as found:
+        first = found.simulate(kernel="6.1").recorded[0]
+        assert first is not None
+        assert (first.recorded, first.answer) == (None, "EINVAL")
+
+
+def test_what_the_recording_reads_is_compared(parts: dict[str, bytes], tmp_path: Path) -> None:
+    wrong = bytearray(parts["REGS"])
+    wrong[128:136] = (0x1234).to_bytes(8, "little")
+    for data, name in ((parts["REGS"], None), (bytes(wrong), "regs.rip")):
+        log = Log()
+        log.create()
+        log.put(parts, CLOUD_HYPERVISOR, run=False)
+        log.call("GET_REGS", out=data)
+        log.call("RUN", runs=0)
+        with svm.open(log.write(tmp_path / "log")) as found:
+            first = found.simulate(kernel="6.1").recorded[0]
+        assert name == (None if first is None else first.name)
+
+
+def test_which_put_and_which_vm(parts: dict[str, bytes], tmp_path: Path) -> None:
+    log = Log()
+    for vm, vcpu in ((5, 6), (15, 16)):
+        log.create(vm, vcpu)
+        first = dict(parts) | {
+            "NESTED_STATE": layouts.NESTED_STATE.pack({"format": 1, "size": 128, "flags": 0x100})
+        }
+        log.put(first, CLOUD_HYPERVISOR, fd=vcpu)
+        log.put(parts, CLOUD_HYPERVISOR[1:], fd=vcpu)
+        log.put(parts, ("REGS", "SREGS"), fd=vcpu)
+    path = log.write(tmp_path / "log")
+    with svm.open(path) as found:
+        put = found.vcpus[0].put
+        assert put is not None
+        assert (put.vm, put.vms, put.number, put.count) == (1, 2, 2, 3)  # the last in guest mode
+        assert put.calls[0].name == "SET_CPUID2"  # of the put before
+        assert found.simulate(kernel="6.1").verdict == "right"
+    with svm.open(path, put=1, vm=2) as found:
+        put = found.vcpus[0].put
+        assert put is not None
+        assert (put.vm, put.number) == (2, 1)
+        assert not found.vcpus[0].guest_mode
+    with pytest.raises(PathError, match="put 7: there are 3"):
+        svm.open(path, put=7)
+    with pytest.raises(PathError, match="no VM 3"):
+        svm.open(path, vm=3)
+    with svm.open(CAPTURE) as stream, pytest.raises(PlanError, match="is for recordings"):
+        stream.simulate("recorded")
+
+
+def test_a_recording_cut_anywhere_or_with_lost_calls(
+    parts: dict[str, bytes], tmp_path: Path
+) -> None:
+    whole = recorded(parts).write(tmp_path / "log").read_bytes()
+    for at in range(0, len(whole), 997):
+        (tmp_path / "cut").write_bytes(whole[:at])
+        try:
+            with svm.open(tmp_path / "cut") as found:
+                assert not found.complete
+                found.check("6.1")
+        except SvmStreamError:
+            continue
+    log = recorded(parts)
+    log.records.insert(6, Lost(7, 7000, 40))
+    with svm.open(log.write(tmp_path / "lost")) as found:
+        assert "X-17" in {one.rule for one in found.check("6.1").findings}
+    empty = Log()
+    empty.create()
+    with pytest.raises(SourceError, match="has no vCPU whose registers are set"):
+        svm.open(empty.write(tmp_path / "empty"))
+
+
+def test_the_verbs(parts: dict[str, bytes], tmp_path: Path, command: Run) -> None:
+    log = recorded(parts, FIRECRACKER).write(tmp_path / "log")
+    judged = command("check", log, "--saved", CAPTURE, "--kernel", "6.1")
+    assert judged.returncode == 1
+    assert b"no record sets its nested state" in judged.stdout
+    ran = command("simulate", log, "--saved", CAPTURE, "--json")
+    document = json.loads(ran.stdout)
+    assert ran.returncode == 1
+    assert document["recorded"] == {"vm": 1, "put": 1, "puts": 1, "ran": True}
+    assert document["simulations"][0]["recorded_difference"] is None
+    assert document["simulations"][0]["verdict"] == "wrong"
+    shown = command("simulate", log).stdout
+    assert b"plan recorded (put 1 of 1, records 5 to 13)" in shown
+    assert b"recording: KVM answered as the model does" in shown
