@@ -78,5 +78,9 @@ def differences(
     """
     model = merged(state, kernel, seen) | expected(state, kernel)
     for name, value in seen.items():
-        if name in model and model[name] != value and not covering(name, seen, circumstances):
+        if (
+            name in model
+            and model[name] != value
+            and not covering(name, model[name], seen, circumstances)
+        ):
             yield name, model[name], value

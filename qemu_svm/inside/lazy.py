@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from qemu_svm.inside.layout import REGISTERS
 from qemu_svm.inside.view import Inside
+from qemu_svm.nested import bits
 
 _INVALID = (1 << 64) - 1  # exit code of a VMRUN that the processor refused
 _INVALID_32 = (1 << 32) - 1  # the same, where KVM keeps 32 bits of it
@@ -40,13 +42,16 @@ class Lazy:
     """One rule.
 
     :param names: patterns of members.
-    :param applies: whether they are not compared, from the kernel's memory.
+    :param applies: whether they may differ, from the kernel's memory.
+    :param admits: which differences, from the member's name, the model's value and the kernel's,
+        and the kernel's memory.
     """
 
     id: str
     names: tuple[str, ...]
     applies: Callable[[Inside, Circumstances], bool]
     reason: str
+    admits: Callable[[str, Any, Any, Inside], bool] = lambda *_values: True
 
     def covers(self, name: str) -> bool:
         """Whether a member is one of the rule's."""
@@ -75,6 +80,8 @@ _PLACES = {
     "ctl": ("nested.ctl.{0}", "vmcb02.control.{0}"),
 }
 _AT_ENTRY = frozenset({"rax", "rsp", "rip", "cr2", "dr6"})
+_BACK = bits.INT_CTL.mask("V_IRQ", "V_GIF") | bits.V_TPR_MASK
+_CACHED = ("nested.ctl.", "vmcb02.control.")
 _SHADOW = ("vmcb01.control.int_state", "vmcb02.control.int_state")
 
 
@@ -126,26 +133,35 @@ RULES = (
     ),
     Lazy(
         "L-05",
-        ("arch.cr8",),
+        ("nested.ctl.int_ctl",),
         lambda _seen, circumstances: circumstances.ran,
-        "KVM takes it from V_TPR of the VMCB that ran last",
+        "KVM takes V_TPR, V_IRQ and V_GIF back from vmcb02, where the processor changes them",
+        lambda _name, model, kernel, _seen: not (model ^ kernel) & ~_BACK,
     ),
     Lazy(
         "L-06",
-        tuple(f"nested.ctl.{name}" for name in ("int_ctl", "int_vector", "int_state", "next_rip")),
+        ("nested.ctl.int_state", "nested.ctl.next_rip"),
         lambda _seen, circumstances: circumstances.ran,
-        "KVM takes back from vmcb02 what the processor left there, on some updates",
+        "some updates take it back from vmcb02: then it is what vmcb02 has",
+        lambda name, _model, kernel, seen: kernel == seen.get(name.replace(*_CACHED)),
     ),
 )
 """All rules.  Not compared at all: addresses of the host, the TSC, and controls that only the
 processor writes; the controls of vmcb02 that KVM merges, while L1 runs."""
 
 
-def covering(name: str, seen: Inside, circumstances: Circumstances) -> Lazy | None:
-    """Return the rule by which a member is not compared now, or None."""
+def covering(name: str, model: Any, seen: Inside, circumstances: Circumstances) -> Lazy | None:
+    """Return the rule by which a member may differ now, or None.
+
+    :param model: what the model expects in it.
+    """
     if name in circumstances.changed:
         return next(rule for rule in RULES if rule.id == "L-03")
     for rule in RULES:
-        if rule.covers(name) and rule.applies(seen, circumstances):
+        if (
+            rule.covers(name)
+            and rule.applies(seen, circumstances)
+            and rule.admits(name, model, seen[name], seen)
+        ):
             return rule
     return None

@@ -42,7 +42,16 @@ INSIDE = "inside."
 """Start of the names of differences in the kernel's memory."""
 _NEVER_CODE = frozenset({RunEnd.EFAULT})
 _BY_CODE = frozenset(
-    {"sregs.cr2", "regs.rbx", "regs.rcx", "regs.rdx", "regs.rsi", "regs.rdi", "regs.rbp"}
+    {
+        "sregs.cr2",
+        "sregs.cr8",
+        "regs.rbx",
+        "regs.rcx",
+        "regs.rdx",
+        "regs.rsi",
+        "regs.rdi",
+        "regs.rbp",
+    }
     | {f"regs.r{number}" for number in range(8, 16)}
     | {f"regs.dr{number}" for number in (0, 1, 2, 3, 6)}
     | {f"sregs.{name}" for name in ("fs", "gs", "tr", "ldtr")}

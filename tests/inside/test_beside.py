@@ -89,3 +89,30 @@ def test_what_a_guest_may_have_changed_is_not_compared(tmp_path: Path) -> None:
     assert [name for name, *_ in differences(state, found.kernel, seen, after)] == [
         "nested.vmcb12_gpa"
     ]
+
+
+def test_what_kvm_takes_back_from_vmcb02_is_what_vmcb02_has(tmp_path: Path) -> None:
+    """After a run; of int_ctl only the bits that the processor changes."""
+    found = simulated("cpuid,sregs,nested:@0x60/4=0x110105:@0x68/4=0x1,regs,run", tmp_path)
+    state, ran = found.results[-1].state, Circumstances(ran=True)
+    assert state.areas["ctl_cache"].get("int_ctl") == 0x110105
+    for seen, wrong in (
+        ({"nested.ctl.int_ctl": 0x110000}, []),
+        ({"nested.ctl.int_ctl": 0x10105}, ["nested.ctl.int_ctl"]),
+        ({"nested.ctl.int_state": 0, "vmcb02.control.int_state": 0}, []),
+        ({"nested.ctl.int_state": 0, "vmcb02.control.int_state": 1}, ["nested.ctl.int_state"]),
+        ({"nested.ctl.next_rip": 7, "vmcb02.control.next_rip": 7}, []),
+        ({"nested.ctl.next_rip": 7, "vmcb02.control.next_rip": 8}, ["nested.ctl.next_rip"]),
+        ({"nested.ctl.int_vector": 3}, ["nested.ctl.int_vector"]),
+    ):
+        names = [name for name, *_ in differences(state, found.kernel, seen, ran)]
+        assert [name for name in names if name.startswith("nested.ctl.")] == wrong
+
+
+def test_user_space_gives_cr8_at_each_run_unless_the_apic_is_in_the_kernel(tmp_path: Path) -> None:
+    with guest(PLAIN, tmp_path) as one:
+        for irqchip in (False, True):
+            found = simulate(PROFILES["6.1"], one.saved, plans.parse("cpuid,sregs:cr8=0x5,run"),
+                             host=Host(irqchip=irqchip))  # fmt: skip
+            cr8 = [result.state.areas["arch"].get("cr8") for result in found.results[1:]]
+            assert cr8 == ([0, 0] if irqchip else [5, 0])

@@ -82,6 +82,9 @@ def vcpu_run(vcpu: KvmVcpu, code: GuestCode = GuestCode.EXITS) -> Outcome:
     """
     if vcpu.dead:
         return Outcome(RunEnd.EIO)
+    if not vcpu.host.irqchip:
+        # kvm_run->cr8, by which user space gives its APIC's TPR; a replay leaves it 0.
+        vcpu.arch.set("cr8", 0, vcpu.writer("kvm_arch_vcpu_ioctl_run"))
     stopped = kvm_apic_accept_events(vcpu)
     if stopped is not None:
         return Outcome(stopped)
