@@ -335,7 +335,9 @@ def _from_both_ends(
     chain = _chain(walker, description, tail.offset - 1)
     if chain is None or chain[0] < walker.reader.offset:
         return None
-    if not _pass_ram_data(walker, chain[0], walk, refused):
+    volume = tail.payload + len(tail.text) < source.size() or _of_proxmox(walker)
+    requested = walk is Walk.RAM or volume
+    if not _pass_ram_data(walker, chain[0], requested=requested, refused=refused):
         return None
     try:
         while not walker.ended:
@@ -377,15 +379,18 @@ def _walk_to_ram_data(walker: Walker) -> bool:
 
 
 def _of_proxmox(walker: Walker) -> bool:
-    # Its machine types are named such as pc-i440fx-9.0+pve0.
-    return walker.configuration is not None and "+pve" in walker.configuration.machine
+    # It writes the state into a volume, which may have the end of an older one; so may others,
+    # but where a volume is larger than that end, padding follows.  Machine types may be
+    # named such as pc-i440fx-9.0+pve0.
+    if walker.configuration is not None and "+pve" in walker.configuration.machine:
+        return True
+    return any(record.name == "pbs-state" for record in walker.records)
 
 
-def _pass_ram_data(walker: Walker, end: int, walk: Walk, refused: bool) -> bool:  # noqa: FBT001
+def _pass_ram_data(walker: Walker, end: int, *, requested: bool, refused: bool) -> bool:
     # The RAM data up to ``end``: walked if it is small or requested, else skipped.
-    # Proxmox writes the state into a volume that may have the end of an older one.
-    small = end - walker.reader.offset <= walker.limits.ram_walk_bytes or _of_proxmox(walker)
-    if not refused and (walk is Walk.RAM or small):
+    small = end - walker.reader.offset <= walker.limits.ram_walk_bytes
+    if not refused and (requested or small):
         try:
             while walker.reader.offset < end:
                 if walker.ended:

@@ -12,6 +12,7 @@ import click
 import pytest
 
 from qemu_svm import cli
+from qemu_svm.snapshots.open import BESIDE
 from tests.conftest import STREAMS, Run
 from tests.fuzz.inputs import vcpu_payload, vcpu_stream
 from tests.fuzz.test_targets import FOUND
@@ -61,7 +62,15 @@ ARGUMENTS = {
     "diff": ("FILE",),
     "compat": ("--qemu", "absent"),
     "restore": ("--qmp", "absent"),
+    "capture": ("--qmp", "absent"),
+    "watch": ("--qmp", "absent"),
     "roundtrip": ("--qemu", "absent"),
+    "replay": ("--kvm", "/absent"),
+    "record": ("--pid", "1999999999"),
+    "inside": ("--pid", "1999999999"),
+    "lab run": ("true",),
+    "why": ("--error", "error"),
+    "lab patch": ("FILE",),
 }
 VERBS = (
     "inspect",
@@ -73,8 +82,6 @@ VERBS = (
     "compat",
     "trace",
     "vmruns",
-    "capture",
-    "watch",
     "restore",
     "roundtrip",
     "mem read",
@@ -83,6 +90,25 @@ VERBS = (
     "mem search",
     "mem disasm",
     "mem core",
+    "mem drgn",
+    "explore",
+    "replay",
+    "lab restore",
+    "lab witness",
+    "lab bisect",
+    "lab conform",
+    "lab patch",
+)
+NO_INPUT = (
+    "capture",
+    "watch",
+    "record",
+    "inside",
+    "doctor",
+    "help",
+    "why",
+    *("lab run", "lab shell", "lab up", "lab down", "lab capture"),
+    *("lab matrix", "lab build", "lab list", "lab clean"),
 )
 
 
@@ -102,6 +128,7 @@ def outcome(arguments: list[str], patch: pytest.MonkeyPatch) -> tuple[int, str]:
     shown = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
     with patch.context() as inside:
         inside.setattr(sys, "argv", ["svmstream", *arguments])
+        inside.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         inside.setattr(sys, "stdout", shown)
         inside.setattr(sys, "stderr", shown)
         found = cli._run()
@@ -109,8 +136,12 @@ def outcome(arguments: list[str], patch: pytest.MonkeyPatch) -> tuple[int, str]:
         return found, shown.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", VERBS + NO_INPUT)
 def test_odd_values(verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # There is no program to be started, no cache, and no box: nothing begins to run.
+    monkeypatch.setenv("PATH", str(folder.parent))
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(folder.parent))
     words = verb.split()
     command: click.Command = cli.cli
     for word in words:
@@ -118,14 +149,14 @@ def test_odd_values(verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         found = command.get_command(click.Context(command), word)
         assert found is not None
         command = found
-    if verb in ("capture", "watch"):
-        base = ["--qmp", "absent"]
-    else:
-        base = [str(STREAMS / LOGS[verb]) if verb in LOGS else str(folder)]
+    first = str(STREAMS / LOGS[verb]) if verb in LOGS else str(folder)
+    base = [] if verb in NO_INPUT else [first]
     base += [str(folder) if word == "FILE" else word for word in ARGUMENTS.get(verb, ())]
     cases = [base[:at] + [odd] + base[at + 1 :] for at in range(len(base)) for odd in ODD]
     for option in command.params:
         if isinstance(option, click.Option) and not option.is_flag and not option.count:
+            if option.opts[-1].removeprefix("--") in BESIDE and verb != "inspect":
+                continue  # the same in every verb
             values = LIMITS if option.name is None or "--limit" in option.opts else ODD
             cases += [[*base, option.opts[-1], odd] for odd in values]
     for arguments in cases:

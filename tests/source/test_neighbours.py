@@ -108,12 +108,16 @@ def test_stale_bytes_behind_a_stream(more: bytes | None, svmstream: Run, tmp_pat
     assert b"complete" in done.stdout
 
 
-def test_a_stale_end_is_not_taken_for_this_one() -> None:
+@pytest.mark.parametrize(
+    ("machine", "padding"),
+    [("pc-i440fx-9.0+pve0", 0), ("pc-i440fx-9.0", 512), ("pc-q35-9.2", 1 << 20), ("none", 1)],
+)
+def test_a_stale_end_is_not_taken_for_this_one(machine: str, padding: int) -> None:
     # The devices of the older stream, with a description, are at the end of the volume,
     # behind RAM that a quick walk would skip.
-    short, volume = stale("pc-i440fx-9.0+pve0", 130)
+    short, volume = stale(machine, 130)
     assert len(volume) - len(short) > 4 << 20
-    stream = read_stream(BytesSource(volume))
+    stream = read_stream(BytesSource(volume + bytes(padding)))
     assert stream.trailing == len(short)
     assert all(record.end <= len(short) for record in stream.records)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -14,6 +14,7 @@ from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
 from qemu_svm.cli.verbs import verb
+from qemu_svm.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     from qemu_svm.lab import Box
@@ -73,7 +74,7 @@ def command(
 
     signals.interrupt_on_termination()
     with ExitStack() as stack:
-        answers = stack.enter_context(record.open("x", encoding="ascii")) if record else None
+        answers = stack.enter_context(_created(record)) if record else None
         shown = stack.enter_context(progress.steps())
 
         def boot(share: Path) -> Box:
@@ -105,3 +106,10 @@ def _guest(path: str, ram: Path) -> Guest:
         if not dump.vcpus:
             report_damage(dump)
         return read_guest(dump.machine, ram)
+
+
+def _created(path: Path) -> TextIO:
+    try:
+        return path.open("x", encoding="ascii")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot create '{path}': {error.strerror}") from error

@@ -60,7 +60,8 @@ def command(
     from qemu_svm.lab.trial.trial import put_on_trial
 
     signals.interrupt_on_termination()
-    name = "standard input" if patch.name == "<stdin>" else Path(patch.name).name
+    path = getattr(patch, "name", None)  # standard input may be anything
+    name = Path(path).name if isinstance(path, str) and path != "<stdin>" else "standard input"
     change = read_patch(patch.read(LIMIT + 1), name)
     with ExitStack() as stack:
         machines = []
