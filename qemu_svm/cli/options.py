@@ -147,8 +147,9 @@ mask_option = click.option(
 )  # fmt: skip
 
 plan_option = click.option(
-    "--plan", help="qemu, qemu-VERSION, selftests, or steps separated by commas.  [default: qemu, "
-    "as far as FILE has values for it]",
+    "--plan", help="qemu, qemu-VERSION, cloud-hypervisor, firecracker, crosvm, vmm-reference, "
+    "selftests, or steps separated by commas.  [default: the put of a recording; qemu, as far as "
+    "FILE has values for it]",
 )  # fmt: skip
 
 

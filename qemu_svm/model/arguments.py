@@ -28,7 +28,8 @@ _L1_REGS = ("rip", "rsp", "rax", "rflags")
 _ALIASES = {"gdt": "gdtr", "idt": "idtr", "ldt": "ldtr"}
 _HIDDEN = ("base", "limit", "selector")
 _PDPTRS_VALID = 1
-_NMI_PENDING, _SHADOW, _SMM = 1, 4, 8
+_NMI_PENDING, _SHADOW, _SMM, _PAYLOAD, _TRIPLE_FAULT = 1, 4, 8, 0x10, 0x20
+_CAPABLE = ("exc_pending", "exc_has_payload", "exc_payload", "triple_fault")
 MSRS = (*SAVED_MSRS, "fs_base", "gs_base", "tsc", "tsc_aux", "tsc_ratio", "debugctl", "vm_cr")
 """MSRs that a plan can set."""
 
@@ -163,11 +164,18 @@ def msrs(saved: Saved, step: Step) -> dict[str, int]:
 
 
 def events(saved: Saved, step: Step) -> dict[str, int]:
-    """Return the fields of ``events`` by the names that plans use."""
+    """Return the fields of ``events`` by the names that plans use.
+
+    With ``caps`` the flags that need a capability of the VM are left out: a plan does not
+    enable it, and without such an event these flags change nothing.
+    """
     if step.data is not None:
         return _unpacked(layouts.VCPU_EVENTS, step.data)
-    flags = {"flags": _NMI_PENDING | _SHADOW | _SMM}
-    return flags | {"smm": saved.smm} | {key: int(value) for key, value in step.settings}
+    found = {"flags": _NMI_PENDING | _SHADOW | _SMM, "smm": saved.smm}
+    found |= {key: int(value) for key, value in step.settings}
+    if "caps" in step.flags and not any(found.get(name) for name in _CAPABLE):
+        found["flags"] &= ~(_PAYLOAD | _TRIPLE_FAULT)
+    return found
 
 
 def debugregs(saved: Saved, step: Step) -> dict[str, int]:

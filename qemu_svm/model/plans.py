@@ -21,7 +21,8 @@ separated by colons::
 ``regs``        KVM_SET_REGS with L2's values, ``l1`` or single ones
 ``msrs``        KVM_SET_MSRS with all MSRs of the stream; with ``efer=…`` only
                 those that are named
-``events``      KVM_SET_VCPU_EVENTS; ``smm= shadow= flags= exc_injected= …``
+``events``      KVM_SET_VCPU_EVENTS; ``smm= shadow= flags= exc_injected= …``;
+                ``caps``: the VM has the capabilities of flags 0x10 and 0x20
 ``debugregs``   KVM_SET_DEBUGREGS
 ``mpstate``     KVM_SET_MP_STATE; ``mpstate:2``
 ``run``         KVM_RUN until L1 has control
@@ -47,22 +48,49 @@ STEPS = (
 WITHOUT_EFFECT = frozenset({"lapic", "xsave", "xcrs", "tsc_khz", "fpu"})
 """Steps that do not affect nested state."""
 
-_TAIL = "regs,xsave,xcrs,msrs,events:flags=0x9,mpstate,debugregs,run"
+_TAIL = "regs,xsave,xcrs,msrs,events:flags=0x39:caps,mpstate,debugregs,run"
+_OLD_TAIL = _TAIL.replace("0x39", "0x19")  # before 7.2 there is no triple fault
 NAMED = {
     "qemu": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
-    "qemu-5.2": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
+    "qemu-5.2": f"cpuid,lapic,sregs,nested,tsc_khz,{_OLD_TAIL}",
     "qemu-7.2": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
     "qemu-10.0": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
     "qemu-11.1": f"cpuid,lapic,sregs,nested,tsc_khz,{_TAIL}",
-    "qemu-5.0": f"cpuid,lapic,nested,tsc_khz,regs,xsave,xcrs,sregs,{_TAIL.partition('xcrs,')[2]}",
+    "qemu-5.0": "cpuid,lapic,nested,tsc_khz,regs,xsave,xcrs,sregs,"
+    + _OLD_TAIL.partition("xcrs,")[2],
+    "cloud-hypervisor": "cpuid,mpstate,regs,sregs,xsave,xcrs,lapic,fpu,nested,tsc_khz,msrs,events,"
+    "run",
+    "firecracker": "cpuid,mpstate,regs,sregs,xsave,xcrs,debugregs,lapic,msrs,events,run",
+    "vmm-reference": "cpuid,mpstate,regs,sregs,xsave,xcrs,debugregs,lapic,msrs,events,run",
+    "crosvm": "cpuid,regs,sregs,debugregs,xcrs,msrs,xsave,events,run",
     "selftests": "cpuid,sregs,msrs,xcrs,xsave,events,mpstate,debugregs,regs,nested,run",
 }
-"""Orders of real programs: QEMU by version, and Linux' KVM selftests
-(``vcpu_load_state`` in ``tools/testing/selftests/kvm/lib/x86``).  QEMU uses
-SREGS2 where the kernel has it, which makes no difference here.  Its events never
-include the interrupt shadow (flags 9), so L2 keeps that of the blob."""
+"""Orders of real programs.  QEMU uses SREGS2 where the kernel has it, which makes no
+difference here.  Its events never include the interrupt shadow (flags 0x39 of a full put, 0x38
+of one at run time), so L2 keeps that of the blob."""
 
-_FLAGS = {"cpuid": ("nosvm",), "sregs": ("l1",), "sregs2": ("l1",), "regs": ("l1",)}
+SOURCES = {
+    "qemu-5.0": "QEMU's source",
+    "qemu-5.2": "recorded (streams/), flags from QEMU's source",
+    "qemu-7.2": "recorded (streams/recordings)",
+    "qemu-10.0": "recorded (streams/), flags from QEMU's source",
+    "qemu-11.1": "recorded (streams/), flags from QEMU's source",
+    "cloud-hypervisor": "hypervisor/src/kvm/mod.rs set_state at ae44c2971c83",
+    "firecracker": "src/vmm/src/arch/x86_64/vcpu.rs restore_state at b245cb44dd04; no nested state",
+    "vmm-reference": "src/vm-vcpu/src/vcpu/mod.rs set_state at ad371898afe7; no nested state",
+    "crosvm": "hypervisor/src/x86_64.rs restore at 2768f223eeaf; no nested state",
+    "selftests": "Linux tools/testing/selftests/kvm/lib/x86 vcpu_load_state",
+}
+"""Where each order is from.  OpenVMM (vmm_core/virt_kvm) and kvmtool restore no nested state; the
+first puts REGS before SREGS, the second restores no vCPU at all."""
+
+_FLAGS = {
+    "cpuid": ("nosvm",),
+    "sregs": ("l1",),
+    "sregs2": ("l1",),
+    "regs": ("l1",),
+    "events": ("caps",),
+}
 _CHOICES = {
     "get": ("size",),
     "nested": ("flags", "format", "size", "vmcb_pa", "gpat"),
