@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qemu_svm.diagnosis.results import Why
     from qemu_svm.findings.inspection import Inspection
     from qemu_svm.findings.masks import Mask
+    from qemu_svm.findings.overview import Overview
     from qemu_svm.findings.recorded import RecordedDifference
     from qemu_svm.findings.results import (
         CheckReport,
@@ -487,6 +488,66 @@ class Dump:
         except PathError as error:
             raise not_found(self, error) from error
         return RamReport(self.machine.stream, ram, coverage(ram), tuple(chosen), span)
+
+    def overview(
+        self,
+        *,
+        kernel: str | None = None,
+        source: str | None = None,
+        qemu: str | None = None,
+        npt: bool = True,
+        cpu: str | None = None,
+        other: Dump | None = None,
+        log: PathLike | None = None,
+        memory: bool = False,
+        limits: Limits = DEFAULT,
+    ) -> Overview:
+        """Return all that ``svmstream report`` shows; ``to_html()`` is the page.
+
+        :param kernel: the destination's; None for all releases.
+        :param source: kernel of the source.
+        :param qemu: version of the destination's QEMU, as for :meth:`check`.
+        :param npt: the destination's host uses nested paging.
+        :param cpu: the CPU model of the destination, as for :meth:`check`.
+        :param other: a second stream to compare with.
+        :param log: a log of a restore, as for :func:`judge_trace`.
+        :param memory: with some guest memory: code and stacks of L1 and L2.
+        :param limits: resource limits for the log.
+        :raises PlanError: no such kernel, QEMU or CPU model.
+        :raises SourceError: the log cannot be read.
+        """
+        from qemu_svm.findings.inspection import Inspection, findings
+        from qemu_svm.findings.overview import Overview, drawn, excerpts, of_interest
+        from qemu_svm.stream.ram.problems import all_problems
+        from qemu_svm.stream.ram.rounds import rounds
+
+        machine, pages = self.machine, None
+        if machine.form is None or machine.stream.laid is not None:
+            pages = self.pages()
+            problems = all_problems(machine.stream, self.ram)
+            machine = replace(machine, stream=replace(machine.stream, problems=problems))
+        judged = self.check(kernel or (), source=source, qemu=qemu, npt=npt, cpu=cpu, ram=True)
+        chosen, shown = drawn(judged), of_interest(judged)
+        plan = None
+        if qemu is not None and machine.form is None:
+            from qemu_svm.findings.qemus import qemu_plan
+
+            plan = qemu_plan(qemu)
+        return Overview(
+            Inspection(machine, tuple(findings(machine))),
+            judged,
+            tuple(
+                (vcpu, self.simulate(plan, kernel=chosen, vcpu=vcpu.index, npt=npt, cpu=cpu))
+                for vcpu in shown
+            ),
+            pages,
+            () if pages is None else rounds(pages.ram.runs),
+            None if other is None else diff(self, other),
+            None if log is None else judge_trace(log, limits=limits),
+            excerpts(self.memory, shown) if memory else (),
+            kernel,
+            source,
+        )
 
     def compat(self, qemu: PathLike, *, timeout: float = 30) -> CompatReport:
         """Tell whether a QEMU would accept the sections of the stream.

@@ -38,6 +38,7 @@ _VERBS = {
         "show": "Show one section, vCPU or field, with offset and bytes.",
         "explore": "Walk through a stream on the terminal.",
         "diff": "Compare two streams field by field.",
+        "report": "Write a page about a stream, to attach to a bug.",
     },
     "Judge": {
         "why": "Explain an error line or a log, with or without a stream.",

@@ -21,6 +21,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 _PATHS = {
+    **dict.fromkeys(("[FILE2]",), "file"),
     **dict.fromkeys(("FILE", "FILE...", "LOG", "OUT", "VMLINUX", "A", "B", "FACTS"), "file"),
     **dict.fromkeys(("BINARY", "BINARY|VERSION", "BINARY|VERSION|JSON", "FILE|none"), "file"),
     "DIR": "dir",

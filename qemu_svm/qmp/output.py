@@ -170,6 +170,11 @@ class Standard(Output):
             self.descriptors = {"": os.dup(1)}
         self._temporary = {}
 
+    def writer(self) -> int:
+        """Return another descriptor of standard output."""
+        with writing(STANDARD):
+            return os.dup(self.descriptors[""])
+
     def commit(self, *, sync: bool = True) -> None:
         """Do nothing: everything was written already."""
 

@@ -14,9 +14,10 @@ from qemu_svm.findings.results import Shown
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.machine.paths import Node, find
 from qemu_svm.render.escape import printable
+from qemu_svm.render.sizes import size_words
 from qemu_svm.render.text import inspect as inspect_text
 from qemu_svm.render.text import show as show_text
-from qemu_svm.render.text.base import columns, finding_lines, size_words
+from qemu_svm.render.text.base import columns, finding_lines
 from qemu_svm.render.text.values import hexdump
 from qemu_svm.rules import Finding, Severity
 from qemu_svm.source import BytesSource

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from qemu_svm.render.escape import printable
+from qemu_svm.render.sizes import size_words
 from qemu_svm.snapshots.forms import WORDS
 from qemu_svm.stream.ram.page_size import CONFIGURED, DESCRIBED
 from qemu_svm.x86.segments import TABLES, Segment, attrib_words
@@ -123,20 +124,6 @@ def named_bits(value: str, names: Sequence[str] | None) -> Text:
     if names:
         text.append(f" [{' '.join(names)}]", FAINT)
     return text
-
-
-def size_words(size: int) -> str:
-    """Return a size for people: ``32 MiB``, ``256 KiB``, ``4.5 GiB``."""
-    for unit, name in (
-        (1 << 50, "PiB"),
-        (1 << 40, "TiB"),
-        (1 << 30, "GiB"),
-        (1 << 20, "MiB"),
-        (1 << 10, "KiB"),
-    ):
-        if size >= unit:
-            return f"{size / unit:.4g} {name}"
-    return f"{size} bytes"
 
 
 def page_size_words(stream: Stream) -> str:

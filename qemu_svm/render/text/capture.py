@@ -8,7 +8,8 @@ from rich.text import Text
 
 from qemu_svm.qmp.capture import Captured
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import HEADING, entry, size_words
+from qemu_svm.render.sizes import size_words
+from qemu_svm.render.text.base import HEADING, entry
 
 
 def render(result: Captured) -> Iterable[Text]:

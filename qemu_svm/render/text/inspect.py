@@ -12,6 +12,7 @@ from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.escape import printable
+from qemu_svm.render.sizes import size_words
 from qemu_svm.render.text.base import (
     FAINT,
     HEADING,
@@ -20,7 +21,6 @@ from qemu_svm.render.text.base import (
     finding_lines,
     named_bits,
     page_size_words,
-    size_words,
 )
 from qemu_svm.render.text.container import container_lines, libvirt_lines
 from qemu_svm.snapshots.forms import WORDS

@@ -10,7 +10,8 @@ from qemu_svm.lab.inventory import Inventory
 from qemu_svm.lab.suites.cache import Built
 from qemu_svm.lab.suites.catalogue import Suite
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, columns, size_words
+from qemu_svm.render.sizes import size_words
+from qemu_svm.render.text.base import FAINT, HEADING, columns
 
 
 def render(result: Inventory) -> Iterable[Text]:

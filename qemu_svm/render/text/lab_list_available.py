@@ -10,7 +10,8 @@ from rich.text import Text
 from qemu_svm.lab.inventory import Offer
 from qemu_svm.lab.suites.kernels import Kernel
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, columns, size_words
+from qemu_svm.render.sizes import size_words
+from qemu_svm.render.text.base import FAINT, HEADING, columns
 
 
 def render(result: Offer) -> Iterable[Text]:

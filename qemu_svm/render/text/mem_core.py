@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qemu_svm.memory.reports import CoreReport
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import size_words
+from qemu_svm.render.sizes import size_words
 
 
 def render(result: CoreReport) -> Iterator[str]:

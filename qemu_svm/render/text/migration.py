@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qemu_svm.qmp.answers import Migration
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import size_words
+from qemu_svm.render.sizes import size_words
 
 _MEGABIT = 1_000_000 / 8
 

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from qemu_svm.findings.results import RamReport
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, page_size_words, size_words
+from qemu_svm.render.sizes import size_words
+from qemu_svm.render.text.base import FAINT, HEADING, columns, entry, page_size_words
 from qemu_svm.stream.ram.coverage import BlockCoverage
 from qemu_svm.stream.ram.final import Final
 from qemu_svm.stream.ram.read import Ram

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from qemu_svm.qmp.watch import Sample, Update
 from qemu_svm.render.escape import printable
-from qemu_svm.render.text.base import FAINT, HEADING, entry, size_words
+from qemu_svm.render.sizes import size_words
+from qemu_svm.render.text.base import FAINT, HEADING, entry
 
 _STATE_STYLES = {"completed": "bold green", "failed": "bold red", "cancelled": "yellow"}
 _BAR = 40

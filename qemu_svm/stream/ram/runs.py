@@ -285,16 +285,23 @@ class RamRuns:
             end = self._part_first[number + 1] if number < last else len(self._data)
             yield slice(self._part_first[number], end)
 
-    def pieces(self) -> Iterator[tuple[int, Sequence[int], Sequence[int], Sequence[int]]]:
-        """Yield all runs as ``(block, where, count, data)``, some of one block at a time."""
-        for block, pages in self.mapped.items():
-            for where, count, data in pages.rows(0, pages.block.count):
-                yield block, where, count, data
+    def ordered(self) -> Iterator[tuple[int, Sequence[int], Sequence[int], Sequence[int]]]:
+        """Yield the runs in the order of sending, those of one block at a time.
+
+        As :meth:`pieces`, without those of bitmaps, which have no order.
+        """
         for number, whole in enumerate(self._parts(range(len(self._part_first)))):
             for at in range(whole.start, whole.stop, PIECE):
                 part = slice(at, min(at + PIECE, whole.stop))
                 block = self._part_block[number]
                 yield block, self._where[part], self._count[part], self._data[part]
+
+    def pieces(self) -> Iterator[tuple[int, Sequence[int], Sequence[int], Sequence[int]]]:
+        """Yield all runs as ``(block, where, count, data)``, some of one block at a time."""
+        for block, pages in self.mapped.items():
+            for where, count, data in pages.rows(0, pages.block.count):
+                yield block, where, count, data
+        yield from self.ordered()
 
     def __iter__(self) -> Iterator[Run]:
         for block, wheres, counts, datas in self.pieces():
