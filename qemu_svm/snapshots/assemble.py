@@ -16,10 +16,11 @@ from qemu_svm.limits import Limits
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.vcpu import Registers
 from qemu_svm.nested import NestedState, from_uapi
+from qemu_svm.snapshots.forms import RECORDING
 from qemu_svm.snapshots.parts import Part, Snapshot
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Kind, LayoutOrigin, RamBlock, Record, Stream, Value
-from qemu_svm.stream.ram.laid import Laid
+from qemu_svm.stream.ram.laid import Laid, Piece
 from qemu_svm.stream.sections import Layouts
 from qemu_svm.x86.msrs import NUMBERS
 from qemu_svm.x86.segments import Segment, flags_from_attrib, from_kvm
@@ -75,8 +76,12 @@ def _laid(found: Snapshot) -> Laid | None:
     if found.file is None or not found.memory:
         return None
     addresses = tuple(one.address for one in found.memory)
-    offsets = tuple(one.offset for one in found.memory)
-    return Laid(found.file, addresses, offsets, "the snapshot's list of memory ranges")
+    pieces = tuple(
+        (Piece(0, one.size // _PAGE, one.offset),) if one.pieces is None else one.pieces
+        for one in found.memory
+    )
+    kind = "recording" if found.form == RECORDING else "snapshot"
+    return Laid(found.file, addresses, pieces, f"the {kind}'s memory ranges")
 
 
 def _record(one: Part, offset: int) -> Record:

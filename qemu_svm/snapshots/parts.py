@@ -15,6 +15,7 @@ from qemu_svm.kvm import layouts
 from qemu_svm.limits import Limits
 from qemu_svm.machine.recorded import RecordedPut
 from qemu_svm.source.base import Source
+from qemu_svm.stream.ram.laid import Piece
 
 LEAST: Mapping[str, int] = MappingProxyType(
     {
@@ -52,11 +53,13 @@ class Range:
     """Guest memory in a file.
 
     :param address: guest-physical; ``size`` and ``offset`` in bytes.
+    :param pieces: where its pages are, if they are not all at ``offset``; others are zero.
     """
 
     address: int
     size: int
     offset: int
+    pieces: tuple[Piece, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

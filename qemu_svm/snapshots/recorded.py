@@ -18,8 +18,9 @@ from qemu_svm.machine.recorded import Given, ReadBack, RecordedPut
 from qemu_svm.nested import bits
 from qemu_svm.recording.payload import complete, given, returned
 from qemu_svm.recording.recording import Recording
-from qemu_svm.recording.records import RUN, Ioctl, Lost
+from qemu_svm.recording.records import RUN, Ioctl, Lost, Memory
 from qemu_svm.snapshots.forms import RECORDING
+from qemu_svm.snapshots.memory import RecordedMemory
 from qemu_svm.snapshots.parts import LEAST, Part, Snapshot, part
 
 SET = {
@@ -67,8 +68,9 @@ class _Track:
 class _Puts:
     # The puts of every vCPU; of very many only the last ones are kept.
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, memory: RecordedMemory) -> None:
         self._limits = limits
+        self._memory = memory
         self.tracks: list[_Track] = []
         self.runs = False
         self.capabilities: dict[int, set[int]] = {}
@@ -81,6 +83,8 @@ class _Puts:
         if isinstance(record, Lost):
             for track in self.tracks:
                 track.last.lost += record.count
+        elif isinstance(record, Memory):
+            self._memory.add(self._vms.get(record.fd, 1), record)
         elif isinstance(record, Ioctl):
             if record.level is Level.VCPU:
                 self._of_vcpu(record)
@@ -95,6 +99,7 @@ class _Puts:
             self._vms[call.ret] = self._created
             self.irqchips[self._created] = False
         number = self._vms.get(call.fd, 1)
+        self._memory.region(number, call)
         if call.nr == _CREATE_VCPU:
             self._of_fd[call.ret] = self._new(call.arg & 0xFFFF, number)
         elif call.nr == _CREATE_IRQCHIP:
@@ -201,9 +206,19 @@ def read_puts(
     :raises SourceError: no vCPU has a put.
     :raises PathError: no vCPU has so many, or there is no such VM.
     """
-    puts = _Puts(limits)
-    for record in recording:
-        puts.take(record)
+    memory = RecordedMemory(recording.path, limits)
+    try:
+        puts = _Puts(limits, memory)
+        for record in recording:
+            puts.take(record)
+        return _chosen_state(recording, puts, memory, put=put, vm=vm)
+    finally:
+        memory.close()
+
+
+def _chosen_state(
+    recording: Recording, puts: _Puts, memory: RecordedMemory, *, put: int | None, vm: int | None
+) -> tuple[Snapshot, dict[int, RecordedPut]]:
     found = [(track, fragments) for track in puts.tracks if (fragments := puts.merged(track))]
     if not found:
         if recording.damage is not None:
@@ -237,7 +252,8 @@ def read_puts(
     if not chosen:
         raise PathError(f"no vCPU of the recording has a put {put}: there are {most}")
     problems = (recording.damage,) if isinstance(recording.damage, StreamError) else ()
-    return Snapshot(RECORDING, tuple(parts), problems=problems), chosen
+    ranges, file = memory.take(wanted)
+    return Snapshot(RECORDING, tuple(parts), ranges, file, problems), chosen
 
 
 def _vm(found: list[tuple[_Track, list[_Fragment]]]) -> int:

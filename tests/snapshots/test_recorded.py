@@ -11,11 +11,12 @@ import pytest
 import qemu_svm as svm
 from qemu_svm.errors import PathError, PlanError, SourceError, SvmStreamError
 from qemu_svm.kvm import layouts
+from qemu_svm.kvm.numbers import Level
 from qemu_svm.recording.recording import Form
-from qemu_svm.recording.records import Lost
+from qemu_svm.recording.records import Lost, Memory
 from tests.conftest import STREAMS, Run
 from tests.support import snapshots
-from tests.support.recordings import CLOUD_HYPERVISOR, FIRECRACKER, Log, filled
+from tests.support.recordings import CLOUD_HYPERVISOR, FIRECRACKER, VM_FD, Log, filled
 
 CAPTURE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
 
@@ -78,6 +79,29 @@ def test_recordings_of_a_real_kernel(dump: svm.Dump) -> None:
         assert (report.verdict, report.recorded) == ("wrong", (None,))
         wrong = [one for one in found.check("6.1", saved=dump).findings if one.rule == "X-16"]
         assert len(wrong) == 1
+
+
+def test_guest_memory_of_a_recording(
+    dump: svm.Dump, parts: dict[str, bytes], tmp_path: Path
+) -> None:
+    memory = snapshots.main_memory(dump)[: 2 << 20]
+    log = Log()
+    log.create()
+    region = layouts.MEMORY_REGION.pack({"guest_phys_addr": 0, "memory_size": 4 << 20})
+    log.call("SET_USER_MEMORY_REGION", region, fd=VM_FD, index=None, level=Level.VM)
+    log.put(parts, CLOUD_HYPERVISOR, run=False)
+    for at in range(0, len(memory), 0x8000):
+        data = memory[at : at + 0x8000]
+        if data.strip(b"\0"):  # what is zero is left out
+            log.records.append(Memory(len(log.records) + 1, 0, VM_FD, at, data))
+    log.call("RUN", runs=0)
+    for form in ("jsonl", "binary"):
+        with svm.open(log.write(tmp_path / form, form)) as found:
+            assert found.memory.read(0, len(memory)) == memory
+            assert found.memory.read(3 << 20, 4096) == bytes(4096)
+            rip = found.vcpus[0].registers.rip
+            assert found.memory.world("l2v").read(rip, 16) == dump.memory.world("l2v").read(rip, 16)
+            assert found.memory.layout.ranges[0].size == 4 << 20
 
 
 DAMAGES = [
