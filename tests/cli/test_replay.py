@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import qemu_svm as svm
 from qemu_svm.cli import replay as verb
 from qemu_svm.cli.lab import conform as conform_verb
 from qemu_svm.lab import Box
@@ -20,6 +21,8 @@ from qemu_svm.model.profiles import PROFILES
 from qemu_svm.replay import replay as replays
 from qemu_svm.replay.compare import Mismatch
 from tests.conftest import STREAMS, Run
+from tests.support.recordings import CLOUD_HYPERVISOR, FIRECRACKER, Log, filled
+from tests.support.snapshots import raw_parts
 
 FILE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
 
@@ -167,3 +170,32 @@ def test_usage_errors_start_nothing(arguments: list[str], message: bytes, svmstr
     done = svmstream("replay", FILE, *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert message in done.stderr
+
+
+def test_recorded_puts_on_a_real_kvm(in_box: Command, tmp_path: Path) -> None:
+    # The same values in two orders: all ioctls are accepted, and only one restores L2.
+    with svm.open(FILE) as dump:
+        parts = filled(raw_parts(dump))
+    orders = {"ch": CLOUD_HYPERVISOR, "firecracker": FIRECRACKER}
+    answers = {}
+    for name, order in orders.items():
+        log = Log()
+        log.create()
+        log.put(parts, order)
+        path = log.write(tmp_path / name)
+        done = in_box(
+            verb.command, path, "--saved", FILE, "--lab", "6.1", "--compare", "--json",
+            "--timeout", "1",
+        )  # fmt: skip
+        made = json.loads(done.stdout)
+        assert [step["errno"] for step in made["steps"]] == [None] * (len(order) + 1)
+        assert made["comparison"]["equal"]
+        answers[name] = made["steps"][-1]
+    assert answers["ch"]["run"]["result"] == "exit"
+    assert answers["ch"]["run"]["exit_code_name"] == "CPUID"
+    assert answers["firecracker"]["run"]["result"] == "hang"
+    state = answers["firecracker"]["state"]
+    assert int(state["nested.flags"], 16) & 1 == 0  # no guest mode: L2's code as L1
+    rip = int(state["regs.rip"], 16)
+    with svm.open(FILE) as dump:
+        assert rip >> 12 == dump.vcpus[0].registers.rip >> 12
