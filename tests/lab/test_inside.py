@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -115,12 +116,39 @@ def test_what_differs_from_the_last_look(host: BoxHost, vm: Vm, inside: Run) -> 
 def test_who_cannot_be_looked_at(host: BoxHost, inside: Run) -> None:
     for options, words in (
         (("--pid", "1"), b"process 1 (python3) has no vCPU: it does not use KVM"),
-        (("--pid", "99999"), b"process 99999 does not exist"),
         (("--vcpu", "7"), b"has no vCPU 7"),
     ):
         done = inside("inside", "--box", "shared", *options)
         assert done.returncode == 4
         assert words in done.stderr
+
+
+def pids(box: Box) -> set[int]:
+    return set(map(int, box.run(["pidof", "qemu-system-x86_64"]).stdout.split()))
+
+
+def test_vmrun_fills_the_save_cache_of_a_restored_vcpu(
+    box: Box, host: BoxHost, saved: Path
+) -> None:
+    """A row of the table in docs/save-cache.md: the merged code."""
+    before = pids(box)
+    with running(box, Settings(smp=2, devices=("-S",))) as other:
+        (pid,) = pids(box) - before
+        other.qmp.execute("migrate-incoming", {"uri": f"exec:cat /share/{saved.name}"})
+        while other.qmp.status().state == "inmigrate":
+            time.sleep(0.1)
+        with closing(look(host, pid, vcpus=[1])) as looks:
+            (first,) = next(looks).vcpus
+            assert (first.guest, first.state) == ("L2", State.STOPPED)
+            assert first.values["arch.cr3"] != first.values["vmcb01.save.cr3"] != 0
+            cache = {name for name in first.values if name.startswith("nested.save.")}
+            assert "nested.save.cr3" in cache
+            assert not any(first.values[name] for name in cache - {"nested.save.cs"})
+            other.qmp.execute("cont")
+            filled = next(one.vcpus[0].values for one in islice(looks, 1000)
+                          if one.vcpus[0].values["nested.save.cr3"])  # fmt: skip
+        assert filled["nested.save.cr3"] == first.values["arch.cr3"]
+        assert filled["nested.save.efer"] == first.values["arch.efer"]
 
 
 def test_a_process_that_ends_under_the_reader(box: Box, host: BoxHost, vm: Vm, saved: Path) -> None:
