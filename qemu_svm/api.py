@@ -614,6 +614,7 @@ def compare_dumps(
     """Compare two dumps with these masks only; see :func:`diff`."""
     from qemu_svm.findings.diff import compare
     from qemu_svm.findings.results import DiffReport
+    from qemu_svm.replay.expected import compare_recorded
 
     found = compare(a.machine, b.machine, masks)
     pages = None
@@ -621,7 +622,7 @@ def compare_dumps(
         from qemu_svm.findings.ram_diff import compare_ram
 
         pages = compare_ram(a.ram, b.ram, masks, progress or _silent)
-    return DiffReport(a.machine, b.machine, found, pages)
+    return DiffReport(a.machine, b.machine, found, pages, compare_recorded(a.machine, b.machine))
 
 
 def look_inside(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qemu_svm.findings.diff import Comparison, Difference
     from qemu_svm.findings.masks import Mask
     from qemu_svm.findings.plans import PlansApart
+    from qemu_svm.findings.puts import PutComparison
     from qemu_svm.findings.ram_diff import RamDiff
     from qemu_svm.findings.recorded import RecordedDifference
     from qemu_svm.findings.verdict import Judgement, Verdict
@@ -159,6 +160,7 @@ class DiffReport(Result):
     """What differs between two streams.
 
     :param pages: differences of RAM; None if it was not compared.
+    :param puts: of each vCPU, the put of a recording held against the other side.
     """
 
     verb: ClassVar[str] = "diff"
@@ -166,11 +168,14 @@ class DiffReport(Result):
     b: Machine
     comparison: Comparison
     pages: RamDiff | None = None
+    puts: tuple[PutComparison, ...] = ()
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs but what is masked."""
-        return not self.comparison.counting and (self.pages is None or self.pages.same)
+        """Whether nothing differs but what is masked, and the order of two puts."""
+        puts = any(one.differences for one in self.puts)
+        alike = not self.comparison.counting and not puts
+        return alike and (self.pages is None or self.pages.same)
 
     @property
     def differences(self) -> tuple[Difference, ...]:

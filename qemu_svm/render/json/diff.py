@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.findings.diff import Difference
+from qemu_svm.findings.puts import PutComparison
 from qemu_svm.findings.ram_diff import BlockDiff
 from qemu_svm.findings.results import DiffReport
 from qemu_svm.findings.weights import weight_of
@@ -39,8 +40,35 @@ def render(result: DiffReport) -> dict[str, Any]:
             {"stream": side, **problem(error)}
             for side, error in (*found.problems, *(pages.problems if pages else ()))
         ],
+        "puts": [_put(one) for one in result.puts],
         "ram": None if pages is None else [_block(block) for block in pages.blocks],
     }
+
+
+def _put(one: PutComparison) -> dict[str, Any]:
+    return {
+        "vcpu": one.index,
+        "a": one.a,
+        "b": one.b,
+        "compared": one.compared,
+        "order": one.order,
+        "differences": [
+            {
+                "ioctl": f"KVM_SET_{difference.ioctl}",
+                "name": difference.name or None,
+                "only": difference.only or None,
+                "record_a": difference.record_a,
+                "record_b": difference.record_b,
+                "a": _put_value(difference.a),
+                "b": _put_value(difference.b),
+            }
+            for difference in one.differences
+        ],
+    }
+
+
+def _put_value(value: int | str | None) -> str | None:
+    return hex(value) if isinstance(value, int) else value
 
 
 def _block(block: BlockDiff) -> dict[str, Any]:

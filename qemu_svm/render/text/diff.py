@@ -8,6 +8,7 @@ from itertools import groupby
 from rich.text import Text
 
 from qemu_svm.findings.diff import Change, Comparison, Difference
+from qemu_svm.findings.puts import PutComparison, PutDifference
 from qemu_svm.findings.results import DiffReport
 from qemu_svm.findings.weights import Weight, ranked
 from qemu_svm.render.escape import printable
@@ -18,6 +19,7 @@ from qemu_svm.render.words import bit_names, meaning
 from qemu_svm.stream import Value
 
 _MOST_FIRST = 8
+_MOST_PUT = 24
 _MEANING = {
     Weight.DESTINATION: "the destination must be made for it",
     Weight.NESTED: "checked by KVM, or L1 or L2 runs differently",
@@ -39,7 +41,12 @@ def render(result: DiffReport, *, all_differences: bool) -> Iterable[Text]:
     yield stream_heading(result.b, "B: ")
     counting = len(found.counting)
     masked = len(found.differences) - counting
-    yield Text(f"{_count(counting, 'difference')}{f', {masked} more masked' if masked else ''}")
+    where = " in fields" if result.puts else ""
+    yield Text(
+        f"{_count(counting, 'difference')}{where}{f', {masked} more masked' if masked else ''}"
+    )
+    for put in result.puts:
+        yield from _put(put)
     for side, error in found.problems:
         yield Text(f"  not compared field by field: {side.upper()}: {printable(str(error))}")
     yield from _first(found)
@@ -61,6 +68,52 @@ def render(result: DiffReport, *, all_differences: bool) -> Iterable[Text]:
         yield Text("renamed (names are not on the wire; compared)", HEADING)
         for path, name in found.renamed:
             yield Text(f"  {printable(path)} is {printable(name)} in B")
+
+
+def _put(one: PutComparison) -> Iterable[Text]:
+    yield Text()
+    yield Text(f"Put of vCPU {one.index}", HEADING)
+    yield Text(f"  A: {printable(one.a)}")
+    yield Text(f"  B: {printable(one.b)}")
+    if one.order is not None:
+        yield Text(f"  the order differs from {printable(one.order)} on")
+    if not one.differences:
+        yield Text(f"  no differences in {one.compared} values")
+        return
+    more = len(one.differences) - 1
+    yield Text("  first difference: ").append_text(Text(_put_words(one.differences[0]), HEADING))
+    shown = one.differences[1:_MOST_PUT]
+    rows = [
+        [
+            _record(row),
+            row.ioctl,
+            row.name or f"only in {row.only.upper()}",
+            _value(row.a),
+            _value(row.b),
+        ]
+        for row in shown
+    ]
+    if rows:
+        yield from columns(rows, ("record", "ioctl", "value", "A", "B"))
+    if more > len(shown):
+        yield Text(f"  and {more - len(shown)} more (--json lists them)")
+    yield Text()
+
+
+def _record(row: PutDifference) -> str:
+    known = [one for one in (row.record_a, row.record_b) if one is not None]
+    return "/".join(map(str, known))
+
+
+def _put_words(row: PutDifference) -> str:
+    if row.only:
+        return f"{'B' if row.only == 'a' else 'A'} does not put {row.ioctl}"
+    where = f"record {_record(row)}, " if _record(row) else ""
+    return f"{where}{row.ioctl} {row.name}: {_value(row.a)}, in B {_value(row.b)}"
+
+
+def _value(value: int | str | None) -> str:
+    return "" if value is None else hex(value) if isinstance(value, int) else value[:32]
 
 
 def _first(found: Comparison) -> Iterable[Text]:
