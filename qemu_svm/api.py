@@ -417,7 +417,7 @@ class Dump:
         wanted = restore(plan)
         if plan is None:
             one = self.vcpu(vcpu)
-            plan = default_plan(one) if one.put is None else PLAN
+            plan = default_plan(self.machine, one) if one.put is None else PLAN
         finished = tuple(wanted.simulate(profile) for profile in chosen)
         judgements = tuple(judge_restore(simulation) for simulation in finished)
         beside = None

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from qemu_svm.errors import PlanError
-from qemu_svm.machine import Vcpu
-from qemu_svm.model.plans import Step
+from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.model.plans import NAMED, Step
 
 _SREGS = ("SREGS", "SREGS2")
 PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -55,13 +55,16 @@ def can_run(vcpu: Vcpu) -> bool:
     return vcpu.has("REGS") and vcpu.has(*_SREGS)
 
 
-def default_plan(vcpu: Vcpu) -> str:
-    """Return the plan of QEMU, as far as a vCPU has values for it.
+def default_plan(machine: Machine, vcpu: Vcpu) -> str:
+    """Return the plan of the VMM whose state it is, as far as a vCPU has values for it.
 
-    Without SREGS, those of L1 are taken from the nested state.
+    For a snapshot of Cloud Hypervisor with nested state that is its own, else QEMU's.  Without
+    SREGS, those of L1 are taken from the nested state.
     """
     if vcpu.parts is None:
         return "qemu"
+    if machine.form in NAMED and can_run(vcpu) and vcpu.has("NESTED_STATE"):
+        return machine.form or ""
     steps = ["cpuid"]
     for step in _ORDER:
         if vcpu.has(*PARTS[step]):
@@ -75,7 +78,7 @@ def default_plan(vcpu: Vcpu) -> str:
     return ",".join([*steps, *(["run"] if can_run(vcpu) else [])])
 
 
-def check_plan(vcpu: Vcpu, steps: Sequence[Step]) -> None:
+def check_plan(machine: Machine, vcpu: Vcpu, steps: Sequence[Step]) -> None:
     """Check that a vCPU has the values that steps take.
 
     :raises PlanError: one is not there; the message names the option that gives it.
@@ -86,7 +89,7 @@ def check_plan(vcpu: Vcpu, steps: Sequence[Step]) -> None:
         if step.name == "run" and not can_run(vcpu):
             lacking = [name for name in missing(vcpu) if name in ("SREGS", "REGS")]
             raise PlanError(
-                f"'run' cannot be judged: {_words(lacking)}", near=(default_plan(vcpu),)
+                f"'run' cannot be judged: {_words(lacking)}", near=(default_plan(machine, vcpu),)
             )
         names = PARTS.get(step.name)
         if step.data is not None:
@@ -96,7 +99,7 @@ def check_plan(vcpu: Vcpu, steps: Sequence[Step]) -> None:
         if step.flags and _blob(vcpu):
             continue
         raise PlanError(f"'{step.name}' has no values: {_words(names[:1])}",
-                        near=(default_plan(vcpu),))  # fmt: skip
+                        near=(default_plan(machine, vcpu),))  # fmt: skip
 
 
 def _words(names: Sequence[str]) -> str:

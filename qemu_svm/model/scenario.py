@@ -60,7 +60,7 @@ class Scenario:
         )
 
 
-def steps_for(vcpu: Vcpu, plan: str | None) -> tuple[Step, ...]:
+def steps_for(machine: Machine, vcpu: Vcpu, plan: str | None) -> tuple[Step, ...]:
     """Return the steps of a plan.
 
     :param plan: None for the recorded put, or for QEMU's plan as far as the input has values
@@ -73,7 +73,7 @@ def steps_for(vcpu: Vcpu, plan: str | None) -> tuple[Step, ...]:
             return recorded
         if plan == PLAN:
             raise PlanError(f"the plan '{PLAN}' is for recordings", near=tuple(plans.NAMED))
-    return plans.parse(default_plan(vcpu) if plan is None else plan)
+    return plans.parse(default_plan(machine, vcpu) if plan is None else plan)
 
 
 def host_for(vcpu: Vcpu, host: Host) -> Host:
@@ -122,8 +122,8 @@ def scenario(
         if name not in RACED:
             near = difflib.get_close_matches(name, RACED, cutoff=0.5) or RACED
             raise PlanError(f"VMRUN reads no field '{name}'", near=tuple(near))
-    steps = steps_for(vcpu, plan)
-    check_plan(vcpu, steps)
+    steps = steps_for(machine, vcpu, plan)
+    check_plan(machine, vcpu, steps)
     values = from_vcpu(vcpu if saved is None else saved)
     if race and not any(step.name == "vmrun" for step in steps):
         steps += plans.parse("vmrun")

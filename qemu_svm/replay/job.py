@@ -12,6 +12,7 @@ from qemu_svm.inside.layout import Layout
 from qemu_svm.inside.view import Inside, Looks
 from qemu_svm.kvm.run import INTR, IO, Exit
 from qemu_svm.kvm.run import decode as decode_run
+from qemu_svm.machine.recorded import RecordedPut
 from qemu_svm.model import arguments
 from qemu_svm.model.decode import WATCHED_MSRS, observed
 from qemu_svm.model.kernels import derive
@@ -148,6 +149,7 @@ class ReplayJob:
 
     :param name: identifies the result.
     :param extras: state that the model does not have.
+    :param put: the recorded put that the steps are of; None if they are of a plan.
     """
 
     name: str
@@ -155,6 +157,7 @@ class ReplayJob:
     steps: tuple[Step, ...]
     options: ReplayOptions = field(default_factory=ReplayOptions)
     extras: Extras = field(default_factory=Extras)
+    put: RecordedPut | None = None
 
     @property
     def plan(self) -> str:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qemu_svm.errors import PlanError
+from qemu_svm.findings.recorded import Answer, RecordedDifference, first_difference
 from qemu_svm.inside.layout import Layout
 from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.machine.recorded import RecordedPut
 from qemu_svm.model.kvm.run import GuestCode
-from qemu_svm.model.partial import check_plan
+from qemu_svm.model.partial import check_plan, default_plan
 from qemu_svm.model.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT, PLAN
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.scenario import Scenario, steps_for
@@ -44,6 +46,9 @@ class Replay(Result):
     :param probe: the KVM.
     :param simulation: the plan on the model of this kernel; None if it was not compared.
     :param comparison: the differences; None if it was not compared.
+    :param lost: the saved vCPU was in L2, and ran outside guest mode: L2's code as L1.
+    :param put: the recorded put; None if the plan is another one.
+    :param recorded: the first difference between its answers and those here, or None.
     """
 
     verb: ClassVar[str] = "replay"
@@ -53,10 +58,18 @@ class Replay(Result):
     result: ReplayResult
     simulation: Simulation | None = None
     comparison: Comparison | None = None
+    lost: bool = False
+    put: RecordedPut | None = None
+    recorded: RecordedDifference | None = None
 
     @property
     def good(self) -> bool:
-        """Whether model and kernel agree; if not compared, whether every step succeeded."""
+        """Whether model and kernel agree; if not compared, whether every step succeeded.
+
+        A recorded put has to be answered as it was, too, and to restore L2.
+        """
+        if self.put is not None and (self.lost or self.recorded is not None):
+            return False
         return self.result.clean if self.comparison is None else self.comparison.equal
 
 
@@ -115,9 +128,9 @@ def prepare(
     :param saved_in: the stream that a recording was to restore; its memory is used.
     :raises PlanError: an unknown step or setting, or one that cannot be replayed.
     """
-    steps = steps_for(vcpu, plan)
+    steps = steps_for(machine, vcpu, plan)
     saved = from_vcpu(vcpu if saved_in is None else saved_in.vcpu(vcpu.index))
-    check_plan(vcpu, steps)
+    check_plan(machine, vcpu, steps)
     if machine.form is not None and not (saved_in or machine).blocks:
         if plan is not None and any(step.name == "run" for step in steps) and plan != PLAN:
             raise PlanError("'run' needs guest memory, which the input does not have")
@@ -128,9 +141,12 @@ def prepare(
         irqchip = options.irqchip and vcpu.put.irqchip is not False
         options = replace(options, capabilities=vcpu.put.capabilities & known, irqchip=irqchip)
     if plan is None:
-        plan = PLAN if vcpu.put is not None else ",".join(step.text for step in steps)
+        plan = PLAN if vcpu.put is not None else default_plan(machine, vcpu)
+        if machine.form is not None and plan != PLAN:
+            plan = ",".join(step.text for step in steps)  # perhaps without the run
     check(saved, steps)
-    return ReplayJob(plan, saved, steps, options, extras(machine, vcpu))
+    put = vcpu.put if plan == PLAN else None
+    return ReplayJob(plan, saved, steps, options, extras(machine, vcpu), put)
 
 
 def replay(
@@ -171,4 +187,23 @@ def replay(
             beside = against_model(job, ram, probe, result) if compared else (None, None)
     finally:
         path.unlink(missing_ok=True)
-    return Replay(machine.stream.source.path, job.name, probe, result, *beside)
+    put = job.put
+    parted = None
+    if put is not None:
+        answers = [Answer(step.errno, step.state) for step in result.steps]
+        parted = first_difference(put, job.steps, answers)
+    simulation, comparison = beside
+    return Replay(
+        machine.stream.source.path, job.name, probe, result, simulation, comparison,
+        _lost(job, result), put, parted,
+    )  # fmt: skip
+
+
+def _lost(job: ReplayJob, result: ReplayResult) -> bool:
+    # Whether code that the saved vCPU had in L2 was entered outside guest mode.
+    before = False
+    for step in result.steps:
+        if step.run is not None:
+            return job.saved.guest_mode and not before
+        before = step.in_guest_mode
+    return False

@@ -190,6 +190,10 @@ def test_recorded_puts_on_a_real_kvm(in_box: Command, tmp_path: Path) -> None:
         made = json.loads(done.stdout)
         assert [step["errno"] for step in made["steps"]] == [None] * (len(order) + 1)
         assert made["comparison"]["equal"]
+        assert made["recorded_difference"] is None
+        assert made["recorded"] == {"vm": 1, "put": 1, "puts": 1, "ran": True}
+        assert made["lost"] is (name == "firecracker")
+        assert done.return_value == int(made["lost"])
         answers[name] = made["steps"][-1]
     assert answers["ch"]["run"]["result"] == "exit"
     assert answers["ch"]["run"]["exit_code_name"] == "CPUID"

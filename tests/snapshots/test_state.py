@@ -79,6 +79,7 @@ def test_a_folder_of_cloud_hypervisor_is_the_stream_again(dump: svm.Dump, folder
             address = dump.vcpus[0].registers.rip & ~0xFFF
             ours = dump.memory.world(world).read(address, 0x1000)
             assert found.memory.world(world).read(address, 0x1000) == ours
+        assert found.simulate(kernel="6.12").plan == "cloud-hypervisor"
         judged = [one.check("6.12").verdicts[0] for one in (dump, found)]
         assert [one.verdict for one in judged[0].values()] == ["right"] * len(judged[0])
         assert [one.verdict for one in judged[1].values()] == ["right"] * len(judged[1])

@@ -10,6 +10,7 @@ from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text, optional_hex
 from qemu_svm.render.json.model_state import snapshot
 from qemu_svm.render.json.observed import observed
+from qemu_svm.render.json.recorded import recorded_difference, recorded_put
 from qemu_svm.replay.compare import Comparison, Mismatch
 from qemu_svm.replay.job import ReplayStep, RunResult, kernel_of
 from qemu_svm.replay.replay import Replay
@@ -32,6 +33,9 @@ def render(result: Replay) -> dict[str, Any]:
         "killed": replayed.killed,
         "host": replayed.host,
         "error": replayed.error,
+        "lost": result.lost,
+        "recorded": None if result.put is None else recorded_put(result.put),
+        "recorded_difference": recorded_difference(result.recorded, "kernel"),
         "model": None if simulation is None else _model(simulation),
         "comparison": None if comparison is None else _comparison(comparison),
     }

@@ -11,7 +11,7 @@ from qemu_svm.model.area import Content
 from qemu_svm.model.simulate import Result, Simulation
 from qemu_svm.render.json.base import SCHEMA_VERSION, register
 from qemu_svm.render.json.model_state import area, snapshot
-from qemu_svm.render.json.observed import observed
+from qemu_svm.render.json.recorded import recorded_difference, recorded_put
 
 
 def render(result: SimulationReport) -> dict[str, Any]:
@@ -26,33 +26,14 @@ def render(result: SimulationReport) -> dict[str, Any]:
                 zip(result.simulations, result.judgements, strict=True)
             )
         ],
-        "recorded": None
-        if result.put is None
-        else {
-            "vm": result.put.vm,
-            "put": result.put.number,
-            "puts": result.put.count,
-            "ran": result.put.ran,
-        },
+        "recorded": None if result.put is None else recorded_put(result.put),
         **({} if result.against is None else {"against": _against(result.against)}),
     }
 
 
 def _recorded(result: SimulationReport, at: int) -> dict[str, Any]:
-    # The first difference between the recording's answers and the model's.
     found = result.recorded[at] if result.recorded else None
-    if found is None:
-        return {"recorded_difference": None}
-    return {
-        "recorded_difference": {
-            "step": found.step,
-            "record": found.record,
-            "ioctl": f"KVM_{found.ioctl}",
-            "name": found.name,
-            "recorded": observed(found.name, found.recorded),
-            "model": observed(found.name, found.answer),
-        }
-    }
+    return {"recorded_difference": recorded_difference(found, "model")}
 
 
 def _against(found: PlansApart) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from qemu_svm.findings.recorded import difference_words
 from qemu_svm.inside.view import Inside
 from qemu_svm.model.observed import Observed, comparable
 from qemu_svm.nested.exit_codes import exit_name
@@ -35,7 +36,8 @@ def render(result: Replay, *, verbose: bool) -> Iterable[Text]:
     :param verbose: the whole state after every step.
     """
     replayed, comparison = result.result, result.comparison
-    yield Text(f"{printable(result.path)}: plan {printable(result.plan)}", HEADING)
+    of = "" if result.put is None else f" ({result.put.label})"
+    yield Text(f"{printable(result.path)}: plan {printable(result.plan)}{of}", HEADING)
     against = ""
     if result.simulation is not None:
         against = f", compared with profile {result.simulation.kernel.row}"
@@ -49,6 +51,10 @@ def render(result: Replay, *, verbose: bool) -> Iterable[Text]:
         before, inside = step.state, step.inside or {}
     yield Text()
     yield from _ending(replayed)
+    if result.lost:
+        yield Text("the vCPU ran outside guest mode: L2's code continued as L1", BAD)
+    if result.put is not None:
+        yield _recorded(result)
     if comparison is not None:
         yield from _verdict(comparison)
 
@@ -158,6 +164,13 @@ def _shown(name: str, value: Any) -> str:
     if value is None:
         return "none"
     return observed(name, comparable(name, value))
+
+
+def _recorded(result: Replay) -> Text:
+    if result.recorded is None:
+        return Text("KVM answers as in the recording")
+    words = difference_words(result.recorded, f"Linux {kernel_of(result.probe)}")
+    return Text(f"first difference from the recording: {printable(words)}", BAD)
 
 
 def _ending(replayed: ReplayResult) -> Iterator[Text]:

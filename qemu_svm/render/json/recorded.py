@@ -1,0 +1,31 @@
+"""Recorded puts in the JSON documents of ``simulate`` and ``replay``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qemu_svm.findings.recorded import RecordedDifference
+from qemu_svm.machine.recorded import RecordedPut
+from qemu_svm.render.json.observed import observed
+
+
+def recorded_put(put: RecordedPut) -> dict[str, Any]:
+    """Return which put it is."""
+    return {"vm": put.vm, "put": put.number, "puts": put.count, "ran": put.ran}
+
+
+def recorded_difference(found: RecordedDifference | None, whose: str) -> dict[str, Any] | None:
+    """Return where a recording and other answers part.
+
+    :param whose: the key of the other answer.
+    """
+    if found is None:
+        return None
+    return {
+        "step": found.step,
+        "record": found.record,
+        "ioctl": f"KVM_{found.ioctl}",
+        "name": found.name,
+        "recorded": observed(found.name, found.recorded),
+        whose: observed(found.name, found.answer),
+    }
