@@ -29,6 +29,7 @@ _NP_ENABLE = 1
 _PDPTRS_VALID = 1
 _ONE_TO_ONE = 1 << 32
 _EFER, _HSAVE, _TSC_RATIO = NUMBERS["efer"], NUMBERS["vm_hsave_pa"], NUMBERS["tsc_ratio"]
+_STAR = NUMBERS["star"]
 _L1_PLAIN = ("cr0", "cr3", "cr4", "efer")
 _L1_TABLES = {"gdt": "gdtr", "idt": "idtr"}
 _L1_REGS = ("rip", "rsp", "rax")
@@ -293,6 +294,10 @@ class ByValue:
             return None
         return bool(self.areas[0].nested_ctl & _NP_ENABLE)
 
+    def whole_msrs(self) -> bool:
+        """Whether the put has the MSRs of a whole vCPU, and not some only."""
+        return _STAR in _all_msrs((*self.before, *self.after))
+
     def hsave(self) -> int | None:
         """Return VM_HSAVE_PA as the put sets it; -1 if its MSRs lack it, None without data."""
         found = None
@@ -301,6 +306,10 @@ class ByValue:
             if values is not None:
                 found = values.get(_HSAVE, -1 if found is None else found)
         return found
+
+
+def _all_msrs(steps: Sequence[Step]) -> set[int]:
+    return {number for step in steps if step.name in MSRS for number in msrs_of(step) or {}}
 
 
 def _has_run(control: Fields) -> bool:

@@ -291,7 +291,9 @@ class Window:
         hsave = self.data.hsave() if rule_id == "O-13" and self.data.guest else None
         if hsave in (0, -1) and not self.superseded and not self.past.ran:
             what = "is 0" if hsave == 0 else "is not among them"
-            return result(rule_id, RuleOutcome.VIOLATED, found.line, f"VM_HSAVE_PA {what}")
+            certain = hsave == 0 or self.data.whole_msrs()
+            outcome = RuleOutcome.VIOLATED if certain else RuleOutcome.DEPENDS
+            return result(rule_id, outcome, found.line, f"VM_HSAVE_PA {what}")
         return result(rule_id, RuleOutcome.OK, found.line)
 
     def _once(self) -> Iterable[RuleResult]:

@@ -268,6 +268,60 @@ def test_selftests_put_events_first_and_share_tables_with_l2() -> None:
     assert (put.run.inferred, put.run.exit_reason) == (False, 2)
 
 
+def test_the_order_of_cloud_hypervisor_is_ok_and_its_values_count() -> None:
+    """Made of real calls: no DEBUGREGS, nested state behind the MSRs, then the events."""
+    found = calls(FIRECRACKER)
+    by_name = {one.name.removeprefix("KVM_"): one for one in found}
+    order = (
+        *("SET_MP_STATE", "SET_REGS", "SET_SREGS", "GET_XSAVE", "SET_XSAVE", "GET_XCRS"),
+        *("SET_XCRS", "GET_LAPIC", "SET_LAPIC", "SET_MSRS"),
+    )
+    of = by_name["SET_SREGS"]
+    nested = next(one for one in calls() if one.name == "KVM_SET_NESTED_STATE")
+    nested = replace(nested, fd=of.fd, index=of.index, level=of.level)
+    tail = [by_name["GET_VCPU_EVENTS"], by_name["SET_VCPU_EVENTS"], by_name["GET_REGS"]]
+    start = [one for one in found if one.level is not Level.VCPU or one.name.endswith("CPUID2")]
+    put = [*start, *(by_name[name] for name in order), nested, *tail]
+    trace = judged(put)
+    assert violated(trace) == set()
+    assert [one.verdict for one in trace.vcpus[0].puts] == [PutVerdict.OK]
+    assert trace.vcpus[0].migrated is not None
+    late = [*put[:-2], put[-1]]
+    assert violated(judged(late)) == {"O-16"}
+    # EFER is among the MSRs, which come between SREGS and the nested state: the last one counts.
+    without_svme = given("SREGS", field(layouts.SREGS, "efer", 0x500))
+    assert violated(judged(without_svme(put))) == set()
+    both = every(without_svme, given("MSRS", msr(0xC0000080, 0x500)))
+    assert violated(judged(both(put))) == {"O-01"}
+    assert violated(judged(given("REGS", field(layouts.REGS, "rip", 0x100238))(put))) == {"O-09"}
+
+
+def test_the_put_of_a_new_vcpu_is_not_the_migrated_one() -> None:
+    """A VM from its creation: QEMU puts a new vCPU twice before the stream is loaded."""
+    every_call = calls()
+    create = [one for one in calls(FIRECRACKER) if one.level is not Level.VCPU][:6]
+    create[-1] = replace(create[-1], ret=13)
+    assert create[-1].name == "KVM_CREATE_VCPU"
+    cpuid = replace(
+        next(one for one in calls(FIRECRACKER) if one.name == "KVM_SET_CPUID2"),
+        fd=13, index=0, level=Level.VCPU,
+    )  # fmt: skip
+    put = [one for one in every_call if 26 <= one.number <= 39]
+    new = given("SREGS2", field(layouts.SREGS2, "efer", 0))
+    blob = given(SET, lambda data: data.__setitem__(slice(0, None), _new_vcpu(len(data))))
+    fresh = every(new, blob)([*put, *(one for one in every_call if "GET_REGS" in one.name)])[:-1]
+    trace = judged([*create, cpuid, *fresh, *fresh, *every_call])
+    vcpu = next(one for one in trace.vcpus if one.puts)
+    assert [one.verdict for one in vcpu.puts] == [PutVerdict.OK] * 3
+    assert [one.superseded is None for one in vcpu.puts] == [False, False, True]
+    assert vcpu.migrated == vcpu.puts[2].phase
+    assert trace.clean
+
+
+def _new_vcpu(size: int) -> bytes:
+    return bytes((0, 0, 1, 0)) + size.to_bytes(4, "little") + bytes(size - 8)
+
+
 def test_lost_calls_and_damage_are_told(command: Run, tmp_path: Any) -> None:
     data = made([*calls()[:40], Lost(0, 0, 17), *calls()[40:]])
     path = tmp_path / "cut.rec"
