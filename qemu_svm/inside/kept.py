@@ -10,10 +10,15 @@ from typing import Any
 
 from qemu_svm.errors import SourceError
 from qemu_svm.inside.looking import InsideLook, State, VcpuLook
-from qemu_svm.inside.view import Inside
 
 _LIMIT = 64 << 20  # bytes; a vCPU has some 30 KB
-_PARTS = (("selector", "base", "limit", "attrib"), ("base", "limit"))
+_BITS = 256  # more than any member has
+_WORDS = frozenset({"current", "mmu"})
+_SEGMENT, _TABLE = ("selector", "base", "limit", "attrib"), ("base", "limit")
+_PARTS = dict.fromkeys(
+    ("es", "cs", "ss", "ds", "fs", "gs", "tr", "ldtr"), _SEGMENT
+) | dict.fromkeys(("gdtr", "idtr"), _TABLE)
+"""Members that are segments and tables, by the last part of their names."""
 
 
 def read_kept(path: str) -> InsideLook:
@@ -28,6 +33,15 @@ def read_kept(path: str) -> InsideLook:
         raise SourceError(f"{path}: {error.strerror}") from None
     if len(data) > _LIMIT:
         raise SourceError(f"{path} has more than {_LIMIT >> 20} MiB")
+    return parse_kept(data, path)
+
+
+def parse_kept(data: bytes, path: str) -> InsideLook:
+    """Read a kept look from the content of its file.
+
+    :param path: of the file, for errors and reports.
+    :raises SourceError: it is not one.
+    """
     try:
         found = json.loads(data)
         process = found["process"]
@@ -44,38 +58,30 @@ def read_kept(path: str) -> InsideLook:
 
 
 def _vcpu(found: dict[str, Any]) -> VcpuLook:
-    values = {_typed(name, str): _value(value) for name, value in found["inside"].items()}
-    for name, kind in (("guest_mode", int), ("arch.regs_avail", int)):
-        _typed(values.get(name, 0), kind)
+    members = _typed(found["inside"], dict)
     gone = found["gone"]
     return VcpuLook(
-        _typed(found["id"], int), _typed(found["vm"], int), State(found["state"]), _checked(values),
+        _typed(found["id"], int), _typed(found["vm"], int), State(found["state"]),
+        {name: _value(name, value) for name, value in members.items()},
         gone=gone if gone is None else _typed(gone, str),
     )  # fmt: skip
 
 
-def _checked(values: Inside) -> Inside:
-    # What is computed with has the kind that a look has.
-    for name, value in values.items():
-        if name in ("current", "mmu") or isinstance(value, list):
-            continue
-        _typed(value, int)
-    return values
-
-
-def _value(found: Any) -> Any:
-    if isinstance(found, dict):
-        for parts in _PARTS:
-            if found.keys() == set(parts):
-                return [_number(found[name]) for name in parts]
-        raise TypeError
-    if isinstance(found, str) and found[:2] in ("0x", "-0"):
-        return _number(found)
-    return found
+def _value(name: str, found: Any) -> Any:
+    # Each member has the kind that a look gives it.
+    if name in _WORDS:
+        return _typed(found, str)
+    parts = _PARTS.get(name.rpartition(".")[2])
+    if parts is not None:
+        return [_number(found[part]) for part in parts]
+    return found if type(found) is int else _number(found)
 
 
 def _number(text: Any) -> int:
-    return int(_typed(text, str), 16)
+    number = int(_typed(text, str), 16)
+    if not 0 <= number < 1 << _BITS:
+        raise ValueError
+    return number
 
 
 def _typed(value: Any, kind: type[Any]) -> Any:

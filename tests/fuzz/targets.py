@@ -408,6 +408,28 @@ def states(data: bytes) -> None:
         os.close(fd)
 
 
+# Looks into kernel memory
+
+
+def looks(data: bytes) -> None:
+    from qemu_svm.inside.apart import compare
+    from qemu_svm.inside.kept import parse_kept
+    from qemu_svm.render.text import diff_inside, inside
+
+    content = data
+    if data[:1] != b"{":
+        content = json.dumps(inputs.edited(json.loads(inputs.look()), data)).encode()
+    with contextlib.suppress(SvmStreamError):
+        found = parse_kept(content, "input")
+        json.dumps(found.to_json())
+        real = parse_kept(inputs.look(), "real")
+        apart = compare(found, real)
+        json.dumps(apart.to_json())
+        lines = [*inside.render(found), *inside.render(found, verbose=True)]
+        lines += diff_inside.render(apart, all_differences=True)
+        assert not any("\x1b" in line.plain for line in lines)
+
+
 # QEMU's answers, and the agent in a box
 
 
@@ -740,6 +762,7 @@ TARGETS: dict[str, Target] = {
     "why": Target(why, _kernel_logs, _WORDS),
     "recording": Target(recording, _recordings, _JSON),
     "states": Target(states, _texts(b"\0\0\2\2\1\0", b"\1\0\7\3", b"\1\1\0\x42"), _JSON),
+    "looks": Target(looks, lambda: [inputs.look(), b"\0\0\1\0\7\2"], _JSON, 20_000),
     "qmp": Target(qmp, _texts(*_ANSWERS), _JSON, 120_000),
     "frames": Target(
         frames,

@@ -9,6 +9,7 @@ import pytest
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.inside.layout import ADDRESSES
 from qemu_svm.inside.lazy import RULES
+from qemu_svm.inside.saved import apart, would_save
 from qemu_svm.inside.view import Looks
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.model import plans
@@ -55,6 +56,15 @@ def test_both_vmcbs_and_the_caches(replayed: ReplayResult, plain: Guest) -> None
     assert not any(saved.values())
     assert (last["current"], last["vmcb02.save.cr3"]) == ("vmcb01", l2.get("cr3"))
     assert last["vmcb02.control.exit_code"] == 0x72
+
+
+def test_the_ioctls_answer_what_memory_says(replayed: ReplayResult) -> None:
+    """In every step: what would be saved, computed from memory, is what KVM returns."""
+    for step in replayed.steps:
+        assert step.inside is not None
+        saved = would_save(step.inside)
+        assert list(apart(saved, step.state)) == []
+        assert len(saved.keys() & step.state.keys()) >= (100 if step.in_guest_mode else 50)
 
 
 def test_the_members_of_this_kernel_and_no_others(in_box: InBox) -> None:

@@ -1,0 +1,101 @@
+"""Looks in files: a real one (Linux 6.1.176, L2 of the guest nested-npt), and what is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qemu_svm as svm
+from qemu_svm.errors import SourceError
+from qemu_svm.inside.file import is_kept
+from qemu_svm.inside.kept import parse_kept, read_kept
+from qemu_svm.inside.saved import would_save
+from tests.conftest import Run
+
+KEPT = Path(__file__).with_name("look-6.1.json")
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(KEPT.read_text())
+    return found
+
+
+def test_a_file_is_read_as_it_was_written(document: dict[str, Any]) -> None:
+    assert is_kept(str(KEPT))
+    found = read_kept(str(KEPT))
+    assert found.to_json() == document
+    (vcpu,) = found.vcpus
+    assert (vcpu.guest, vcpu.label) == ("L2", "vCPU 0")
+    saved = would_save(vcpu.values)
+    assert saved["nested.flags"] == 0x101
+    assert saved["l1.cr3"] == vcpu.values["vmcb01.save.cr3"] != saved["sregs.cr3"]
+    assert saved["ctl.asid"] == vcpu.values["nested.ctl.asid"]
+
+
+def test_two_looks_differ_member_by_member(
+    document: dict[str, Any], tmp_path: Path, command: Run
+) -> None:
+    inside = document["vcpus"][0]["inside"]
+    inside["nested.save.cr3"] = "0x101000"
+    inside["exits"] = "0x1"
+    del inside["gif"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document))
+    found = svm.diff_inside(KEPT, other)
+    assert [(one.path, one.b) for one in found.counting] == [
+        ("vcpu0.nested.save.cr3", 0x101000), ("vcpu0.gif", None),
+    ]  # fmt: skip
+    assert [one.name for one in found.differences if one.mask] == ["exits"]
+    assert svm.diff_inside(KEPT, other, mask=["vcpu0.gif", "*.nested.save"]).same
+    done = command("diff", KEPT, other)
+    assert done.returncode == 1
+    assert b"nested.save.cr3  0x11a000  0x101000" in done.stdout
+    assert b"2 differences, 1 more masked" in done.stdout
+    assert command("diff", KEPT, KEPT).returncode == 0
+    assert command("diff", KEPT, other, "--ram").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda found: found.pop("vcpus"),
+        lambda found: found.update(vcpus={}),
+        lambda found: found["process"].update(pid="7"),
+        lambda found: found["vcpus"][0].update(state="asleep"),
+        lambda found: found["vcpus"][0].update(inside=[]),
+        lambda found: found["vcpus"][0]["inside"].update({"vmcb01.save.cs": "0x8"}),
+        lambda found: found["vcpus"][0]["inside"].update({"vmcb02.control.int_state": {}}),
+        lambda found: found["vcpus"][0]["inside"].update({"gif": True}),
+        lambda found: found["vcpus"][0]["inside"].update({"gif": "-0x1"}),
+        lambda found: found["vcpus"][0]["inside"].update({"gif": "0x" + "f" * 100}),
+        lambda found: found["vcpus"][0]["inside"].update({"current": 1}),
+    ],
+)
+def test_what_is_no_look_is_said(
+    edit: Edit, document: dict[str, Any], tmp_path: Path, command: Run
+) -> None:
+    edit(document)
+    with pytest.raises(SourceError, match="not one of svmstream inside"):
+        parse_kept(json.dumps(document).encode(), "here")
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(document))
+    done = command("diff", KEPT, path)
+    assert (done.returncode, done.stdout) == (3, b"")
+
+
+def test_nothing_of_a_file_reaches_a_terminal_raw(
+    document: dict[str, Any], tmp_path: Path, command: Run
+) -> None:
+    document["process"]["name"] = "\x1b[31mqemu"
+    document["vcpus"][0]["inside"] |= {"\x1b[2J": "0x1", "current": "\x1b]0;"}
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(document))
+    done = command("diff", KEPT, path)
+    assert done.returncode == 1
+    assert b"\x1b" not in done.stdout
