@@ -44,7 +44,7 @@ lint: $(STAMP)  ## ruff and mypy --strict
 .PHONY: needs
 needs: $(STAMP)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils as:binutils \
-		"gcc:gcc libc6-dev" gpg:gpg lzop:lzop gdb:gdb makedumpfile:makedumpfile strace:strace \
+		"gcc:gcc libc6-dev" gpg:gpg lzop:lzop gdb:gdb makedumpfile:makedumpfile strace:strace chromium:chromium \
 		tmux:tmux
 	@tools/need-compiled $(VENV)
 	@tools/need-libvirt $(abspath $(VENV))

@@ -62,8 +62,8 @@ _HEADINGS = {
     Verdict.RIGHT: "Restored right",
     Verdict.OPEN: "Accepted; nothing is run",
     Verdict.REFUSED: "Refused",
-    Verdict.WRONG: "Accepted, and continues wrong",
-    Verdict.BROKEN: "Accepted, and cannot run",
+    Verdict.WRONG: "L2 or L1 continues with wrong registers",
+    Verdict.BROKEN: "The vCPU cannot run",
 }
 
 
@@ -228,7 +228,7 @@ def _leaves(value: Value) -> Iterator[tuple[int, str]]:
 def _verdict(result: Overview) -> dict[str, Any]:
     found, to = result.verdict, result.destination
     judged = {one.verdict for by in result.check.verdicts.values() for one in by.values()}
-    where = f"by {to}" if to is not None else "by all known kernels"
+    where = f"on {to}" if to is not None else "on all known kernels"
     if found is None:
         words, kind = "No vCPU with SVM state to judge", "open"
     elif len(judged) > 1:
@@ -236,7 +236,13 @@ def _verdict(result: Overview) -> dict[str, Any]:
         kind = found.value
     else:
         words, kind = f"{_HEADINGS[found]} {where}", found.value
-    return {"words": words, "kind": kind, "complete": result.complete}
+    severities = [one.severity for one in _all_findings(result)]
+    counts = [
+        (severity.value, f"{count} {severity.value}{'s' if count > 1 else ''}")
+        for severity in (Severity.ERROR, Severity.WARNING)
+        if (count := severities.count(severity))
+    ]
+    return {"words": words, "kind": kind, "complete": result.complete, "counts": counts}
 
 
 def _groups(result: Overview) -> list[Vcpus]:
@@ -306,12 +312,17 @@ def _container(source: Source) -> Iterator[tuple[str, list[Cell]]]:
 
 
 def _findings(result: Overview) -> tuple[list[Item], list[Item]]:
-    found = list(result.inspection.problems)
-    known = {(one.rule, one.message) for one in found}
-    found += [one for one in result.check.findings if (one.rule, one.message) not in known]
+    found = _all_findings(result)
     common = [one for one in found if one.rule in COMMON and one.severity is Severity.INFO]
     own = sorted((one for one in found if one not in common), key=lambda f: _ORDER[f.severity])
     return [_item(one) for one in own], [_item(one) for one in common]
+
+
+def _all_findings(result: Overview) -> list[Finding]:
+    # Contradictions are found by inspect and by check; each is shown once.
+    found = list(result.inspection.problems)
+    known = {(one.rule, one.message) for one in found}
+    return found + [one for one in result.check.findings if (one.rule, one.message) not in known]
 
 
 def _item(finding: Finding) -> Item:
@@ -456,7 +467,9 @@ def _ram(result: Overview) -> dict[str, Any]:
         ],
         "page_size": size_words(pages.stream.page_size),
         "blocks": ram_map.blocks(pages),
-        "maps": ram_map.maps(pages),
+        "maps": (drawn := ram_map.maps(pages)),
+        "more_maps": sum(pages.coverage[at].pages > 0 for at in pages.chosen) - len(drawn),
+        "columns": ram_map.COLUMNS,
         "states": ram_map.STATES,
         "cell": ram_map.CELL,
         "rounds": ram_map.round_bars(result.rounds),
