@@ -24,7 +24,10 @@ from qemu_svm.recorder.shapes import (
 BUFFER = 16 << 20
 """Bytes of the ring buffer."""
 
-_WATCHED, _DESCRIPTORS = 1024, 16384
+_WATCHED, _DESCRIPTORS, _THREADS = 1024, 16384, 16384
+_PREEMPTS = 7
+"""Since this version of Linux programs on raw tracepoints may be preempted."""
+
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _MILLISECONDS = 1000
 
@@ -56,10 +59,11 @@ class BpfSource(Source):
             ("ring", bpf.RINGBUF, 0, 0, buffer),
             ("watched", bpf.HASH, 4, 4, _WATCHED),
             ("newborn", bpf.HASH, 8, 4, _WATCHED),
+            ("threads", bpf.HASH, 8, 8, _THREADS),
             ("descriptors", bpf.HASH, 8, programs.DESCRIPTOR.size, _DESCRIPTORS),
             ("shapes", bpf.HASH, 4, SHAPE_SIZE, len(shapes())),
             ("settings", bpf.ARRAY, 4, 8, 2),
-            ("scratch", bpf.PERCPU_ARRAY, 4, message, 2),
+            ("scratch", bpf.PERCPU_ARRAY, 4, message, 2 * programs.MOST_COPIES),
         ):
             made = bpf.make_map(kind, key, value, entries, name)
             self._stack.callback(made.close)
@@ -69,8 +73,9 @@ class BpfSource(Source):
         self._set_xsave(XSAVE_SIZE)
         self._namespace = _own_namespace()
         maps = {name: one.fd for name, one in self._maps.items()}
-        assembled = programs.programs(maps, namespace=self._namespace, follow=follow)
-        for name, program in assembled.items():
+        copies = programs.MOST_COPIES if _preempts(os.uname().release) else 1
+        variant = programs.Variant(self._namespace, follow=follow, copies=copies)
+        for name, program in programs.programs(maps, variant):
             fd = bpf.load(program, name[:15])
             self._stack.callback(os.close, fd)
             self._links.callback(os.close, bpf.attach(fd, name))
@@ -179,6 +184,11 @@ def _event(message: memoryview) -> Event:
             data = b"" if extra == programs.UNKNOWN else _U64.pack(extra)
         return Left(pid, tid, time, number, fd, argument, result, data)
     return Started(pid)
+
+
+def _preempts(release: str) -> bool:
+    major = release.partition(".")[0]
+    return major.isdigit() and int(major) >= _PREEMPTS
 
 
 def _own_namespace() -> tuple[int, int] | None:

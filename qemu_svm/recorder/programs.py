@@ -7,6 +7,10 @@ map ``watched``.  Of an ioctl of KVM they write a message to the ring buffer: a 
 (:data:`HEADER`) and the data.  Of KVM_RUN only the first one after another ioctl on its
 descriptor gives messages.
 
+Since Linux 7.0 a program on a raw tracepoint may be preempted, and is not run for another task on
+that CPU meanwhile (``__bpf_trace_run()``).  There several copies of each program are attached, and
+a call is written by the first that runs: the map ``threads`` says what has been done of it.
+
 Source: Linux ``include/trace/events/syscalls.h``, ``sched.h`` (arguments of the tracepoints),
 ``arch/x86/include/asm/ptrace.h`` (struct pt_regs), ``kernel/bpf/ringbuf.c``.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from qemu_svm.recorder.assembler import Program, assemble
 from qemu_svm.recorder.shapes import (
@@ -32,6 +37,8 @@ HEADER = struct.Struct("<IIQQIiQqQII")
 """A message's kind, length of its data, time in ns (CLOCK_MONOTONIC), process and thread,
 number of the ioctl, file descriptor, argument, result, extra (see the kinds), length that was
 wanted, flags."""
+
+MOST_COPIES = 3
 
 ENTRY, EXIT, FORK = 1, 2, 3
 """Kinds of messages.  ENTRY of KVM_RUN: extra is the number of runs before it.  EXIT of
@@ -51,7 +58,12 @@ a KVM_RUN is being recorded; address of the ``kvm_run`` mapping."""
 SETTING_XSAVE, SETTING_LOST = 0, 1
 """Keys of the map ``settings``: bytes of XSAVE's area; messages for which there was no room."""
 
+_ENTERED, _LEFT = 1, 2
+"""Values of the map ``threads``: another copy has seen the call's entry, or its exit."""
+
 _NUMBERS = {
+    "ENTERED": _ENTERED,
+    "LEFT": _LEFT,
     "SYS_mmap": 9,
     "SYS_ioctl": 16,
     "SYS_clone": 56,
@@ -106,6 +118,30 @@ _WATCHED = """
     r2 += -8
     call map_lookup_elem
     if r0 == 0 goto out
+"""
+
+# r0: what has been done of this thread's call; -40 is free.
+_THREAD = """
+    *(u64 *)(r10 - 40) = r7
+    r1 = map threads
+    r2 = r10
+    r2 += -40
+    call map_lookup_elem
+    if r0 != 0 goto thread_known
+    *(u64 *)(r10 - 32) = 0
+    r1 = map threads
+    r2 = r10
+    r2 += -40
+    r3 = r10
+    r3 += -32
+    r4 = 0
+    call map_update_elem
+    r1 = map threads
+    r2 = r10
+    r2 += -40
+    call map_lookup_elem
+    if r0 == 0 goto out
+thread_known:
 """
 
 # r9: room for a message, with its header; KIND and SLOT are the program's.  Behind it r6, r7
@@ -267,6 +303,15 @@ _ENTER = f"""
     r1 >>= 8
     r1 &= 0xff
     if r1 != KVM_TYPE goto out
+    r1 = COPIES
+    if r1 <= 1 goto first
+{_THREAD}
+    r1 = *(u64 *)(r0 + 0)
+    *(u64 *)(r0 + 0) = ENTERED
+    if r1 != ENTERED goto first
+    r1 = COPY                   ; the first copy has not run: a thread that was killed in a call
+    if r1 != 0 goto out
+first:
     *(u64 *)(r10 - 16) = 0
     *(u64 *)(r10 - 24) = 0
     r1 = *(u32 *)(r10 - 48)
@@ -406,6 +451,15 @@ ioctl:
     r1 >>= 8
     r1 &= 0xff
     if r1 != KVM_TYPE goto out
+    r1 = COPIES
+    if r1 <= 1 goto first
+{_THREAD}
+    r1 = *(u64 *)(r0 + 0)
+    *(u64 *)(r0 + 0) = LEFT
+    if r1 == ENTERED goto first
+    r1 = COPY                   ; this one is the first: no copy has run at the entry
+    if r1 != 0 goto out
+first:
     if r8 == KVM_RUN goto run
     r1 = *(u64 *)(r10 - 16)
     if r1 s<= 0 goto header
@@ -488,43 +542,56 @@ out:
 """
 
 TRACEPOINTS = {"sys_enter": _ENTER, "sys_exit": _EXIT, "sched_process_fork": _FORK}
-_FIELDS = ("SIZE", "EACH", "POINTER", "DIRECTION", "KIND", "SLOT")
-_OF_ENTRY = (0, 8, 24, 30, ENTRY, 0)
-_OF_EXIT = (4, 12, 28, 31, EXIT, 1)
-"""What differs: offsets in struct Shape, the bit of the number, kind and place of the message."""
+_FIELDS = ("SIZE", "EACH", "POINTER", "DIRECTION", "KIND", "SLOT", "COPY")
+_OF_ENTRY = (0, 8, 24, 30, ENTRY)
+_OF_EXIT = (4, 12, 28, 31, EXIT)
+"""What differs: offsets in struct Shape, the bit of the number, the kind of message."""
 
 
-def sources(*, namespace: bool, follow: bool) -> dict[str, str]:
-    """Return the assembly of the programs by their raw tracepoint.
+@dataclass(frozen=True)
+class Variant:
+    """Which programs are needed.
 
-    :param namespace: processes are numbered in a PID namespace.
+    :param namespace: device and inode of the PID namespace in which processes are numbered;
+        None for the kernel's first one.
     :param follow: with what records the processes that are started by a recorded one.
+    :param copies: of each program.
     """
-    who = _WHO_IN_NAMESPACE if namespace else _WHO
+
+    namespace: tuple[int, int] | None = None
+    follow: bool = False
+    copies: int = 1
+
+
+def sources(variant: Variant) -> dict[str, str]:
+    """Return the assembly of the programs by their raw tracepoint."""
+    who = _WHO if variant.namespace is None else _WHO_IN_NAMESPACE
     return {
         name: text.replace(_WHO, who)
         for name, text in TRACEPOINTS.items()
-        if follow or name != "sched_process_fork"
+        if variant.follow or name != "sched_process_fork"
     }
 
 
-def programs(
-    maps: Mapping[str, int], *, namespace: tuple[int, int] | None = None, follow: bool = False
-) -> dict[str, Program]:
-    """Assemble the programs; return them by their raw tracepoint.
+def programs(maps: Mapping[str, int], variant: Variant) -> list[tuple[str, Program]]:
+    """Assemble the programs; return them with their raw tracepoint, in the order of attaching.
 
     :param maps: file descriptors of the maps, by name.
-    :param namespace: device and inode of the PID namespace in which processes are numbered;
-        None for the kernel's first one.
     """
-    device, inode = namespace or (0, 0)
+    device, inode = variant.namespace or (0, 0)
     if inode >> 31:
         inode -= 1 << 32
     numbers = {
-        **_NUMBERS, "NAMESPACE_DEVICE": device, "NAMESPACE_INODE": inode, "FOLLOW": int(follow)
-    }  # fmt: skip
-    assembled = {}
-    for name, text in sources(namespace=namespace is not None, follow=follow).items():
-        way = _OF_ENTRY if name == "sys_enter" else _OF_EXIT
-        assembled[name] = assemble(text, {**numbers, **dict(zip(_FIELDS, way))}, maps)
+        **_NUMBERS,
+        "NAMESPACE_DEVICE": device,
+        "NAMESPACE_INODE": inode,
+        "FOLLOW": int(variant.follow),
+        "COPIES": variant.copies,
+    }
+    assembled = []
+    for copy in range(variant.copies):
+        for name, text in sources(variant).items():
+            way = _OF_ENTRY if name == "sys_enter" else _OF_EXIT
+            own = dict(zip(_FIELDS, (*way, 2 * copy + (name != "sys_enter"), copy)))
+            assembled.append((name, assemble(text, {**numbers, **own}, maps)))
     return assembled

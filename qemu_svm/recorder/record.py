@@ -15,7 +15,7 @@ from qemu_svm.recorder.by_bpf import BUFFER, BpfSource
 from qemu_svm.recorder.by_ptrace import PtraceSource, install_filter
 from qemu_svm.recorder.calls import Calls
 from qemu_svm.recorder.command import Command
-from qemu_svm.recorder.events import Entered, Event, Left, Lost, Source, Started
+from qemu_svm.recorder.events import Ended, Entered, Event, Left, Lost, Source, Started
 from qemu_svm.recorder.log import (
     BPF,
     EXITED,
@@ -254,6 +254,7 @@ class _Session:
         self._processes: dict[int, Process] = {}
         self._done: list[RecordedProcess] = []
         self._statuses: dict[int, int | None] = {}
+        self._gone: set[int] = set()
         self.fault: EnvironmentFault | None = None
 
     def _create(self, path: str) -> LogFile:
@@ -271,8 +272,11 @@ class _Session:
 
     def step(self, seconds: float) -> None:
         # Take what came, and write it.
+        gone, self._gone = self._gone, set()
         for event in self._source.wait(seconds):
             self._take(event)
+        for pid in gone:
+            self._take(Ended(pid, None))
         self._guarded(self._flush)
         self._progress(self._state())
 
@@ -282,7 +286,7 @@ class _Session:
     @property
     def goes_on(self) -> bool:
         # Whether a process with a log runs; by ptrace, whether any does, for it would be killed.
-        return bool(self._processes if self._recorder == PTRACE else self._logs)
+        return bool(self._processes if self._recorder == PTRACE else self._logs or self._gone)
 
     def status(self, pid: int) -> int:
         # By ptrace it was reported; else it waits for us, who started the process.
@@ -394,8 +398,9 @@ class _Session:
             process = find(pid)
             self._source.adopt(process)
         except EnvironmentFault:
-            self._source.forget(pid)
-            return
+            # It has ended; what it did is in this batch of events or in the next one.
+            process = Process(pid, 0, 0)
+            self._gone.add(pid)
         self._processes[pid] = process
 
     def _end(self, pid: int, reason: int) -> None:

@@ -8,7 +8,7 @@ from qemu_svm.recorder import programs
 from qemu_svm.recorder.assembler import AssemblyError, assemble
 
 MAPS = dict.fromkeys(
-    ("ring", "watched", "newborn", "descriptors", "shapes", "settings", "scratch"), 7
+    ("ring", "watched", "newborn", "threads", "descriptors", "shapes", "settings", "scratch"), 7
 )
 
 # Encodings of the kernel's own tests and documentation (samples/bpf/bpf_insn.h,
@@ -66,8 +66,11 @@ def test_a_line_that_is_wrong(line: str) -> None:
 
 @pytest.mark.parametrize("namespace", [None, (4, 0xF000_0000)])
 @pytest.mark.parametrize("follow", [False, True])
-def test_the_programs(namespace: tuple[int, int] | None, *, follow: bool) -> None:
-    made = programs.programs(MAPS, namespace=namespace, follow=follow)
-    assert list(made) == ["sys_enter", "sys_exit", *["sched_process_fork"] * follow]
-    for program in made.values():
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_programs(namespace: tuple[int, int] | None, copies: int, *, follow: bool) -> None:
+    variant = programs.Variant(namespace, follow=follow, copies=copies)
+    made = programs.programs(MAPS, variant)
+    names = ["sys_enter", "sys_exit", *["sched_process_fork"] * follow]
+    assert [name for name, _program in made] == names * copies
+    for _name, program in made:
         assert len(program.code) == 8 * len(program.lines) < 8 * 4096

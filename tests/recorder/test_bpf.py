@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qemu_svm.recorder import bpf, by_ptrace, ways
+from qemu_svm.recorder import bpf, by_bpf, by_ptrace, ways
 from qemu_svm.recorder.assembler import assemble
 from qemu_svm.recorder.by_bpf import BpfSource
 from qemu_svm.recorder.events import Entered, Left, Lost
@@ -89,6 +89,33 @@ def test_no_other_process_is_seen(kvm: int, wake: int) -> None:
     length = 8 + 40 * room[0]
     assert found.data == bytes(room[:length])
     assert (found.pid, found.fd) == (os.getpid(), kvm)
+
+
+@needs_root
+@needs_kvm
+def test_copies_of_the_programs_write_each_call_once(
+    kvm: int, wake: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on kernels that may preempt them."""
+    monkeypatch.setattr(by_bpf, "_preempts", lambda _release: True)
+    source = BpfSource(1 << 16, wake, follow=True)
+    try:
+        source.watch(find(os.getpid()), children=False, late=True)
+        for _ in range(3):
+            fcntl.ioctl(kvm, GET_API_VERSION, 0)
+        events = list(source.wait(0))
+    finally:
+        source.close()
+    assert [type(one) for one in events] == [Entered, Left] * 3
+
+
+@pytest.mark.parametrize(
+    ("release", "copies"),
+    [("6.18.44-fc", False), ("6.19.1", False), ("7.0-rc1", True), ("7.2.12+deb14-amd64", True),
+     ("10.1", True), ("", False)],
+)  # fmt: skip
+def test_which_kernels_may_preempt_a_program(release: str, *, copies: bool) -> None:
+    assert by_bpf._preempts(release) == copies
 
 
 @needs_root
