@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 @verb(
     "inside",
     "svmstream inside --pid 4242",
-    "svmstream inside --pid 4242 --watch",
+    "svmstream inside --domain guest --watch",
     "svmstream inside --pid 4242 -o now.json",
     "svmstream inside --box box --pid 311",
 )
 @click.option("--pid", type=click.IntRange(1), metavar="PID",
               help="A process that uses KVM.  [default: the only one]")  # fmt: skip
+@click.option("--domain", metavar="NAME", help="A domain of libvirt's qemu:///system.")
 @click.option("--vcpu", "vcpus", multiple=True, type=click.IntRange(0), metavar="N",
               help="Only this vCPU; may be repeated.")  # fmt: skip
 @click.option("--box", metavar="NAME", help="The process is inside this box of lab up.")
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 def command(
     *,
     pid: int | None,
+    domain: str | None,
     vcpus: tuple[int, ...],
     box: str | None,
     types: Path | None,
@@ -67,11 +69,19 @@ def command(
         raise click.UsageError("-o keeps one look: give it without --watch")
     if count is not None and not watch:
         raise click.UsageError("--count needs --watch")
+    if domain is not None and (pid is not None or box is not None):
+        raise click.UsageError(
+            "--domain is a process of this host: give it without --pid and --box"
+        )
     if box is not None and types is not None:
         raise click.UsageError("--types is for this host; a box's kernel is known")
     from qemu_svm.inside.looking import look
 
     signals.interrupt_on_termination()
+    if domain is not None:
+        from qemu_svm.inside.host import process_of_domain
+
+        pid = process_of_domain(domain)
     with ExitStack() as stack:
         # Addresses of the host are never in a file.
         addresses = verbose and output is None

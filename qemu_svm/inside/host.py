@@ -21,6 +21,7 @@ from qemu_svm.kvm.processes import Process, kvm_processes, refusal
 Json = dict[str, Any]
 
 _TYPES_LIMIT = 64 << 20
+_LIBVIRT = "/run/libvirt/qemu"
 _MAKE_TYPES = (
     "make them from debug information of the same build: apt install linux-image-{0}-dbg pahole; "
     "pahole --btf_encode_detached=kvm-amd.btf "
@@ -106,6 +107,27 @@ class ThisHost:
         """See :meth:`Host.feed`."""
         with KernelMemory() as memory, Process(memory, layout.map, pid) as process:
             yield process
+
+
+def process_of_domain(name: str, folder: str = _LIBVIRT) -> int:
+    """Return the process of a running domain of libvirt's ``qemu:///system``.
+
+    libvirt is not asked: it keeps the number in a file of the domain's name (``src/util/
+    virpidfile.c``, ``src/qemu/qemu_process.c``).
+
+    :raises EnvironmentFault: no such domain runs.
+    """
+    known = sorted(one.stem for one in Path(folder).glob("*.pid"))
+    if name not in known:
+        some = ", ".join(known[:20]) or "none"
+        raise EnvironmentFault(
+            f"no domain '{name}' runs under qemu:///system: {folder} has the process of {some}",
+            hint="give the domain's name; for qemu:///session give --pid",
+        )
+    try:
+        return int((Path(folder) / f"{name}.pid").read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"{folder}/{name}.pid cannot be read: {error}") from None
 
 
 def _given(path: Path) -> bytes:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import qemu_svm as svm
-from qemu_svm.errors import SourceError
+from qemu_svm.errors import EnvironmentFault, SourceError
 from qemu_svm.inside.file import is_kept
+from qemu_svm.inside.host import process_of_domain
 from qemu_svm.inside.kept import parse_kept, read_kept
 from qemu_svm.inside.saved import would_save
 from tests.conftest import Run
@@ -59,6 +60,21 @@ def test_two_looks_differ_member_by_member(
     assert b"2 differences, 1 more masked" in done.stdout
     assert command("diff", KEPT, KEPT).returncode == 0
     assert command("diff", KEPT, other, "--ram").returncode == 2
+
+
+def test_the_process_of_a_domain(tmp_path: Path, command: Run) -> None:
+    (tmp_path / "guest one.pid").write_text("4242\n")
+    (tmp_path / "broken.pid").write_text("x")
+    assert process_of_domain("guest one", str(tmp_path)) == 4242
+    for name in ("guest", "../broken", ""):
+        with pytest.raises(EnvironmentFault, match="has the process of broken, guest one"):
+            process_of_domain(name, str(tmp_path))
+    with pytest.raises(EnvironmentFault, match="cannot be read"):
+        process_of_domain("broken", str(tmp_path))
+    done = command("inside", "--domain", "there-is-none")
+    assert done.returncode == 4
+    assert b"no domain 'there-is-none' runs" in done.stderr
+    assert command("inside", "--domain", "a", "--pid", "1").returncode == 2
 
 
 @pytest.mark.parametrize(
