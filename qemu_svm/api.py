@@ -708,6 +708,8 @@ def replay_plan(
     progress: LabProgress | None = None,
     mirror: str | None = None,
     saved: Dump | None = None,
+    patch: PathLike | None = None,
+    modules: Sequence[PathLike] = (),
 ) -> Replay:
     """Restore a vCPU of a stream into a real KVM, step by step.
 
@@ -728,11 +730,16 @@ def replay_plan(
     :param progress: shows what is being done while the emulated host starts.
     :param mirror: Debian mirror for a kernel that is not in the lab's cache.
     :param saved: the stream that a recording was to restore: its memory is used.
+    :param patch: build KVM of the emulated host's kernel with this patch.
+    :param modules: load these kvm-amd.ko and kvm.ko in the emulated host.
+    :raises Refused: the patch does not apply or compile, or a module does not fit the kernel.
     :raises PlanError: a step that does not exist, or cannot be replayed; no name of a kernel.
     :raises PathError: no such vCPU.
     :raises StreamError: RAM of the stream is missing or damaged.
     :raises EnvironmentFault: there is no KVM that can run nested SVM guests.
     """
+    from pathlib import Path
+
     from qemu_svm.lab.kvm import replay_target
     from qemu_svm.lab.progress import SILENT
     from qemu_svm.replay.job import ReplayOptions
@@ -747,8 +754,11 @@ def replay_plan(
         saved_in = None if saved is None else saved.machine
         job = prepare(dump.machine, dump.vcpu(vcpu), plan, options, saved_in)
         target = stack.enter_context(
-            replay_target(kernel, device, npt=npt, mirror=mirror, progress=progress or SILENT)
-        )
+            replay_target(
+                kernel, device, npt=npt, mirror=mirror, progress=progress or SILENT,
+                patch=None if patch is None else Path(patch), modules=tuple(map(Path, modules)),
+            )
+        )  # fmt: skip
         return replay(
             dump.machine, job, target, channels=(saved or dump).channels, compared=compare,
             inside=inside, addresses=addresses, saved_in=saved_in,

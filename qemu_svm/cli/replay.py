@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from qemu_svm import api
 from qemu_svm.cli import options, progress, signals
-from qemu_svm.cli.lab.options import KERNEL, mirror_option
+from qemu_svm.cli.lab.options import KERNEL, mirror_option, trial_options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened, opened_saved
@@ -28,6 +30,7 @@ from qemu_svm.cli.verbs import verb
 @click.option("--lab", "kernel", type=KERNEL, metavar="KERNEL",
               help="The KVM of an emulated AMD host with this kernel: 5.10, 6.1, 6.12, 7.2, or one "
               "by its version, such as 6.12.105.")  # fmt: skip
+@trial_options
 @mirror_option
 @options.npt_option
 @options.description_option
@@ -53,6 +56,8 @@ def command(
     plan: str | None,
     device: str | None,
     kernel: str | None,
+    patch: Path | None,
+    module_files: tuple[Path, ...],
     mirror: str | None,
     npt: str,
     lender: str | None,
@@ -75,6 +80,8 @@ def command(
     """
     if device is not None and kernel is not None:
         raise click.UsageError("--kvm is for this machine, --lab for an emulated one: give one")
+    if kernel is None and (patch is not None or module_files):
+        raise click.UsageError("--patch and --module need --lab KERNEL")
     signals.interrupt_on_termination()
     with (
         opened_saved(saved) as original,
@@ -85,7 +92,7 @@ def command(
                 dump, plan, kernel=kernel, device=device, mirror=mirror, npt=npt == "on", vcpu=vcpu,
                 irqchip=not no_irqchip, maxphyaddr=maxphyaddr, shorten=shorten,
                 compare=compare, inside=inside, addresses=inside and verbose, timeout=timeout,
-                progress=shown, saved=original,
+                progress=shown, saved=original, patch=patch, modules=module_files,
             )  # fmt: skip
         show(done, as_json=as_json, verbose=verbose)
         unreadable = report_damage(dump)

@@ -53,6 +53,8 @@ def replay_target(
     *,
     npt: bool = True,
     mirror: str | None = None,
+    patch: Path | None = None,
+    modules: tuple[Path, ...] = (),
     progress: Progress = SILENT,
 ) -> Iterator[Target]:
     """Open the KVM on which a replay is performed, for the time of the context.
@@ -61,14 +63,28 @@ def replay_target(
     :param device: path of this machine's KVM device; None for /dev/kvm.
     :param npt: load the box's ``kvm_amd`` with nested paging.
     :param mirror: Debian mirror for what is not in the cache yet.
+    :param patch: build the box's KVM with it.
+    :param modules: load these in the box.
+    :raises Refused: the patch does not apply or compile, or a module does not fit.
     :raises EnvironmentFault: there is no KVM, or it does not support nested SVM state.
     """
     if kernel is not None:
+        module = None
+        if patch is not None or modules:
+            from qemu_svm.lab.trial.subject import modules_for, subject_of
+
+            module = modules_for(
+                kernel, subject_of(patch, modules), mirror=mirror, progress=progress
+            )
+        files, types = ({}, None) if module is None else (module.files, module.types)
 
         def boot(share: Path) -> Box:
-            return Box(kernel=kernel, npt=npt, share=share, mirror=mirror, progress=progress)
+            return Box(
+                kernel=kernel, npt=npt, share=share, mirror=mirror, modules=files,
+                progress=progress,
+            )  # fmt: skip
 
-        with InBox(boot) as box:
+        with InBox(boot, types) as box:
             yield box
         return
     device = device or KVM_PATH

@@ -20,7 +20,7 @@ _VERBS = {
         "matrix": "Save on each kernel and QEMU, restore on each other.",
         "bisect": "Find the update that changed an answer.",
         "conform": "Compare the model with a kernel, by random plans.",
-        "patch": "Put a patch of kvm-amd on trial, and show what it changes.",
+        "patch": "Put a patch of KVM on trial, and show what it changes.",
     },
     "Cache": {
         "build": "Fetch suites, and kernels by version.",

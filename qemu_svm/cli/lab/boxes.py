@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qemu_svm.cli import progress, signals
-from qemu_svm.cli.lab.options import box_arguments
+from qemu_svm.cli.lab.options import box_arguments, with_modules
 
 if TYPE_CHECKING:
     from qemu_svm.lab.box.session import BoxSession
@@ -34,5 +34,5 @@ def session(name: str | None, options: dict[str, Any]) -> Iterator[BoxSession]:
         return
     with ExitStack() as stack:
         with progress.steps() as shown:
-            box = stack.enter_context(Box(**arguments, progress=shown))
+            box = stack.enter_context(Box(**with_modules(arguments, shown), progress=shown))
         yield box

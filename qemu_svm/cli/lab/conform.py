@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from qemu_svm.cli import options, progress, signals
-from qemu_svm.cli.lab.options import KERNEL, mirror_option
+from qemu_svm.cli.lab.options import KERNEL, mirror_option, modules_of, trial_options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
 from qemu_svm.cli.streams import opened
@@ -46,6 +46,7 @@ _REPORT_EVERY = 250  # sequences
 @click.option("--record", metavar="NEW", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the kernel's answers into a new file, one line (JSON) per sequence.",
               )  # fmt: skip
+@trial_options
 @mirror_option
 def command(
     *,
@@ -58,6 +59,8 @@ def command(
     first: int,
     inside: bool,
     record: Path | None,
+    patch: Path | None,
+    module_files: tuple[Path, ...],
     mirror: str | None,
 ) -> int:
     """Run random restore sequences on the model and on a real kernel.
@@ -77,8 +80,13 @@ def command(
         answers = stack.enter_context(_created(record)) if record else None
         shown = stack.enter_context(progress.steps())
 
+        module = modules_of(kernel, patch, module_files, mirror=mirror, progress=shown)
+
         def boot(share: Path) -> Box:
-            return Box(kernel=kernel, npt=npt == "on", share=share, mirror=mirror, progress=shown)
+            return Box(
+                kernel=kernel, npt=npt == "on", share=share, mirror=mirror, progress=shown,
+                modules=None if module is None else module.files,
+            )  # fmt: skip
 
         def report_progress(report: Report) -> None:
             # The text changes rarely: without a terminal each text is one line.
@@ -89,7 +97,7 @@ def command(
                 sequences,
             )
 
-        target = stack.enter_context(InBox(boot))
+        target = stack.enter_context(InBox(boot, None if module is None else module.types))
         guests = [_guest(path, target.folder / f"ram{number}") for number, path in enumerate(files)]
         found = conform(
             target, guests, sequences=sequences, seed=seed, first=first, emulated=True,

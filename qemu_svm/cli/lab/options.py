@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from qemu_svm.cli import qemus
-from qemu_svm.lab.suites.catalogue import KERNELS, QEMUS
+from qemu_svm.lab.suites.catalogue import DEFAULT_KERNEL, KERNELS, QEMUS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from qemu_svm.lab.progress import Progress
+    from qemu_svm.lab.trial.workshop import Module
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -88,17 +92,102 @@ _BOX_OPTIONS = (
     mirror_option,
 )  # fmt: skip
 
+_FILE = click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path)
+
+patch_option = click.option(
+    "--patch", metavar="PATCH", type=_FILE,
+    help="Start the box with KVM built with this patch; see lab patch.",
+)  # fmt: skip
+module_option = click.option(
+    "--module", "module_files", multiple=True, metavar="FILE.ko", type=_FILE,
+    help="Start the box with this kvm-amd.ko or kvm.ko; may be given twice.",
+)  # fmt: skip
+
+
+def own_kernel_options(function: _Command) -> _Command:
+    """Add --kernel-image and --modules; ``own`` is both paths, or None."""
+
+    @functools.wraps(function)
+    def combined(*, kernel_image: Path | None, modules_folder: Path | None, **given: Any) -> object:
+        if (kernel_image is None) != (modules_folder is None):
+            raise click.UsageError("--kernel-image needs --modules, and --modules --kernel-image")
+        own = None if kernel_image is None else (kernel_image, modules_folder)
+        return function(own=own, **given)
+
+    image = click.option(
+        "--kernel-image", metavar="BZIMAGE", type=_FILE, help="Boot this kernel of your own.",
+    )  # fmt: skip
+    folder = click.option(
+        "--modules", "modules_folder", metavar="DIR", type=_FOLDER,
+        help="Modules of --kernel-image: lib/modules/RELEASE, or what has it.",
+    )  # fmt: skip
+    return cast("_Command", image(folder(combined)))
+
+
+def trial_options(function: _Command) -> _Command:
+    """Add --patch and --module; :func:`modules_of` takes their values."""
+    return patch_option(module_option(function))
+
+
+def modules_of(
+    kernel: str,
+    patch: Path | None,
+    module_files: tuple[Path, ...],
+    *,
+    mirror: str | None,
+    progress: Progress,
+) -> Module | None:
+    """Return the modules of --patch or --module for a kernel, built if need be; or None."""
+    if patch is not None and module_files:
+        raise click.UsageError("--patch builds the modules, --module has them: give one")
+    if patch is None and not module_files:
+        return None
+    from qemu_svm.lab.trial.subject import modules_for, subject_of
+
+    subject = subject_of(patch, module_files)
+    return modules_for(kernel, subject, mirror=mirror, progress=progress)
+
 
 def box_options(function: _Command) -> _Command:
     """Add the options of a box; :func:`box_arguments` takes their values."""
     for option in reversed(_BOX_OPTIONS):
         function = option(function)
-    return function
+    return own_kernel_options(trial_options(function))
 
 
 def box_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a box that were given, as arguments of :class:`qemu_svm.lab.Box`."""
-    given = {name: value for name, value in options.items() if value is not None}
+    """Return the options of a box that were given, as arguments of :class:`qemu_svm.lab.Box`.
+
+    ``patch`` and ``module_files`` are still to be made into ``modules``: :func:`with_modules`.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
     if "npt" in given:
         given["npt"] = given["npt"] == "on"
+    if "own" in given and "kernel" in given:
+        raise click.UsageError("--kernel and --kernel-image: give one")
     return given
+
+
+def with_modules(
+    arguments: dict[str, Any], progress: Progress, *, as_files: bool = False
+) -> dict[str, Any]:
+    """Return arguments with the modules of ``patch`` or ``module_files``, built if need be.
+
+    :param as_files: name files of the cache, for another process.
+    """
+    made = dict(arguments)
+    patch, files = made.pop("patch", None), made.pop("module_files", ())
+    if patch is None and not files:
+        return made
+    if "own" in made:
+        raise click.UsageError("--patch and --module are for the kernels of suites, "
+                               "not for --kernel-image")  # fmt: skip
+    module = modules_of(
+        made.get("kernel", DEFAULT_KERNEL), patch, files, mirror=made.get("mirror"),
+        progress=progress,
+    )  # fmt: skip
+    assert module is not None
+    from qemu_svm.lab.trial.subject import as_files as written
+
+    return made | {"modules": written(module) if as_files else module.files}

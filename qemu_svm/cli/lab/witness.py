@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from qemu_svm.cli import options, progress, signals
-from qemu_svm.cli.lab.options import box_arguments, box_options
+from qemu_svm.cli.lab.options import box_arguments, box_options, with_modules
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
@@ -74,6 +74,8 @@ def command(
         arguments.setdefault("qemu", qemu_for(machine.name, kernel))
         with ExitStack() as stack:
             with progress.steps() as shown:
+                arguments = with_modules(arguments | {"kernel": kernel}, shown)
+                arguments.pop("kernel")
                 bench = stack.enter_context(WitnessBox(kernel, progress=shown, **arguments))
             try:
                 found = witness_restore(bench, machine, plan, seconds=seconds, vcpu=vcpu)

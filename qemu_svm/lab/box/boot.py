@@ -54,6 +54,7 @@ def initrd(built: Built, user: Built, replaced: Mapping[str, bytes] | None = Non
     busybox = user.manifest.packages["busybox-static"]
     digest = hashlib.sha256(f"{built.manifest.kernel} {busybox}".encode())
     replaced = replaced or {}
+    digest.update(" ".join(replaced).encode())
     for content in (*ours.values(), *replaced.values()):
         digest.update(content)
     return _made(

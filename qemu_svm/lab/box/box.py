@@ -27,6 +27,7 @@ from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import build, kernels
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.suites.cache import Built
+from qemu_svm.lab.suites.own import own_kernel
 
 BOOT_LIMIT = 240.0
 """Seconds from the start of the emulator to the agent's first frame."""
@@ -56,7 +57,10 @@ class Box(BoxSession):
     :param emulator_args: further arguments of the emulator.
     :param share: a directory of the host to be mounted as ``/share`` inside; by default a
         temporary one.
-    :param modules: modules to load in place of the kernel's, by file name: ``kvm-amd.ko``.
+    :param own: image and modules of a kernel that is no package, in place of ``kernel``;
+        see :func:`qemu_svm.lab.suites.own.own_kernel`.
+    :param modules: modules to load in place of the kernel's, by file name (``kvm-amd.ko``):
+        their content, or the file that has it.
     :param words: on the kernel's command line, besides the usual ones.
     :param mirror: Debian mirror for what is not in the cache yet.
     :param progress: is notified of each step.
@@ -77,13 +81,15 @@ class Box(BoxSession):
         emulator_args: Sequence[str] = (),
         share: Path | None = None,
         mirror: str | None = None,
-        modules: Mapping[str, bytes] | None = None,
+        own: tuple[Path, Path] | None = None,
+        modules: Mapping[str, bytes | Path] | None = None,
         words: Sequence[str] = (),
         progress: Progress = SILENT,
     ) -> None:
         super().__init__()
+        self._own = None if own is None else own_kernel(*own)
         self._kernel = kernels.wanted(kernel)
-        self._user = kernels.user_land(self._kernel) if qemu is None else suites.of_qemu(qemu)
+        self._user = self._user_land() if qemu is None else suites.of_qemu(qemu)
         self._emulator_suite = None if emulator is None else suites.of_qemu(emulator)
         self._machine = Machine(npt, cpu, smp, memory, tuple(words))
         self._emulator_args = tuple(emulator_args)
@@ -118,11 +124,12 @@ class Box(BoxSession):
 
     def _start(self) -> None:
         held: dict[build.What, Built] = {}
-        for what in (self._kernel, self._user, self._emulator_suite):
+        wanted = None if self._own else self._kernel
+        for what in (wanted, self._user, self._emulator_suite):
             if what is not None and what not in held:
                 using = build.using(what, mirror=self._mirror, progress=self._progress)
                 held[what] = self._stack.enter_context(using)
-        kernel, user = held[self._kernel], held[self._user]
+        kernel, user = self._own or held[self._kernel], held[self._user]
         own = self._emulator_suite
         emulator = program(None if own is None else held[own])
         self._progress.step(f"starting Linux {kernel.manifest.release}")
@@ -131,11 +138,11 @@ class Box(BoxSession):
         share = self._own_share or run / "share"
         with host_faults(f"make the share {share}"):
             share.mkdir(exist_ok=True)
+        initrd = boot.initrd(kernel, user, _contents(self._modules))
         command = [
             *emulator,
             *arguments(
-                self._machine, boot.kernel(kernel), boot.initrd(kernel, user, self._modules),
-                root=user.root, share=share, run=run,
+                self._machine, boot.kernel(kernel), initrd, root=user.root, share=share, run=run,
             ),
             *self._emulator_args,
         ]  # fmt: skip
@@ -146,6 +153,12 @@ class Box(BoxSession):
             "seabios": user.manifest.packages["seabios"],
             "emulator": _version(emulator),
         }
+
+    def _user_land(self) -> suites.Suite:
+        if self._own is None:
+            return kernels.user_land(self._kernel)
+        release = self._own.manifest.release
+        return kernels.user_land(kernels.Wanted(release, kernels.order_of(release)))
 
     async def _boot(self, command: list[str]) -> Link:
         run = self._folder.path
@@ -242,6 +255,14 @@ class Box(BoxSession):
         if self._emulator is not None:
             await self._emulator.kill()
         await super()._stop()
+
+
+def _contents(modules: Mapping[str, bytes | Path] | None) -> dict[str, bytes]:
+    with host_faults("read a module"):
+        return {
+            name: content if isinstance(content, bytes) else Path(content).read_bytes()
+            for name, content in (modules or {}).items()
+        }
 
 
 def _version(command: list[str]) -> str:

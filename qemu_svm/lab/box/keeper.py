@@ -33,6 +33,9 @@ def _keep(name: str, options: dict[str, Any]) -> None:
     arguments = dict(options)
     if arguments.get("share"):
         arguments["share"] = Path(arguments["share"])
+    if arguments.get("own"):
+        image, modules = arguments["own"]
+        arguments["own"] = (Path(image), Path(modules))
     with taken(name) as path, Box(**arguments) as box:
         record = BoxRecord(
             name=name, pid=os.getpid(), socket=str(box.serve()), share=str(box.share),

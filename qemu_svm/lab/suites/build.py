@@ -32,6 +32,7 @@ from qemu_svm.lab.suites.catalogue import (
 )
 from qemu_svm.lab.suites.foreign import on_host
 from qemu_svm.lab.suites.kernels import Kernel, Wanted
+from qemu_svm.lab.suites.own import own_kernel
 
 SPACE = 700 << 20
 """Bytes that must be free for one build: archives and extracted files together."""
@@ -95,6 +96,8 @@ def need_for_box(options: Mapping[str, Any], progress: Progress = SILENT) -> str
     :param options: arguments of :class:`qemu_svm.lab.Box`.
     :raises LabError: one cannot be built.
     """
+    if "own" in options:
+        return own_kernel(*map(Path, options["own"])).manifest.release
     kernel = kernels.wanted(str(options.get("kernel", DEFAULT_KERNEL)))
     needed: list[What] = [kernel]
     needed += [of_qemu(options[name]) for name in ("qemu", "emulator") if name in options]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from qemu_svm.lab.suites.catalogue import SUITES
 
 _POCKETS = ("-security", "-backports")
 _ROLLING = ("sid", "experimental")  # their compiler is testing's
-_SOURCE = re.compile(r"^Package: (linux-source-\d[\d.]*)\n(?:.+\n)*?Version: (\S+)\n", re.M)
+_ENTRY = r"^Package: (linux-%s)\n(?:.+\n)*?Version: (\d\S+)\n"
+_SOURCE = re.compile((_ENTRY % r"source-\d[\d.]*").encode(), re.M)
+_HEADERS = re.compile((_ENTRY % r"headers-\d\S*-amd64").encode(), re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +50,19 @@ def fetched(manifest: Manifest, tools: Sequence[str], folder: Path, progress: Pr
     where, _remarks = apt.updated(
         base, main, folder / "tools", progress, archive=apt.ARCHIVE, beside=beside
     )
+    listed = dict(_listed(where, _HEADERS))
+    if listed.get(f"linux-headers-{manifest.release}") != version:
+        raise LabError(
+            f"{manifest.suite} no longer has the headers of Linux {version}",
+            hint="nearest: " + _nearest(version, dict.fromkeys(listed.values(), "")),
+        )
     headers = f"linux-headers-{manifest.release}={version}"
     archives = where.download((headers, *tools), progress)
     name = f"linux-source-{series}"
     wanted = kernels.upstream_of(version)
     seen: dict[str, str] = {}
     for place in _with_source(manifest, where, folder / "source", progress):
-        found = {
-            number
-            for path in place.lists()
-            for package, number in _SOURCE.findall(path.read_text(errors="replace"))
-            if package == name
-        }
+        found = {number for package, number in _listed(place, _SOURCE) if package == name}
         same = sorted(one for one in found if kernels.upstream_of(one) == wanted)
         if same:
             best = version if version in same else same[-1]
@@ -95,12 +99,29 @@ def _with_source(
         yield place
 
 
-def _no_source(version: str, seen: dict[str, str]) -> LabError:
+def _listed(place: apt.Apt, entry: re.Pattern[bytes]) -> Iterator[tuple[str, str]]:
+    # Packages and versions in the lists of suites.
+    for path in place.lists():
+        if path.stat().st_size:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
+                for found in entry.finditer(text):
+                    yield found[1].decode(), found[2].decode()
+
+
+def _nearest(version: str, known: Mapping[str, str]) -> str:
+    # The versions below and above, with the suites that have them.
     order = kernels.order_of(version)
-    known = sorted(seen, key=kernels.order_of)
-    below = [one for one in known if kernels.order_of(one) < order][-1:]
-    above = [one for one in known if kernels.order_of(one) > order][:1]
-    near = " and ".join(f"{kernels.upstream_of(one)} ({seen[one]})" for one in (*below, *above))
+    ordered = sorted(known, key=kernels.order_of)
+    below = [one for one in ordered if kernels.order_of(one) < order][-1:]
+    above = [one for one in ordered if kernels.order_of(one) > order][:1]
+    return " and ".join(
+        kernels.upstream_of(one) + (f" ({known[one]})" if known[one] else "")
+        for one in (*below, *above)
+    )
+
+
+def _no_source(version: str, seen: Mapping[str, str]) -> LabError:
+    near = _nearest(version, seen)
     return LabError(
         f"no suite has the source of Linux {kernels.upstream_of(version)}",
         hint=f"nearest with source: {near}" if near else "--source takes a tree of your own",

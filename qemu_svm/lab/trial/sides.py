@@ -32,6 +32,11 @@ class Crash:
     text: str = ""
     trouble: str = ""
 
+    @property
+    def hung(self) -> bool:
+        """Whether the kernel did not come back from the step."""
+        return not self.trouble or any(word in self.words for word in ("lockup", "stall"))
+
 
 @dataclass
 class Sides:
@@ -39,6 +44,7 @@ class Sides:
 
     :param without, with_patch: their boxes.
     :param pool: two threads.
+    :param inside: compare the kernels' memory as well.
     """
 
     without: InBox
@@ -46,12 +52,14 @@ class Sides:
     pool: ThreadPoolExecutor
     tally: Tally = field(default_factory=Tally)
     crashes: list[Crash] = field(default_factory=list)
+    inside: bool = True
 
     @property
     def spent(self) -> bool:
-        """Whether a kernel has crashed too often to go on."""
+        """Whether a kernel has crashed too often to go on, or hung, which takes long to see."""
         return any(
-            sum(crash.with_patch == side for crash in self.crashes) >= CRASHES
+            sum(CRASHES if one.hung else 1 for one in self.crashes if one.with_patch == side)
+            >= CRASHES
             for side in (True, False)
         )
 
@@ -74,9 +82,9 @@ class Sides:
         results: list[ReplayResult] = []
         if self.spent:
             return results
-        for job, result in zip(
-            jobs, perform(side, guest.ram, jobs, side.probe(), side.layout()), strict=False
-        ):
+        layout = side.layout() if self.inside else None
+        performed = perform(side, guest.ram, jobs, side.probe(), layout)
+        for job, result in zip(jobs, performed, strict=False):
             results.append(result)
             if not result.host:
                 continue

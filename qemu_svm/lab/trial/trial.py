@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from qemu_svm.diagnosis.oops import Oops
-from qemu_svm.errors import LabError
+from qemu_svm.errors import EnvironmentFault, LabError
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.progress import SILENT, Progress
@@ -21,7 +21,8 @@ from qemu_svm.lab.suites.cache import Built
 from qemu_svm.lab.trial.differ import Difference, kinds
 from qemu_svm.lab.trial.patches import Patch
 from qemu_svm.lab.trial.sides import Crash, Sides
-from qemu_svm.lab.trial.workshop import ROOT, Module, built_module, place_of
+from qemu_svm.lab.trial.subject import Subject
+from qemu_svm.lab.trial.workshop import ROOT, Module, place_of
 from qemu_svm.machine import Machine
 from qemu_svm.model import plans
 from qemu_svm.replay.conform import Guest, read_guest
@@ -30,6 +31,7 @@ from qemu_svm.replay.job import ReplayJob, ReplayOptions, kernel_of
 from qemu_svm.replay.shrink import shrink
 from qemu_svm.results import Result
 
+Own = tuple[Path, Path]
 Found = tuple[Guest, ReplayJob, Difference]
 
 PLANS = (
@@ -71,8 +73,10 @@ _WATCHED = ("softlockup_panic=1",)
 class Trial(Result):
     """A patch on trial.
 
-    :param path: of the patch.
-    :param kernel: version of the kernel.
+    :param path: of the patch, or what else is on trial.
+    :param patch: None if modules or a kernel are on trial.
+    :param kernel: version of the kernel without it; ``other`` of the one with it, if that is
+        another kernel.
     :param guests, plans, sequences: how many were tried.
     :param steps: ioctls and runs that were compared.
     :param differences: what ioctls show first, then early steps and short plans.
@@ -80,11 +84,12 @@ class Trial(Result):
     :param warnings: what the kernel with the patch warned of (WARN), and the other did not.
     :param places: file and line of each crash with the patch, by its words.
     :param stopped: whether a kernel crashed so often that plans were left out.
+    :param inside: whether the kernels' memory was compared.
     """
 
     verb: ClassVar[str] = "lab_patch"
     path: str
-    patch: Patch
+    patch: Patch | None
     module: Module
     kernel: str
     guests: int
@@ -97,6 +102,8 @@ class Trial(Result):
     warnings: tuple[Oops, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
     stopped: bool = False
+    other: str = ""
+    inside: bool = True
 
     @property
     def good(self) -> bool:
@@ -105,8 +112,7 @@ class Trial(Result):
 
 
 def put_on_trial(
-    path: str,
-    patch: Patch,
+    subject: Subject,
     machines: Sequence[Machine],
     *,
     kernel: str,
@@ -118,7 +124,7 @@ def put_on_trial(
 ) -> Trial:
     """Build kvm-amd with a patch, and perform plans with it and without it.
 
-    :param path: of the patch, for the report.
+    :param subject: the patch, or modules, a tree, a kernel.
     :param machines: the captures to restore.
     :param kernel: of the box, see :func:`qemu_svm.lab.suites.kernels.wanted`.
     :param sequences: number of random plans for each capture; None for as many as 40
@@ -132,27 +138,28 @@ def put_on_trial(
         )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trial")))
 
-        def boot(modules: Mapping[str, bytes] | None) -> Callable[[Path], Box]:
+        def boot(modules: Mapping[str, bytes], own: Own | None = None) -> Callable[[Path], Box]:
             return lambda share: Box(
-                kernel=kernel, npt=npt, share=share, mirror=mirror, modules=modules,
+                kernel=kernel, npt=npt, share=share, mirror=mirror, modules=modules, own=own,
                 words=_WATCHED,
             )  # fmt: skip
 
-        without = boxes.enter_context(InBox(boot(None)))
+        without = boxes.enter_context(InBox(boot({})))
         # At the end, boxes are stopped, then threads end, then the boxes' files go.
         pool = stack.enter_context(ThreadPoolExecutor(2, "side"))
         stack.callback(without.stop)
         own = pool.submit(without.probe)  # it boots while the module is built
-        module = built_module(held, patch, progress=progress)
+        module = subject.made(held, progress=progress)
         progress.step("starting two boxes")
-        with_patch = boxes.enter_context(InBox(boot(module.files), module.types))
+        with_patch = boxes.enter_context(InBox(boot(module.files, subject.own), module.types))
         stack.callback(with_patch.stop)
         version = kernel_of(own.result())
-        sides = Sides(without, with_patch, pool)
         try:
-            with_patch.probe()
+            other = kernel_of(with_patch.probe())
         except LabError as error:
-            raise LabError(f"with the patch: {error.what}", hint=error.hint) from error
+            raise LabError(f"with {subject.name}: {error.what}", hint=error.hint) from error
+        inside = _has_layout(with_patch) and _has_layout(without)
+        sides = Sides(without, with_patch, pool, inside=inside)
         found: list[Found] = []
         guests = []
         for number, machine in enumerate(machines):
@@ -175,12 +182,22 @@ def put_on_trial(
         stopped = sides.spent
         warned = {one.functions[:1] for one in without.warnings()}
         return Trial(
-            path, patch, module, version, len(guests), len(PLANS), done, sides.tally.steps,
+            subject.name, subject.patch, module, version, len(guests), len(PLANS), done,
+            sides.tally.steps,
             tuple(differences), tuple(sides.crashes), tuple(sides.tally.same),
             tuple(replace(one, place=one.place.removeprefix(ROOT))
                   for one in with_patch.warnings() if one.functions[:1] not in warned),
-            _places(held, module, sides.crashes), stopped,
+            _places(held, module, sides.crashes), stopped, other if other != version else "",
+            inside,
         )  # fmt: skip
+
+
+def _has_layout(side: InBox) -> bool:
+    try:
+        side.layout()
+    except EnvironmentFault:
+        return False
+    return True
 
 
 def _performed(sides: Sides, guest: Guest, jobs: Sequence[ReplayJob]) -> list[Found]:

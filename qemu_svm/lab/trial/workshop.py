@@ -24,12 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qemu_svm.errors import LabError
+from qemu_svm.errors import LabError, SourceError
 from qemu_svm.lab.host import host_faults, mortal
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import build, cache
 from qemu_svm.lab.suites.cache import Built, Named
 from qemu_svm.lab.suites.catalogue import SUITES
+from qemu_svm.lab.suites.kernels import order_of
+from qemu_svm.lab.trial.ko import Ko
 from qemu_svm.lab.trial.packages import fetched
 from qemu_svm.lab.trial.patches import SOURCE, Patch, PatchRefused
 
@@ -54,6 +56,8 @@ _WARNING = re.compile(r"^\S*?((?:arch/x86|virt/kvm|include)/\S+): (warning|error
 _FILE_PATCHED = re.compile(r"(?:patching|checking) file '?([^']*)'?")
 _HUNK = re.compile(r"Hunk #\d+ .*")
 _MANIFEST = "workshop.json"
+_OBJECTS = frozenset({".o", ".ko", ".cmd", ".mod", ".a"})
+_ASSIGNMENT = re.compile(r"^(VERSION|PATCHLEVEL) *= *(\d+)$", re.M)
 _LINES = "lines/"
 # A function of one of the modules in an oops: RIP, and the call trace without its guesses.
 _FRAME = re.compile(
@@ -113,6 +117,13 @@ done
 tar -cf - {files} types lines
 """
 
+_TYPES = """\
+cd /build && tar -xf - || exit 1
+LLVM_OBJCOPY=objcopy pahole -J types.ko >&2 || exit 1
+objcopy -O binary --only-section=.BTF --set-section-flags .BTF=alloc types.ko types || exit 1
+cat types
+"""
+
 _FIND_LINE = """\
 cd /build && tar -xf - || exit 1
 set -- $(objdump -t {file} | awk '$NF == "{function}" && / F / {{ print $1, $(NF - 2); exit }}')
@@ -126,7 +137,7 @@ class Module:
     """A kvm-amd that was built, and the kvm that it needs if that was built as well.
 
     :param files: the modules by file name (``kvm-amd.ko``), without debug information.
-    :param types: BTF of kvm-amd.
+    :param types: BTF of kvm-amd; None if its kernel has it, or nobody does.
     :param lines: the modules with debug information, by file name.
     :param remarks: what GNU patch said about hunks that did not fit exactly.
     :param warnings: of the compiler: file and line, text.
@@ -134,26 +145,34 @@ class Module:
     """
 
     files: Mapping[str, bytes]
-    types: bytes
+    types: bytes | None
     lines: Mapping[str, bytes] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     source: str = ""
 
 
-def built_module(kernel: Built, patch: Patch | None, *, progress: Progress = SILENT) -> Module:
+def built_module(
+    kernel: Built,
+    patch: Patch | None,
+    *,
+    source: bytes | None = None,
+    progress: Progress = SILENT,
+) -> Module:
     """Return kvm-amd of a kernel, with a patch or as it is; built if it is not in the cache.
 
-    kvm is built too where the patch reaches it.
+    kvm is built too where the patch reaches it, or the source is another one.
 
     :param kernel: in the cache.
+    :param source: in place of the kernel's, see :func:`packed_source`.
     :raises PatchRefused: the patch does not apply, or what it makes does not compile.
     :raises LabError: packages or programs are missing, or no suite has the source.
     """
-    names = ("kvm.ko", "kvm-amd.ko") if patch and patch.reaches_kvm else ("kvm-amd.ko",)
+    both = source is not None or (patch is not None and patch.reaches_kvm)
+    names = ("kvm.ko", "kvm-amd.ko") if both else ("kvm-amd.ko",)
     version = kernel.manifest.kernel
     what = f"{version} {_BUILD} {names} {patch.digest if patch else ''}"
-    key = hashlib.sha256(what.encode()).hexdigest()
+    key = hashlib.sha256(what.encode() + (source or b"")).hexdigest()
     path = cache.folder() / cache.MODULES / f"{kernel.name}-{key[:24]}.tar"
     with contextlib.suppress(FileNotFoundError):
         return _unpacked(path.read_bytes())
@@ -162,12 +181,17 @@ def built_module(kernel: Built, patch: Patch | None, *, progress: Progress = SIL
     with cache.lock(item, shared=True, progress=progress):
         progress.step(f"building {' and '.join(names)} of {version}"
                       + (" with the patch" if patch else ""))  # fmt: skip
-        data, log = _build(place, kernel, patch, names)
-        source = json.loads((place / _MANIFEST).read_text())["source"]
+        origin = json.loads((place / _MANIFEST).read_text())["source"]
+        if source is None:
+            given = (place / "source.tar").read_bytes()
+        else:
+            given, origin = source, "a tree of its own"
+        data, log = _build(place, kernel, _with_patch(given, patch), names,
+                           changed=both or patch is not None)  # fmt: skip
     words = {
         "remarks": _hunks(log) if patch else [],
         "warnings": [f"{where}: {text}" for where, _, text in _WARNING.findall(log)][:_SHOWN],
-        "source": source,
+        "source": origin,
     }
     made = _with_words(data, words)
     with host_faults(f"write {path}", hint=cache.HINT):
@@ -187,7 +211,9 @@ def own_types(version: str, *, progress: Progress = SILENT) -> bytes:
     suites = [found for suite in SUITES if (found := cache.find(suite))]
     for kernel in (*suites, *cache.kernels()):
         if kernel.manifest.kernel == version:
-            return built_module(kernel, None, progress=progress).types
+            types = built_module(kernel, None, progress=progress).types
+            assert types is not None
+            return types
     raise LabError(f"Linux {version} is not in the cache")
 
 
@@ -210,9 +236,7 @@ def place_of(kernel: Built, module: Module, trouble: str) -> str:
     script = _FIND_LINE.format(file=file, function=function, offset=frame["offset"])
     given = io.BytesIO()
     with tarfile.open(fileobj=given, mode="w") as archive:
-        entry = tarfile.TarInfo(file)
-        entry.size = len(module.lines[file])
-        archive.addfile(entry, io.BytesIO(module.lines[file]))
+        _add(archive, file, module.lines[file])
     status, out, _log = _in_workshop(root, script, given.getvalue())
     lines = out.decode(errors="replace").splitlines()
     if status or len(lines) != 2 or ":" not in lines[1]:
@@ -238,9 +262,7 @@ def _with_words(data: bytes, words: dict[str, Any]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, content in (*_members(data).items(), ("words", json.dumps(words).encode())):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
+            _add(archive, name, content)
     return out.getvalue()
 
 
@@ -276,7 +298,7 @@ def _unpacked(data: bytes) -> Module:
 
 
 def _build(
-    place: Path, kernel: Built, patch: Patch | None, names: Sequence[str]
+    place: Path, kernel: Built, given: bytes, names: Sequence[str], *, changed: bool
 ) -> tuple[bytes, str]:
     root = place / "root"
     script = _BUILD.format(
@@ -284,7 +306,7 @@ def _build(
         objects=" ".join(name.removesuffix(".ko") + ".o" for name in names),
         patch_failed=_PATCH_FAILED, already=_ALREADY, no_module=_NO_MODULE, no_types=_NO_TYPES,
     )  # fmt: skip
-    status, result, words = _in_workshop(root, script, _given(place, patch))
+    status, result, words = _in_workshop(root, script, given)
     version = kernel.manifest.kernel
     if status == _ALREADY:
         raise PatchRefused(f"the patch does not apply to {version}: all of it is in it already")
@@ -297,7 +319,7 @@ def _build(
     lines = [line for line in words.splitlines() if "error" in line.lower()]
     lines = lines or words.splitlines()[-4:]
     where = "; ".join(line.strip()[:160] for line in lines[:4])
-    if patch is None or status not in (0, _NO_MODULE, _NO_TYPES):
+    if not changed or status not in (0, _NO_MODULE, _NO_TYPES):
         hint = "it needs root, or user namespaces"
         raise LabError(f"KVM of {version} cannot be built: {where}", hint=hint)
     raise PatchRefused(f"the patched KVM does not compile: {where}")
@@ -339,16 +361,72 @@ def _compiler(root: Path) -> str:
     return found[-1]
 
 
-def _given(place: Path, patch: Patch | None) -> bytes:
-    data = (place / "source.tar").read_bytes()
+def _with_patch(source: bytes, patch: Patch | None) -> bytes:
     if patch is None:
-        return data
-    out = io.BytesIO(data)
+        return source
+    out = io.BytesIO(source)
     with tarfile.open(fileobj=out, mode="a") as archive:
-        entry = tarfile.TarInfo("change.patch")
-        entry.size = len(patch.text)
-        archive.addfile(entry, io.BytesIO(patch.text))
+        _add(archive, "change.patch", patch.text)
     return out.getvalue()
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def packed_source(tree: Path, kernel: Built) -> bytes:
+    """Return what a build needs of a kernel tree: KVM and its headers.
+
+    Symbolic links and objects are left out.
+
+    :raises SourceError: it is no kernel tree, or one of another series than the kernel.
+    """
+    series = "{}.{}".format(*order_of(kernel.manifest.kernel))
+    with host_faults(f"read {tree}"):
+        if not (tree / "arch/x86/kvm/svm/svm.c").is_file():
+            raise SourceError(f"{tree} is no kernel tree: it has no arch/x86/kvm/svm/svm.c")
+        top = tree / "Makefile"
+        made = dict(_ASSIGNMENT.findall(top.read_text(errors="replace") if top.is_file() else ""))
+        found = f"{made.get('VERSION')}.{made.get('PATCHLEVEL')}"
+        if made and found != series:
+            raise SourceError(f"{tree} is Linux {found}, the kernel of the box is {series}",
+                              hint=f"--kernel {found}, if a suite has it")  # fmt: skip
+        paths = sorted(
+            path
+            for pattern in SOURCE
+            for place in tree.glob(pattern)
+            for path in (place.rglob("*") if place.is_dir() else (place,))
+            if path.is_file() and not path.is_symlink() and path.suffix not in _OBJECTS
+        )
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            for path in paths:
+                if out.tell() > _RESULT:
+                    raise SourceError(f"KVM in {tree} has more than {_RESULT >> 20} MiB")
+                _add(archive, str(path.relative_to(tree)), path.read_bytes())
+    return out.getvalue()
+
+
+def types_of(kernel: Built, content: bytes, *, progress: Progress = SILENT) -> bytes | None:
+    """Return the BTF of a kvm-amd that was built elsewhere, from its debug information.
+
+    :param kernel: that it is for.
+    :returns: None if it has no debug information.
+    :raises LabError: packages or programs are missing.
+    """
+    if Ko("kvm-amd.ko", content).section(".debug_info") is None:
+        return None
+    item = Named(f"{cache.WORKSHOP}{kernel.manifest.kernel}")
+    place = _workshop(item, kernel, progress)
+    with cache.lock(item, shared=True, progress=progress):
+        progress.step("reading the debug information of kvm-amd.ko")
+        given = io.BytesIO()
+        with tarfile.open(fileobj=given, mode="w") as archive:
+            _add(archive, "types.ko", content)
+        status, result, _log = _in_workshop(place / "root", _TYPES, given.getvalue())
+    return result if status == 0 and result else None
 
 
 def _workshop(item: Named, kernel: Built, progress: Progress) -> Path:

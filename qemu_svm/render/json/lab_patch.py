@@ -12,13 +12,14 @@ from qemu_svm.render.json.observed import observed
 
 def render(result: Trial) -> dict[str, Any]:
     """Return the document."""
+    patch = result.patch
     return {
         "schema_version": SCHEMA_VERSION,
         "patch": {
             "path": result.path,
-            "digest": result.patch.digest,
-            "files": list(result.patch.files),
-            "skipped": list(result.patch.skipped),
+            "digest": None if patch is None else patch.digest,
+            "files": [] if patch is None else list(patch.files),
+            "skipped": [] if patch is None else list(patch.skipped),
             "remarks": list(result.module.remarks),
             "warnings": list(result.module.warnings),
             "modules": sorted(result.module.files),
@@ -48,6 +49,8 @@ def render(result: Trial) -> dict[str, Any]:
         ],
         "same": list(result.same),
         "stopped": result.stopped,
+        "other_kernel": result.other or None,
+        "inside": result.inside,
     }
 
 

@@ -42,20 +42,26 @@ def render(result: Trial, *, verbose: bool) -> Iterable[Text]:
     :param verbose: all changes of a step.
     """
     patch, module = result.patch, result.module
-    yield Text(f"{printable(result.path)} on Linux {printable(result.kernel)}", HEADING)
-    yield Text(f"  changes {', '.join(patch.files)}")
-    if patch.skipped:
-        yield Text(f"  not built: {printable(', '.join(patch.skipped))}", FAINT)
-    built = " and ".join(sorted(module.files, reverse=True))
-    yield Text(f"  built: {built}, {printable(module.source)}", FAINT)
+    beside = f", beside {printable(result.kernel)}" if result.other else ""
+    kernel = printable(result.other or result.kernel)
+    yield Text(f"{printable(result.path)} on Linux {kernel}{beside}", HEADING)
+    if patch is not None:
+        yield Text(f"  changes {', '.join(patch.files)}")
+        if patch.skipped:
+            yield Text(f"  not built: {printable(', '.join(patch.skipped))}", FAINT)
+    if module.files:
+        files = " and ".join(sorted(module.files, reverse=True))
+        built = f"built: {files}, {printable(module.source)}" if module.source else f"uses {files}"
+        yield Text(f"  {built}", FAINT)
     for words in module.remarks:
-        yield Text(f"  patch: {printable(words)}", "yellow")
+        yield Text(f"  {'patch: ' if patch else ''}{printable(words)}", "yellow")
     for words in module.warnings:
         yield Text(f"  compiler: {printable(words)}", "yellow")
     yield Text(
         f"  {result.guests} guest{'s' * (result.guests != 1)}, {result.plans} plans, "
         f"{result.sequences} random sequences, "
-        f"{result.steps} ioctls and runs on each side, outside and inside"
+        f"{result.steps} ioctls and runs on each side, outside"
+        + (" and inside" if result.inside else " only: a kernel does not say where its types are")
     )
     yield from _crashes(result)
     for warning in result.warnings:
@@ -71,18 +77,20 @@ def render(result: Trial, *, verbose: bool) -> Iterable[Text]:
 
 
 def _crashes(result: Trial) -> Iterator[Text]:
-    seen: dict[tuple[bool, str], list[Crash]] = {}
+    seen: dict[tuple[bool, str, bool], list[Crash]] = {}
     for crash in result.crashes:
-        seen.setdefault((crash.with_patch, crash.words), []).append(crash)
-    for (with_patch, words), crashes in seen.items():
+        place = result.places.get(crash.words, crash.words) if crash.with_patch else crash.words
+        seen.setdefault((crash.with_patch, place, crash.hung), []).append(crash)
+    for (with_patch, place, hung), crashes in seen.items():
         first = min(crashes, key=lambda one: (one.step, len(one.plan)))
         side = "with the patch" if with_patch else "without the patch"
-        verb = "hangs" if not first.trouble else "crashes"
         yield Text()
-        yield Text(f"in step {first.step}, {_ioctl(first.text)}, the kernel {side} {verb}: "
-                   f"{printable(words)}", BAD)  # fmt: skip
-        if with_patch and words in result.places:
-            yield Text(f"{INDENT}in {printable(result.places[words])}", BAD)
+        yield Text(
+            f"in step {first.step}, {_ioctl(first.text)}, the kernel {side} "
+            f"{'hangs' if hung else 'crashes'}: {printable(first.words)}", BAD,
+        )  # fmt: skip
+        if place != first.words:
+            yield Text(f"{INDENT}in {printable(place)}", BAD)
         yield Text(f"{INDENT}{printable(first.plan)}  ({_where(first.guest, len(crashes))})", FAINT)
     if result.stopped:
         yield Text(f"{INDENT}the plans after that were not performed", FAINT)
@@ -184,7 +192,8 @@ def _verdict(result: Trial) -> Iterator[Text]:
         yield Text("errno and every answer of the ioctls are the same with the patch and without")
     if not result.stopped:
         yield from _same(result.same)
-    count = len(result.differences) + len({one.words for one in result.crashes})
+    places = {result.places.get(one.words, one.words) for one in result.crashes}
+    count = len(result.differences) + len(places)
     count += len(result.warnings)
     yield Text(f"the patch changes what KVM does in {count} way{'s' * (count != 1)}", BAD)
 

@@ -22,7 +22,7 @@ from qemu_svm.model import plans
 from qemu_svm.render.text.lab_patch import render
 from qemu_svm.replay.conform import Guest
 from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult
-from qemu_svm.replay.replay import perform
+from qemu_svm.replay.replay import against_model, perform
 from tests.conftest import ROOT, STREAMS, Run
 
 FILE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
@@ -74,6 +74,18 @@ def test_the_first_step_that_differs_in_the_words_of_the_field(
     assert (cr3.name, cr3.without, cr3.with_patch) == ("inside.nested.save.cr3", 0, 0x101000)
     assert (cr3.owner, cr4.owner) == ("L1's", "")
     assert compared(plain, replayed, replayed) is None
+
+
+def test_the_model_has_nothing_in_a_save_cache_that_nobody_filled(
+    in_box: InBox, plain: Guest, replayed: ReplayResult
+) -> None:
+    (job,) = jobs(plain, PLAN)
+    for result, names in (
+        (replayed, []),
+        (changed(replayed, 3, cr3=0x101000), ["inside.nested.save.cr3"]),
+    ):
+        _, found = against_model(job, plain.ram, in_box.probe(), result)
+        assert [one.name for step in found.steps for one in step.mismatches] == names
 
 
 def test_what_only_the_clock_changes_is_no_difference(plain: Guest, replayed: ReplayResult) -> None:
