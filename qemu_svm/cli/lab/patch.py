@@ -114,6 +114,7 @@ def _subject(
     try:
         with click.open_file(path, "rb") as file:
             data = file.read(LIMIT + 1)
-    except OSError as error:
-        raise click.BadParameter(f"'{path}': {error.strerror}", param_hint="PATCH") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no standard input
+        why = getattr(error, "strerror", None) or str(error)
+        raise click.BadParameter(f"'{path}': {why}", param_hint="PATCH") from None
     return Subject(name, read_patch(data, name)), arguments[1:]
