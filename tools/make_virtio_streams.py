@@ -7,7 +7,8 @@ busybox-static; the guest is that kernel with all its virtio drivers.  RAM stays
 host (x-ignore-shared), so a stream has device state only.  Of the stopped VM is recorded,
 as DIR/qemuVERSION-KIND.truth.json, what QEMU says (x-query-virtio-status and
 -queue-status; 5.2 has neither, and 11.1.2 ends in an assertion at the first) and what
-Linux said (sysfs: features, status, PCI configuration space).
+Linux said (sysfs: features, status, PCI configuration space).  With --lspci also what that
+program prints in the guest.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ for device in /sys/bus/virtio/devices/*; do
     echo "VIRTIO ${parent##*/} $state"
     [ -e $parent/config ] && /bin/busybox hexdump -v -e '"PCI " 64/1 "%02x" "\\n"' $parent/config
 done
+[ -x /bin/lspci ] && /bin/lspci -nvv -A linux-sysfs | /bin/busybox sed 's/^/LSPCI /'
 echo DONE
 while true; do /bin/busybox sleep 1000; done
 """
@@ -123,6 +125,16 @@ KINDS: dict[str, tuple[str, ...]] = {
             "virtio-balloon-device",
         ),
     ),
+    "lspci": (
+        "-M", "q35,memory-backend=ram", *BACKENDS, "-vga", "none",
+        *devices(
+            "pcie-root-port,id=p1,chassis=1,slot=1,addr=8",
+            "virtio-net-pci,netdev=net,romfile=,bus=p1", "virtio-blk-pci,drive=blk",
+            "virtio-rng-pci,rng=rng,disable-modern=on,disable-legacy=off",
+            "nec-usb-xhci", "e1000", "ich9-intel-hda", "pci-bridge,id=b1,chassis_nr=2",
+            "virtio-balloon-pci,bus=b1,addr=1",
+        ),
+    ),
     "memory": (
         "-M", "q35,memory-backend=ram", "-m", "256,maxmem=1G,slots=2", "-vga", "none",
         "-object", "memory-backend-file,id=plug,size=256M,share=on,mem-path={folder}/plug",
@@ -160,7 +172,7 @@ class Qmp:
 def archive(files: dict[str, bytes]) -> bytes:
     """A cpio archive (newc) of executable files, with their folders."""
     out = bytearray()
-    folders = sorted({name.rpartition("/")[0] for name in files} - {""})
+    folders = sorted({str(one) for name in files for one in Path(name).parents} - {"."})
     entries = [(name, 0o40755, b"") for name in folders]
     entries += [(name, 0o100755, data) for name, data in files.items()]
     entries.append(("TRAILER!!!", 0, b""))
@@ -194,12 +206,22 @@ def modules_of(root: Path) -> dict[str, bytes]:
     return found
 
 
-def guest(root: Path, folder: Path) -> None:
+def program(path: Path) -> dict[str, bytes]:
+    """A program of this machine, and the libraries that it needs."""
+    needed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+    libraries = map(Path, re.findall(r"(?<!\S)(/\S+)", needed))
+    files = {str(library).lstrip("/"): library.read_bytes() for library in libraries}
+    return {**files, f"bin/{path.name}": path.read_bytes()}
+
+
+def guest(root: Path, folder: Path, programs: list[Path]) -> None:
     """Write kernel, initrd and disk."""
     modules = modules_of(root)
     files = {f"modules/{name}": data for name, data in modules.items()}
     files["modules/order"] = "\n".join(modules).encode()
     files["bin/busybox"] = next(root.rglob("bin/busybox")).read_bytes()
+    for path in programs:
+        files |= program(path)
     files["init"] = INIT.encode()
     (folder / "initrd").write_bytes(archive(files))
     (folder / "kernel").write_bytes(next(root.rglob("boot/vmlinuz-*")).read_bytes())
@@ -267,17 +289,26 @@ def of_guest(console: str) -> list[dict[str, Any]]:
     return found
 
 
+def of_lspci(console: str) -> list[str]:
+    """What lspci printed in the guest; none if it was not there."""
+    marked = (line.rstrip().partition("LSPCI ") for line in console.splitlines())
+    return [text for before, mark, text in marked if mark and not before]
+
+
 def make(qemu: list[str], kind: str, target: Path, folder: Path) -> None:
     """Make one stream and its truth."""
     with running(qemu, kind, folder) as qmp:
         full = qmp("query-version")["qemu"]
         version = (full["major"], full["minor"])
+        console = (folder / "console").read_text(errors="replace")
         truth = {
             "qemu": f"{full['major']}.{full['minor']}.{full['micro']}",
             "linux": "6.1",
             "devices": of_qemu(qmp, version),
-            "guest": of_guest((folder / "console").read_text(errors="replace")),
+            "guest": of_guest(console),
         }
+        if lines := of_lspci(console):
+            truth["lspci"] = lines
         on = [{"capability": "x-ignore-shared", "state": True}]
         qmp("migrate-set-capabilities", capabilities=on)
         stream = folder / "stream"
@@ -300,12 +331,13 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--linux", type=Path, required=True)
     parser.add_argument("--qemu", default="qemu-system-x86_64", type=shlex.split)
+    parser.add_argument("--lspci", type=Path, action="append", default=[], metavar="PROGRAM")
     parser.add_argument("kinds", nargs="*", metavar="KIND")
     chosen = parser.parse_args()
     chosen.target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        guest(chosen.linux, folder)
+        guest(chosen.linux, folder, chosen.lspci)
         for kind in chosen.kinds or KINDS:
             try:
                 make(chosen.qemu, kind, chosen.target, folder)

@@ -4,8 +4,8 @@ All numbers are little-endian.  Every byte is in exactly one value: what no
 capability claims is bytes.
 
 Source: PCI Local Bus Specification 3.0, chapter 6 and appendices; PCI Express Base
-Specification 3.0, chapter 7; VIRTIO 1.2, 4.1.4 (the vendor capabilities); Linux
-``include/uapi/linux/pci_regs.h`` for the numbers.
+Specification 3.0, chapter 7; VIRTIO 1.2, 4.1.4 (the vendor capabilities); AHCI 1.3.1,
+chapter 2 (that of SATA); Linux ``include/uapi/linux/pci_regs.h`` for the numbers.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ _CAPABILITY = {
     0x0C: ("hot_plug", "select:u8 flags:u8 data:le32"),
     0x0D: ("subsystem", "reserved:*2 vendor_id:le16 device_id:le16"),
     _EXPRESS: ("express", ""),
+    0x12: ("sata", "revision:le16 registers:le32"),
     MSIX: ("msix", "control:le16 table:le32 pba:le32"),
     0x13: ("advanced_features", "length:u8 capability:u8 control:u8 status:u8"),
 }
