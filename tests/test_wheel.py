@@ -23,6 +23,7 @@ from tests.conftest import ROOT, STREAMS
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
 FILE = STREAMS / "qemu10.0-linux6.12-nested-npt.mig.zst"
+LOOK = ROOT / "tests/inside/look-6.1.json"
 Done = subprocess.CompletedProcess[bytes]
 
 
@@ -103,6 +104,7 @@ def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
         (("mem", "read", FILE, "rip"), b"l2v:"),
         (("lab", "capture", "--guests"), b"nested"),
         (("record", "--probe", "-"), b"the KVM ioctls of a VMM"),
+        (("diff", LOOK, LOOK), b"no differences"),
     ],
 )
 def test_verbs(words: tuple[str, ...], text: bytes, installed: Installed) -> None:

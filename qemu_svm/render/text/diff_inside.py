@@ -37,7 +37,7 @@ def render(result: InsideDiff, *, all_differences: bool) -> Iterable[Text]:
         yield Text()
         yield Text(printable(vcpu), HEADING)
         rows = [_row(one) for one in members]
-        yield from columns(rows, ("member", "A", "B", ""))
+        yield from columns(rows, ("member", "A", "B"))
 
 
 def _heading(letter: str, side: InsideLook | Machine) -> Text:
@@ -50,8 +50,8 @@ def _heading(letter: str, side: InsideLook | Machine) -> Text:
 
 
 def _row(one: Apart) -> list[str | Text]:
-    mask = Text(f"masked: {one.mask}" if one.mask else "", FAINT)
-    return [Text(printable(one.name), KEY), _value(one.name, one.a), _value(one.name, one.b), mask]
+    mask = [Text(f"masked: {one.mask}", FAINT)] if one.mask else []
+    return [Text(printable(one.name), KEY), _value(one.name, one.a), _value(one.name, one.b), *mask]
 
 
 def _value(name: str, value: Any) -> str:
