@@ -26,6 +26,9 @@ from qemu_svm.source import open_source
 
 KERNEL, SUITE = "6.1", "bookworm"
 SECONDS = 100
+MOST_PUTS = 12
+"""Puts of each recording that are held against the model."""
+
 SKIPPED = 4
 """Exit status of a selftest that does not apply (tools/testing/selftests/kselftest.h)."""
 
@@ -90,6 +93,26 @@ def judged(path: Path) -> tuple[str, bool]:
     return str(json.loads(done.stdout)["verdict"]), True
 
 
+def simulated(path: Path) -> tuple[str, bool]:
+    """How many puts of nested state the model answered as the kernel did, and the first not."""
+    number, last = 1, MOST_PUTS
+    while number <= last:
+        done = subprocess.run(
+            [SVMSTREAM, "simulate", "--json", "--put", str(number), path],
+            capture_output=True, check=False, text=True,
+        )  # fmt: skip
+        if done.returncode not in (0, 1):
+            why = done.stderr.strip().splitlines()[:1]
+            return ("no put" if number == 1 else f"put {number}: {why}"), number == 1
+        document = json.loads(done.stdout)
+        for simulation in document["simulations"]:
+            if simulation["recorded_difference"] is not None:
+                return f"put {number}: {simulation['recorded_difference']}", False
+        last = min(document["recorded"]["puts"], MOST_PUTS)
+        number += 1
+    return f"{last} puts as the model", True
+
+
 def one(box: Box, program: Path, folder: Path) -> bool:
     path = folder / f"{program.name}.rec"
     with recorded(box, str(path)) as before:
@@ -98,10 +121,11 @@ def one(box: Box, program: Path, folder: Path) -> bool:
     words = {0: "passes", SKIPPED: "skipped", TIMED_OUT: "too slow"}.get(status, "fails")
     contents = read(path)
     verdict, is_judged = judged(path)
-    good = is_judged and "DAMAGED" not in contents
+    model, agrees = simulated(path)
+    good = is_judged and agrees and "DAMAGED" not in contents
     good &= not (status == 0 and verdict == "violates")
-    print(f"{program.name:40} {words:9} {contents:24} {verdict}{'' if good else '  WRONG'}",
-          flush=True)  # fmt: skip
+    print(f"{program.name:40} {words:9} {contents:24} {verdict:18} {model}"
+          f"{'' if good else '  WRONG'}", flush=True)  # fmt: skip
     return good
 
 

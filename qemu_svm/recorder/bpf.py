@@ -16,7 +16,7 @@ import os
 import re
 import resource
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.recorder.assembler import Program
@@ -129,6 +129,12 @@ def make_map(kind: int, key: int, value: int, entries: int, name: str) -> Map:
                 resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
             return Map(kind, key, value, entries, name)
     except OSError as error:
+        if kind == RINGBUF and error.errno == errno.EINVAL:
+            release = os.uname().release
+            raise BpfError(
+                f"the kernel has no ring buffer for eBPF (this is Linux {release})",
+                hint="needs Linux 5.8 or later; use --how ptrace",
+            ) from error
         raise _refused(error) from error
 
 
@@ -144,12 +150,6 @@ def _refused(error: OSError) -> BpfError:
     if error.errno == errno.ENOSYS:
         return BpfError(
             "the kernel has no eBPF", hint="CONFIG_BPF_SYSCALL is off; use --how ptrace"
-        )
-    if error.errno == errno.EINVAL:
-        release = os.uname().release
-        return BpfError(
-            f"the kernel has no ring buffer for eBPF (this is Linux {release})",
-            hint="needs Linux 5.8 or later; use --how ptrace",
         )
     return BpfError(f"eBPF: {error.strerror}", hint="use --how ptrace")
 
@@ -267,9 +267,3 @@ class Ring:
             view.release()
         self._consumer.close()
         self._data.close()
-
-
-def close_all(descriptors: Sequence[int]) -> None:
-    """Close file descriptors."""
-    for fd in descriptors:
-        os.close(fd)

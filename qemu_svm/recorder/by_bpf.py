@@ -92,8 +92,9 @@ class BpfSource(Source):
     def watch(self, process: Process, *, children: bool, late: bool) -> None:
         """See :meth:`Source.watch`."""
         if late:
+            places = process.run_mappings()
             for fd in process.descriptors():
-                place = process.run_mappings().get(fd, 0)
+                place = places.get(fd, 0)
                 key = _U64.pack(process.pid << 32 | fd)
                 self._maps["descriptors"].put(key, programs.DESCRIPTOR.pack(1, 0, 0, place))
             self._set_xsave(_xsave_size())
