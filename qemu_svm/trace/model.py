@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.nested import bits
 from qemu_svm.recording.records import Header
 from qemu_svm.results import Result
 from qemu_svm.trace.by_value import guest_mode
@@ -22,6 +23,7 @@ from qemu_svm.trace.phases import (
     MSRS,
     NESTED,
     READS,
+    RUN,
     RUNNING,
     Phase,
     PhaseKind,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 _MEMORY = frozenset({"KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2"})
 _MAKING = frozenset({"KVM_CREATE_VM", CREATE})
+_TOLD = frozenset({"KVM_GET_SREGS", "KVM_GET_SREGS2", "KVM_GET_REGS", "KVM_GET_NESTED_STATE"})
+_MOST_READ = 4096
 _NESTED_CAPABILITY = frozenset({"KVM_CAP_NESTED_STATE", "157", "0x9d"})
 
 
@@ -183,6 +187,8 @@ class _Collector:
         self._no_nested = False
         self._kept = 0
         self._puts = 0
+        self._reads: dict[VcpuId, list[Call]] = {}
+        self._in_l2: dict[bytes, int] = {}
 
     def read(self, parser: Parser, log: Log) -> int | None:
         for call in parser.calls(log):
@@ -208,12 +214,29 @@ class _Collector:
                 return
             splitter = self._vcpus[call.vcpu] = Splitter()
             self._watchers[call.vcpu] = Watcher(self._limits.trace_names)
+        if call.data is not None and call.name in _TOLD:
+            self._read(call)
+        elif call.name == RUN:
+            self._reads.pop(call.vcpu, None)
         memory = self._memory or (False if self._vm else None)
         self._watchers[call.vcpu].add(call, memory=memory)
         before = splitter.kept
         splitter.add(call)
         self._puts += call.name == NESTED
         self._kept += splitter.kept - before
+
+    def _read(self, call: Call) -> None:
+        # SREGS and REGS of a vCPU are L2's if its nested state, read with them, is in guest mode.
+        assert call.vcpu is not None
+        assert call.data is not None
+        held = self._reads.setdefault(call.vcpu, [])
+        if call.name != "KVM_GET_NESTED_STATE":
+            held[:] = [*(one for one in held if one.name != call.name), call]
+        elif call.data[:1] and call.data[0] & bits.GUEST_MODE:
+            for one in held:
+                if len(self._in_l2) < _MOST_READ:
+                    self._in_l2.setdefault(one.data or b"", one.line)
+            held.clear()
 
     def _count(self, call: Call) -> None:
         self._vm = self._vm or call.name in _MAKING
@@ -269,7 +292,8 @@ class _Collector:
         regions = [o.line for o in self._others.values() if o.name in _MEMORY]
         making = any(other.name in _MAKING for other in self._others.values())
         release = "" if recorded is None else recorded.header.release
-        return VmContext(min(regions, default=None), making, _kernel(release))
+        kernel = _kernel(release)
+        return VmContext(min(regions, default=None), making, kernel, self._in_l2)
 
     def _not_shown(
         self, vcpus: Sequence[VcpuTrace], counts: Counts, around: VmContext

@@ -95,7 +95,9 @@ class Recorded:
         if record.level is not Level.VCPU:
             return None
         known = self._vcpus.get(record.fd)
-        if known is not None and record.index in (None, known.index):
+        if known is not None and (
+            None in (record.index, known.index) or record.index == known.index
+        ):
             return known
         return self._keep(record.fd, VcpuId(record.index, record.fd))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -56,11 +56,13 @@ class VmContext:
     :param memory: line of the first memory region, None if none was set.
     :param vm: whether the log has ioctls of the VM since its creation.
     :param kernel: what the host's kernel does, where the log names it.
+    :param in_l2: SREGS and REGS that were read of a vCPU in guest mode, and where first.
     """
 
     memory: int | None = None
     vm: bool = False
     kernel: Profile | None = None
+    in_l2: Mapping[bytes, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -201,12 +203,8 @@ class Window:
 
     def _as_read(self, step: Step) -> bool:
         # A guest whose L2 has L1's page tables and descriptor tables: they were read so in L2.
-        read = self.past.reads.get(step.name.replace("_SET_", "_GET_"))
-        nested = self.past.reads.get("KVM_GET_NESTED_STATE")
-        return (
-            read is not None and nested is not None
-            and read.data == step.data and bool(guest_mode(nested))
-        )  # fmt: skip
+        line = self.around.in_l2.get(step.data or b"")
+        return line is not None and line < step.line
 
     def _svme_by_value(self) -> RuleResult | None:
         efers = [(step, efer_of(step)) for step in self.before if step.error is None]
