@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
 from qemu_svm.limits import DEFAULT, MIB, Limits
 from qemu_svm.machine import Machine, Vcpu, read_machine
+from qemu_svm.snapshots.forms import Beside
 from qemu_svm.source import Source, open_source
 from qemu_svm.stream import Value, Walk, read_stream
 
@@ -78,6 +79,7 @@ def open(  # noqa: A001 - as svm.open
     description: PathLike | None = None,
     page_size: int | None = None,
     beside: Mapping[str, PathLike] | None = None,
+    memory: PathLike | None = None,
     put: int | None = None,
     vm: int | None = None,
     limits: Limits = DEFAULT,
@@ -94,6 +96,7 @@ def open(  # noqa: A001 - as svm.open
     :param page_size: of the guest in bytes, a power of two, whatever the stream says.
     :param beside: files with further structures of vCPU 0, for an input that is no stream:
         ``{"sregs": "sregs.bin", "regs": "regs.bin"}``.
+    :param memory: the file with the guest's memory, of a state file of Firecracker.
     :param put: of a recording: number of the put of each vCPU, from 1; None for the last one
         that puts a vCPU into guest mode, else the last one before it runs.
     :param vm: of a recording: number of the VM, from 1; None for the first with such a vCPU.
@@ -104,8 +107,9 @@ def open(  # noqa: A001 - as svm.open
     """
     with ExitStack() as owned:
         lent = _lent(os.fspath(description), limits) if description is not None else None
-        name, given = os.fspath(path), {key: os.fspath(one) for key, one in (beside or {}).items()}
-        state = _state(name, given, (put, vm), limits, owned)
+        files = {key: os.fspath(one) for key, one in (beside or {}).items()}
+        given = Beside(files, None if memory is None else os.fspath(memory), put, vm)
+        state = _state(os.fspath(path), given, limits, owned)
         if isinstance(state, Machine):
             return Dump(state, (), owned.pop_all())
         source = state
@@ -115,31 +119,25 @@ def open(  # noqa: A001 - as svm.open
         return Dump(machine, others, owned.pop_all())
 
 
-def _state(
-    path: str,
-    beside: Mapping[str, str],
-    chosen: tuple[int | None, int | None],
-    limits: Limits,
-    owned: ExitStack,
-) -> Machine | Source:
+def _state(path: str, beside: Beside, limits: Limits, owned: ExitStack) -> Machine | Source:
     # The machine of an input that is no stream; else the input.
     if os.path.isdir(path):
         from qemu_svm.snapshots.open import open_folder
 
-        found = open_folder(path, limits, owned)
+        found = open_folder(path, limits, beside, owned)
         if found is not None:
             return found
     source = owned.enter_context(open_source(path, limits))
     head = source.read_at(0, len(_MAGIC))
     if head != _MAGIC and source.container == "plain":
-        from qemu_svm.snapshots.open import Choice, read_state
+        from qemu_svm.snapshots.open import read_state
 
-        found = read_state(source, limits, beside, Choice(*chosen), owned)
+        found = read_state(source, limits, beside, owned)
         if found is not None:
             return found
-    if beside:
+    if beside.option is not None:
         raise SourceError(
-            f"--{next(iter(beside))} does not belong to '{path}'",
+            f"--{beside.option} does not belong to '{path}'",
             hint="a stream has all of its state; the option is for the forms of docs/state.md",
         )
     return source

@@ -184,8 +184,9 @@ _BESIDE = {
     "xcrs": "struct kvm_xcrs.",
     "lapic": "struct kvm_lapic_state.",
     "cpuid": "struct kvm_cpuid2.",
+    "memory": "guest memory, of a Firecracker snapshot.",
 }
-"""As in :data:`qemu_svm.snapshots.open.BESIDE`, in words."""
+"""As in :data:`qemu_svm.snapshots.open.BESIDE`, in words; and guest memory."""
 
 
 def _keep_beside(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

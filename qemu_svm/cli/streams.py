@@ -32,12 +32,15 @@ def opened(
     :raises SourceError: something was not found, perhaps because the stream is damaged;
         the damage is printed first.
     """
+    files = beside()
+    memory = files.pop("memory", None)
     with api.open(
         path,
         channels=channels,
         description=description,
         page_size=page_size(),
-        beside=beside(),
+        beside=files,
+        memory=memory,
         put=choice()[0],
         vm=choice()[1],
         limits=limits(),

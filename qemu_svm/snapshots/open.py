@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple
 
 from qemu_svm.errors import LimitExceeded, SourceError
 from qemu_svm.limits import Limits
 from qemu_svm.machine import Machine
 from qemu_svm.recording.recording import is_recording, read_recording
-from qemu_svm.snapshots import cloud_hypervisor, raw
+from qemu_svm.snapshots import cloud_hypervisor, firecracker, raw
 from qemu_svm.snapshots.assemble import assemble
-from qemu_svm.snapshots.forms import DOCUMENT, NESTED, SELFTEST
+from qemu_svm.snapshots.forms import DOCUMENT, FIRECRACKER, NESTED, SELFTEST, WORDS, Beside
 from qemu_svm.snapshots.parts import FIXED, LEAST, Part, Snapshot, part, unique
 from qemu_svm.snapshots.recorded import read_puts
 from qemu_svm.snapshots.text import parse_json
@@ -35,20 +34,13 @@ BESIDE = {
 }
 """Parts that can be given in files of their own: the option, and the structures it takes."""
 
-
-class Choice(NamedTuple):
-    """Which part of a recording is the state; see :func:`~.recorded.read_puts`."""
-
-    put: int | None = None
-    vm: int | None = None
-
-
 _MAGIC = b"QEVM"
 _LEAST_JSON = b'"schema_version"'
 _HEAD = 4096
+_MOST_SELFTEST = 1 << 18
 
 
-def open_folder(path: str, limits: Limits, owned: ExitStack) -> Machine | None:
+def open_folder(path: str, limits: Limits, beside: Beside, owned: ExitStack) -> Machine | None:
     """Return the machine of a folder with a snapshot; None if it is none.
 
     :param owned: closes what stays open.
@@ -56,66 +48,83 @@ def open_folder(path: str, limits: Limits, owned: ExitStack) -> Machine | None:
     """
     if not cloud_hypervisor.is_folder(path):
         return None
-    found = cloud_hypervisor.read_folder(path, limits)
-    if found.file is not None:
-        owned.enter_context(found.file)
-    return assemble(found, path, limits)
+    return _machine(cloud_hypervisor.read_folder(path, limits), path, limits, beside, owned)
 
 
-def read_state(
-    source: Source,
-    limits: Limits,
-    beside: Mapping[str, str],
-    chosen: Choice,
-    owned: ExitStack,
-) -> Machine | None:
+def read_state(source: Source, limits: Limits, beside: Beside, owned: ExitStack) -> Machine | None:
     """Return the machine of an input that is no stream; None if it has no form known here.
 
-    :param beside: files with further structures of vCPU 0, by the names of :data:`BESIDE`.
-    :param chosen: which put of a recording.
     :param owned: closes what stays open.
     :raises SourceError: it has such a form, and cannot be read.
     """
-    found = _recognised(source, limits, chosen)
+    head = source.read_at(0, _HEAD)
+    if head.startswith(_MAGIC) or source.container != "plain":
+        return None
+    found = (
+        _of_vmm(source, head, limits, beside)
+        or _raw(source, head)
+        or _document(source, head, limits)
+    )
     if found is None:
         return None
-    if found.file is not None:
-        owned.enter_context(found.file)
-    if beside:
-        more = tuple(_beside(beside))
-        names = {one.name for one in more}
-        if "SREGS" in names or "SREGS2" in names:
-            names |= {"SREGS", "SREGS2"}
-        kept = (one for one in found.parts if one.vcpu or one.name not in names)
-        found = replace(found, parts=unique((*kept, *more), limits))
-    machine = assemble(found, source.path, limits)
+    machine = _machine(found, source.path, limits, beside, owned)
     made = machine.stream.source
     made.compression, made.layers = source.compression, source.layers
     return machine
 
 
-def _recognised(source: Source, limits: Limits, chosen: Choice) -> Snapshot | None:
-    head = source.read_at(0, _HEAD)
-    if head.startswith(_MAGIC) or source.container != "plain":
-        return None
+def _machine(
+    found: Snapshot, path: str, limits: Limits, beside: Beside, owned: ExitStack
+) -> Machine:
+    if found.file is not None:
+        owned.enter_context(found.file)
+    if beside.memory is not None and found.form != FIRECRACKER:
+        raise SourceError(
+            f"--memory does not belong to a {WORDS[found.form]}",
+            hint="it is for a state file of Firecracker",
+        )
+    if beside.files:
+        more = tuple(_beside(beside.files))
+        names = {one.name for one in more}
+        if "SREGS" in names or "SREGS2" in names:
+            names |= {"SREGS", "SREGS2"}
+        kept = (one for one in found.parts if one.vcpu or one.name not in names)
+        found = replace(found, parts=unique((*kept, *more), limits))
+    return assemble(found, path, limits)
+
+
+def _of_vmm(source: Source, head: bytes, limits: Limits, beside: Beside) -> Snapshot | None:
+    if head.startswith(firecracker.MAGIC):
+        data = _whole(source, limits)
+        return firecracker.read_state(data, source.path, beside.memory, limits)
+    if is_recording(head):
+        recording = read_recording(source)
+        snapshot, puts = read_puts(recording, limits, put=beside.put, vm=beside.vm)
+        return replace(snapshot, puts=puts)
+    return None
+
+
+def _raw(source: Source, head: bytes) -> Snapshot | None:
     size = source.size()
     if raw.is_nested(head, size):
         data = source.read_at(0, size)
         return Snapshot(NESTED, (part("NESTED_STATE", 0, data, source.path),))
-    if raw.SELFTEST_LEAST <= size < 1 << 18:
+    if raw.SELFTEST_LEAST <= size < _MOST_SELFTEST:
         data = source.read_at(0, size)
         if raw.is_selftest(data):
             return Snapshot(SELFTEST, tuple(raw.selftest_parts(data)))
-    if is_recording(head):
-        snapshot, puts = read_puts(read_recording(source), limits, put=chosen.put, vm=chosen.vm)
-        return replace(snapshot, puts=puts)
-    if head.lstrip()[:1] == b"{" and _LEAST_JSON in head:
-        from qemu_svm.snapshots.document import document_parts, is_document
-
-        tree = parse_json(_whole(source, limits), source.path, limits)
-        if is_document(tree):
-            return Snapshot(DOCUMENT, unique(document_parts(tree, source.path), limits))
     return None
+
+
+def _document(source: Source, head: bytes, limits: Limits) -> Snapshot | None:
+    if head.lstrip()[:1] != b"{" or _LEAST_JSON not in head:
+        return None
+    from qemu_svm.snapshots.document import document_parts, is_document
+
+    tree = parse_json(_whole(source, limits), source.path, limits)
+    if not is_document(tree):
+        return None
+    return Snapshot(DOCUMENT, unique(document_parts(tree, source.path), limits))
 
 
 def _whole(source: Source, limits: Limits) -> bytes:

@@ -153,6 +153,36 @@ def test_a_header_alone_and_a_large_buffer(files: dict[str, Path], parts: dict[s
         assert found.simulate(kernel="6.1").simulations[0].results[-1].errno is None
 
 
+@pytest.mark.parametrize("version", ["4.0.0", "6.0.0", "8.0.0"])
+def test_a_snapshot_of_firecracker(
+    dump: svm.Dump, parts: dict[str, bytes], files: dict[str, Path], tmp_path: Path, version: str
+) -> None:
+    state, memory = tmp_path / "vm.state", tmp_path / "vm.mem"
+    content = snapshots.main_memory(dump)
+    half = len(content) // 2
+    regions = [(0, half), (1 << 32, len(content) - half)]  # the second one past the hole
+    state.write_bytes(snapshots.firecracker_state(parts, version, regions, vcpus=2))
+    memory.write_bytes(content)
+    with svm.open(state, memory=memory) as found:
+        assert [vcpu.index for vcpu in found.vcpus] == [0, 1]
+        assert not [one for one in svm.diff(dump, found).comparison.counting if one.a and one.b]
+        assert found.memory.read(0, half) == content[:half]
+        assert found.memory.read((1 << 32) + 0x1000, 0x1000) == content[half + 0x1000 :][:0x1000]
+        assert "X-12" in {one.rule for one in found.check("6.1").findings}
+    with svm.open(state, beside={"nested": files["NESTED_STATE"]}) as found:
+        assert found.simulate(kernel="6.1").verdict == "wrong"  # in Firecracker's own order
+        assert found.simulate("cpuid,sregs,nested,regs,run", kernel="6.1").verdict == "right"
+    text = state.read_bytes()
+    for at in range(0, len(text), 1009):
+        (tmp_path / "cut").write_bytes(text[:at])
+        try:
+            svm.open(tmp_path / "cut", memory=memory).close()
+        except SvmStreamError:
+            continue
+    with pytest.raises(SourceError, match="--memory does not belong"):
+        svm.open(files["NESTED_STATE"], memory=memory)
+
+
 def test_the_state_of_a_selftest(dump: svm.Dump, parts: dict[str, bytes], tmp_path: Path) -> None:
     state = bytearray(17440)
     for name, offset in (
