@@ -42,6 +42,7 @@ _VERBS = {
     },
     "Judge": {
         "why": "Explain an error line or a log, with or without a stream.",
+        "survey": "Judge many streams at once: folders, images, URLs.",
         "check": "Check which kernels accept and restore a stream.",
         "simulate": "Restore a stream in a model of KVM, step by step.",
         "compat": "Check whether a given QEMU accepts a stream.",

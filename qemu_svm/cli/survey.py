@@ -1,0 +1,207 @@
+"""``svmstream survey PATH...``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from qemu_svm.cli import options, qemus, signals
+from qemu_svm.cli.output import print_lines
+from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_UNREADABLE, print_error
+from qemu_svm.cli.verbs import verb
+from qemu_svm.errors import EnvironmentFault
+from qemu_svm.rules import Severity
+
+if TYPE_CHECKING:
+    from qemu_svm.survey.row import Survey
+
+
+def _table(_ctx: click.Context, _param: click.Parameter, path: str | None) -> str | None:
+    from qemu_svm.render.tables import KINDS
+
+    if path is not None and path.rpartition(".")[2] not in KINDS:
+        raise click.BadParameter(f"the name ends in one of .{', .'.join(KINDS)}")
+    return path
+
+
+@verb(
+    "survey",
+    "svmstream survey /var/lib/libvirt/qemu/save --to 6.1.170",
+    "svmstream survey captures/ --to 6.12.86 -o results.csv",
+    "svmstream survey s3://bucket/saves/ --scheduler tcp://10.0.0.1:8786 --jsonl",
+)
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.option("--list", "list_file", metavar="FILE",
+              help="Also the paths in FILE, one on a line; - for standard input.")  # fmt: skip
+@options.kernel_option("all releases")
+@options.release_option("--to", "destination", "The same, for one destination.")
+@options.release_option("--from", "source", "The source's kernel.")
+@click.option("--qemu", "qemu_version", type=qemus.version, metavar="VERSION|BINARY",
+              help="The destination's QEMU.")  # fmt: skip
+@options.host_npt_option
+@options.cpu_option
+@options.maxphyaddr_option
+@click.option("-o", "--output", metavar="NEW", callback=_table,
+              help="Write a table: NEW.csv, .sqlite, .parquet or .html.")  # fmt: skip
+@click.option("-f", "--force", is_flag=True, help="Replace NEW.")
+@click.option("--jsonl", is_flag=True, help="Print one JSON document for each stream.")
+@options.json_option
+@click.option("-j", "--processes", type=click.IntRange(1, 1024), metavar="N",
+              help="Processes of this host.  [default: one for each processor]")  # fmt: skip
+@click.option("--scheduler", metavar="ADDRESS",
+              help="Use the workers of a Dask cluster: tcp://HOST:PORT, or a scheduler file.",
+              )  # fmt: skip
+@options.limit_option
+@options.fail_on_option("error")
+def command(
+    *,
+    paths: tuple[str, ...],
+    list_file: str | None,
+    kernels: tuple[str, ...],
+    destination: str | None,
+    source: str | None,
+    qemu_version: str | None,
+    npt: str,
+    cpu: str | None,
+    maxphyaddr: int,
+    output: str | None,
+    force: bool,
+    jsonl: bool,
+    as_json: bool,
+    processes: int | None,
+    scheduler: str | None,
+) -> int:
+    """Judge many streams: who restores them, which rules stop how many.
+
+    PATH is a file, a folder with all below it, a pattern, a qcow2 image with all its
+    snapshots, or a URL that fsspec knows. The summary comes first, then a row for each
+    stream, the worst first. With -o an interrupted survey is continued by the same command.
+    """
+    if not paths and list_file is None:
+        raise click.UsageError("Missing argument 'PATH...'.")
+    for one, two, why in (
+        (as_json, jsonl, "--json and --jsonl are two forms: give one of them"),
+        (destination, kernels, "--to and --kernel have the same meaning; use one of them"),
+        (processes, scheduler, "--processes is for this host, and --scheduler for a cluster"),
+    ):
+        if one and two:
+            raise click.UsageError(why)
+    kernels = kernels if destination is None else (destination,)
+    if output is not None and not force and os.path.lexists(output):
+        raise click.UsageError(f"'{output}' exists; -f replaces it")
+    from qemu_svm.survey.find import inputs, listed
+    from qemu_svm.survey.row import Question
+    from qemu_svm.survey.run import Cluster, Processes, Runner, survey
+    from qemu_svm.survey.store import Store
+
+    question = Question(kernels, qemu_version, source, npt == "on", cpu, maxphyaddr,
+                        options.limits())  # fmt: skip
+    question.check()
+
+    def names() -> Iterator[str]:
+        yield from inputs(paths)
+        if list_file is not None:
+            yield from inputs(listed(list_file))
+
+    signals.interrupt_on_termination()
+    with ExitStack() as stack:
+        store = stack.enter_context(Store(question, output and _partial(output)))
+        runner: Runner = Processes(processes)
+        if scheduler is not None:
+            runner = cluster = Cluster(scheduler)
+            stack.callback(cluster.close)
+        shown = _progress()
+        try:
+            found = survey(names(), question, store, runner=runner, progress=shown)
+        except KeyboardInterrupt:
+            shown(-1, -1)
+            again = "the same command continues" if output else "with -o it could be continued"
+            print_error(f"interrupted: {again}")
+            return EXIT_INTERRUPTED
+        shown(-1, -1)
+        if output is not None:
+            _write(found, output)
+        _print(found, as_json=as_json, jsonl=jsonl, rows=output is None)
+        store.finish()
+        return _status(found, paths)
+
+
+def _print(found: Survey, *, as_json: bool, jsonl: bool, rows: bool) -> None:
+    from qemu_svm.render.json import survey as as_document
+    from qemu_svm.render.text import survey as as_text
+
+    if options.quiet():
+        return
+    if jsonl:
+        for row in found.rows():
+            click.echo(as_document.line(row))
+    elif as_json:
+        for piece in as_document.pieces(found):
+            click.echo(piece, nl=False)
+    else:
+        print_lines(as_text.render(found, rows=rows))
+
+
+def _partial(output: str) -> str:
+    folder, name = os.path.split(output)
+    return os.path.join(folder, f".{name}.part")
+
+
+def _write(found: Survey, output: str) -> None:
+    # Under another name until it is complete.
+    from qemu_svm.render.tables import write
+
+    temporary = f"{_partial(output)}.{os.getpid()}"
+    try:
+        write(found, output.rpartition(".")[2], temporary)
+        os.replace(temporary, output)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write '{output}': {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def _status(found: Survey, paths: Sequence[str]) -> int:
+    from qemu_svm.survey.row import State
+
+    states = found.summary.states
+    if states.get("unreadable") or states.get("incomplete"):
+        return EXIT_UNREADABLE
+    # What lies in a folder beside streams is no error; what was named is.
+    other = states.get(State.NO_STREAM)
+    if other and any(r["state"] == State.NO_STREAM and r["path"] in paths for r in found.rows()):
+        return EXIT_UNREADABLE
+    bad = any(states.get(one) for one in ("refused", "broken", "wrong"))
+    severities = [Severity.ERROR] if bad else [Severity.WARNING] if states.get("warned") else []
+    return EXIT_FINDINGS if options.fails(severities) else 0
+
+
+def _progress() -> Callable[[int, int], None]:
+    if not sys.stderr.isatty() or options.quiet():
+        return lambda _done, _total: None
+    start = time.monotonic()
+    first, last = -1, 0.0
+
+    def show(done: int, total: int) -> None:
+        nonlocal first, last
+        now = time.monotonic()
+        if total < 0:
+            click.echo("\r\x1b[K", nl=False, err=True)
+            return
+        if first < 0:
+            first = done
+        if now - last < 0.2:
+            return
+        last = now
+        rate = (done - first) / max(now - start, 1e-3)
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        click.echo(f"\r\x1b[K{done} of {total}, {rate:.0f} a second{left}", nl=False, err=True)
+
+    return show
