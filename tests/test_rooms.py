@@ -16,7 +16,8 @@ ORDER = [
     *("errors", "limits", "fields", "results", "rules", "x86", "kvm", "recorder"),
     *("source", "stream", "nested", "machine", "memory"),
     *("recording", "snapshots", "model", "trace", "vmruns", "findings"),
-    *("diagnosis", "inside", "replay", "qmp", "lab", "doctor", "render", "api", "explore", "cli"),
+    *("diagnosis", "inside", "replay", "qmp", "lab", "doctor", "survey", "render", "api"),
+    *("explore", "cli"),
 ]
 """Rooms and top-level modules; each imports only what comes before it."""
 
