@@ -46,7 +46,8 @@ class Limits:
         last ones.
     :param trace_line_bytes: of a line in a log of ioctls; the middle of a longer line
         is left out.
-    :param trace_ioctls: ioctls kept, after repeated ones are counted as one.
+    :param trace_ioctls: ioctls kept, after repeated ones are counted as one; each KiB of
+        their data counts as a further one.
     :param trace_puts: calls of KVM_SET_NESTED_STATE that are judged.
     :param trace_pending: system calls of different threads in progress at once.
     :param trace_names: different ioctls of the VM, the system and devices.

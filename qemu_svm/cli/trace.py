@@ -16,6 +16,7 @@ from qemu_svm.cli.verbs import verb
 @verb(
     "trace",
     "svmstream trace ioctls.log",
+    "svmstream trace vmm.jsonl -v",
     "strace -f -y -e trace=ioctl -p PID 2>&1 | svmstream trace -",
 )
 @click.argument("log", metavar="LOG")
@@ -24,12 +25,13 @@ from qemu_svm.cli.verbs import verb
 @options.fail_on_option()
 @click.option("-v", "--verbose", is_flag=True, help="List every ioctl and every rule.")
 def command(*, log: str, as_json: bool, verbose: bool) -> int:
-    """Check the order of KVM_SET_* calls in a log of ioctls ("-" for standard input).
+    """Check the KVM_SET_* calls in a log of ioctls ("-" for standard input).
 
-    LOG is the output of QEMU's -trace kvm_vcpu_ioctl, of strace -f -e trace=ioctl,
-    or trace-cmd's report of the ioctl system call; it may be compressed. The phases
-    of each vCPU are shown, and for each call of KVM_SET_NESTED_STATE which rules
-    about its order are kept.
+    LOG is a recording of svmstream record or of a VMM, the output of QEMU's -trace
+    kvm_vcpu_ioctl, of strace -f -e trace=ioctl, or trace-cmd's report of the ioctl
+    system call; it may be compressed. The phases of each vCPU are shown, and for each
+    call of KVM_SET_NESTED_STATE which rules about its order are kept. Of a recording
+    the values are judged too, and -v shows them by name.
     """
     trace = api.judge_trace(log, limits=options.limits())
     unicode = "utf" in (sys.stdout.encoding or "").lower()

@@ -25,6 +25,7 @@ from qemu_svm.trace.phases import READS, RUN
 _CREATE = "KVM_CREATE_VCPU"
 _GET_REGS, _SET_REGS = "KVM_GET_REGS", "KVM_SET_REGS"
 _HELD = 64
+_EFER = next(field.offset for field in layouts.SREGS.fields if field.name == "efer")
 
 
 def opened(log: Bytes) -> Recording | None:
@@ -143,11 +144,9 @@ def _flushed(state: _Vcpu) -> list[Call]:
 def _efer(name: str, data: bytes | None) -> int | None:
     if data is None or not name.startswith(("KVM_SET_SREGS", "KVM_GET_SREGS")):
         return None
-    try:
-        efer: int = layouts.SREGS.unpack(data)["efer"]
-    except ValueError:
+    if len(data) < layouts.SREGS.size:
         return None
-    return efer
+    return int.from_bytes(data[_EFER : _EFER + 8], "little")
 
 
 def _asked(name: str, record: Ioctl) -> int | None:
