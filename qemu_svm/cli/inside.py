@@ -105,7 +105,9 @@ def _host(box: str | None, types: Path | None, stack: ExitStack) -> Host:
     from qemu_svm.lab.box.named import Attached, find
     from qemu_svm.lab.inside import BoxHost
 
-    return stack.enter_context(BoxHost(stack.enter_context(Attached(find(box)))))
+    record = find(box)
+    session = stack.enter_context(Attached(record))
+    return stack.enter_context(BoxHost(session, record.options.get("modules")))
 
 
 def _watch(looks: Iterator[InsideLook], interval: float, *, as_json: bool, verbose: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 _ANSWER = 60.0  # seconds for one look; the first reads /proc/kallsyms, which is slow in a box
 _START = 120.0  # seconds for the types, which are copied
-_LINE = 8 << 20  # bytes of an answer
+_LINE, _LINES = 8 << 20, 16  # bytes of an answer; answers that wait
 _SHARE = "/share"
 
 
@@ -33,10 +33,12 @@ class BoxHost:
     """A box; see :class:`qemu_svm.inside.host.Host`.  Use it with ``with``.
 
     :param session: of a box that is up.
+    :param modules: files of modules that are loaded in place of the kernel's, by name.
     """
 
-    def __init__(self, session: BoxSession) -> None:
+    def __init__(self, session: BoxSession, modules: Mapping[str, str] | None = None) -> None:
         self._box = session
+        self._modules = modules or {}
 
     def __enter__(self) -> Self:
         with host_faults("make a directory in the box's share"):
@@ -85,9 +87,25 @@ class BoxHost:
         try:
             return copied_layout(*self._types)
         except NoTypes:
+            return copied_layout(*self._types, self._made_types())
+
+    def _made_types(self) -> bytes:
+        # Of a module that is not the kernel's, or of a kernel without types of modules.
+        amd = self._modules.get("kvm-amd.ko")
+        if amd is None:
             from qemu_svm.lab.trial.workshop import own_types
 
-            return copied_layout(*self._types, own_types(self.kernel()))
+            return own_types(self.kernel())
+        from qemu_svm.lab.trial.subject import TYPES_BESIDE
+
+        try:
+            return Path(amd + TYPES_BESIDE).read_bytes()
+        except OSError:
+            raise EnvironmentFault(
+                "the types of the box's kvm-amd are not known: it is a module without debug "
+                "information",
+                hint="build it with CONFIG_DEBUG_INFO",
+            ) from None
 
     def layout(self) -> Layout:
         """See :meth:`Host.layout`."""
@@ -129,7 +147,8 @@ class _Lines:
             self._rest = b""
             lines.append(b"")  # not JSON: the reader says so
         for line in lines:
-            self._queue.put(line)
+            if self._queue.qsize() < _LINES:  # each answers a question
+                self._queue.put(line)
 
     def next(self, timeout: float) -> bytes | None:
         try:

@@ -79,7 +79,7 @@ def test_the_process_of_a_domain(tmp_path: Path, command: Run) -> None:
 
 def test_a_process_that_does_not_use_kvm_is_said() -> None:
     """The kernel's own, whatever this host is."""
-    with pytest.raises(EnvironmentFault, match="kvm_amd|not root|PID namespace|process 2"):
+    with pytest.raises(EnvironmentFault, match=r"kvm_amd|not root|PID namespace|process 2"):
         svm.look_inside(2)
 
 

@@ -117,8 +117,15 @@ def modules_for(
         return subject.made(held, progress=progress)
 
 
+_AMD = "kvm-amd.ko"
+TYPES_BESIDE = ".btf"
+"""End of the name of a file with a module's types."""
+
+
 def as_files(module: Module) -> dict[str, Path]:
     """Write the modules into the cache, for another process; return their paths by name.
+
+    The types of kvm-amd, if they are known, are beside it: :data:`TYPES_BESIDE`.
 
     :raises LabError: the cache cannot be written.
     """
@@ -128,8 +135,14 @@ def as_files(module: Module) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in module.files.items():
             path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}-{name}"
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(content)
-            Path(file.name).rename(path)
+            _write(path, content)
+            if name == _AMD and module.types is not None:
+                _write(path.with_name(path.name + TYPES_BESIDE), module.types)
             found[name] = path
     return found
+
+
+def _write(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    Path(file.name).rename(path)
