@@ -13,8 +13,9 @@ from qemu_svm.diagnosis.events import Events
 from qemu_svm.diagnosis.oops import Oops, OopsReader
 from qemu_svm.diagnosis.signs import KERNEL, PARTIAL, QEMU_VERSION, UNHANDLED, Sign, sign_of
 from qemu_svm.diagnosis.text import plain
-from qemu_svm.errors import SourceError
+from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.limits import DEFAULT, Limits
+from qemu_svm.recording.recording import HEAD, is_recording
 from qemu_svm.trace.lines import lines
 from qemu_svm.trace.model import Log, Trace, read_trace
 
@@ -85,7 +86,7 @@ class Facts:
     kernel: tuple[int, str] | None = None
     qemu_version: str | None = None
     trace: Trace | None = None
-    damage: SourceError | None = None
+    damage: SvmStreamError | None = None
 
     @property
     def recognised(self) -> int:
@@ -105,20 +106,23 @@ def read_facts(
     for text in errors:
         for part in text.splitlines() or [""]:
             reader.read(0, part[:_LONGEST])
-    if log is not None:
+    recorded = log is not None and is_recording(log.read_at(0, HEAD))
+    if log is not None and not recorded:
         for number, text in lines(log, limits.trace_line_bytes):
             reader.facts.lines = number
             reader.read(number, text)
     facts = reader.finish()
     if log is not None:
         facts.damage = log.damage
-        if reader.ioctls:
+        if reader.ioctls or recorded:
             try:
                 facts.trace = read_trace(log, limits)
             except SourceError:
                 facts.trace = None  # the word was there, but no ioctl of KVM
             else:
                 facts.used["ioctl log"] += facts.trace.used
+                facts.lines = max(facts.lines, facts.trace.lines)
+                facts.damage = facts.trace.damage
     return facts
 
 

@@ -393,3 +393,11 @@ def test_damaged_payloads_are_judged_without_an_exception() -> None:
             cut: Sequence[int] = data[: rng.choice((len(data), len(data) // 2, 0))]
             found[at] = replace(found[at], given=bytes(cut))
         judged(found)
+
+
+def test_why_reads_a_recording(command: Run) -> None:
+    done = command("why", FIRECRACKER)
+    assert done.returncode == 0
+    assert b"[T-04]" in done.stdout
+    assert b"L2's code" in done.stdout
+    assert b"recognised: none" not in done.stdout
