@@ -2,7 +2,8 @@
 
 Some recorders leave KVM_RUN alone, because it is called so often.  Where a recording has none
 of a vCPU, a run is inferred: registers that are read and are not those that were put last show
-that the vCPU ran meanwhile.
+that the vCPU ran meanwhile.  If nothing is read that would show it, a vCPU whose last put
+succeeded is taken to have run in the end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qemu_svm.recording.records import Header, Ioctl, Lost
 from qemu_svm.source.base import Source
 from qemu_svm.trace.calls import Call, RunExit, VcpuId, errno_name, level_of
 from qemu_svm.trace.lines import Bytes
-from qemu_svm.trace.phases import READS, RUN
+from qemu_svm.trace.phases import READS, RUN, STATE
 
 _CREATE = "KVM_CREATE_VCPU"
 _GET_REGS, _SET_REGS = "KVM_GET_REGS", "KVM_SET_REGS"
@@ -40,6 +41,10 @@ def opened(log: Bytes) -> Recording | None:
 class _Vcpu:
     # What is needed to see that a vCPU ran: its registers, and reads that may follow a run.
     ran: bool = False
+    put: bool = False
+    failed: bool = False
+    still: bool = False
+    last: int = 0
     regs: bytes | None = None
     held: list[Call] = field(default_factory=list)
 
@@ -71,8 +76,15 @@ class Recorded:
                 reason = record.exit_reason
                 if call.name == RUN and call.vcpu is not None and reason is not None:
                     yield RunExit(call.line, call.vcpu, reason)
-        for state in self._states.values():
+        whole = self._recording.damage is None
+        for vcpu, state in self._states.items():
             yield from _flushed(state)
+            if whole and state.put and not (state.ran or state.failed or state.still):
+                yield self._inferred(state.last, vcpu)
+
+    def _inferred(self, line: int, vcpu: VcpuId) -> Call:
+        self.inferred += 1
+        return Call(line, RUN, None, Level.VCPU, vcpu, on=Level.VCPU, inferred=True)
 
     def _call(self, record: Ioctl) -> Call:
         ioctl = numbers.by_number(record.nr)
@@ -115,21 +127,22 @@ class Recorded:
         state = self._states.get(call.vcpu)
         if state is None:
             state = self._states[call.vcpu] = _Vcpu()
+        state.last = call.line
         if state.ran or call.name not in READS:
             state.ran = state.ran or call.name == RUN
+            if call.name in STATE:
+                state.put, state.failed = True, call.error is not None
             if call.name == _SET_REGS and call.error is None:
-                state.regs = call.data
+                state.regs, state.still = call.data, False
             yield from _flushed(state)
             yield call
             return
         state.held.append(call)
         if call.name == _GET_REGS and call.data is not None:
             if state.regs is not None and state.regs != call.data:
-                self.inferred += 1
-                first = state.held[0]
-                yield Call(
-                    first.line, RUN, None, Level.VCPU, call.vcpu, on=Level.VCPU, inferred=True
-                )
+                state.put = False
+                yield self._inferred(state.held[0].line, call.vcpu)
+            state.still = state.regs == call.data
             state.regs = call.data
             yield from _flushed(state)
         elif len(state.held) > _HELD:

@@ -131,6 +131,10 @@ BROKEN: list[tuple[str, Change, set[str]]] = [
     ("L1's RIP", given("REGS", field(layouts.REGS, "rip", 0x100238)), {"O-09"}),
     ("no nested state", without(SET), {"T-04"}),
     ("nested state of a new vCPU", given(SET, lambda data: data.__setitem__(0, 0)), {"O-32"}),
+    ("no REGS", without("REGS"), {"O-09"}),
+    ("no SREGS", without("SREGS2"), {"O-05"}),
+    ("no MSRS", without("MSRS"), {"O-13"}),
+    ("no events", without("VCPU_EVENTS"), {"O-16"}),
     ("no VM_HSAVE_PA", given("MSRS", msr(0xC0010117, None)), {"O-13"}),
     ("VM_HSAVE_PA is 0", given("MSRS", msr(0xC0010117, 0)), {"O-13"}),
     ("SMM", given("VCPU_EVENTS", field(EVENTS, "smm", 1)), {"O-17", "O-18"}),
@@ -393,6 +397,26 @@ def test_damaged_payloads_are_judged_without_an_exception() -> None:
             cut: Sequence[int] = data[: rng.choice((len(data), len(data) // 2, 0))]
             found[at] = replace(found[at], given=bytes(cut))
         judged(found)
+
+
+def test_a_run_is_inferred_only_where_nothing_speaks_against_it() -> None:
+    put = [one for one in calls() if one.number < 42]
+    read = next(one for one in calls() if one.name == "KVM_GET_REGS")
+    same = next(one for one in put if one.name == "KVM_SET_REGS").given
+    failed = [replace(one, ret=-22) if one.number == 39 else one for one in put]
+
+    def ran(records: list[Ioctl]) -> bool:
+        return judged(records).vcpus[0].puts[0].run is not None
+
+    assert ran(put)
+    assert ran([*put, read])
+    assert not ran([*put, replace(read, returned=same)])
+    assert not ran(failed)
+    cut = made(put)[:-8]
+    assert read_trace(BytesSource(cut)).vcpus[0].puts[0].run is None
+    # Once more after a run-time put, and the second restore is judged as well.
+    again = judged([*calls(), *calls()[:41]]).vcpus[0]
+    assert [one.run is not None for one in again.puts] == [True, True]
 
 
 def test_why_reads_a_recording(command: Run) -> None:
