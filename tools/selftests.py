@@ -26,8 +26,11 @@ from qemu_svm.source import open_source
 
 KERNEL, SUITE = "6.1", "bookworm"
 SECONDS = 100
-MOST_PUTS = 12
-"""Puts of each recording that are held against the model."""
+MOST_VMS, MOST_PUTS = 8, 6
+"""VMs of each recording, and puts of each of their vCPUs, that are held against the model."""
+
+NO_PUT = (2, 3)
+"""Exit statuses of simulate if the VM has no put of nested state."""
 
 SKIPPED = 4
 """Exit status of a selftest that does not apply (tools/testing/selftests/kselftest.h)."""
@@ -73,14 +76,18 @@ def programs(folder: Path, names: list[str]) -> list[Path]:
     return [path for path in found if not names or path.name in names]
 
 
-def read(path: Path) -> str:
-    """Read a recording to its end; return what is in it, or why that failed."""
+def read(path: Path) -> tuple[str, int]:
+    """Read a recording to its end; return what is in it, or why that failed, and its VMs."""
+    kinds: Counter[type] = Counter()
+    vms = 0
     with open_source(str(path)) as source:
         recording = read_recording(source)
-        kinds = Counter(type(one) for one in recording)
+        for one in recording:
+            kinds[type(one)] += 1
+            vms += isinstance(one, Ioctl) and one.name == "KVM_CREATE_VM" and one.ret >= 0
     if recording.damage is not None or not kinds[Ended]:
-        return f"DAMAGED: {recording.damage}"
-    return f"{kinds[Ioctl]:6} calls, {kinds[Lost]} lost"
+        return f"DAMAGED: {recording.damage}", vms
+    return f"{kinds[Ioctl]:6} calls, {kinds[Lost]} lost", vms
 
 
 def judged(path: Path) -> tuple[str, bool]:
@@ -93,24 +100,28 @@ def judged(path: Path) -> tuple[str, bool]:
     return str(json.loads(done.stdout)["verdict"]), True
 
 
-def simulated(path: Path) -> tuple[str, bool]:
-    """How many puts of nested state the model answered as the kernel did, and the first not."""
-    number, last = 1, MOST_PUTS
-    while number <= last:
-        done = subprocess.run(
-            [SVMSTREAM, "simulate", "--json", "--put", str(number), path],
-            capture_output=True, check=False, text=True,
-        )  # fmt: skip
-        if done.returncode not in (0, 1):
-            why = done.stderr.strip().splitlines()[:1]
-            return ("no put" if number == 1 else f"put {number}: {why}"), number == 1
-        document = json.loads(done.stdout)
-        for simulation in document["simulations"]:
-            if simulation["recorded_difference"] is not None:
-                return f"put {number}: {simulation['recorded_difference']}", False
-        last = min(document["recorded"]["puts"], MOST_PUTS)
-        number += 1
-    return f"{last} puts as the model", True
+def simulated(path: Path, vms: int) -> tuple[str, bool]:
+    """How many puts of nested state the model answered as the kernel did, or the first not."""
+    held = 0
+    for vm in range(1, min(vms, MOST_VMS) + 1):
+        put, last = 1, 1
+        while put <= last:
+            done = subprocess.run(
+                [SVMSTREAM, "simulate", "--json", "--vm", str(vm), "--put", str(put), path],
+                capture_output=True, check=False, text=True,
+            )  # fmt: skip
+            if done.returncode not in (0, 1):
+                if put == 1 and done.returncode in NO_PUT:
+                    break
+                return f"VM {vm}, put {put}: {done.stderr.strip()[:80]}", False
+            document = json.loads(done.stdout)
+            for simulation in document["simulations"]:
+                if simulation["recorded_difference"] is not None:
+                    return f"VM {vm}, put {put}: {simulation['recorded_difference']}", False
+            held += 1
+            last = min(document["recorded"]["puts"], MOST_PUTS)
+            put += 1
+    return f"{held} puts as the model" if held else "no put of nested state", True
 
 
 def one(box: Box, program: Path, folder: Path) -> bool:
@@ -119,9 +130,9 @@ def one(box: Box, program: Path, folder: Path) -> bool:
         command = [*before, "timeout", str(SECONDS), f"/share/{program.name}"]
         status = box.run(command, timeout=3 * SECONDS).returncode
     words = {0: "passes", SKIPPED: "skipped", TIMED_OUT: "too slow"}.get(status, "fails")
-    contents = read(path)
+    contents, vms = read(path)
     verdict, is_judged = judged(path)
-    model, agrees = simulated(path)
+    model, agrees = simulated(path, vms)
     good = is_judged and agrees and "DAMAGED" not in contents
     good &= not (status == 0 and verdict == "violates")
     print(f"{program.name:40} {words:9} {contents:24} {verdict:18} {model}"
