@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     "svmstream check dump.bin",
     "svmstream check dump.bin --kernel 5.10 --kernel 6.1 --qemu 7.2",
     "svmstream check dump.bin --from 6.1.100 --to 6.12.118 --cpu EPYC,+svm",
+    "svmstream check rec.jsonl --saved dump.bin",
     "svmstream check --explain SV-03",
 )
 @click.argument("files", metavar="FILE...", nargs=-1)
@@ -73,6 +74,7 @@ def command(
     Restores the stream in a model of every kernel, in QEMU's order, and looks
     for parts that contradict each other and for known bugs. Of several files each
     is judged, whatever the others are; the exit status is the worst of them.
+    FILE may be state that is no stream, or a recording (docs/state.md).
     """
     if list_rules or word:
         from qemu_svm.findings.rules import all_rules, explained

@@ -55,7 +55,8 @@ def command(
     The machine, the problems found, each vCPU (L2's state in the vCPU's
     registers, L1's in the nested state) and the list of sections.
     FILE may be compressed (gzip, xz, bzip2, zstd, lzop), a libvirt save image,
-    IMAGE.qcow2#SNAPSHOT, or FILE#@OFFSET for a stream inside a file.
+    IMAGE.qcow2#SNAPSHOT, or FILE#@OFFSET for a stream inside a file; or state that
+    is no stream (docs/state.md): raw structures, other VMMs' snapshots, a recording.
     """
     if xml and as_json:
         raise click.UsageError("--xml prints XML, and --json has it: give one of them")

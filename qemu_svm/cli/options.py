@@ -158,33 +158,33 @@ def state_options(function: _Decorated) -> _Decorated:
     for one, words in _CHOICE.items():
         function = click.option(
             f"--{one}", metavar="N", type=click.IntRange(1), callback=_keep, expose_value=False,
-            help=f"For a recording: {words}",
+            help=words,
         )(function)  # fmt: skip
     for name, words in reversed(_BESIDE.items()):
         function = click.option(
             f"--{name}", metavar="FILE", callback=_keep_beside, expose_value=False,
-            help=f"For a FILE that is no stream: {words}",
+            help=words,
         )(function)  # fmt: skip
     return function
 
 
 _CHOICE = {
-    "vm": "which VM, from 1.  [default: the first with a vCPU in guest mode]",
-    "put": "which put of each vCPU, from 1.  [default: the last with guest mode]",
+    "vm": "Of a recording: which VM.  [default: the first with a vCPU in guest mode]",
+    "put": "Of a recording: which put of each vCPU.  [default: the last with guest mode]",
 }
 _BESIDE = {
-    "nested": "struct kvm_nested_state, raw.",
-    "sregs": "struct kvm_sregs or kvm_sregs2.",
-    "regs": "struct kvm_regs.",
-    "msrs": "struct kvm_msrs.",
-    "events": "struct kvm_vcpu_events.",
-    "debugregs": "struct kvm_debugregs.",
-    "mp-state": "struct kvm_mp_state.",
-    "xsave": "struct kvm_xsave.",
-    "xcrs": "struct kvm_xcrs.",
-    "lapic": "struct kvm_lapic_state.",
-    "cpuid": "struct kvm_cpuid2.",
-    "memory": "guest memory, of a Firecracker snapshot.",
+    "nested": "Raw kvm_nested_state (docs/state.md).",
+    "sregs": "Raw kvm_sregs or kvm_sregs2.",
+    "regs": "Raw kvm_regs.",
+    "msrs": "Raw kvm_msrs.",
+    "events": "Raw kvm_vcpu_events.",
+    "debugregs": "Raw kvm_debugregs.",
+    "mp-state": "Raw kvm_mp_state.",
+    "xsave": "Raw kvm_xsave.",
+    "xcrs": "Raw kvm_xcrs.",
+    "lapic": "Raw kvm_lapic_state.",
+    "cpuid": "Raw kvm_cpuid2.",
+    "memory": "Guest memory of a Firecracker snapshot.",
 }
 """As in :data:`qemu_svm.snapshots.open.BESIDE`, in words; and guest memory."""
 
@@ -196,7 +196,7 @@ def _keep_beside(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 saved_option = click.option(
     "--saved", "saved", metavar="FILE",
-    help="For a recording: the stream or snapshot that it was to restore; the put is judged by it.",
+    help="Of a recording: what it was to restore, a stream or snapshot.",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from qemu_svm.cli.verbs import verb
     "replay",
     "svmstream replay dump.bin --lab 6.1 --compare --inside",
     "svmstream replay dump.bin --plan cpuid,sregs:l1,nested,regs,run",
+    "svmstream replay rec.jsonl --saved dump.bin --lab 6.12 --compare",
 )
 @options.file_argument
 @options.json_option
@@ -76,7 +77,8 @@ def command(
 
     RAM and one vCPU are loaded into a new VM in the order of the plan (as in
     simulate); errno and state are shown after every step. L2 runs until L1 gets
-    control again, and L1's registers are shown then.
+    control again, and L1's registers are shown then. FILE may be state that is no
+    stream, or a recording, whose put is replayed byte for byte (docs/state.md).
     """
     if device is not None and kernel is not None:
         raise click.UsageError("--kvm is for this machine, --lab for an emulated one: give one")

@@ -78,6 +78,8 @@ def command(
     A PLAN is a list of ioctls: cpuid sregs nested regs msrs events debugregs
     mpstate run vmrun smi rsm. Settings follow a colon: sregs:l1,
     nested:flags=0x1, nested:@0x550=0x104000, msrs:efer=0x1500, events:smm=1.
+    FILE may be state that is no stream, or a recording, whose put is the plan
+    then (docs/state.md).
     """
     from qemu_svm.findings.verdict import Verdict
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qemu_svm.errors import LimitExceeded, PathError, StreamError
@@ -20,6 +21,8 @@ class Machine:
     :param problems: errors of the vCPUs that could not be read.
     :param form: what the input is, if it is no stream: ``nested-state``,
         ``cloud-hypervisor`` and others (:mod:`qemu_svm.snapshots`); None for a stream.
+    :param origins: where the structures of such an input are, in words, by the offset of the
+        record.
     """
 
     stream: Stream = field(repr=False)
@@ -28,6 +31,7 @@ class Machine:
     blocks: tuple[RamBlock, ...]
     problems: tuple[StreamError, ...]
     form: str | None = None
+    origins: Mapping[int, str] = field(default_factory=dict)
 
     def vcpu(self, index: int) -> Vcpu:
         """Return the vCPU with this CPU index.

@@ -49,8 +49,9 @@ def assemble(found: Snapshot, path: str, limits: Limits) -> Machine:
     source = BytesSource(b"".join(one.data for one in found.parts), path)
     source.container = found.form
     records, groups = [], dict[int, list[tuple[Part, int]]]()
-    offset = 0
+    offset, origins = 0, dict[int, str]()
     for one in found.parts:
+        origins[offset] = one.origin
         records.append(_record(one, offset))
         groups.setdefault(one.vcpu, []).append((one, offset))
         offset += len(one.data)
@@ -69,7 +70,9 @@ def assemble(found: Snapshot, path: str, limits: Limits) -> Machine:
         described={}, problems=found.problems, footers=True, complete=not problems, limits=limits,
         shared_names=frozenset(), laid=_laid(found),
     )  # fmt: skip
-    return Machine(stream, None, vcpus, blocks, problems[len(found.problems) :], found.form)
+    return Machine(
+        stream, None, vcpus, blocks, problems[len(found.problems) :], found.form, origins
+    )
 
 
 def _laid(found: Snapshot) -> Laid | None:

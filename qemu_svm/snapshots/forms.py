@@ -42,5 +42,7 @@ class Beside(NamedTuple):
 
     @property
     def option(self) -> str | None:
-        """An option whose file is given; None if there is none."""
-        return next(iter(self.files), None if self.memory is None else "memory")
+        """An option that is given; None if there is none."""
+        others = {"memory": self.memory, "put": self.put, "vm": self.vm}
+        given = (name for name, value in others.items() if value is not None)
+        return next(iter(self.files), None) or next(given, None)

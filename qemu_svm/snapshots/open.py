@@ -13,7 +13,15 @@ from qemu_svm.machine import Machine
 from qemu_svm.recording.recording import is_recording, read_recording
 from qemu_svm.snapshots import cloud_hypervisor, firecracker, raw
 from qemu_svm.snapshots.assemble import assemble
-from qemu_svm.snapshots.forms import DOCUMENT, FIRECRACKER, NESTED, SELFTEST, WORDS, Beside
+from qemu_svm.snapshots.forms import (
+    DOCUMENT,
+    FIRECRACKER,
+    NESTED,
+    RECORDING,
+    SELFTEST,
+    WORDS,
+    Beside,
+)
 from qemu_svm.snapshots.parts import FIXED, LEAST, Part, Snapshot, part, unique
 from qemu_svm.snapshots.recorded import read_puts
 from qemu_svm.snapshots.text import parse_json
@@ -78,11 +86,16 @@ def _machine(
 ) -> Machine:
     if found.file is not None:
         owned.enter_context(found.file)
-    if beside.memory is not None and found.form != FIRECRACKER:
-        raise SourceError(
-            f"--memory does not belong to a {WORDS[found.form]}",
-            hint="it is for a state file of Firecracker",
-        )
+    for option, value, form in (
+        ("memory", beside.memory, FIRECRACKER),
+        ("put", beside.put, RECORDING),
+        ("vm", beside.vm, RECORDING),
+    ):
+        if value is not None and found.form != form:
+            raise SourceError(
+                f"--{option} does not belong to a {WORDS[found.form]}",
+                hint=f"it is for a {WORDS[form]}",
+            )
     if beside.files:
         more = tuple(_beside(beside.files))
         names = {one.name for one in more}

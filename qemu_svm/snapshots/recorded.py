@@ -251,6 +251,11 @@ def _chosen_state(
         parts += _parts(chosen[track.index], track.index)
     if not chosen:
         raise PathError(f"no vCPU of the recording has a put {put}: there are {most}")
+    if not parts:
+        raise SourceError(
+            f"'{recording.path}': the ioctls of its puts have no data",
+            hint="record with their payload; svmstream trace judges the order alone",
+        )
     problems = (recording.damage,) if isinstance(recording.damage, StreamError) else ()
     ranges, file = memory.take(wanted)
     return Snapshot(RECORDING, tuple(parts), ranges, file, problems), chosen

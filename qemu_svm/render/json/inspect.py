@@ -11,6 +11,7 @@ from qemu_svm.nested import NestedState, bits, groups, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
 from qemu_svm.render.json.base import SCHEMA_VERSION, finding, hex_text, segment, source
+from qemu_svm.render.json.recorded import recorded_put
 from qemu_svm.stream import Record
 
 _COUNTS = frozenset(
@@ -39,7 +40,12 @@ def render(result: Inspection) -> dict[str, Any]:
             "description": stream.description_source,
         },
         "form": machine.form,
-        "sections": [_record(record) for record in stream.records],
+        "sections": [
+            _record(record)
+            if machine.form is None
+            else _record(record) | {"origin": machine.origins.get(record.offset)}
+            for record in stream.records
+        ],
         "ram": _ram(machine) if result.ram else None,
         "vcpus": [_vcpu(vcpu) for vcpu in machine.vcpus],
         "problems": [finding(one) for one in result.problems],
@@ -86,6 +92,7 @@ def _vcpu(vcpu: Vcpu) -> dict[str, Any]:
         "index": vcpu.index,
         "described": vcpu.described,
         "parts": None if vcpu.parts is None else sorted(vcpu.parts),
+        "put": None if vcpu.put is None else recorded_put(vcpu.put),
         "registers": registers,
         "segments": {name: segment(value) for name, value in vcpu.segments.items()},
         "cpl": vcpu.cpl,

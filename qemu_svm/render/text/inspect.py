@@ -128,6 +128,9 @@ def _vcpu(vcpu: Vcpu, *, full: bool) -> Iterable[Text]:
     if not full:
         yield entry("rip, cr3", f"{vcpu.get('rip'):#x}, {vcpu.get('cr3'):#x}")
         return
+    if vcpu.put is not None:
+        ran = {True: ", then it ran", False: ", it did not run", None: ""}[vcpu.put.ran]
+        yield entry("recorded", f"{vcpu.put.label}{ran}")
     nested = vcpu.nested
     if nested is not None:
         where = f" at {nested.offset:#x}"
@@ -231,8 +234,26 @@ def _ram(machine: Machine) -> Iterable[Text]:
         yield entry("page records", ", ".join(words))
 
 
+def _parts(machine: Machine) -> Iterable[Text]:
+    yield Text("Structures", HEADING)
+    rows: list[list[str | Text]] = [
+        [
+            f"{record.offset:#x}",
+            str(record.size),
+            f"vcpu{record.instance_id}",
+            record.name or "",
+            Text(printable(machine.origins.get(record.offset, "")), FAINT),
+        ]
+        for record in machine.stream.records
+    ]
+    yield from columns(rows, ("offset", "bytes", "vCPU", "of KVM_GET_", "where"))
+
+
 def _sections(machine: Machine) -> Iterable[Text]:
-    yield Text("Sections" if machine.form is None else "Parts", HEADING)
+    if machine.form is not None:
+        yield from _parts(machine)
+        return
+    yield Text("Sections", HEADING)
     rows: list[list[str | Text]] = []
     for parts, group in groupby(machine.stream.records, lambda record: record.kind in _PARTS):
         records = list(group)
