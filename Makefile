@@ -22,8 +22,9 @@ $(INSTALLED): pyproject.toml setup.py $(wildcard qemu_svm/stream/ram/_ram*.[ch])
 	@touch $@
 
 # Where PYTHONDONTWRITEBYTECODE is set, every start would compile all modules anew.
-$(STAMP): $(INSTALLED) $(shell find qemu_svm -name '*.py')
+$(STAMP): $(INSTALLED) $(shell find qemu_svm -name '*.py') $(wildcard qemu_svm/render/html/templates/*.*)
 	@$(BIN)/python -m compileall -q qemu_svm
+	@$(BIN)/python -c 'from qemu_svm.render.html.engine import compile_all; compile_all()'
 	@touch $@
 
 .PHONY: install
@@ -44,8 +45,8 @@ lint: $(STAMP)  ## ruff and mypy --strict
 .PHONY: needs
 needs: $(STAMP)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils as:binutils \
-		"gcc:gcc libc6-dev" gpg:gpg lzop:lzop gdb:gdb makedumpfile:makedumpfile strace:strace chromium:chromium \
-		tmux:tmux
+		"gcc:gcc libc6-dev" gpg:gpg lzop:lzop gdb:gdb makedumpfile:makedumpfile strace:strace \
+		tmux:tmux chromium:chromium
 	@tools/need-compiled $(VENV)
 	@tools/need-libvirt $(abspath $(VENV))
 	@tools/fetch-oracle || echo "QEMU's own script could not be fetched; the comparison with it will be skipped"

@@ -1,4 +1,4 @@
-"""Packages that only some verbs on memory need."""
+"""Packages that only some verbs need."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from types import ModuleType
 from qemu_svm.errors import EnvironmentFault
 
 
-def optional(package: str, why: str) -> ModuleType:
+def optional(package: str, why: str, distribution: str = "") -> ModuleType:
     """Import an optional package.
 
     :param why: what needs it, in words.
+    :param distribution: what pip installs, if it has another name.
     :raises EnvironmentFault: it is not installed.
     """
     try:
         return import_module(package)
     except ImportError as error:
         raise EnvironmentFault(
-            f"{why} needs the Python package '{package}'", hint=f"pip install {package}"
+            f"{why} needs the Python package '{distribution or package}'",
+            hint=f"pip install {distribution or package}",
         ) from error

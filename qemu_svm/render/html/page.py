@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from os.path import basename
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from qemu_svm.findings.overview import Overview
 from qemu_svm.findings.verdict import Verdict
 from qemu_svm.memory.optional import optional
 from qemu_svm.model.profiles import ranges
-from qemu_svm.render.html import beside, ram_map, timeline
+from qemu_svm.render.html import ram_map
 from qemu_svm.render.html.domain import redacted_xml, secrets_of_xml
 from qemu_svm.render.html.fields import (
     MSRS,
@@ -44,8 +43,6 @@ from qemu_svm.stream import Kind, Record
 from qemu_svm.stream.vmstate.values import Value
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from qemu_svm.machine import Machine, Vcpu
 
 _ORDER = {severity: place for place, severity in enumerate(Severity)}
@@ -120,24 +117,10 @@ def render(result: Overview, redact: frozenset[str]) -> str:
     :param redact: what to leave out, see ``findings/overview.py``.
     :raises EnvironmentFault: jinja2 is not installed.
     """
-    environment = _environment()
-    redaction = _redaction(result, redact)
-    page = environment.overlay(finalize=redaction.shown)
-    text: str = page.get_template("page.html").render(_context(result, redact))
-    return text
+    optional("jinja2", "a page")
+    from qemu_svm.render.html.engine import filled
 
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    jinja2: Any = optional("jinja2", "a page or a picture in SVG")
-    made: Environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qemu_svm.render.html"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return made
+    return filled("page.html", _redaction(result, redact), _context(result, redact))
 
 
 def _context(result: Overview, redact: frozenset[str]) -> dict[str, Any]:
@@ -478,6 +461,8 @@ def _ram(result: Overview) -> dict[str, Any]:
 
 
 def _diff(result: Overview) -> dict[str, Any]:
+    from qemu_svm.render.html import beside
+
     report = result.diff
     assert report is not None
     return {
@@ -495,6 +480,8 @@ def _diff(result: Overview) -> dict[str, Any]:
 
 
 def _trace(result: Overview) -> dict[str, Any]:
+    from qemu_svm.render.html import timeline
+
     trace = result.trace
     assert trace is not None
     return {
