@@ -71,16 +71,25 @@ class Recorded:
             if isinstance(record, Lost):
                 self.lost += record.count
             elif isinstance(record, Ioctl):
+                before = self._vcpus.get(record.ret)
                 call = self._call(record)
+                if call.name == _CREATE and before is not None:
+                    yield from self._ended(before, complete=True)  # its descriptor is another's
                 yield from self._with_runs(call)
                 reason = record.exit_reason
                 if call.name == RUN and call.vcpu is not None and reason is not None:
                     yield RunExit(call.line, call.vcpu, reason)
-        whole = self._recording.damage is None
-        for vcpu, state in self._states.items():
-            yield from _flushed(state)
-            if whole and state.put and not (state.ran or state.failed or state.still):
-                yield self._inferred(state.last, vcpu)
+        for vcpu in list(self._states):
+            yield from self._ended(vcpu, complete=self._recording.damage is None)
+
+    def _ended(self, vcpu: VcpuId, *, complete: bool) -> Iterator[Call]:
+        # Nothing more comes of this vCPU.
+        state = self._states.pop(vcpu, None)
+        if state is None:
+            return
+        yield from _flushed(state)
+        if complete and state.put and not (state.ran or state.failed or state.still):
+            yield self._inferred(state.last, vcpu)
 
     def _inferred(self, line: int, vcpu: VcpuId) -> Call:
         self.inferred += 1
@@ -125,6 +134,9 @@ class Recorded:
             yield call
             return
         state = self._states.get(call.vcpu)
+        if state is None and len(self._states) >= self._limit:
+            yield call
+            return
         if state is None:
             state = self._states[call.vcpu] = _Vcpu()
         state.last = call.line
