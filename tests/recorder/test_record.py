@@ -102,10 +102,10 @@ def _joined(text: str) -> str:
 @pytest.mark.parametrize("kind", ["vmm", "static"])
 @pytest.mark.parametrize("how", HOW)
 def test_a_command(
-    how: str, kind: str, vmm: Path, strace: Any, tmp_path: Path, svmstream: Run
+    how: str, kind: str, vmm: Path, strace: Any, tmp_path: Path, command: Run
 ) -> None:
     out = tmp_path / "vmm.jsonl"
-    done = svmstream("record", "-o", out, "--how", how, "--", vmm.with_name(kind), "5")
+    done = command("record", "-o", out, "--how", how, "--", vmm.with_name(kind), "5")
     assert done.returncode == 5, done.stderr
     assert f"{CALLS} calls, 1 VM, 2 vCPUs, nothing lost ({how}".encode() in done.stderr
     assert out.stat().st_mode & 0o777 == 0o600
@@ -134,10 +134,10 @@ def test_a_command(
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_what_a_command_starts(how: str, vmm: Path, tmp_path: Path, svmstream: Run) -> None:
+def test_what_a_command_starts(how: str, vmm: Path, tmp_path: Path, command: Run) -> None:
     out = tmp_path / "vmm.jsonl"
     script = f"{vmm} 3; {vmm.with_name('static')} fork 4"
-    done = svmstream("record", "-o", out, "--how", how, "--", "sh", "-c", script)
+    done = command("record", "-o", out, "--how", how, "--", "sh", "-c", script)
     assert done.returncode == 4, done.stderr
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
@@ -214,10 +214,10 @@ def test_the_process_ends_first(how: str, server: subprocess.Popen[bytes], tmp_p
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_command_that_is_killed(how: str, vmm: Path, tmp_path: Path, svmstream: Run) -> None:
+def test_a_command_that_is_killed(how: str, vmm: Path, tmp_path: Path, command: Run) -> None:
     out = tmp_path / "vmm.jsonl"
     script = f"{vmm} serve & sleep 0.2; kill -9 $!; wait $!"
-    done = svmstream("record", "-o", out, "--how", how, "--", "sh", "-c", script)
+    done = command("record", "-o", out, "--how", how, "--", "sh", "-c", script)
     assert done.returncode == 128 + signal.SIGKILL, done.stderr
     assert len(read(out)[1]) > CALLS
 
@@ -340,7 +340,7 @@ def test_a_recorder_that_is_killed(how: str, vmm: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_several_vms_of_one_process(how: str, tmp_path: Path, svmstream: Run) -> None:
+def test_several_vms_of_one_process(how: str, tmp_path: Path, command: Run) -> None:
     code = (
         "import fcntl, os\n"
         "kvm = os.open('/dev/kvm', 2)\n"
@@ -352,7 +352,7 @@ def test_several_vms_of_one_process(how: str, tmp_path: Path, svmstream: Run) ->
         "assert fcntl.ioctl(again, 0xAE00, 0) == 12\n"
     )
     out = tmp_path / "vmm.jsonl"
-    done = svmstream("record", "-o", out, "--how", how, "--", sys.executable, "-c", code)
+    done = command("record", "-o", out, "--how", how, "--", sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert b"7 calls, 2 VMs, 2 vCPUs, nothing lost" in done.stderr
     calls = read(out)[1]
@@ -362,10 +362,10 @@ def test_several_vms_of_one_process(how: str, tmp_path: Path, svmstream: Run) ->
     ]
 
 
-def test_redacted(vmm: Path, tmp_path: Path, svmstream: Run) -> None:
+def test_redacted(vmm: Path, tmp_path: Path, command: Run) -> None:
     plain, masked = tmp_path / "plain.jsonl", tmp_path / "masked.jsonl"
     for out, options in ((plain, ()), (masked, ("--redact",))):
-        assert svmstream("record", "-o", out, *options, "--", vmm).returncode == 0
+        assert command("record", "-o", out, *options, "--", vmm).returncode == 0
     (before,), (after,) = (only(one, 0x4020AE46, "in") for one in (plain, masked))
     assert (after[:48], after[48:]) == (before[:48], "0" * 16) != (before[:48], before[48:])
     for before, after in zip(*(only(one, GET_MSRS, "out") for one in (plain, masked)), strict=True):
