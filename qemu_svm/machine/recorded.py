@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT = 164, 218
+"""Numbers of the capabilities without which KVM refuses flags of KVM_SET_VCPU_EVENTS (Linux
+``include/uapi/linux/kvm.h``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReadBack:

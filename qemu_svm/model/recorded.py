@@ -34,7 +34,6 @@ IOCTLS: Mapping[str, str] = MappingProxyType(
 """The ioctl of each step, without ``KVM_``."""
 _STEPS = {ioctl: step for step, ioctl in IOCTLS.items()}
 _NUMBERS = ("SET_TSC_KHZ", "SMI")
-CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT = 164, 218
 
 
 def steps_of(vcpu: Vcpu) -> tuple[Step, ...]:

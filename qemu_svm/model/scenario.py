@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from qemu_svm.errors import PlanError
 from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.machine.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT
 from qemu_svm.memory.layout import backing
 from qemu_svm.model import plans
 from qemu_svm.model.kvm.run import GuestCode
@@ -16,7 +17,7 @@ from qemu_svm.model.partial import check_plan, default_plan
 from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.race import FIELDS as RACED
-from qemu_svm.model.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT, PLAN, steps_of
+from qemu_svm.model.recorded import PLAN, steps_of
 from qemu_svm.model.saved import Saved, cpuid_of, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.x86 import cpu_models

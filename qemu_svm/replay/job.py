@@ -12,7 +12,7 @@ from qemu_svm.inside.layout import Layout
 from qemu_svm.inside.view import Inside, Looks
 from qemu_svm.kvm.run import INTR, IO, Exit
 from qemu_svm.kvm.run import decode as decode_run
-from qemu_svm.machine.recorded import RecordedPut
+from qemu_svm.machine.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT, RecordedPut
 from qemu_svm.model import arguments
 from qemu_svm.model.decode import WATCHED_MSRS, observed
 from qemu_svm.model.kernels import derive
@@ -21,7 +21,6 @@ from qemu_svm.model.kvm.vcpu import Host, RunEnd
 from qemu_svm.model.observed import Observed
 from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
-from qemu_svm.model.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits, layout
 from qemu_svm.replay.encode import STOP_PORT, Encoder, capabilities

@@ -12,10 +12,10 @@ from qemu_svm.errors import PlanError
 from qemu_svm.findings.recorded import Answer, RecordedDifference, first_difference
 from qemu_svm.inside.layout import Layout
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.machine.recorded import RecordedPut
+from qemu_svm.machine.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT, RecordedPut
 from qemu_svm.model.kvm.run import GuestCode
 from qemu_svm.model.partial import check_plan, default_plan
-from qemu_svm.model.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT, PLAN
+from qemu_svm.model.recorded import PLAN
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.scenario import Scenario, steps_for
 from qemu_svm.model.simulate import Simulation

@@ -14,7 +14,13 @@ from qemu_svm.errors import LimitExceeded, PathError, SourceError, StreamError
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.numbers import Level
 from qemu_svm.limits import Limits
-from qemu_svm.machine.recorded import Given, ReadBack, RecordedPut
+from qemu_svm.machine.recorded import (
+    CAP_EXCEPTION_PAYLOAD,
+    CAP_TRIPLE_FAULT,
+    Given,
+    ReadBack,
+    RecordedPut,
+)
 from qemu_svm.nested import bits
 from qemu_svm.recording.payload import complete, given, returned
 from qemu_svm.recording.recording import Recording
@@ -299,9 +305,6 @@ def _accepted(one: _Fragment) -> set[int]:
             flags |= int.from_bytes(call.data[20:24], "little")
     found = {CAP_EXCEPTION_PAYLOAD} if flags & 0x10 else set()
     return found | ({CAP_TRIPLE_FAULT} if flags & 0x20 else set())
-
-
-CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT = 164, 218
 
 
 def _parts(put: RecordedPut, index: int) -> Iterator[Part]:
