@@ -13,7 +13,7 @@ from qemu_svm.cli.streams import opened
 from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import OutputExists
 from qemu_svm.findings.overview import REDACTABLE, Written
-from qemu_svm.qmp.output import STANDARD, Output, Standard, writing
+from qemu_svm.qmp.output import STANDARD, Output, Standard
 
 
 @verb(
@@ -98,9 +98,7 @@ def command(
             other=second, log=log, memory=memory, limits=options.limits(),
         )  # fmt: skip
         page = found.to_html(hidden).encode()
-        with writing(output), open(target.writer(), "wb") as out:
-            out.write(page)
-        target.commit()
+        target.fill(page)
         if output != STANDARD:
             show(Written(output, len(page), found, hidden), as_json=as_json)
         damaged = [report_damage(one) for one in (dump, second) if one is not None]

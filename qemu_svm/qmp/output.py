@@ -63,6 +63,16 @@ class Output:
         with writing(self.path):
             return os.open(self._temporary[""], os.O_WRONLY | os.O_CLOEXEC)
 
+    def fill(self, data: bytes) -> None:
+        """Write the whole main file, and commit it.
+
+        :raises OutputExists: the name was taken meanwhile.
+        :raises EnvironmentFault: it cannot be written; there is no file then.
+        """
+        with writing(self.path), open(self.writer(), "wb") as file:
+            file.write(data)
+        self.commit()
+
     def partial(self) -> list[str]:
         """Return the hidden names of all files that were not committed."""
         return [os.path.abspath(name) for name in self._temporary.values()]

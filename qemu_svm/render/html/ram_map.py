@@ -92,26 +92,36 @@ def blocks(report: RamReport) -> list[Block]:
 
 def maps(report: RamReport) -> list[Map]:
     """Return maps of the largest blocks, in the order of the list."""
-    largest = sorted(report.chosen, key=lambda at: -report.coverage[at].pages)[:_MOST_BLOCKS]
-    return [_map(report, at) for at in sorted(largest) if report.coverage[at].pages]
+    spans = {at: _pages(report, at) for at in report.chosen}
+    there = [at for at, (first, last) in spans.items() if first < last]
+    largest = sorted(there, key=lambda at: spans[at][0] - spans[at][1])[:_MOST_BLOCKS]
+    return [_map(report, at) for at in sorted(largest)]
 
 
 def _map(report: RamReport, number: int) -> Map:
-    found = report.coverage[number]
-    pages = found.pages
-    cell = 1 << max(0, (-(-pages // (COLUMNS * ROWS)) - 1).bit_length())
-    cells = -(-pages // cell)
+    first, last = _pages(report, number)
+    final = report.coverage[number].final
+    cell = 1 << max(0, (-(-(last - first) // (COLUMNS * ROWS)) - 1).bit_length())
     states = [
-        _state(found.final.tally(at, min(at + cell, pages)), min(at + cell, pages) - at)
-        for at in range(0, pages, cell)
+        _state(final.tally(at, min(at + cell, last)), min(at + cell, last) - at)
+        for at in range(first, last, cell)
     ]
     return Map(
         block_name(report.ram.blocks[number].name),
         size_words(cell * report.ram.page_size),
-        min(COLUMNS, cells),
-        -(-cells // COLUMNS),
+        min(COLUMNS, len(states)),
+        -(-len(states) // COLUMNS),
         tuple(_rects(states)),
     )
+
+
+def _pages(report: RamReport, number: int) -> tuple[int, int]:
+    # The first page that was asked for, and the one after the last.
+    pages, size = report.coverage[number].pages, report.ram.page_size
+    if report.span is None:
+        return 0, pages
+    start, end = report.span
+    return min(start // size, pages), min(-(-end // size), pages)
 
 
 def _state(found: Tally, pages: int) -> str:
