@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+import qemu_svm as svm
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.inside.layout import ADDRESSES
 from qemu_svm.inside.lazy import RULES
@@ -17,9 +20,10 @@ from qemu_svm.model.kvm.vcpu import Host
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.model.simulate import simulate
 from qemu_svm.replay.compare import Mismatch, compare
-from qemu_svm.replay.conform import Guest
+from qemu_svm.replay.conform import Guest, read_guest
 from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult, encode
 from qemu_svm.replay.replay import against_model, perform
+from tests.conftest import STREAMS
 
 PLAN = "cpuid,sregs,nested,regs,msrs,run"
 
@@ -114,6 +118,26 @@ def test_what_only_memory_shows(in_box: InBox, plain: Guest, replayed: ReplayRes
     assert all(name.startswith("inside.") for name in wrong)
     _, right = against_model(job(plain), plain.ram, in_box.probe(), replayed)
     assert right.first() is None
+
+
+GUESTS = ("gif-clear", "inject", "l2-gif-clear", "smm")
+
+
+def test_captures_of_every_state_agree_inside(in_box: InBox, tmp_path: Path) -> None:
+    """Guests in states that are rare, restored in QEMU's order, with a run."""
+    seen = set()
+    for name in GUESTS:
+        with svm.open(STREAMS / f"guests/qemu10.0-linux6.12-{name}.mig.zst") as dump:
+            one = read_guest(dump.machine, tmp_path / name)
+        with closing(one.ram):
+            work = job(one, "qemu")
+            (found,) = perform(in_box, one.ram, [work], in_box.probe(), in_box.layout())
+            _, compared = against_model(work, one.ram, in_box.probe(), found)
+        assert compared.first() is None, name
+        last = found.steps[-2].inside
+        assert last is not None
+        seen.add((last["guest_mode"], last["gif"], last["smm"]))
+    assert seen >= {(0, 0, 0), (1, 1, 0), (1, 0, 0), (0, 1, 1)}
 
 
 def test_an_answer_that_is_no_look(in_box: InBox) -> None:
