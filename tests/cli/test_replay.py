@@ -33,7 +33,7 @@ Command = Callable[..., Result]
 def in_box(box: Box, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a verb in this process, with ``--lab`` meaning the box that is up."""
 
-    monkeypatch.setattr(targets, "InBox", lambda _boot: InBox(box))
+    monkeypatch.setattr(targets, "InBox", lambda *_: InBox(box))
 
     def run(command: Any, *arguments: str | Path) -> Result:
         done = CliRunner().invoke(command, list(map(str, arguments)), standalone_mode=False)
