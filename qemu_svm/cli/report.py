@@ -41,7 +41,7 @@ from qemu_svm.qmp.output import STANDARD, Output, Standard
 @options.cpu_option
 @click.option("--log", metavar="LOG",
               help="A log of the restore's ioctls, as for svmstream trace.")  # fmt: skip
-@click.option("--with-memory", "memory", is_flag=True,
+@click.option("--with-memory", "with_memory", is_flag=True,
               help="Include guest memory: code and stacks of L1 and L2.")  # fmt: skip
 @click.option("--redact", is_flag=True,
               help="Leave out addresses, UUIDs, names and MSRs.")  # fmt: skip
@@ -63,7 +63,7 @@ def command(
     npt: str,
     cpu: str | None,
     log: str | None,
-    memory: bool,
+    with_memory: bool,
     redact: bool,
     kept: tuple[str, ...],
 ) -> int:
@@ -74,7 +74,7 @@ def command(
     It is readable by its owner only, and has guest memory only if --with-memory
     is given.
     """
-    if memory and redact:
+    if with_memory and redact:
         raise click.UsageError("--with-memory and --redact contradict each other: give one of them")
     if kept and not redact:
         raise click.UsageError("--keep needs --redact")
@@ -95,7 +95,7 @@ def command(
         second = None if other is None else stack.enter_context(opened(other, description=lender))
         found = dump.overview(
             kernel=destination, source=source, qemu=qemu_version, npt=npt == "on", cpu=cpu,
-            other=second, log=log, memory=memory, limits=options.limits(),
+            other=second, log=log, memory=with_memory, limits=options.limits(),
         )  # fmt: skip
         page = found.to_html(hidden).encode()
         target.fill(page)
