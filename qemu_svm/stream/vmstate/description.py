@@ -148,6 +148,22 @@ def parse(text: bytes, offset: int, limits: Limits = DEFAULT) -> Description:
     :raises LimitExceeded: nested deeper than ``limits.description_depth``, or more
         items than ``limits.description_items``.
     """
+    # Machines of one kind have the same description: many streams, few descriptions.
+    known = _parsed.get((text, limits))
+    if known is None:
+        known = _parse(text, offset, limits)
+        if len(_parsed) >= _MOST_PARSED:
+            del _parsed[next(iter(_parsed))]
+        if len(text) <= _LARGEST_PARSED:
+            _parsed[text, limits] = known
+    return known
+
+
+_MOST_PARSED, _LARGEST_PARSED = 8, 1 << 18
+_parsed: dict[tuple[bytes, Limits], Description] = {}
+
+
+def _parse(text: bytes, offset: int, limits: Limits) -> Description:
     items = sum(map(text.count, (b"{", b"[", b",")))
     if items > limits.description_items:
         raise LimitExceeded(
