@@ -17,7 +17,7 @@ from qemu_svm.model.kernels.release import parse_if_any
 from qemu_svm.model.observed import Observed, comparable, flat
 from qemu_svm.model.plans import WITHOUT_EFFECT, Step
 from qemu_svm.model.profile import Profile
-from qemu_svm.model.recorded import call_of, unreadable
+from qemu_svm.model.recorded import record_of, unreadable
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.simulate import Simulation, content_text
 from qemu_svm.nested.state import vmcb_fields
@@ -89,8 +89,9 @@ def first_difference(
     :param answers: one for each of ``steps``, or for the first of them.
     """
     set_before: set[str] = set()
+    calls = {call.record: call for call in put.calls}
     for number, (step, answer) in enumerate(zip(steps, answers, strict=False), 1):
-        call = call_of(put, step)
+        call = calls.get(record_of(step))
         if call is None:
             continue
         # The model knows nothing of what has no effect on nested state.

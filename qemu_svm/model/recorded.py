@@ -52,12 +52,10 @@ def steps_of(vcpu: Vcpu) -> tuple[Step, ...]:
     return (*steps, Step("run", text="run")) if runs else steps
 
 
-def call_of(put: RecordedPut, step: Step) -> Given | None:
-    """Return the recorded call of a step of :func:`steps_of`; None if it was not recorded."""
+def record_of(step: Step) -> int:
+    """Return the number of the record that a step of :func:`steps_of` is from; 0 for none."""
     _, at, record = step.text.partition("@")
-    if not at:
-        return None
-    return next((call for call in put.calls if call.record == int(record)), None)
+    return int(record) if at and step.data is not None else 0
 
 
 def _steps(put: RecordedPut) -> Iterator[Step]:

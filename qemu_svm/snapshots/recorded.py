@@ -38,8 +38,11 @@ _READ = {f"GET_{name}": name for name in LEAST}
 _AFTER_RUN = frozenset({"REGS", "SREGS", "SREGS2", "NESTED_STATE"})
 """What a VMM reads after the vCPU ran."""
 _ENABLE_CAP, _CREATE_IRQCHIP, _CREATE_VM, _CREATE_VCPU = 0x4068_AEA3, 0xAE60, 0xAE01, 0xAE41
-_CALLS = 4096
-"""Most ioctls of a put."""
+_CALLS = 1024
+"""Most ioctls of a put; further ones count as lost."""
+_READS = 64
+"""Most structures that are read after one of them."""
+_DESCRIPTORS = 1 << 14
 _BYTES = 1 << 20
 """Most bytes of a put."""
 _CAPS = 256
@@ -50,6 +53,7 @@ class _Fragment:
     # The calls up to a run, or to where registers were read and then set again.
     calls: list[Given] = field(default_factory=list)
     ran: bool = False
+    names: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
     size: int = 0
     lost: int = 0
@@ -64,6 +68,7 @@ class _Track:
     # One vCPU of the recording; the VM that it belongs to by number, from 1.
     index: int
     vm: int
+    dropped: int = 0
     fragments: list[_Fragment] = field(default_factory=lambda: [_Fragment()])
 
     @property
@@ -76,7 +81,7 @@ class _Puts:
 
     def __init__(self, limits: Limits, memory: RecordedMemory) -> None:
         self._limits = limits
-        self._memory = memory
+        self.memory = memory
         self.tracks: list[_Track] = []
         self.runs = False
         self.capabilities: dict[int, set[int]] = {}
@@ -90,7 +95,7 @@ class _Puts:
             for track in self.tracks:
                 track.last.lost += record.count
         elif isinstance(record, Memory):
-            self._memory.add(self._vms.get(record.fd, 1), record)
+            self.memory.add(self._vms.get(record.fd, 1), record)
         elif isinstance(record, Ioctl):
             if record.level is Level.VCPU:
                 self._of_vcpu(record)
@@ -102,10 +107,11 @@ class _Puts:
             return
         if call.nr == _CREATE_VM:
             self._created += 1
-            self._vms[call.ret] = self._created
-            self.irqchips[self._created] = False
+            if len(self._vms) < _DESCRIPTORS or call.ret in self._vms:
+                self._vms[call.ret] = self._created
+                self.irqchips[self._created] = False
         number = self._vms.get(call.fd, 1)
-        self._memory.region(number, call)
+        self.memory.region(number, call)
         if call.nr == _CREATE_VCPU:
             self._of_fd[call.ret] = self._new(call.arg & 0xFFFF, number)
         elif call.nr == _CREATE_IRQCHIP:
@@ -158,6 +164,7 @@ class _Puts:
         track.fragments.append(_Fragment())
         if len(track.fragments) > self._limits.recorded_puts:
             del track.fragments[1]  # the first one is kept: it has the CPUID
+            track.dropped += 1
 
     def _set(self, track: _Track, call: Ioctl, name: str) -> None:
         if name.removeprefix("SET_") in track.last.read:
@@ -166,7 +173,9 @@ class _Puts:
         data = given(call)
         last.size += len(data)
         if len(last.calls) >= _CALLS or last.size > _BYTES:
+            last.lost += 1
             return
+        last.names.add(name)
         failed = call.ret < 0
         word = errno.errorcode.get(-call.ret, str(-call.ret)) if failed else None
         if word is None and not complete(call):
@@ -180,11 +189,11 @@ class _Puts:
         data = returned(call)
         if call.ret < 0 or not last.calls:
             return
-        if name in _AFTER_RUN and any(one.name == f"SET_{name}" for one in last.calls):
+        if name in _AFTER_RUN and f"SET_{name}" in last.names:
             last.read.add(name)
         last.size += len(data)
-        if last.size <= _BYTES:
-            before = last.calls[-1]
+        before = last.calls[-1]
+        if last.size <= _BYTES and len(before.read) < _READS:
             last.calls[-1] = replace(before, read=(*before.read, ReadBack(name, call.number, data)))
 
     def merged(self, track: _Track) -> list[_Fragment]:
@@ -217,13 +226,13 @@ def read_puts(
         puts = _Puts(limits, memory)
         for record in recording:
             puts.take(record)
-        return _chosen_state(recording, puts, memory, put=put, vm=vm)
+        return _chosen_state(recording, puts, limits, put=put, vm=vm)
     finally:
         memory.close()
 
 
 def _chosen_state(
-    recording: Recording, puts: _Puts, memory: RecordedMemory, *, put: int | None, vm: int | None
+    recording: Recording, puts: _Puts, limits: Limits, *, put: int | None, vm: int | None
 ) -> tuple[Snapshot, dict[int, RecordedPut]]:
     found = [(track, fragments) for track in puts.tracks if (fragments := puts.merged(track))]
     if not found:
@@ -242,13 +251,17 @@ def _chosen_state(
     parts: list[Part] = []
     most = 0
     for track, fragments in found:
-        number = _chosen(fragments) if put is None else put
-        most = max(most, len(fragments))
-        if track.vm != wanted or track.index in chosen or not 1 <= number <= len(fragments):
+        # Those that were not kept are between the first one and the others.
+        dropped = track.dropped
+        at = _chosen(fragments) - 1 if put is None else put - 1 - (dropped if put > 1 else 0)
+        count = len(fragments) + dropped
+        most = max(most, count)
+        kept = 0 <= at < len(fragments) and not (at == 0 and put is not None and put > 1)
+        if track.vm != wanted or track.index in chosen or not kept:
             continue
-        one = fragments[number - 1]
+        one = fragments[at]
         chosen[track.index] = RecordedPut(
-            number, len(fragments), (*_cpuid(fragments[: number - 1], one), *one.calls),
+            at + 1 + (dropped if at else 0), count, (*_cpuid(fragments[:at], one), *one.calls),
             one.ran if puts.runs else None,
             frozenset(puts.capabilities.get(track.vm, set()) | _accepted(one)),
             puts.irqchips.get(track.vm), one.lost, recording.header.release, wanted,
@@ -256,14 +269,20 @@ def _chosen_state(
         )  # fmt: skip
         parts += _parts(chosen[track.index], track.index)
     if not chosen:
-        raise PathError(f"no vCPU of the recording has a put {put}: there are {most}")
+        where = f"there are {most}" + (
+            f", of which the first and the last {limits.recorded_puts - 1} are kept "
+            "(--limit recorded_puts=NUMBER)"
+            if most > limits.recorded_puts
+            else ""
+        )
+        raise PathError(f"no vCPU of the recording has a put {put}: {where}")
     if not parts:
         raise SourceError(
             f"'{recording.path}': the ioctls of its puts have no data",
             hint="record with their payload; svmstream trace judges the order alone",
         )
     problems = (recording.damage,) if isinstance(recording.damage, StreamError) else ()
-    ranges, file = memory.take(wanted)
+    ranges, file = puts.memory.take(wanted)
     return Snapshot(RECORDING, tuple(parts), ranges, file, problems), chosen
 
 

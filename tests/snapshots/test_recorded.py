@@ -12,6 +12,7 @@ import qemu_svm as svm
 from qemu_svm.errors import PathError, PlanError, SourceError, SvmStreamError
 from qemu_svm.kvm import layouts
 from qemu_svm.kvm.numbers import Level
+from qemu_svm.limits import DEFAULT, changed
 from qemu_svm.recording.recording import Form
 from qemu_svm.recording.records import Lost, Memory
 from tests.conftest import STREAMS, Run
@@ -196,6 +197,26 @@ def test_which_put_and_which_vm(parts: dict[str, bytes], tmp_path: Path) -> None
         svm.open(path, vm=3)
     with svm.open(CAPTURE) as stream, pytest.raises(PlanError, match="is for recordings"):
         stream.simulate("recorded")
+
+
+def test_of_many_puts_the_first_and_the_last_are_kept(
+    parts: dict[str, bytes], tmp_path: Path
+) -> None:
+    log = Log()
+    log.create()
+    log.put(parts, CLOUD_HYPERVISOR)
+    for number in range(20):
+        regs = layouts.REGS.pack(layouts.REGS.unpack(parts["REGS"]) | {"rax": number})
+        log.put({"REGS": regs}, ("REGS",))
+    path, few = log.write(tmp_path / "log"), changed(DEFAULT, ["recorded_puts=8"])
+    for wanted, rax in ((1, None), (21, 19), (16, 14)):
+        with svm.open(path, put=wanted, limits=few) as found:
+            put = found.vcpus[0].put
+            assert put is not None
+            assert (put.number, put.count) == (wanted, 21)
+            assert rax is None or found.vcpus[0].registers.rax == rax
+    with pytest.raises(PathError, match="there are 21, of which the first and the last 7 are kept"):
+        svm.open(path, put=5, limits=few)
 
 
 def test_a_recording_cut_anywhere_or_with_lost_calls(
