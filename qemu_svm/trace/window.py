@@ -253,6 +253,8 @@ class Window:
         sregs = _find(self.before, SREGS)
         if self.past.cpuid or self.past.ran or early is not None:
             yield result("O-03", RuleOutcome.OK, line)
+        elif late is None and self.data.known and not self.data.guest:
+            yield result("O-03", RuleOutcome.OK, line, "it is not in guest mode")
         elif late is None and self.data.guest and self.data.nested.value == 0:
             yield result("O-03", RuleOutcome.OK, line, "KVM accepted it")
         elif late is not None:
