@@ -57,6 +57,7 @@ _FILE_PATCHED = re.compile(r"(?:patching|checking) file '?([^']*)'?")
 _HUNK = re.compile(r"Hunk #\d+ .*")
 _MANIFEST = "workshop.json"
 _OBJECTS = frozenset({".o", ".ko", ".cmd", ".mod", ".a"})
+_COMPILER = re.compile(r"(?:x86_64-linux-gnu-)?gcc-\d+")
 _ASSIGNMENT = re.compile(r"^(VERSION|PATCHLEVEL) *= *(\d+)$", re.M)
 _LINES = "lines/"
 # A function of one of the modules in an oops: RIP, and the call trace without its guesses.
@@ -355,7 +356,8 @@ def _in_workshop(root: Path, script: str, given: bytes) -> tuple[int, bytes, str
 
 
 def _compiler(root: Path) -> str:
-    found = sorted(path.name for path in (root / "usr/bin").glob("gcc-[0-9]*"))
+    names = sorted(path.name for path in (root / "usr/bin").glob("*gcc-[0-9]*"))
+    found = [name for name in names if _COMPILER.fullmatch(name)]
     if not found:
         raise LabError("the workshop has no compiler", hint=f"remove {root.parent}")
     return found[-1]
