@@ -142,11 +142,9 @@ def _without_nested_state(vcpu: Vcpu) -> Iterator[Finding]:
 def _partial(vcpu: Vcpu) -> Iterator[Finding]:
     # What an input that is no stream does not have.
     name = f"vCPU {vcpu.index}"
-    if (
-        vcpu.nested is None
-        and "NESTED_STATE" not in (vcpu.parts or ())
-        and (vcpu.get("efer") & _SVME)
-    ):
+    # A vCPU that has run before keeps the nested state that a later put leaves out.
+    fresh = vcpu.put is None or vcpu.put.number == 1
+    if fresh and not vcpu.has("NESTED_STATE") and vcpu.get("efer") & _SVME:
         yield _RULES["X-12"].finding(
             f"{name}: SVME is set in EFER ({vcpu.get('efer'):#x}) and there is no nested state: "
             "if the vCPU was in L2, L1's state is lost and L2's code continues as L1",

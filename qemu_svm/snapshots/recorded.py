@@ -167,7 +167,7 @@ class _Puts:
             track.dropped += 1
 
     def _set(self, track: _Track, call: Ioctl, name: str) -> None:
-        if name.removeprefix("SET_") in track.last.read:
+        if not self.runs and name.removeprefix("SET_") in track.last.read:
             self._next(track)
         last = track.last
         data = given(call)

@@ -186,6 +186,8 @@ def test_which_put_and_which_vm(parts: dict[str, bytes], tmp_path: Path) -> None
         assert (put.vm, put.vms, put.number, put.count) == (1, 2, 2, 3)  # the last in guest mode
         assert put.calls[0].name == "SET_CPUID2"  # of the put before
         assert found.simulate(kernel="6.1").verdict == "right"
+    with svm.open(path, put=3) as found:  # KVM keeps the nested state of the put before
+        assert "X-12" not in {one.rule for one in found.check("6.1").findings}
     with svm.open(path, put=1, vm=2) as found:
         put = found.vcpus[0].put
         assert put is not None
