@@ -124,6 +124,7 @@ def compared(name: str, path: Path, rounds: int) -> None:
         "inspect": [*PROGRAM, "inspect", str(path)],
         "ram": [*PROGRAM, *ram],
         "ram, without compiler": [sys.executable, "-c", WITHOUT, *ram],
+        "report": [*PROGRAM, "report", str(path), "-f", "-o", str(path.with_suffix(".html"))],
         "script": script("-d", "state", "-f", str(path)),
     }
     figures = take_turns({key: value for key, value in commands.items() if value}, rounds)

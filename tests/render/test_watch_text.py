@@ -110,3 +110,28 @@ def test_anything_goes_into_lines_and_documents(answer: dict[str, Any]) -> None:
     assert Update(one).to_json()["query_migrate"] == hostile
     assert Update(one, one).to_json()["settings"] is None
     assert Update(one).to_json()["settings"]["parameters"]["multifd-channels"] == 4
+
+
+def test_curves_over_time() -> None:
+    from qemu_svm.qmp.watch import Rates
+    from qemu_svm.render.text.watch_plot import plot
+
+    def at(second: int, left: int, wire: float) -> Sample:
+        answer = dict(THROTTLED, ram=dict(THROTTLED["ram"], remaining=left))
+        one = sample(answer)
+        return replace(one, time=1000.0 + second, rates=Rates(wire=wire),
+                       migration=answers.migration(answer))  # fmt: skip
+
+    samples = [at(second, (8 - second) << 20, 1 << 20) for second in range(9)]
+    lines = [line.plain for line in plot(samples, 80, plain=True)]
+    assert [line for line in lines if "at most" in line] == [
+        "  left  at most 8 MiB", "  sent  at most 1 MiB/s",
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
+    falling = [line.count("#") for line in lines[1:5]]
+    assert falling == sorted(falling)
+    assert falling[0] < falling[-1]
+    assert lines[6].count("#") > 60  # sent at one rate all the time
+    assert lines[-1].endswith("8 s")
+    assert list(plot(samples[:1], 80)) == []
+    assert "█" in "".join(line.plain for line in plot(samples, 80))
