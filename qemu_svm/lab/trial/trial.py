@@ -48,8 +48,10 @@ PLANS = (
     "cpuid,sregs,nested:flags=0x0,regs,nested:flags=0x1",
     "cpuid,sregs,nested:vmcb_pa=0x108001,nested:vmcb_pa=0x109000,regs",
     "cpuid,sregs,nested:@0x58/4=0,nested:@0x558=0x11,nested:@0x4d0=0x1101,nested,regs,run",
-    "cpuid,sregs,nested:@0x570=0x20002,nested:@0x548=0x8000000000,nested:@0x4d0=0x8000,"
-    "nested:@0x10/4=0,nested:flags=0x10,nested,regs,run",
+    (
+        "cpuid,sregs,nested:@0x570=0x20002,nested:@0x548=0x8000000000,nested:@0x4d0=0x8000,"
+        "nested:@0x10/4=0,nested:flags=0x10,nested,regs,run"
+    ),
     "cpuid,sregs,nested,cpuid:nosvm,regs,run",
     "cpuid,sregs,nested,events:smm=1:flags=0x8,regs",
     "cpuid,sregs,nested,msrs:efer=0x500,regs",
