@@ -58,8 +58,7 @@ class Sides:
     def spent(self) -> bool:
         """Whether a kernel has crashed too often to go on, or hung, which takes long to see."""
         return any(
-            sum(CRASHES if one.hung else 1 for one in self.crashes if one.with_patch == side)
-            >= CRASHES
+            sum(2 if one.hung else 1 for one in self.crashes if one.with_patch == side) >= CRASHES
             for side in (True, False)
         )
 
