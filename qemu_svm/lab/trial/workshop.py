@@ -86,6 +86,15 @@ exec /usr/bin/env -i PATH=/usr/bin:/bin HOME=/tmp LC_ALL=C \
     /usr/bin/dash -c "$0"' "$2"
 """
 
+# Some suites have binutils under the names of a cross compiler only.
+_NAMES = """\
+mkdir /tmp/bin
+for tool in objcopy objdump strip addr2line; do
+    command -v $tool >/dev/null || ln -s /usr/bin/x86_64-linux-gnu-$tool /tmp/bin/$tool
+done
+PATH=$PATH:/tmp/bin
+"""
+
 _BUILD = """\
 cd /build && tar -xf - || exit 1
 if [ -f change.patch ]; then
@@ -338,7 +347,7 @@ def _in_workshop(root: Path, script: str, given: bytes) -> tuple[int, bytes, str
     enter = _ENTER.format(disk=_DISK, limits=limits, user=user)
     command = ["unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child"]
     command += [] if own else ["--user", "--map-root-user"]
-    command += ["--", "sh", "-c", enter, "build", str(root), script]
+    command += ["--", "sh", "-c", enter, "build", str(root), _NAMES + script]
     with host_faults("start the build"), tempfile.TemporaryFile() as file:
         file.write(given)
         file.seek(0)
