@@ -160,5 +160,6 @@ def test_on_a_terminal(vm: Vm) -> None:
     plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown)
     assert b"[##" in plain
     assert b"max-bandwidth 4 KiB/s" in plain
-    assert b"completed, guest postmigrate" in plain
+    # The path of the socket may make the line too long for the screen.
+    assert b"completed, guest postmigrate" in re.sub(rb"\s+", b" ", plain)
     assert max(map(len, plain.replace(b"\r", b"\n").splitlines())) <= 80

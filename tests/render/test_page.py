@@ -218,6 +218,23 @@ def test_every_kind_of_input_has_a_page(tmp_path: Path) -> None:
         the_page(path, kernel="6.1")
 
 
+def test_a_guest_of_64_gib_has_a_small_page(tmp_path: Path) -> None:
+    """As many cells as a map has, each unlike the one before, and as many rounds as are shown."""
+    cell = (64 << 30) // 2048
+    pages = b"".join(page(at * cell, b"x") for at in range(1, 2048, 2))
+    again = [page(cell, b"y", "pc.ram") for _ in range(100)]
+    path = tmp_path / "large.bin"
+    path.write_bytes(
+        stream((), [zero(0, "pc.ram") + pages, *again], {"pc.ram": 64 << 30, "vga.vram": 16 << 20})
+    )
+    with svm.open(path) as dump:
+        text = dump.overview().to_html()
+    assert len(text) < 1 << 20
+    found = Page(text)
+    assert sum("s-" in (one.get("class") or "") for one in found.all("rect")) > 1000
+    assert any(row[0] == "13-89" for row in found.rows)
+
+
 def test_the_file_and_what_is_printed(svmstream: Run, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     done = svmstream(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import compress, pairwise
 from operator import gt
 
-from qemu_svm.stream.ram.runs import KIND, KINDS, PageKind, RamRuns, unpack
+from qemu_svm.stream.ram.runs import KIND, KIND_BITS, KINDS, PageKind, RamRuns, unpack
 
 _MOST = 4096
 """More of them are no rounds: a destination that asked for single pages."""
@@ -59,10 +59,14 @@ def rounds(runs: RamRuns) -> tuple[Round, ...]:
     """
     found: list[Round] = []
     kinds, offset = [0] * KINDS, None
-    last = (-1, -1)
+    last = (-1, -1)  # the block and the end of its last run
     for block, where, count, data in runs.ordered():
+        # Of each run the number after its last page, in the form of ``where``.
+        ends = [
+            place + (pages << KIND_BITS) & ~KIND for place, pages in zip(where, count, strict=True)
+        ]
         begins = {0} if (block, where[0]) < last else set()
-        begins.update(compress(range(1, len(where)), (gt(a, b) for a, b in pairwise(where))))
+        begins.update(compress(range(1, len(where)), map(gt, ends, where[1:])))
         if len(found) + len(begins) > _MOST:
             return ()
         for low, high in _between(sorted(begins), len(where)):
@@ -73,7 +77,7 @@ def rounds(runs: RamRuns) -> tuple[Round, ...]:
                 offset = _first(data, low, high)
             for place, pages in zip(where[low:high], count[low:high], strict=True):
                 kinds[place & KIND] += pages
-        last = (block, where[-1])
+        last = (block, ends[-1])
     if any(kinds):
         found.append(Round(offset, tuple(kinds)))
     return tuple(found)
