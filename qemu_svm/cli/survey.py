@@ -133,7 +133,7 @@ def command(
 
 
 def _print(found: Survey, *, as_json: bool, jsonl: bool, rows: bool) -> None:
-    from qemu_svm.render.json import survey as as_document
+    from qemu_svm.render.json import survey_rows as as_document
     from qemu_svm.render.text import survey as as_text
 
     if options.quiet():

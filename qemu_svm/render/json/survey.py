@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Any
 
-from qemu_svm.render.json.base import SCHEMA_VERSION
+from qemu_svm.render.json.survey_rows import head
 from qemu_svm.survey.row import Survey
 
 
 def render(result: Survey) -> dict[str, Any]:
     """Return the document, with all rows."""
-    return {**_head(result), "streams": list(result.rows())}
-
-
-def pieces(result: Survey) -> Iterator[str]:
-    """Yield the same document as text, without its rows in memory at once."""
-    head = json.dumps(_head(result), indent=1)
-    yield head.removesuffix("\n}") + ',\n "streams": ['
-    comma = ""
-    for row in result.rows():
-        yield f"{comma}\n  {json.dumps(row)}"
-        comma = ","
-    yield "\n ]\n}\n"
-
-
-def line(row: dict[str, Any]) -> str:
-    """Return the document of one stream, on one line."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **row})
-
-
-def _head(result: Survey) -> dict[str, Any]:
-    question = result.question
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "question": {
-            "kernels": list(question.kernels),
-            "qemu": question.qemu,
-            "source": question.source,
-            "npt": question.npt,
-            "cpu": question.cpu,
-            "maxphyaddr": question.maxphyaddr,
-        },
-        "summary": result.summary.to_json(),
-        "continued": result.continued,
-    }
+    return {**head(result), "streams": list(result.rows())}
