@@ -55,6 +55,9 @@ class RecordedPut:
     :param lost: calls that the recorder could not keep, before the end of the put.
     :param release: of the kernel that was recorded; empty if it is not known.
     :param vm: number of the VM, from 1; ``vms`` is how many have puts.
+    :param created: the recording has the vCPU's creation, so that CPUID which it does not have
+        was not set.
+    :param supported: what KVM_GET_SUPPORTED_CPUID returned: of the host; empty if it was not read.
     """
 
     number: int
@@ -67,6 +70,8 @@ class RecordedPut:
     release: str = ""
     vm: int = 1
     vms: int = 1
+    created: bool = False
+    supported: bytes = field(default=b"", repr=False)
 
     @property
     def label(self) -> str:

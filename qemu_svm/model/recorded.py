@@ -39,14 +39,14 @@ _NUMBERS = ("SET_TSC_KHZ", "SMI")
 def steps_of(vcpu: Vcpu) -> tuple[Step, ...]:
     """Return the steps of a recorded put; none if the vCPU has none.
 
-    A put without CPUID, such as one recorded late, begins with the step ``cpuid``; a run
+    A put without CPUID begins with the step ``cpuid`` if it was recorded late; a run
     follows unless the vCPU is known not to have run, or has no registers.
     """
     put = vcpu.put
     if put is None:
         return ()
     steps = tuple(_steps(put))
-    if not any(step.name == "cpuid" for step in steps):
+    if not put.created and not any(step.name == "cpuid" for step in steps):
         steps = (Step("cpuid", text="cpuid"), *steps)
     runs = put.ran is not False and can_run(vcpu)
     return (*steps, Step("run", text="run")) if runs else steps

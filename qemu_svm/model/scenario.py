@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from qemu_svm.errors import PlanError
+from qemu_svm.kvm.layouts import unpack_cpuid
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT
 from qemu_svm.memory.layout import backing
@@ -21,6 +23,7 @@ from qemu_svm.model.recorded import PLAN, steps_of
 from qemu_svm.model.saved import Saved, cpuid_of, from_vcpu, guest_cpuid
 from qemu_svm.model.simulate import Simulation, simulate
 from qemu_svm.x86 import cpu_models
+from qemu_svm.x86.cpuid_entries import features
 
 Backed = Callable[[int, int], bool]
 """Whether guest memory exists at (address, size)."""
@@ -78,10 +81,13 @@ def steps_for(machine: Machine, vcpu: Vcpu, plan: str | None) -> tuple[Step, ...
 
 
 def host_for(vcpu: Vcpu, host: Host) -> Host:
-    """Return the host as the VM of a recorded vCPU has it: with the capabilities it enabled."""
+    """Return the host as a recording shows it: the VM's capabilities, CPUID that KVM supports."""
     if vcpu.put is None:
         return host
     found = vcpu.put.capabilities
+    with suppress(ValueError):
+        if vcpu.put.supported:
+            host = replace(host, cpuid=features(unpack_cpuid(vcpu.put.supported)))
     return replace(
         host,
         irqchip=host.irqchip and vcpu.put.irqchip is not False,

@@ -38,6 +38,7 @@ _READ = {f"GET_{name}": name for name in LEAST}
 _AFTER_RUN = frozenset({"REGS", "SREGS", "SREGS2", "NESTED_STATE"})
 """What a VMM reads after the vCPU ran."""
 _ENABLE_CAP, _CREATE_IRQCHIP, _CREATE_VM, _CREATE_VCPU = 0x4068_AEA3, 0xAE60, 0xAE01, 0xAE41
+_GET_SUPPORTED_CPUID = 0xC008_AE05
 _CALLS = 1024
 """Most ioctls of a put; further ones count as lost."""
 _READS = 64
@@ -69,6 +70,7 @@ class _Track:
     index: int
     vm: int
     dropped: int = 0
+    created: bool = False
     fragments: list[_Fragment] = field(default_factory=lambda: [_Fragment()])
 
     @property
@@ -89,6 +91,7 @@ class _Puts:
         self._of_fd: dict[int, _Track] = {}
         self._vms: dict[int, int] = {}  # by descriptor
         self._created = 0
+        self.supported = b""
 
     def take(self, record: object) -> None:
         if isinstance(record, Lost):
@@ -105,7 +108,9 @@ class _Puts:
     def _of_vm(self, call: Ioctl) -> None:
         if call.ret < 0:
             return
-        if call.nr == _CREATE_VM:
+        if call.nr == _GET_SUPPORTED_CPUID:
+            self.supported = returned(call)
+        elif call.nr == _CREATE_VM:
             self._created += 1
             if len(self._vms) < _DESCRIPTORS or call.ret in self._vms:
                 self._vms[call.ret] = self._created
@@ -113,7 +118,8 @@ class _Puts:
         number = self._vms.get(call.fd, 1)
         self.memory.region(number, call)
         if call.nr == _CREATE_VCPU:
-            self._of_fd[call.ret] = self._new(call.arg & 0xFFFF, number)
+            self._of_fd[call.ret] = track = self._new(call.arg & 0xFFFF, number)
+            track.created = True
         elif call.nr == _CREATE_IRQCHIP:
             self.irqchips[number] = True
         elif call.nr == _ENABLE_CAP and len(call.given) >= 4:
@@ -265,7 +271,7 @@ def _chosen_state(
             one.ran if puts.runs else None,
             frozenset(puts.capabilities.get(track.vm, set()) | _accepted(one)),
             puts.irqchips.get(track.vm), one.lost, recording.header.release, wanted,
-            len(machines),
+            len(machines), track.created, puts.supported,
         )  # fmt: skip
         parts += _parts(chosen[track.index], track.index)
     if not chosen:
