@@ -35,10 +35,11 @@ inspect: $(STAMP)  ## decode a real capture
 	$(BIN)/svmstream inspect $(CAPTURE)
 
 .PHONY: lint
-lint: $(STAMP)  ## ruff and mypy --strict
+lint: $(STAMP)  ## ruff, mypy --strict, the schemas of JSON documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/python tools/schemas.py --check
 
 # The tests boot the kernels of these two suites; single kernels, by their exact version, they
 # fetch from a mirror of their own.

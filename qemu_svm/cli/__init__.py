@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from qemu_svm import __version__
+from qemu_svm.cli import options
 from qemu_svm.cli.status import (
     EXIT_ENVIRONMENT,
     EXIT_INTERRUPTED,
@@ -68,6 +69,7 @@ _VERBS = {
     },
     "Help": {
         "help": "Show the help of a verb: svmstream help mem read.",
+        "schema": "Print the JSON Schema of a verb's documents.",
     },
 }
 
@@ -120,8 +122,23 @@ def main() -> None:
             from qemu_svm.cli.bug import report_bug
 
             status = report_bug(error)
+            _document(error, f"{type(error).__name__}: {error}", status)
         _no_output()
     sys.exit(status)
+
+
+def _document(error: Exception, message: str, status: int, rule: str = "bug") -> None:
+    # The error on standard output, if JSON was asked for and none was printed yet.
+    words = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    if not {"--json", "--jsonl"} & set(words) or {"-q", "--quiet"} & set(words):
+        return
+    import json
+
+    from qemu_svm.render.json.failure import render
+
+    if options.has_output():
+        return
+    click.echo(json.dumps(render(error, message, status, rule)))
 
 
 def _standard_streams() -> None:
@@ -142,16 +159,20 @@ def _no_output() -> None:
 
 
 def _run() -> int:
+    options.note_output(printed=False)
     try:
         result: Any = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
         report_usage(error)
+        _document(error, error.format_message(), error.exit_code, "usage")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("svmstream: interrupted", err=True)
         return EXIT_INTERRUPTED
     except SvmStreamError as error:
-        return report_failure(error)
+        status = report_failure(error)
+        _document(error, str(error), status)
+        return status
     return result if isinstance(result, int) else 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,7 @@ from qemu_svm.errors import PlanError, SvmStreamError
 
 if TYPE_CHECKING:
     from qemu_svm.findings.results import CheckReport
+    from qemu_svm.render.json.check_several import Unreadable
 
 
 @verb(
@@ -118,24 +119,29 @@ def _several(
     files: Sequence[str], judged: Callable[[str], tuple[CheckReport, int]], *, as_json: bool
 ) -> int:
     # A file that cannot be read does not stop the others.
-    documents: list[dict[str, Any]] = []
-    worst = 0
-    for file in files:
-        try:
-            report, status = judged(file)
-        except PlanError:
-            raise  # of the options: it is the same for every file
-        except SvmStreamError as error:
-            status = report_failure(error)
-            documents.append({"source": {"path": file}, "error": str(error)})
-        else:
-            if as_json:
-                documents.append(report.to_json())
-            elif file != files[-1]:
-                click.echo()
-        worst = max(worst, status)
-    if as_json:
-        from qemu_svm.render.json.base import SCHEMA_VERSION
+    from qemu_svm.render.json import check_several
 
-        print_json({"schema_version": SCHEMA_VERSION, "files": documents})
+    worst = 0
+
+    def results() -> Iterator[CheckReport | Unreadable]:
+        nonlocal worst
+        for file in files:
+            try:
+                report, status = judged(file)
+            except PlanError:
+                raise  # of the options: it is the same for every file
+            except SvmStreamError as error:
+                status = report_failure(error)
+                yield check_several.Unreadable(file, error)
+            else:
+                yield report
+                if not as_json and file != files[-1]:
+                    click.echo()
+            worst = max(worst, status)
+
+    if as_json:
+        print_json(check_several.render(results()), name="check_several")
+    else:
+        for _one in results():
+            pass  # it is printed
     return worst

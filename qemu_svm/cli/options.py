@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 
@@ -74,10 +74,77 @@ def color() -> str:
     return str(_kept("color", default="auto"))
 
 
+class Form(NamedTuple):
+    """How rows are printed.
+
+    :param jsonl: a JSON document a line.
+    :param fields: paths in a row; without ``jsonl`` their text, with tabs between.
+    :param rows: the path of the list whose members are the rows; empty for the usual one.
+    """
+
+    jsonl: bool = False
+    fields: tuple[str, ...] = ()
+    rows: str = ""
+
+
+def form() -> Form:
+    """What ``--jsonl``, ``--fields`` and ``--rows`` say."""
+    found = _kept("form", default=Form())
+    assert isinstance(found, Form)
+    return found
+
+
+_PRINTED = {"document": False}
+
+
+def note_output(*, printed: bool = True) -> None:
+    """Note that standard output has a document."""
+    _PRINTED["document"] = printed
+
+
+def has_output() -> bool:
+    """Whether standard output has a document; then none of an error follows."""
+    return _PRINTED["document"]
+
+
+def row_options(function: _Decorated) -> _Decorated:
+    """Add ``--jsonl``, ``--fields`` and ``--rows``, which print the rows of the JSON document.
+
+    To the verb itself they look like ``--json``.
+    """
+
+    @wraps(function)
+    def wrapped(
+        *, as_json: bool, jsonl: bool, fields: str | None, rows: str | None, **others: Any
+    ) -> Any:
+        if as_json and (jsonl or fields):
+            raise click.UsageError(
+                "--json is the whole document: use --jsonl, with --fields or not"
+            )
+        if rows and not (jsonl or fields):
+            raise click.UsageError("--rows is for --jsonl or --fields")
+        names = tuple(name.strip() for name in fields.split(",")) if fields is not None else ()
+        if fields is not None and not all(names):
+            raise click.UsageError(f"--fields: '{fields}' has an empty name")
+        chosen = Form(jsonl, names, rows or "")
+        click.get_current_context().meta["qemu_svm.form"] = chosen
+        return function(as_json=as_json or jsonl or bool(names), **others)
+
+    for option in (
+        click.option("--rows", metavar="PATH",
+                     help="Which list of the document the rows are, such as vcpus."),
+        click.option("--fields", metavar="A,B,...",
+                     help="Print these fields of each row, tabs between; with --jsonl, as JSON."),
+        click.option("--jsonl", is_flag=True, help="Print one JSON document for each row."),
+    ):  # fmt: skip
+        option(wrapped)
+    return cast("_Decorated", wrapped)
+
+
 def json_option(function: _Decorated) -> _Decorated:
-    """Add ``--json``, and the options of every output."""
+    """Add ``--json``, the options of its rows, and those of every output."""
     option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-    return option(output_options(function))
+    return option(row_options(output_options(function)))
 
 
 def fail_on_option(default: str = "error") -> Callable[[_Decorated], _Decorated]:

@@ -32,16 +32,26 @@ def show(result: Result, *, as_json: bool, indent: int | None = 1, **options_: A
     :param options_: of the text; see ``render`` in ``render/text/VERB``.
     """
     if as_json:
-        print_json(result.to_json(), indent)
+        print_json(result.to_json(), indent, name=result.verb)
     else:
         renderer = import_module(f"qemu_svm.render.text.{result.verb}")
         print_lines(renderer.render(result, **options_))
 
 
-def print_json(document: dict[str, Any], indent: int | None = 1) -> None:
-    """Print a document; ASCII only, so nothing in it can reach a terminal raw."""
+def print_json(document: dict[str, Any], indent: int | None = 1, *, name: str = "") -> None:
+    """Print a document; ASCII only, so nothing in it can reach a terminal raw.
+
+    :param name: of its module in ``render/json``; ``--jsonl`` and ``--fields`` print its rows.
+    """
+    form = options.form()
+    if name and (form.jsonl or form.fields):
+        from qemu_svm.cli import rows
+
+        rows.print_rows(document, name, form)
+        return
     if options.quiet():
         return
+    options.note_output()
     if indent is None:
         click.echo(json.dumps(document))
         return

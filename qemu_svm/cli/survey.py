@@ -51,7 +51,8 @@ def _table(_ctx: click.Context, _param: click.Parameter, path: str | None) -> st
               help="Write a table: NEW.csv, .sqlite, .parquet or .html.")  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Replace NEW.")
 @click.option("--jsonl", is_flag=True, help="Print one JSON document for each stream.")
-@options.json_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@options.output_options
 @click.option("-j", "--processes", type=click.IntRange(1, 1024), metavar="N",
               help="Processes of this host.  [default: one for each processor]")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS",
