@@ -130,7 +130,7 @@ def _judged(simulation: Simulation) -> Judgement:
         lines.append(f"L1 gets back a state that no processor has: {wrong_mode(outcome.l1)}.")
     elif verdict is Verdict.RIGHT:
         verdict = Verdict.REFUSED if refused else verdict
-        lines.append(_RIGHT[outcome.level])
+        lines.append(_UNKNOWN if _never_told(simulation) else _RIGHT[outcome.level])
     return Judgement(verdict, tuple(lines), differences)
 
 
@@ -138,6 +138,10 @@ _RIGHT = {
     "L2": "L2 runs with its own registers, and L1 gets back those of the blob.",
     "L1": "The vCPU runs with its own registers; it was not in guest mode.",
 }
+_UNKNOWN = (
+    "The vCPU runs with its own registers; SVME is set and no NESTED_STATE is put, so if it was in "
+    "L2, L2's code continues in L1's context."
+)
 _NOT_ENTERED = {
     RunEnd.WAITS: "KVM_RUN waits for INIT or SIPI: nothing was entered.",
     RunEnd.SMI: "An SMI is pending: KVM_RUN enters SMM before L2.",
@@ -167,6 +171,13 @@ def _broken(run: Result) -> str:
         return _KILLED
     stuck = run.outcome.result is RunEnd.HANG and run.outcome.level == "L2"
     return _STUCK if stuck else _BROKEN[run.outcome.result]
+
+
+def _never_told(simulation: Simulation) -> bool:
+    # Whether the vCPU was in guest mode, nothing of what is put says.
+    saved = simulation.saved
+    told = any(result.step.name == "nested" for result in simulation.results)
+    return not told and not saved.guest_mode and bool(saved.sregs.get("efer") & _SVME)
 
 
 def refusals(simulation: Simulation) -> tuple[str, ...]:
