@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from struct import Struct
 from typing import Any, NamedTuple, NoReturn
 
@@ -103,7 +103,7 @@ def _runs(fields: tuple[Field, ...]) -> Iterator[Run]:
             yield from map(Run, runs)
             continue
         numbers = tuple(runs)
-        yield Run(sum(numbers, ()), Struct(">" + "".join(map(_code, numbers))))
+        yield Run(tuple(chain.from_iterable(numbers)), Struct(">" + "".join(map(_code, numbers))))
 
 
 def _code(run: tuple[Field, ...]) -> str:
