@@ -106,7 +106,9 @@ INT_CTL = Bits(
 )
 """Without V_TPR (bits 7:0) and V_INTR_PRIO (19:16)."""
 
-V_TPR_MASK = 0xFF
+V_TPR_MASK = 0x0F
+"""The bits of V_TPR that KVM knows (``arch/x86/include/asm/svm.h``)."""
+
 V_INTR_PRIO_SHIFT = 16
 
 INT_STATE = Bits({0: "INTERRUPT_SHADOW", 1: "GUEST_INTERRUPT_MASK"})

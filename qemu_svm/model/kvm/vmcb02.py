@@ -21,7 +21,7 @@ _ALL = (1 << 64) - 1
 _V_INTR_MASKING = bits.INT_CTL.mask("V_INTR_MASKING")
 _V_GIF_ENABLE = bits.INT_CTL.mask("V_GIF_ENABLE")
 _VGIF = bits.INT_CTL.mask("V_GIF") | _V_GIF_ENABLE
-_PENDING = 0xF | bits.INT_CTL.mask("V_IRQ", "V_IGN_TPR") | 0xF << bits.V_INTR_PRIO_SHIFT
+_PENDING = bits.V_TPR_MASK | bits.INT_CTL.mask("V_IRQ", "V_IGN_TPR") | 0xF << bits.V_INTR_PRIO_SHIFT
 _FROM_L1 = ("int_vector", "int_state", "event_inj", "event_inj_err")
 _FROM_L0 = ("iopm_base_pa", "nested_ctl", "virt_ext")
 
