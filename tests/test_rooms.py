@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    *("errors", "limits", "fields", "results", "rules", "x86", "kvm", "recorder"),
+    *("errors", "optional", "limits", "fields", "results", "rules", "x86", "kvm", "recorder"),
     *("source", "stream", "nested", "machine", "memory"),
     *("recording", "snapshots", "model", "trace", "vmruns", "findings"),
     *("diagnosis", "inside", "replay", "qmp", "lab", "doctor", "survey", "render", "api"),

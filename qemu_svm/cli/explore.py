@@ -10,7 +10,7 @@ import click
 from qemu_svm.cli import options
 from qemu_svm.cli.streams import opened
 from qemu_svm.cli.verbs import verb
-from qemu_svm.memory.optional import optional
+from qemu_svm.optional import optional
 
 
 @verb(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemu_svm.memory.memory import AddressSpace
-from qemu_svm.memory.optional import optional
 from qemu_svm.memory.results import Status
+from qemu_svm.optional import optional
 
 _LONGEST = 15  # bytes of an instruction
 

@@ -5,12 +5,12 @@ Import it by name only: drgn is an optional package.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from qemu_svm.errors import AddressError, EnvironmentFault, PathError, StreamError
+from qemu_svm.errors import AddressError, PathError, StreamError
 from qemu_svm.memory.core import level_spaces
 from qemu_svm.memory.vmcoreinfo import VmCoreInfo, find
+from qemu_svm.optional import optional
 
 if TYPE_CHECKING:
     from qemu_svm.memory.memory import GuestMemory
@@ -28,12 +28,7 @@ def program(memory: GuestMemory, of: str = "l1", vmcoreinfo: VmCoreInfo | None =
     :raises PathError: no vCPU runs such a level, or no VMCOREINFO is found for it.
     :raises EnvironmentFault: drgn is not installed.
     """
-    try:
-        drgn: Any = import_module("drgn")
-    except ImportError as error:
-        raise EnvironmentFault(
-            "debugging with drgn needs the Python package 'drgn'", hint="pip install drgn"
-        ) from error
+    drgn: Any = optional("drgn", "debugging with drgn")
     space, virtual, _ = level_spaces(memory, of)
     note = vmcoreinfo or (find(space, virtual) if virtual is not None else None)
     if note is None:

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import Any
 
-from qemu_svm.errors import EnvironmentFault, QmpError
+from qemu_svm.errors import QmpError
+from qemu_svm.optional import optional
 from qemu_svm.qmp.address import Address
 
 _LONGEST = 1 << 20
@@ -101,11 +101,8 @@ def domain_of(path: str) -> str | None:
 @cache
 def _libvirt() -> tuple[Any, Any]:
     # libvirt's own loop delivers events; it must exist before the first connection.
-    try:
-        libvirt: Any = import_module("libvirt")
-        libvirt_qemu: Any = import_module("libvirt_qemu")
-    except ImportError as error:
-        raise EnvironmentFault("--domain needs libvirt-python", hint=INSTALL) from error
+    libvirt: Any = optional("libvirt", "--domain", "libvirt-python", INSTALL)
+    libvirt_qemu: Any = optional("libvirt_qemu", "--domain", "libvirt-python", INSTALL)
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     libvirt.virEventRegisterDefaultImpl()
 

@@ -10,11 +10,10 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from importlib import import_module
 from itertools import islice
 from typing import Any
 
-from qemu_svm.errors import EnvironmentFault
+from qemu_svm.optional import optional
 from qemu_svm.render.escape import printable
 from qemu_svm.survey.find import INSTALL
 from qemu_svm.survey.row import Survey
@@ -113,7 +112,8 @@ def _sqlite(result: Survey, path: str) -> None:
 
 
 def _parquet(result: Survey, path: str) -> None:
-    arrow, parquet = _need("pyarrow"), _need("pyarrow.parquet")
+    arrow: Any = optional("pyarrow", "Parquet", install=INSTALL)
+    parquet: Any = optional("pyarrow.parquet", "Parquet", install=INSTALL)
     kinds = {"size": arrow.int64(), "vcpus": arrow.int64(), "complete": arrow.bool_()}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
     rows = map(_cells, result.rows())
@@ -123,22 +123,12 @@ def _parquet(result: Survey, path: str) -> None:
 
 
 def _html(result: Survey, path: str) -> None:
-    jinja = _need("jinja2")
+    jinja: Any = optional("jinja2", "a page", install=INSTALL)
     page = jinja.Environment(autoescape=True).from_string(_PAGE)
     rows: Iterator[dict[str, Any]] = map(_cells, result.rows())
     pieces = page.generate(summary=result.summary.to_json(), columns=COLUMNS, rows=rows)
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(pieces)
-
-
-def _need(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        name = package.partition(".")[0]
-        raise EnvironmentFault(
-            f"this kind of table needs the Python package '{name}'", hint=INSTALL
-        ) from error
 
 
 KINDS: Mapping[str, Callable[[Survey, str], None]] = {

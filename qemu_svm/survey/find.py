@@ -10,10 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from typing import Any
 
 from qemu_svm.errors import EnvironmentFault, SourceError
+from qemu_svm.optional import optional
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 INSTALL = "pip install 'qemu-svm[survey]'"
@@ -92,10 +92,7 @@ def load_fsspec() -> Any:
 
     :raises EnvironmentFault: it is not installed.
     """
-    try:
-        return import_module("fsspec")
-    except ImportError as error:
-        raise EnvironmentFault("URLs need the Python package 'fsspec'", hint=INSTALL) from error
+    return optional("fsspec", "a URL", install=INSTALL)
 
 
 def listed(path: str) -> Iterator[str]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from importlib import import_module
 from typing import Any, Protocol
 
 from qemu_svm.errors import EnvironmentFault
+from qemu_svm.optional import optional
 from qemu_svm.survey.find import INSTALL
 from qemu_svm.survey.judge import Judged, judge
 from qemu_svm.survey.row import Question, Row, State, Summary, Survey
@@ -156,12 +156,7 @@ class Cluster:
     """
 
     def __init__(self, address: str, *, timeout: float = 10) -> None:
-        try:
-            self._distributed: Any = import_module("distributed")
-        except ImportError as error:
-            raise EnvironmentFault(
-                "--scheduler needs the Python package 'distributed'", hint=INSTALL
-            ) from error
+        self._distributed: Any = optional("distributed", "--scheduler", install=INSTALL)
         file = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
         try:
             self._client = self._distributed.Client(**file, timeout=timeout)

@@ -16,8 +16,8 @@ from qemu_svm.cli import streams
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.errors import EnvironmentFault, PathError, SourceError
 from qemu_svm.memory.disassembly import disassemble
-from qemu_svm.memory.optional import optional
 from qemu_svm.memory.reports import Disassembly, Place
+from qemu_svm.optional import optional
 from qemu_svm.snapshots.forms import WORDS
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import click
 from qemu_svm.cli.mem import common
 from qemu_svm.cli.status import report_damage
 from qemu_svm.cli.verbs import verb
-from qemu_svm.memory.optional import optional
+from qemu_svm.optional import optional
 
 
 @verb(

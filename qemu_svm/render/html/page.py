@@ -18,8 +18,8 @@ from qemu_svm.findings.advisories import COMMON
 from qemu_svm.findings.check import summary
 from qemu_svm.findings.overview import Overview
 from qemu_svm.findings.verdict import Verdict
-from qemu_svm.memory.optional import optional
 from qemu_svm.model.profiles import ranges
+from qemu_svm.optional import optional
 from qemu_svm.render.html import ram_map
 from qemu_svm.render.html.domain import redacted_xml, secrets_of_xml
 from qemu_svm.render.html.fields import (

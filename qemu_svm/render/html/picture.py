@@ -8,7 +8,7 @@ from os.path import basename
 from typing import Any
 
 from qemu_svm.findings.results import RamReport
-from qemu_svm.memory.optional import optional
+from qemu_svm.optional import optional
 from qemu_svm.render.escape import printable
 from qemu_svm.render.html.ram_map import CELL, STATES, Map, maps
 from qemu_svm.render.html.values import Name, Redaction
