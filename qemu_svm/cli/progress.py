@@ -56,6 +56,25 @@ def share(total: int, of_what: str) -> Callable[[int], None]:
     return show
 
 
+def rate() -> Callable[[int, int], None]:
+    """Return what to call with how many are done, and of how many: shows rate and time left."""
+    if not sys.stderr.isatty() or quiet():
+        return lambda _done, _total: None
+    line, start = _Line(), time.monotonic()
+    before: int | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal before
+        if before is None:
+            before = done
+        if line.due():
+            speed = (done - before) / max(time.monotonic() - start, 1e-3)
+            left = f", {(total - done) / speed:.0f} s left" if speed else ""
+            line.show(f"{done} of {total}, {speed:.0f} a second{left}")
+
+    return show
+
+
 def migration() -> Callable[[Migration], None]:
     """Return what to call with the answers of ``query-migrate`` while a migration runs."""
     if not sys.stderr.isatty():

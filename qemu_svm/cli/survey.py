@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import options, qemus, signals
+from qemu_svm.cli import options, progress, qemus, signals
 from qemu_svm.cli.output import print_lines
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_UNREADABLE, print_error
 from qemu_svm.cli.verbs import verb
-from qemu_svm.errors import EnvironmentFault
+from qemu_svm.errors import OutputExists
 from qemu_svm.rules import Severity
 
 if TYPE_CHECKING:
+    from qemu_svm.qmp.output import Output
     from qemu_svm.survey.row import Survey
 
 
@@ -94,8 +93,7 @@ def command(
         if one and two:
             raise click.UsageError(why)
     kernels = kernels if destination is None else (destination,)
-    if output is not None and not force and os.path.lexists(output):
-        raise click.UsageError(f"'{output}' exists; -f replaces it")
+    from qemu_svm.qmp.output import Output
     from qemu_svm.survey.find import inputs, listed
     from qemu_svm.survey.row import Question
     from qemu_svm.survey.run import Cluster, Processes, Runner, survey
@@ -112,25 +110,32 @@ def command(
 
     signals.interrupt_on_termination()
     with ExitStack() as stack:
+        table = None
+        if output is not None:  # before anything is read
+            try:
+                table = stack.enter_context(Output(output, replace=force))
+            except OutputExists as error:
+                raise click.UsageError(f"{error}; -f replaces it") from error
         store = stack.enter_context(Store(question, output and _partial(output)))
         runner: Runner = Processes(processes)
         if scheduler is not None:
             runner = cluster = Cluster(scheduler)
             stack.callback(cluster.close)
-        shown = _progress()
+        shown = progress.rate()
         try:
             found = survey(names(), question, store, runner=runner, progress=shown)
         except KeyboardInterrupt:
-            shown(-1, -1)
+            progress.clear()
             again = "the same command continues" if output else "with -o it could be continued"
             print_error(f"interrupted: {again}")
             return EXIT_INTERRUPTED
-        shown(-1, -1)
-        if output is not None:
-            _write(found, output)
-        _print(found, as_json=as_json, jsonl=jsonl, rows=output is None)
+        progress.clear()
+        if table is not None:
+            _write(found, table)
+        _print(found, as_json=as_json, jsonl=jsonl, rows=table is None)
+        status = _status(found, paths)
         store.finish()
-        return _status(found, paths)
+        return status
 
 
 def _print(found: Survey, *, as_json: bool, jsonl: bool, rows: bool) -> None:
@@ -154,19 +159,13 @@ def _partial(output: str) -> str:
     return os.path.join(folder, f".{name}.part")
 
 
-def _write(found: Survey, output: str) -> None:
-    # Under another name until it is complete.
+def _write(found: Survey, table: Output) -> None:
+    from qemu_svm.qmp.output import writing
     from qemu_svm.render.tables import write
 
-    temporary = f"{_partial(output)}.{os.getpid()}"
-    try:
-        write(found, output.rpartition(".")[2], temporary)
-        os.replace(temporary, output)
-    except OSError as error:
-        raise EnvironmentFault(f"cannot write '{output}': {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+    with writing(table.path):
+        write(found, table.path.rpartition(".")[2], table.temporary)
+    table.commit()
 
 
 def _status(found: Survey, paths: Sequence[str]) -> int:
@@ -182,27 +181,3 @@ def _status(found: Survey, paths: Sequence[str]) -> int:
     bad = any(states.get(one) for one in ("refused", "broken", "wrong"))
     severities = [Severity.ERROR] if bad else [Severity.WARNING] if states.get("warned") else []
     return EXIT_FINDINGS if options.fails(severities) else 0
-
-
-def _progress() -> Callable[[int, int], None]:
-    if not sys.stderr.isatty() or options.quiet():
-        return lambda _done, _total: None
-    start = time.monotonic()
-    first, last = -1, 0.0
-
-    def show(done: int, total: int) -> None:
-        nonlocal first, last
-        now = time.monotonic()
-        if total < 0:
-            click.echo("\r\x1b[K", nl=False, err=True)
-            return
-        if first < 0:
-            first = done
-        if now - last < 0.2:
-            return
-        last = now
-        rate = (done - first) / max(now - start, 1e-3)
-        left = f", {(total - done) / rate:.0f} s left" if rate else ""
-        click.echo(f"\r\x1b[K{done} of {total}, {rate:.0f} a second{left}", nl=False, err=True)
-
-    return show

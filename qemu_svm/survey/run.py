@@ -49,13 +49,12 @@ def survey(
     :param runner: by default a process for each processor.
     :raises SvmStreamError: the inputs cannot be found.
     """
-    total = store.add(paths)
-    todo = sum(len(chunk) for chunk in store.todo(1000))
-    done, last = total - todo, time.monotonic()
+    total, done = store.add(paths)
+    last = time.monotonic()
     if progress is not None:
         progress(done, total)
     runner = runner or Processes()
-    size = min(CHUNK, max(1, todo // 64))
+    size = min(CHUNK, max(1, (total - done) // 64))
     with closing(runner.results(store.todo(size), question)) as results:
         for judged in results:
             store.put(judged)

@@ -91,8 +91,10 @@ class Store:
             with suppress(OSError):
                 os.unlink(self.path)
 
-    def add(self, paths: Iterable[str]) -> int:
-        """Add paths that are not known yet, or whose file has changed; return how many there are.
+    def add(self, paths: Iterable[str]) -> tuple[int, int]:
+        """Add paths that are not known yet, or whose file has changed.
+
+        :returns: how many there are, and how many of them are done.
 
         What was asked for in an earlier run and is not now, is forgotten.
         """
@@ -111,7 +113,10 @@ class Store:
         base.execute("DROP TABLE wanted")
         self.commit()
         self.continued = self._count("SELECT count(*) FROM rows")
-        return self._count("SELECT count(*) FROM paths")
+        return (
+            self._count("SELECT count(*) FROM paths"),
+            self._count("SELECT count(*) FROM paths WHERE done"),
+        )
 
     def todo(self, size: int) -> Iterator[list[str]]:
         """Yield paths that are to be judged, in chunks."""

@@ -279,6 +279,20 @@ def test_the_command(svmstream: Run, folder: Path, tmp_path: Path) -> None:
     assert svmstream("survey", folder, "--to", "x").returncode == 2
 
 
+def test_what_lies_beside_streams_is_no_error_but_what_was_named_is(
+    tmp_path: Path, command: Run
+) -> None:
+    shutil.copy(NESTED, tmp_path / "a.mig.zst")
+    (tmp_path / "notes").write_bytes(b"text")
+    table = tmp_path / "t.csv"
+    words = ("--to", "6.1", "-j", "1")
+    beside = command("survey", tmp_path, *words, "-o", table)
+    assert (beside.returncode, beside.stderr) == (0, b"")
+    assert table.stat().st_mode & 0o777 == 0o600
+    named = command("survey", tmp_path / "notes", *words)
+    assert (named.returncode, named.stderr) == (3, b"")
+
+
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path, svmstream: Run) -> None:
     fleet, table = tmp_path / "fleet", tmp_path / "t.sqlite"
     fleet.mkdir()
