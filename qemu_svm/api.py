@@ -68,9 +68,6 @@ PathLike = str | os.PathLike[str]
 Progress = Callable[[int], None]
 """Called with how much is done."""
 
-_LOOKED_AT = 256 * MIB
-"""Size of a stream up to which check looks into guest memory without being asked."""
-
 
 def open(  # noqa: A001 - as svm.open
     path: PathLike,
@@ -337,12 +334,13 @@ class Dump:
         :raises PlanError: no such kernel or CPU model, or ``qemu`` is not a version.
         """
         from qemu_svm.findings.check import check
+        from qemu_svm.findings.looks import LOOKED_AT
         from qemu_svm.findings.results import CheckReport
         from qemu_svm.model.profiles import profiles, released
 
         names = [kernel] if isinstance(kernel, str) else kernel
         chosen = [profile for name in names for profile in profiles(name)] or released()
-        look = ram or self.machine.stream.source.size() <= _LOOKED_AT
+        look = ram or self.machine.stream.source.size() <= LOOKED_AT
         report = check(self.machine, chosen, qemu=qemu,
                        source=profiles(source)[0] if source is not None else None,
                        maxphyaddr=maxphyaddr, npt=npt, cpu=cpu,

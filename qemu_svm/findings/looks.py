@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from qemu_svm.memory.memory import GuestMemory
 
 
+LOOKED_AT = 256 << 20
+"""Size of a stream up to which rules look into its RAM without being asked (bytes)."""
+
+
 class Looks:
     """Guest memory, if it can be read; None for what it does not have.
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from qemu_svm.errors import SvmStreamError
 from qemu_svm.findings.check import Report, check
+from qemu_svm.findings.looks import LOOKED_AT
 from qemu_svm.findings.verdict import Verdict
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.memory.memory import GuestMemory
@@ -29,9 +30,6 @@ from qemu_svm.survey.find import URL, load_fsspec
 from qemu_svm.survey.row import RANK, Question, Row, State
 
 _VERSION = re.compile(r"-(\d+\.\d+)$")
-_LOOKED_AT = 256 << 20
-"""Size of a stream up to which rules look into its RAM, as for ``check``."""
-
 _FOREIGN = "not a QEMU migration stream"
 """In the error about a file of another kind."""
 
@@ -94,7 +92,7 @@ def _row(path: str, file: str, question: Question, kernels: Sequence[Profile]) -
 
 def _judged(path: str, machine: Machine, question: Question, kernels: Sequence[Profile]) -> Row:
     stream, source = machine.stream, machine.stream.source
-    look = source.size() <= _LOOKED_AT
+    look = source.size() <= LOOKED_AT
     report = check(
         machine,
         kernels,
