@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from qemu_svm.errors import PathError, PlanError, SourceError, StreamError
-from qemu_svm.limits import DEFAULT, MIB, Limits
+from qemu_svm.limits import DEFAULT, Limits
 from qemu_svm.machine import Machine, Vcpu, read_machine
 from qemu_svm.snapshots.forms import Beside
 from qemu_svm.source import Source, open_source

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from qemu_svm.errors import StreamError
 from qemu_svm.findings.consistency import consistency
-from qemu_svm.machine import Machine
+from qemu_svm.machine import Machine, type_version
 from qemu_svm.results import Result
 from qemu_svm.rules import Finding, Severity
 from qemu_svm.source.details import LibvirtDetails
@@ -20,7 +19,6 @@ _ROUNDS = (Kind.PART, Kind.END)
 _END_ONLY = 8
 """Bytes of a round of RAM in which nothing is sent."""
 
-_VERSION = re.compile(r"-(\d+)\.(\d+)$")
 _MULTIFD_SAYS_SO = (8, 1)
 
 
@@ -116,8 +114,8 @@ def _trailing(machine: Machine) -> Iterator[Finding]:
 def _newer(machine: str) -> bool:
     # With machine types of 8.1 and later a multifd stream says so in each round of RAM;
     # without that, what was left out may be in other channels.
-    match = _VERSION.search(machine)
-    return match is not None and (int(match[1]), int(match[2])) >= _MULTIFD_SAYS_SO
+    version = type_version(machine)
+    return version is not None and version >= _MULTIFD_SAYS_SO
 
 
 def _description(machine: Machine) -> Iterator[Finding]:

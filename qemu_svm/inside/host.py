@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qemu_svm.errors import EnvironmentFault
-from qemu_svm.inside.kernel import NoTypes, copied_layout
+from qemu_svm.inside.kernel import NoTypes, copied_layout, read_types
 from qemu_svm.inside.layout import Layout
 from qemu_svm.kvm.inside import BTF, KernelMemory, type_files
 from qemu_svm.kvm.processes import Process, kvm_processes, refusal
 
 Json = dict[str, Any]
 
-_TYPES_LIMIT = 64 << 20
 _LIBVIRT = "/run/libvirt/qemu"
 _MAKE_TYPES = (
     "make them from debug information of the same build: apt install linux-image-{0}-dbg pahole; "
@@ -89,7 +88,7 @@ class ThisHost:
                 "this kernel has no types: /sys/kernel/btf/vmlinux does not exist",
                 hint="a kernel with CONFIG_DEBUG_INFO_BTF is needed",
             )
-        module = None if self._types is None else _given(self._types)
+        module = None if self._types is None else read_types(self._types)
         answer = json.dumps({"files": sorted(type_files())}).encode()
         try:
             return copied_layout(Path(BTF), answer, module)
@@ -128,14 +127,3 @@ def process_of_domain(name: str, folder: str = _LIBVIRT) -> int:
         return int((Path(folder) / f"{name}.pid").read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
         raise EnvironmentFault(f"{folder}/{name}.pid cannot be read: {error}") from None
-
-
-def _given(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_TYPES_LIMIT + 1)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: {error.strerror}") from None
-    if len(data) > _TYPES_LIMIT:
-        raise EnvironmentFault(f"{path} has more than {_TYPES_LIMIT >> 20} MiB")
-    return data

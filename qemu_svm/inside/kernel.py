@@ -29,12 +29,12 @@ def copied_layout(folder: Path, answer: bytes, module: bytes | None = None) -> L
         names = [str(name) for name in json.loads(answer)["files"]]
     except (ValueError, KeyError, TypeError):
         raise EnvironmentFault("the agent's answer about types cannot be read") from None
-    kernel = Btf(_read(folder / "vmlinux"), name="/sys/kernel/btf/vmlinux")
+    kernel = Btf(read_types(folder / "vmlinux"), name="/sys/kernel/btf/vmlinux")
     if module is not None:
         return read_layout(Btf(module, name="the module's types"), kernel)
     if "kvm_amd" in names:
         path = "/sys/kernel/btf/kvm_amd"
-        return read_layout(Btf(_read(folder / "kvm_amd"), kernel, path))
+        return read_layout(Btf(read_types(folder / "kvm_amd"), kernel, path))
     if kernel.structure("vcpu_svm") is not None:
         return read_layout(kernel)  # built in
     raise NoTypes(
@@ -43,7 +43,11 @@ def copied_layout(folder: Path, answer: bytes, module: bytes | None = None) -> L
     )
 
 
-def _read(path: Path) -> bytes:
+def read_types(path: Path) -> bytes:
+    """Return the content of a file with types.
+
+    :raises EnvironmentFault: it cannot be read, or is too large for types.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_LIMIT + 1)

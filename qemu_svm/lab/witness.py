@@ -6,7 +6,6 @@ the log after the last record before it.
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from qemu_svm.lab.restore import copy_to_share, settings_of
 from qemu_svm.lab.suites import catalogue as suites
 from qemu_svm.lab.suites.kernels import user_land, wanted
 from qemu_svm.lab.vm import Settings, running
-from qemu_svm.machine import Machine, Vcpu
+from qemu_svm.machine import Machine, Vcpu, type_version
 from qemu_svm.model import plans
 from qemu_svm.model.kernels.derive import profile_of
 from qemu_svm.model.kernels.release import parse_if_any
@@ -263,10 +262,9 @@ def qemu_for(machine: str | None, kernel: str) -> str:
     :raises PlanError: no name of a kernel.
     """
     own = user_land(wanted(kernel)).qemu
-    found = re.search(r"-(\d+)\.(\d+)$", machine or "")
-    if found is None:
+    needed = type_version(machine)
+    if needed is None:
         return own
-    needed = int(found[1]), int(found[2])
     lines = [own, *suites.QEMUS]
     return next((line for line in lines if _version(line) >= needed), own)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -44,6 +45,15 @@ class Machine:
         known = [str(vcpu.index) for vcpu in self.vcpus]
         what = "stream" if self.form is None else "input"
         raise PathError(f"the {what} has no readable vCPU {index}", near=known)
+
+
+_VERSION = re.compile(r"-(\d{1,9})\.(\d{1,9})$")  # a name may have 64 KiB of digits
+
+
+def type_version(name: str | None) -> tuple[int, int] | None:
+    """Return the version in the name of a machine type, such as ``pc-i440fx-7.2``; else None."""
+    found = _VERSION.search(name or "")
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def read_machine(stream: Stream) -> Machine:

@@ -43,7 +43,7 @@ _VMWARE = b"\xad\x15"
 _TPM_PPI = 0xFED4_5000
 _RESET = b"\xea\x5b\xe0\x00\xf0"  # SeaBIOS' jump at the reset vector
 _MOST_CANDIDATES = 12
-_VERSION = re.compile(r"-(\d+)\.(\d+)")
+_VERSION = re.compile(r"-(\d{1,9})\.(\d{1,9})")
 
 Content = Callable[[str, int, int], bytes]
 """Reads a RAM block: its name, offset, size.  Raises StreamError where it is damaged."""

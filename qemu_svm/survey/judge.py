@@ -5,7 +5,6 @@ It opens, decodes and judges, and returns rows; it never raises.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from qemu_svm.errors import SvmStreamError
 from qemu_svm.findings.check import Report, check
 from qemu_svm.findings.looks import LOOKED_AT
 from qemu_svm.findings.verdict import Verdict
-from qemu_svm.machine import Machine, read_machine
+from qemu_svm.machine import Machine, read_machine, type_version
 from qemu_svm.memory.memory import GuestMemory
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.profiles import profiles, released
@@ -29,7 +28,6 @@ from qemu_svm.stream.ram.read import read_ram
 from qemu_svm.survey.find import URL, load_fsspec
 from qemu_svm.survey.row import RANK, Question, Row, State
 
-_VERSION = re.compile(r"-(\d+\.\d+)$")
 _FOREIGN = "not a QEMU migration stream"
 """In the error about a file of another kind."""
 
@@ -105,7 +103,7 @@ def _judged(path: str, machine: Machine, question: Question, kernels: Sequence[P
         named=bool(question.kernels),
     )
     problems = stream.problems + machine.problems
-    version = _VERSION.search(machine.name or "")
+    version = type_version(machine.name)
     details = source.details
     serious, warned = (
         tuple(sorted({one.rule for one in report.findings if one.severity is severity}))
@@ -119,7 +117,7 @@ def _judged(path: str, machine: Machine, question: Question, kernels: Sequence[P
         container=source.container,
         machine=machine.name,
         domain=details.name if isinstance(details, LibvirtDetails) else None,
-        qemu=version[1] if version else None,
+        qemu=f"{version[0]}.{version[1]}" if version else None,
         vcpus=len(machine.vcpus),
         l2=tuple(vcpu.index for vcpu in machine.vcpus if vcpu.guest_mode),
         complete=complete,

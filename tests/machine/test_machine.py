@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from qemu_svm.errors import PathError
-from qemu_svm.machine import Machine, read_machine
+from qemu_svm.findings.inspection import findings
+from qemu_svm.machine import Machine, read_machine, type_version
 from qemu_svm.machine.paths import find, section_label
+from qemu_svm.memory.layout import layout
 from qemu_svm.source import BytesSource
 from qemu_svm.stream import Value, read_stream
-from tests.support.builders import Section, stream
+from tests.support.builders import Section, configuration, stream
 
 
 def test_registers_are_l2s(machine: Machine, capture: dict[str, Any]) -> None:
@@ -144,3 +146,25 @@ def test_older_cpus_have_fewer_registers() -> None:
     assert vcpu.get("efer") == 0x1000
     assert "r8" not in vcpu.registers
     assert (vcpu.cpl, vcpu.guest_mode) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("pc-i440fx-7.2", (7, 2)),
+        ("pc-q35-10.0", (10, 0)),
+        ("virt", None),
+        ("pc-7.2-custom", None),
+        (None, None),
+        (f"pc-{'9' * 5000}.1", None),
+    ],
+)
+def test_the_version_of_a_machine_type(name: str | None, version: tuple[int, int] | None) -> None:
+    assert type_version(name) == version
+
+
+def test_a_version_of_any_length_is_only_a_name() -> None:
+    data = stream(config=configuration(f"pc-{'9' * 5000}.1"))
+    machine = read_machine(read_stream(BytesSource(data)))
+    assert findings(machine) is not None
+    assert layout(machine) is not None
