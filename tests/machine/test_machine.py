@@ -164,7 +164,7 @@ def test_the_version_of_a_machine_type(name: str | None, version: tuple[int, int
 
 
 def test_a_version_of_any_length_is_only_a_name() -> None:
-    data = stream(config=configuration(f"pc-{'9' * 5000}.1"))
+    data = stream(blocks={"pc.ram": 4 << 30}, config=configuration(f"pc-i440fx-{'9' * 5000}.1"))
     machine = read_machine(read_stream(BytesSource(data)))
     assert findings(machine) is not None
     assert layout(machine) is not None
