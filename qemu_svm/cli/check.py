@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import options, qemus
+from qemu_svm.cli import options
+from qemu_svm.cli.destination import chosen, destination_options
 from qemu_svm.cli.output import print_json, show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage, report_failure
 from qemu_svm.cli.streams import opened, opened_saved
@@ -35,14 +36,7 @@ if TYPE_CHECKING:
 @options.description_option
 @options.page_size_option
 @options.channel_option
-@options.kernel_option("all releases")
-@options.release_option("--to", "destination", "The same, for one destination.")
-@options.release_option("--from", "source", "The source's kernel.")
-@click.option("--qemu", "qemu_version", type=qemus.version, metavar="VERSION|BINARY",
-              help="The destination's QEMU.")  # fmt: skip
-@options.host_npt_option
-@options.cpu_option
-@options.maxphyaddr_option
+@destination_options
 @click.option("--ram", is_flag=True,
               help="Look into guest memory for known bugs, however large the stream is.",
               )  # fmt: skip
@@ -84,10 +78,7 @@ def command(
         return 0
     if not files:
         raise click.UsageError("Missing argument 'FILE'.")
-    if destination is not None:
-        if kernels:
-            raise click.UsageError("--to and --kernel have the same meaning; use one of them")
-        kernels = (destination,)
+    kernels = chosen(kernels, destination)
     if files.count("-") > 1:
         raise click.UsageError("only one FILE can be standard input")
     if channels and len(files) > 1:

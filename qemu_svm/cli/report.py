@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 import click
 
-from qemu_svm.cli import options, qemus, signals
+from qemu_svm.cli import options, signals
+from qemu_svm.cli.destination import qemu_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
@@ -35,8 +36,7 @@ from qemu_svm.qmp.output import STANDARD, Output, Standard
 @options.channel_option
 @options.release_option("--from", "source", "The source's kernel.")
 @options.release_option("--to", "destination", "The destination's.  [default: all releases]")
-@click.option("--qemu", "qemu_version", type=qemus.version, metavar="VERSION|BINARY",
-              help="The destination's QEMU.")  # fmt: skip
+@qemu_option
 @options.host_npt_option
 @options.cpu_option
 @click.option("--log", metavar="LOG",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qemu_svm.cli import options, progress, qemus, signals
+from qemu_svm.cli import options, progress, signals
+from qemu_svm.cli.destination import chosen, destination_options
 from qemu_svm.cli.output import print_lines
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_UNREADABLE, print_error
 from qemu_svm.cli.verbs import verb
@@ -38,14 +39,7 @@ def _table(_ctx: click.Context, _param: click.Parameter, path: str | None) -> st
 @click.argument("paths", nargs=-1, metavar="PATH...")
 @click.option("--list", "list_file", metavar="FILE",
               help="Also the paths in FILE, one on a line; - for standard input.")  # fmt: skip
-@options.kernel_option("all releases")
-@options.release_option("--to", "destination", "The same, for one destination.")
-@options.release_option("--from", "source", "The source's kernel.")
-@click.option("--qemu", "qemu_version", type=qemus.version, metavar="VERSION|BINARY",
-              help="The destination's QEMU.")  # fmt: skip
-@options.host_npt_option
-@options.cpu_option
-@options.maxphyaddr_option
+@destination_options
 @click.option("-o", "--output", metavar="NEW", callback=_table,
               help="Write a table: NEW.csv, .sqlite, .parquet or .html.")  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Replace NEW.")
@@ -87,12 +81,11 @@ def command(
         raise click.UsageError("Missing argument 'PATH...'.")
     for one, two, why in (
         (as_json, jsonl, "--json and --jsonl are two forms: give one of them"),
-        (destination, kernels, "--to and --kernel have the same meaning; use one of them"),
         (processes, scheduler, "--processes is for this host, and --scheduler for a cluster"),
     ):
         if one and two:
             raise click.UsageError(why)
-    kernels = kernels if destination is None else (destination,)
+    kernels = chosen(kernels, destination)
     from qemu_svm.qmp.output import Output
     from qemu_svm.survey.find import inputs, listed
     from qemu_svm.survey.row import Question
