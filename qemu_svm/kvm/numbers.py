@@ -12,9 +12,13 @@ headers of Linux 6.1, those added later are from 6.12's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
 
 KVM_TYPE = 0xAE
 _MASK = 0xFFFF_FFFF
@@ -216,6 +220,20 @@ def by_number(number: int) -> Ioctl | None:
 def by_name(name: str) -> Ioctl | None:
     """Return the ioctl of a name, with or without ``KVM_``."""
     return _names().get(name if name.startswith(_PREFIX) else _PREFIX + name)
+
+
+def keyed_by_number(table: Mapping[str, _Value]) -> dict[int, _Value]:
+    """Return a table of ioctls' names as one of their numbers.
+
+    :raises KeyError: there is no ioctl of such a name.
+    """
+    found = {}
+    for name, value in table.items():
+        ioctl = by_name(name)
+        if ioctl is None:
+            raise KeyError(name)
+        found[ioctl.number] = value
+    return found
 
 
 def is_kvm(number: int) -> bool:

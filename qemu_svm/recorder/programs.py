@@ -120,6 +120,23 @@ _WATCHED = """
     if r0 == 0 goto out
 """
 
+# The descriptor in the lower half of r1, with the process of r7: the key of the map descriptors.
+_DESCRIPTOR_KEY = """
+    r2 = r7
+    r2 >>= 32
+    r2 <<= 32
+    r2 |= r1
+    *(u64 *)(r10 - 32) = r2
+"""
+
+# r0: what is known of the descriptor whose key was made, or 0.
+_DESCRIPTOR = """
+    r1 = map descriptors
+    r2 = r10
+    r2 += -32
+    call map_lookup_elem
+"""
+
 # r0: what has been done of this thread's call; -40 is free.
 _THREAD = """
     *(u64 *)(r10 - 40) = r7
@@ -315,15 +332,8 @@ first:
     *(u64 *)(r10 - 16) = 0
     *(u64 *)(r10 - 24) = 0
     r1 = *(u32 *)(r10 - 48)
-    r2 = r7
-    r2 >>= 32
-    r2 <<= 32
-    r2 |= r1
-    *(u64 *)(r10 - 32) = r2
-    r1 = map descriptors
-    r2 = r10
-    r2 += -32
-    call map_lookup_elem
+{_DESCRIPTOR_KEY}
+{_DESCRIPTOR}
     if r0 != 0 goto known
     *(u64 *)(r10 - 96) = 1      ; a descriptor that was open before: as after an ioctl
     *(u64 *)(r10 - 88) = 0
@@ -336,10 +346,7 @@ first:
     r3 += -96
     r4 = 0
     call map_update_elem
-    r1 = map descriptors
-    r2 = r10
-    r2 += -32
-    call map_lookup_elem
+{_DESCRIPTOR}
     if r0 == 0 goto out
 known:
     if r8 == KVM_RUN goto run
@@ -432,15 +439,8 @@ mmap:                           ; the kvm_run of a vCPU, which KVM_CREATE_VCPU h
     r1 = *(u64 *)(r10 - 128)    ; offset in the file
     if r1 != 0 goto out
     r1 = *(u32 *)(r10 - 120)
-    r2 = r7
-    r2 >>= 32
-    r2 <<= 32
-    r2 |= r1
-    *(u64 *)(r10 - 32) = r2
-    r1 = map descriptors
-    r2 = r10
-    r2 += -32
-    call map_lookup_elem
+{_DESCRIPTOR_KEY}
+{_DESCRIPTOR}
     if r0 == 0 goto out
     r1 = *(u64 *)(r10 - 16)
     *(u64 *)(r0 + 24) = r1
@@ -465,11 +465,7 @@ first:
     if r1 s<= 0 goto header
     if r8 == KVM_CHECK_EXTENSION goto extension
     if r8 != KVM_CREATE_VCPU goto header
-    r2 = r7
-    r2 >>= 32
-    r2 <<= 32
-    r2 |= r1
-    *(u64 *)(r10 - 32) = r2
+{_DESCRIPTOR_KEY}
     *(u64 *)(r10 - 128) = 1
     *(u64 *)(r10 - 120) = 0
     *(u64 *)(r10 - 112) = 0
@@ -497,15 +493,8 @@ extension:
     goto header
 run:
     r1 = *(u32 *)(r10 - 80)
-    r2 = r7
-    r2 >>= 32
-    r2 <<= 32
-    r2 |= r1
-    *(u64 *)(r10 - 32) = r2
-    r1 = map descriptors
-    r2 = r10
-    r2 += -32
-    call map_lookup_elem
+{_DESCRIPTOR_KEY}
+{_DESCRIPTOR}
     if r0 == 0 goto out
     r1 = *(u64 *)(r0 + 16)
     if r1 == 0 goto out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qemu_svm.kvm.numbers import by_name
+from qemu_svm.kvm.numbers import keyed_by_number
 from qemu_svm.recorder.log import CALL, NO_DATA, Record
 
 _ADDRESSES = {
@@ -28,16 +28,7 @@ _KEPT_MSRS = frozenset((0xC000_0080, 0xC001_0114, 0xC001_0117))
 _SREGS2_FLAGS, _SREGS2_PDPTRS = 0x118, 0x120
 
 
-def _numbers() -> dict[int, tuple[tuple[int, int], ...]]:
-    found = {}
-    for name, places in _ADDRESSES.items():
-        ioctl = by_name(name)
-        assert ioctl is not None, name
-        found[ioctl.number] = places
-    return found
-
-
-_PLACES = _numbers()
+_PLACES = keyed_by_number(_ADDRESSES)
 _SREGS2 = (0x8140_AECC, 0x4140_AECD)
 _MSRS = (0xC008_AE88, 0x4008_AE89)
 _IRQCHIPS = (0xC208_AE62, 0x8208_AE63)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from qemu_svm.kvm.numbers import by_name
+from qemu_svm.kvm.numbers import keyed_by_number
 
 KVM_RUN = 0xAE80
 CREATE_VM = 0xAE01
@@ -105,12 +105,7 @@ _TABLE: Mapping[str, Shape] = {
 
 def shapes() -> dict[int, Shape]:
     """Return the ioctls whose number does not tell the whole, by number."""
-    found = {}
-    for name, shape in _TABLE.items():
-        ioctl = by_name(name)
-        assert ioctl is not None, name
-        found[ioctl.number] = shape
-    return found
+    return keyed_by_number(_TABLE)
 
 
 _SHAPES = shapes()
