@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from qemu_svm.findings.looks import Looks
 from qemu_svm.machine import Vcpu
@@ -107,11 +108,16 @@ class Advisory:
         """Whether a kernel has the bug; a proposal has none that a change repaired."""
         if self.change is None:
             return not self.rule.kernels or kernel.row in self.rule.kernels
-        return any(kernel.numbers) and self.change.is_missed_by(Release(*kernel.numbers))
+        return any(kernel.numbers) and _missed(self.change.id, *kernel.numbers)
 
     def on_host(self, parameters: Mapping[str, str], kernel: Profile) -> bool:
         """Whether a host with these parameters of kvm_amd meets it."""
         return self.host is not None and self.host(parameters) and self.concerns(kernel)
+
+
+@lru_cache(maxsize=1 << 14)  # asked about every stream of a survey
+def _missed(change: str, major: int, minor: int, update: int) -> bool:
+    return BY_ID[change].is_missed_by(Release(major, minor, update))
 
 
 def repaired(number: str, severity: Severity, change: str, when: str, means: str) -> Rule:

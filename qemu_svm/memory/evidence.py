@@ -19,7 +19,7 @@ from qemu_svm.stream import RamBlock, Record, Value
 _CMOS_SECTION = "mc146818rtc"
 _CMOS_LEAST = 0x5E
 _UNIT = 64 * KIB
-_PCI_CONFIG = ("pci config", "pci config le")
+_PCI_CONFIG = frozenset({"pci config", "pci config le"})
 _CLASS_VGA = 0x0300
 _HOST_BRIDGES = {"I440FX": (0x59, 0x72), "mch": (0x90, 0x9D)}
 _SRAT = b"SRAT"
@@ -124,17 +124,16 @@ def _sizes(data: bytes) -> Cmos:
 
 
 def pci_devices(machine: Machine) -> Iterator[PciDevice]:
-    """Every PCI function whose section can be decoded."""
+    """Every PCI function whose configuration space can be decoded."""
     for record in machine.stream.sections():
-        values = section_values(machine, record)
-        if values is None:
+        try:
+            value = machine.stream.first_value(record, _PCI_CONFIG)
+        except StreamError:
             continue
-        for _, value in values.walk():
-            data = value.value
-            if value.type in _PCI_CONFIG and isinstance(data, bytes) and len(data) >= 0x40:
-                path, slash, name = (record.name or "").rpartition("/")
-                yield PciDevice(path if slash else "", name, data)
-                break
+        data = value.value if value is not None else None
+        if isinstance(data, bytes) and len(data) >= 0x40:
+            path, slash, name = (record.name or "").rpartition("/")
+            yield PciDevice(path if slash else "", name, data)
 
 
 @dataclass(frozen=True, slots=True)

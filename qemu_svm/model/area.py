@@ -28,12 +28,17 @@ RESET = Writer(0, "reset")
 
 
 class Area:
-    """Named values with their writers."""
+    """Named values with their writers.
 
-    def __init__(self, name: str, values: Mapping[str, Content] | None = None) -> None:
+    :param values: to begin with, all written by ``writer``.
+    """
+
+    def __init__(
+        self, name: str, values: Mapping[str, Content] | None = None, writer: Writer = RESET
+    ) -> None:
         self.name = name
         self._values: dict[str, Content] = dict(values or {})
-        self._writers: dict[str, Writer] = dict.fromkeys(self._values, RESET)
+        self._writers: dict[str, Writer] = dict.fromkeys(self._values, writer)
 
     def __contains__(self, name: str) -> bool:
         return name in self._values

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from qemu_svm.errors import PlanError
 from qemu_svm.machine import Vcpu
-from qemu_svm.model.area import RESET, Area, Writer
+from qemu_svm.model.area import RESET, Area, Content, Writer
 from qemu_svm.nested import NestedState, bits, layout, vmcb_fields
 from qemu_svm.x86.cpuid import Cpuid, infer
 from qemu_svm.x86.cpuid_entries import features
@@ -138,19 +139,25 @@ def areas(vmcb: bytes, writer: Writer = RESET) -> tuple[Area, Area]:
     The six intercept words become one number; fields that are neither a number nor a
     segment are left out.
     """
+    control, save = _contents(vmcb)
+    return Area("vmcb12 control", control, writer), Area("vmcb12 save", save, writer)
+
+
+@lru_cache(maxsize=16)  # as vmcb_fields: one VMCB is read by many rules
+def _contents(vmcb: bytes) -> tuple[Mapping[str, Content], Mapping[str, Content]]:
     fields = vmcb_fields(vmcb)
-    control, save = Area("vmcb12 control"), Area("vmcb12 save")
+    control: dict[str, Content] = {}
+    save: dict[str, Content] = {}
     for name, value in fields[0].items():
         if name == "intercepts":
-            control.set(name, bits.intercept_words(list(value)), writer)
+            control[name] = bits.intercept_words(list(value))
         elif isinstance(value, int):
-            control.set(name, value, writer)
+            control[name] = value
     for name, value in fields[1].items():
         if isinstance(value, int):
-            save.set(name, value, writer)
+            save[name] = value
         elif name in _TABLES:
-            save.set(name, Segment(0, value.base, value.limit, 0), writer)
+            save[name] = Segment(0, value.base, value.limit, 0)
         elif name in layout.SEGMENTS:
-            segment = Segment(value.selector, value.base, value.limit, value.attrib)
-            save.set(name, segment, writer)
+            save[name] = Segment(value.selector, value.base, value.limit, value.attrib)
     return control, save

@@ -44,7 +44,7 @@ from qemu_svm.stream.resync import FOOTER_SIZE, find_header, footer_bytes, next_
 from qemu_svm.stream.sections import NO_LAYOUTS, Layouts, borrowed_layouts
 from qemu_svm.stream.tail import find_chain, find_description
 from qemu_svm.stream.vmstate import description as vmdesc
-from qemu_svm.stream.vmstate.decode import decode
+from qemu_svm.stream.vmstate.decode import decode, first
 from qemu_svm.stream.vmstate.description import Description, Device
 from qemu_svm.stream.vmstate.values import Value
 from qemu_svm.stream.walk import Walker
@@ -152,6 +152,19 @@ class Stream:
             return None
         reader = Reader(self.source, record.payload)
         return decode(reader, device.layout, device.name, self.limits)
+
+    def first_value(self, record: Record, kinds: frozenset[str]) -> Value | None:
+        """Return the first field of a section whose type is one of ``kinds``, if it has one.
+
+        No more of the section is decoded than leads there.
+
+        :raises StreamError: the content contradicts the layout.
+        """
+        device = self.device(record)
+        if device is None or record.payload_size > self.limits.section_bytes:
+            return None
+        reader = Reader(self.source, record.payload)
+        return first(reader, device.layout, device.name, kinds, self.limits)
 
 
 def read_stream(

@@ -36,11 +36,36 @@ def decode(reader: Reader, layout: Fields, section: str, limits: Limits = DEFAUL
     return _Decoder(reader, section, limits.section_values).body(layout, section, "section", "")
 
 
+def first(
+    reader: Reader, layout: Fields, section: str, kinds: frozenset[str], limits: Limits = DEFAULT
+) -> Value | None:
+    """Read a payload up to the first field whose type is one of ``kinds``; return that.
+
+    Arrays are not looked into.  Raises what :func:`decode` does.
+    """
+    if kinds.isdisjoint(layout.types):
+        return None
+    try:
+        _Decoder(reader, section, limits.section_values, kinds).body(layout, section, "section", "")
+    except _Found as found:
+        return found.value
+    return None
+
+
+class _Found(Exception):
+    def __init__(self, value: Value) -> None:
+        super().__init__()
+        self.value = value
+
+
 class _Decoder:
-    def __init__(self, reader: Reader, section: str, budget: int) -> None:
+    def __init__(
+        self, reader: Reader, section: str, budget: int, until: frozenset[str] = frozenset()
+    ) -> None:
         self._reader = reader
         self._section = section
         self._budget = budget
+        self._until = until
 
     def body(self, layout: Fields, name: str, kind: str, path: str, start: int = -1) -> Value:
         # The fields and subsections of one description.
@@ -159,7 +184,10 @@ class _Decoder:
             if value is not None and (not exact or value.size == field.size):
                 return value
             self._reader.offset = start
-        return self._value(name, field.type, start, self._leaf(field, path))
+        found = self._value(name, field.type, start, self._leaf(field, path))
+        if field.type in self._until:
+            raise _Found(found)
+        return found
 
     def _nested(self, field: Field, name: str, path: str) -> Value:
         if field.type not in types.LISTS and field.type != types.TREE:

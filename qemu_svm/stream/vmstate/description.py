@@ -58,9 +58,14 @@ class Fields:
     """Set in built-in layouts: only the wire shows whether the subsection is present."""
     runs: tuple[Run, ...] = field(init=False, repr=False, compare=False)
     """The same fields as they are decoded."""
+    types: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Of the fields here and in all that is nested: what decoding can find."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(_runs(self.fields)))
+        inner = [*self.subsections, *chain.from_iterable(one.groups for one in self.fields)]
+        types = frozenset(one.type for one in self.fields)
+        object.__setattr__(self, "types", types.union(*(one.types for one in inner)))
 
 
 class Run(NamedTuple):
