@@ -83,7 +83,7 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 @pytest.fixture(scope="session")
 def svmstream() -> Run:
-    """Run the installed command as a process of its own."""
+    """Run the installed command as a process of its own: slow, for what only a process shows."""
     program = Path(sys.executable).with_name("svmstream")
 
     def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -27,24 +27,24 @@ def script(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("file", [OLD, SAME])
-def test_the_installed_qemu_accepts_it(file: Path, svmstream: Run) -> None:
-    done = svmstream("compat", file, "--qemu", QEMU)
+def test_the_installed_qemu_accepts_it(file: Path, command: Run) -> None:
+    done = command("compat", file, "--qemu", QEMU)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"no reason found for" in done.stdout
     assert b"not in dump  ram, timer, cpu_common, cpu," in done.stdout
 
 
 @pytest.mark.parametrize("file", NEW)
-def test_it_has_no_such_machine(file: Path, svmstream: Run) -> None:
-    done = svmstream("compat", file, "--qemu", QEMU)
+def test_it_has_no_such_machine(file: Path, command: Run) -> None:
+    done = command("compat", file, "--qemu", QEMU)
     assert done.returncode == 1
     assert b"does not have the machine type" in done.stdout
 
 
-def test_json_and_a_dump(tmp_path: Path, svmstream: Run) -> None:
+def test_json_and_a_dump(tmp_path: Path, command: Run) -> None:
     path = tmp_path / "vmstate"
     subprocess.run([QEMU, "-M", "pc-i440fx-7.2", "-dump-vmstate", path], check=True)
-    made = json.loads(svmstream("compat", SAME, "--qemu", path, "--json").stdout)
+    made = json.loads(command("compat", SAME, "--qemu", path, "--json").stdout)
     assert made["schema_version"] == 1
     assert made["accepted"] is True
     assert made["target"] == {"qemu": str(path), "dumped_for": "pc-i440fx-7.2"}
@@ -53,7 +53,7 @@ def test_json_and_a_dump(tmp_path: Path, svmstream: Run) -> None:
     document = json.loads(path.read_text())
     document["mc146818rtc"]["Description"].update(version_id=2)
     path.write_text(json.dumps(document))
-    done = svmstream("compat", SAME, "--qemu", path, "--json")
+    done = command("compat", SAME, "--qemu", path, "--json")
     assert done.returncode == 1
     (bad,) = [one for one in json.loads(done.stdout)["findings"] if one["severity"] == "error"]
     assert bad["rule"] == "version"
@@ -65,29 +65,29 @@ def test_json_and_a_dump(tmp_path: Path, svmstream: Run) -> None:
     "text",
     ["exit 1", "exit 0", "kill -9 $$", 'case "$*" in *help*) exit 0;; esac; exit 3'],
 )
-def test_a_qemu_that_fails(text: str, tmp_path: Path, svmstream: Run) -> None:
-    done = svmstream("compat", SAME, "--qemu", script(tmp_path / "qemu", text))
+def test_a_qemu_that_fails(text: str, tmp_path: Path, command: Run) -> None:
+    done = command("compat", SAME, "--qemu", script(tmp_path / "qemu", text))
     assert done.returncode == 4
     assert done.stderr.startswith(b"svmstream: ")
     assert b"Traceback" not in done.stderr
 
 
-def test_a_qemu_that_hangs(tmp_path: Path, svmstream: Run) -> None:
+def test_a_qemu_that_hangs(tmp_path: Path, command: Run) -> None:
     slow = script(tmp_path / "qemu", "exec sleep 100")
-    done = svmstream("compat", SAME, "--qemu", slow, "--timeout", "1")
+    done = command("compat", SAME, "--qemu", slow, "--timeout", "1")
     assert done.returncode == 4
     assert b"no answer in 1 seconds" in done.stderr
 
 
-def test_no_program_at_all(tmp_path: Path, svmstream: Run) -> None:
+def test_no_program_at_all(tmp_path: Path, command: Run) -> None:
     for target in (tmp_path / "none", tmp_path / "none.json", tmp_path, Path(__file__)):
-        assert svmstream("compat", SAME, "--qemu", target).returncode == 4, target
+        assert command("compat", SAME, "--qemu", target).returncode == 4, target
 
 
-def test_a_dump_that_is_none(tmp_path: Path, svmstream: Run) -> None:
+def test_a_dump_that_is_none(tmp_path: Path, command: Run) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"a": 1}')
-    done = svmstream("compat", SAME, "--qemu", path)
+    done = command("compat", SAME, "--qemu", path)
     assert done.returncode == 3
     assert b"-dump-vmstate" in done.stderr
 

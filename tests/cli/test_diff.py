@@ -14,14 +14,14 @@ B = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
 AGAIN = STREAMS / "qemu5.2-linux5.10-nested.resaved.mig.zst"
 
 
-def test_the_same(svmstream: Run) -> None:
-    done = svmstream("diff", A, A)
+def test_the_same(command: Run) -> None:
+    done = command("diff", A, A)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"no differences" in done.stdout
 
 
-def test_text(svmstream: Run) -> None:
-    done = svmstream("diff", A, B)
+def test_text(command: Run) -> None:
+    done = command("diff", A, B)
     assert (done.returncode, done.stderr) == (1, b"")
     text = done.stdout.decode()
     assert "\x1b" not in text
@@ -33,23 +33,23 @@ def test_text(svmstream: Run) -> None:
     assert "l1_save.dr6 " not in text
 
 
-def test_all_and_no_masks(svmstream: Run) -> None:
-    shown = svmstream("diff", A, B, "--all").stdout.decode()
+def test_all_and_no_masks(command: Run) -> None:
+    shown = command("diff", A, B, "--all").stdout.decode()
     assert "masked: vmload-group" in shown
-    bare = svmstream("diff", A, B, "--no-masks").stdout.decode()
+    bare = command("diff", A, B, "--no-masks").stdout.decode()
     assert "masked" not in bare
     assert "vcpu0.nested.l1_save.dr6" in bare
 
 
-def test_masks_can_make_it_the_same(svmstream: Run) -> None:
-    assert svmstream("diff", A, AGAIN).returncode == 1
-    done = svmstream("diff", A, AGAIN, "--mask", "*.rcx", "--mask", "*.rflags")
+def test_masks_can_make_it_the_same(command: Run) -> None:
+    assert command("diff", A, AGAIN).returncode == 1
+    done = command("diff", A, AGAIN, "--mask", "*.rcx", "--mask", "*.rflags")
     assert done.returncode == 0
     assert b"user-1: 1, requested with --mask" in done.stdout
 
 
-def test_json(svmstream: Run) -> None:
-    done = svmstream("diff", A, B, "--json")
+def test_json(command: Run) -> None:
+    done = command("diff", A, B, "--json")
     made = json.loads(done.stdout)
     assert made["schema_version"] == 1
     assert made["same"] is False
@@ -67,10 +67,10 @@ def test_json(svmstream: Run) -> None:
     assert made["renamed"][0] == {"path": "section:ps2kbd.common", "name": "parent_obj"}
 
 
-def test_list_masks(svmstream: Run) -> None:
-    text = svmstream("diff", "--list-masks").stdout.decode()
+def test_list_masks(command: Run) -> None:
+    text = command("diff", "--list-masks").stdout.decode()
     assert "vmload-group" in text
-    made = json.loads(svmstream("diff", "--list-masks", "--json").stdout)
+    made = json.loads(command("diff", "--list-masks", "--json").stdout)
     assert {"id", "pattern", "reason", "source", "type", "ignore"} == made["masks"][0].keys()
 
 
@@ -85,17 +85,17 @@ def test_one_of_them_from_a_pipe(svmstream: Run) -> None:
     assert svmstream("diff", A, "-", input=A.read_bytes()).returncode == 0
 
 
-def test_unreadable(svmstream: Run, sample: bytes, tmp_path: Path) -> None:
+def test_unreadable(command: Run, sample: bytes, tmp_path: Path) -> None:
     cut = tmp_path / "cut.bin"
     cut.write_bytes(sample[:0x98D00])
-    done = svmstream("diff", A, cut)
+    done = command("diff", A, cut)
     assert done.returncode == 3
     assert b"0x98d00" in done.stderr
     assert b"NOT COMPLETE" in done.stdout
-    assert svmstream("diff", A, tmp_path / "none").returncode == 3
+    assert command("diff", A, tmp_path / "none").returncode == 3
 
 
-def test_a_postcopy_that_was_resumed(svmstream: Run, tmp_path: Path) -> None:
+def test_a_postcopy_that_was_resumed(command: Run, tmp_path: Path) -> None:
     # Its first connection broke off; the second brought the rest, and the end.
     whole = builders.stream([], [page(0, b"kept", "m") + page(PAGE, b"lost")], {"m": 4 * PAGE})
     first, second = tmp_path / "first", tmp_path / "second"
@@ -104,8 +104,8 @@ def test_a_postcopy_that_was_resumed(svmstream: Run, tmp_path: Path) -> None:
     end = builders.referring(3, 2, builders.EOS) + b"\0"
     second.write_bytes(builders.command(10, counted("m")) + builders.command(9) + rest + end)
     both = ["--channel-a", second, "--channel-b", second]
-    done = svmstream("diff", "--ram", *both, first, first)
+    done = command("diff", "--ram", *both, first, first)
     assert (done.returncode, done.stderr) == (0, b"")
-    done = svmstream("diff", "--ram", *both[:2], first, first)
+    done = command("diff", "--ram", *both[:2], first, first)
     assert done.returncode == 3
     assert b"the input ends" in done.stderr

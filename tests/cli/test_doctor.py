@@ -23,8 +23,8 @@ def checks(text: bytes) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.qemu
-def test_this_host(svmstream: Run) -> None:
-    done = svmstream("doctor", "--json")
+def test_this_host(command: Run) -> None:
+    done = command("doctor", "--json")
     found = checks(done.stdout)
     assert json.loads(done.stdout)["host"] == probe.host()
     states = {one["state"] for one in found.values()}
@@ -34,41 +34,41 @@ def test_this_host(svmstream: Run) -> None:
         purpose for one in found.values() if one["state"] == "missing"
         for purpose in one["needed_for"]
     }  # fmt: skip
-    done = svmstream("doctor", "--for", "replay", "--for", "restore")
+    done = command("doctor", "--for", "replay", "--for", "restore")
     assert (done.returncode == 4) == bool(missing & {"replay", "restore"})
 
 
 @pytest.mark.qemu
-def test_a_running_vm(tmp_path: Path, svmstream: Run) -> None:
+def test_a_running_vm(tmp_path: Path, command: Run) -> None:
     with running(tmp_path) as vm:
-        done = svmstream("doctor", "--qmp", vm.address, "--for", "capture")
+        done = command("doctor", "--qmp", vm.address, "--for", "capture")
         assert done.returncode in (0, 1), done.stdout
         assert b"running, 1 vCPUs, no KVM" in done.stdout
-    done = svmstream("doctor", "--qmp", vm.address)
+    done = command("doctor", "--qmp", vm.address)
     assert done.returncode == 4
     assert b"nobody listens" in done.stdout
 
 
-def test_no_qemu(svmstream: Run) -> None:
-    done = svmstream("doctor", "--qemu", "no-such-program")
+def test_no_qemu(command: Run) -> None:
+    done = command("doctor", "--qemu", "no-such-program")
     assert done.returncode == 4
     assert b"no such program" in done.stdout
 
 
-def test_another_host(svmstream: Run, tmp_path: Path) -> None:
-    done = svmstream("doctor", "--host", HOSTS / "linux7.2.json", "--for", "replay")
+def test_another_host(command: Run, tmp_path: Path) -> None:
+    done = command("doctor", "--host", HOSTS / "linux7.2.json", "--for", "replay")
     assert done.returncode == 0
     assert b"SVM, 4224 bytes" in done.stdout
     assert b"QEMU\n" not in done.stdout
-    assert svmstream("doctor", "--host", HOSTS / "linux5.10.json").returncode == 1
+    assert command("doctor", "--host", HOSTS / "linux5.10.json").returncode == 1
     facts = json.loads((HOSTS / "linux7.2.json").read_text())
     facts["kernel"]["release"] = "7.2\x1b[31m"
     hostile = tmp_path / "host.json"
     hostile.write_text(json.dumps(facts))
-    assert b"\x1b" not in svmstream("doctor", "--host", hostile).stdout
+    assert b"\x1b" not in command("doctor", "--host", hostile).stdout
     hostile.write_text("{}")
-    assert svmstream("doctor", "--host", hostile).returncode == 3
-    assert svmstream("doctor", "--host", hostile, "--qmp", "x").returncode == 2
+    assert command("doctor", "--host", hostile).returncode == 3
+    assert command("doctor", "--host", hostile, "--qmp", "x").returncode == 2
 
 
 def test_the_probe_is_carried_through_pipes(svmstream: Run) -> None:

@@ -37,8 +37,8 @@ def dump(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_report(dump: Path, svmstream: Run) -> None:
-    done = svmstream("ram", dump)
+def test_the_report(dump: Path, command: Run) -> None:
+    done = command("ram", dump)
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode()
     assert "\x1b" not in text
@@ -49,8 +49,8 @@ def test_the_report(dump: Path, svmstream: Run) -> None:
     assert "            0 ##.#################" in text
 
 
-def test_the_document(dump: Path, svmstream: Run) -> None:
-    made = json.loads(svmstream("ram", "--json", "--block", "pc.ram", dump).stdout)
+def test_the_document(dump: Path, command: Run) -> None:
+    made = json.loads(command("ram", "--json", "--block", "pc.ram", dump).stdout)
     assert made["schema_version"] == 1
     assert made["pages"] == {"normal": 23, "zero": 45, "xbzrle": 0, "compressed": 0, "again": 2}
     (block,) = made["blocks"]
@@ -62,8 +62,8 @@ def test_the_document(dump: Path, svmstream: Run) -> None:
 
 
 @pytest.mark.parametrize("entry", CAPTURES[:3], ids=lambda entry: entry["file"])
-def test_real_captures(entry: dict[str, str], svmstream: Run, tmp_path: Path) -> None:
-    done = svmstream("ram", "--json", "--extract", tmp_path / "out", STREAMS / entry["file"])
+def test_real_captures(entry: dict[str, str], command: Run, tmp_path: Path) -> None:
+    done = command("ram", "--json", "--extract", tmp_path / "out", STREAMS / entry["file"])
     assert (done.returncode, done.stderr) == (0, b"")
     for block in json.loads(done.stdout)["blocks"]:
         assert (tmp_path / "out" / block["file"]).stat().st_size == block["size"]
@@ -139,10 +139,10 @@ def test_memory_of_large_buffers_and_arrays(tmp_path: Path) -> None:
                 assert whole or b"--limit section_" in output
 
 
-def test_extracted_files(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+def test_extracted_files(dump: Path, command: Run, tmp_path: Path) -> None:
     out = tmp_path / "a" / "out"
     out.parent.mkdir()
-    done = svmstream("ram", "--extract", out, dump)
+    done = command("ram", "--extract", out, dump)
     assert (done.returncode, done.stderr) == (0, b"")
     assert sorted(os.listdir(out)) == ["%1B%5B2J", "%2E.%2F..%2Fevil", "%2From@etc%2Fx", "pc.ram"]
     assert sorted(os.listdir(tmp_path)) == ["a", "dump.bin"]
@@ -155,26 +155,26 @@ def test_extracted_files(dump: Path, svmstream: Run, tmp_path: Path) -> None:
     assert (out / "%2E.%2F..%2Fevil").read_bytes() == bytes(PAGE) + b"evil".ljust(PAGE, b"\0")
 
 
-def test_a_range(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+def test_a_range(dump: Path, command: Run, tmp_path: Path) -> None:
     args = ("--range", "0x1000:0x4000", "--block", "pc.ram", "--extract", tmp_path / "out")
-    assert svmstream("ram", *args, dump).returncode == 0
+    assert command("ram", *args, dump).returncode == 0
     expected = b"\1" * PAGE + bytes(PAGE) + b"\3" * PAGE
     assert (tmp_path / "out" / "pc.ram").read_bytes() == expected
     for bad in ("1", "5:3", "x:y", "0:77"):
-        assert svmstream("ram", "--range", bad, dump).returncode == 2
+        assert command("ram", "--range", bad, dump).returncode == 2
 
 
-def test_nothing_is_overwritten(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(dump: Path, command: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (out / "pc.ram").symlink_to(victim)
-    done = svmstream("ram", "--extract", out, dump)
+    done = command("ram", "--extract", out, dump)
     assert done.returncode == 2
     assert b"-f replaces it" in done.stderr
     assert os.listdir(out) == ["pc.ram"]
-    assert svmstream("ram", "-f", "--extract", out, dump).returncode == 0
+    assert command("ram", "-f", "--extract", out, dump).returncode == 0
     assert victim.read_text() == "precious"
     assert not (out / "pc.ram").is_symlink()
     assert len(os.listdir(out)) == len(BLOCKS)
@@ -182,12 +182,12 @@ def test_nothing_is_overwritten(dump: Path, svmstream: Run, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("force", [(), ("-f",)])
 def test_a_folder_with_the_name_of_a_block(
-    force: tuple[str, ...], dump: Path, svmstream: Run, tmp_path: Path
+    force: tuple[str, ...], dump: Path, command: Run, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     (out / "%1B%5B2J").mkdir(parents=True)  # of the last block
     (out / "pc.ram").write_text("precious")
-    done = svmstream("ram", *force, "--extract", out, dump)
+    done = command("ram", *force, "--extract", out, dump)
     assert done.returncode == (4 if force else 2)
     assert (b"%1B%5B2J': Is a directory" if force else b"exists already") in done.stderr
     assert sorted(os.listdir(out)) == ["%1B%5B2J", "pc.ram"]
@@ -215,37 +215,37 @@ def two_blocks(*names: bytes) -> bytes:
     return head + pages + tail
 
 
-def test_names_that_look_alike(svmstream: Run, tmp_path: Path) -> None:
+def test_names_that_look_alike(command: Run, tmp_path: Path) -> None:
     path, out = tmp_path / "dump.bin", tmp_path / "out"
     path.write_bytes(two_blocks(b"\xff", b"\\xff", b"\\x5cxff"))
-    assert svmstream("ram", "--extract", out, path).returncode == 0
+    assert command("ram", "--extract", out, path).returncode == 0
     assert sorted(file.read_bytes()[:1] for file in out.iterdir()) == [b"\1", b"\2", b"\3"]
 
 
-def test_two_blocks_of_one_name(svmstream: Run, tmp_path: Path) -> None:
+def test_two_blocks_of_one_name(command: Run, tmp_path: Path) -> None:
     path, out = tmp_path / "dump.bin", tmp_path / "out"
     path.write_bytes(two_blocks(b"same", b"same"))
-    done = svmstream("ram", "--extract", out, path)
+    done = command("ram", "--extract", out, path)
     assert done.returncode == 3
     assert b"two RAM blocks have the same name" in done.stderr
     assert not out.exists()
 
 
-def test_nothing_stays_after_an_error(dump: Path, svmstream: Run, tmp_path: Path) -> None:
+def test_nothing_stays_after_an_error(dump: Path, command: Run, tmp_path: Path) -> None:
     data = dump.read_bytes()
     bad = builders.word(0x40) + builders.counted("pc.ram") + b"\1\0\2\0\0"
     at = data.index(builders.referring(builders.RecordType.END, 2, builders.EOS))
     part = builders.referring(builders.RecordType.PART, 2, bad + builders.EOS)
     dump.write_bytes(data[:at] + part + data[at:])
-    done = svmstream("ram", "--extract", tmp_path / "out", dump)
+    done = command("ram", "--extract", tmp_path / "out", dump)
     assert done.returncode == 3
     assert b"XBZRLE" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_directory_that_cannot_be(dump: Path, svmstream: Run, tmp_path: Path) -> None:
-    assert svmstream("ram", "--extract", tmp_path / "no" / "such", dump).returncode == 4
-    assert svmstream("ram", "--extract", dump, dump).returncode == 4
+def test_a_directory_that_cannot_be(dump: Path, command: Run, tmp_path: Path) -> None:
+    assert command("ram", "--extract", tmp_path / "no" / "such", dump).returncode == 4
+    assert command("ram", "--extract", dump, dump).returncode == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -315,9 +315,9 @@ def test_a_name_that_cannot_be_given(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "new"
 
 
-def test_damage_is_reported_once(dump: Path, svmstream: Run) -> None:
+def test_damage_is_reported_once(dump: Path, command: Run) -> None:
     dump.write_bytes(dump.read_bytes()[:30000])
-    done = svmstream("ram", "--json", dump)
+    done = command("ram", "--json", dump)
     assert done.returncode == 3
     assert done.stderr.count(b"ends inside") == 1
     made = json.loads(done.stdout)
@@ -325,12 +325,12 @@ def test_damage_is_reported_once(dump: Path, svmstream: Run) -> None:
     assert made["complete"] is False
 
 
-def test_damage_and_unknown_names(dump: Path, svmstream: Run) -> None:
-    done = svmstream("ram", "--block", "pc.rom", dump)
+def test_damage_and_unknown_names(dump: Path, command: Run) -> None:
+    done = command("ram", "--block", "pc.rom", dump)
     assert done.returncode == 2
     assert b"pc.ram" in done.stderr
     dump.write_bytes(dump.read_bytes()[:9000])
-    done = svmstream("ram", dump)
+    done = command("ram", dump)
     assert done.returncode == 3
     assert b"the input ends" in done.stderr
     assert b"1 normal" in done.stdout or b"2 normal" in done.stdout

@@ -146,8 +146,8 @@ def test_a_disagreement_is_shrunk_to_one_command(
     assert words[5:9] == ["--lab", "6.1", "--compare", "--shorten"]
 
 
-def test_there_is_no_kvm(svmstream: Run) -> None:
-    done = svmstream("replay", FILE, "--kvm", "/nowhere/kvm")
+def test_there_is_no_kvm(command: Run) -> None:
+    done = command("replay", FILE, "--kvm", "/nowhere/kvm")
     assert (done.returncode, done.stdout) == (4, b"")
     assert b"/nowhere/kvm: No such file or directory" in done.stderr
     assert b"--lab 6.1" in done.stderr
@@ -166,8 +166,8 @@ def test_there_is_no_kvm(svmstream: Run) -> None:
         (["--lab", "none"], b"Invalid value for '--lab'"),
     ],
 )
-def test_usage_errors_start_nothing(arguments: list[str], message: bytes, svmstream: Run) -> None:
-    done = svmstream("replay", FILE, *arguments)
+def test_usage_errors_start_nothing(arguments: list[str], message: bytes, command: Run) -> None:
+    done = command("replay", FILE, *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert message in done.stderr
 

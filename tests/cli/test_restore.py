@@ -17,8 +17,8 @@ FILE = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
 
 
 @pytest.mark.parametrize("entry", CAPTURES, ids=lambda entry: entry["file"])
-def test_check_passes_every_capture(entry: dict[str, Any], svmstream: Run) -> None:
-    done = svmstream("check", "--json", STREAMS / entry["file"])
+def test_check_passes_every_capture(entry: dict[str, Any], command: Run) -> None:
+    done = command("check", "--json", STREAMS / entry["file"])
     assert (done.returncode, done.stderr) == (0, b"")
     made = json.loads(done.stdout)
     (vcpu,) = made["vcpus"]
@@ -44,27 +44,27 @@ def test_check_reports_what_is_broken(sample: bytes, tmp_path: Path, svmstream: 
     assert all(rule.startswith("X-") for rule in kernels), "the state is impossible as well"
 
 
-def test_fail_on(svmstream: Run) -> None:
+def test_fail_on(command: Run) -> None:
     file = STREAMS / "qemu7.2-linux6.1-nested-npt.mig.zst"
-    assert svmstream("check", file).returncode == 0
+    assert command("check", file).returncode == 0
     old = ("--kernel", "5.10.100")
-    assert svmstream("check", "--fail-on", "warning", file, *old).returncode == 1
-    assert svmstream("check", "--fail-on", "warning", "--kernel", "6.1", file).returncode == 0
-    assert svmstream("check", "--qemu", "5.0", file).returncode == 1
+    assert command("check", "--fail-on", "warning", file, *old).returncode == 1
+    assert command("check", "--fail-on", "warning", "--kernel", "6.1", file).returncode == 0
+    assert command("check", "--qemu", "5.0", file).returncode == 1
 
 
-def test_rules_are_listed_and_explained(svmstream: Run) -> None:
-    listed = svmstream("check", "--rules")
+def test_rules_are_listed_and_explained(command: Run) -> None:
+    listed = command("check", "--rules")
     assert listed.returncode == 0
     for rule in RULES:
         assert f"  {rule} ".encode() in listed.stdout
-        explained = svmstream("check", "--explain", rule) if rule in ("SV-03", "O-04") else None
+        explained = command("check", "--explain", rule) if rule in ("SV-03", "O-04") else None
         if explained is not None:
             assert b"source" in explained.stdout
             assert b"kernels" in explained.stdout
-    made = json.loads(svmstream("check", "--rules", "--json").stdout)
+    made = json.loads(command("check", "--rules", "--json").stdout)
     assert len(made["rules"]) == len(RULES)
-    wrong = svmstream("check", "--explain", "SV-99")
+    wrong = command("check", "--explain", "SV-99")
     assert wrong.returncode == 2
     assert b"SV-1" in wrong.stderr
 
@@ -87,15 +87,15 @@ def test_check_of_a_cut_stream(sample: bytes, svmstream: Run) -> None:
         (["simulate", str(FILE), "--race", "efer"], b"not FIELD=NUMBER"),
     ],
 )
-def test_wrong_arguments(args: list[str], words: bytes, svmstream: Run) -> None:
-    done = svmstream(*args)
+def test_wrong_arguments(args: list[str], words: bytes, command: Run) -> None:
+    done = command(*args)
     assert done.returncode == 2
     assert words in done.stderr
     assert b"Traceback" not in done.stderr
 
 
-def test_simulate_says_what_goes_wrong(svmstream: Run) -> None:
-    done = svmstream("simulate", FILE, "--plan", "cpuid,sregs:l1,nested,regs,run")
+def test_simulate_says_what_goes_wrong(command: Run) -> None:
+    done = command("simulate", FILE, "--plan", "cpuid,sregs:l1,nested,regs,run")
     assert done.returncode == 1
     assert b"verdict: wrong" in done.stdout
     assert (
@@ -104,21 +104,21 @@ def test_simulate_says_what_goes_wrong(svmstream: Run) -> None:
     )
 
 
-def test_simulate_on_all_kernels(svmstream: Run) -> None:
-    done = svmstream("simulate", FILE, "--kernel", "all")
+def test_simulate_on_all_kernels(command: Run) -> None:
+    done = command("simulate", FILE, "--kernel", "all")
     assert done.returncode == 0
     assert b"  5.8 to 7.3  measured on 5.10.223, " in done.stdout
     assert b"  v3, review  read " in done.stdout
     assert done.stdout.count(b"  right ") == 2
-    broken = svmstream("simulate", FILE, "--kernel", "all", "--plan", "cpuid,nested")
+    broken = command("simulate", FILE, "--kernel", "all", "--plan", "cpuid,nested")
     assert broken.returncode == 1
     rows = [line.split(b"  ")[1] for line in broken.stdout.splitlines()[2:]]
     assert rows == [b"5.8 to 6.19", b"7.0 to 7.3", b"v3, review"]
     assert broken.stdout.count(b"refused") == len(rows)
 
 
-def test_simulate_json(svmstream: Run) -> None:
-    done = svmstream("simulate", FILE, "--json", "--kernel", "v3", "--plan", "cpuid,sregs,nested")
+def test_simulate_json(command: Run) -> None:
+    done = command("simulate", FILE, "--json", "--kernel", "v3", "--plan", "cpuid,sregs,nested")
     made = json.loads(done.stdout)
     (one,) = made["simulations"]
     assert one["kernel"]["name"] == "v3"
@@ -132,13 +132,13 @@ def test_simulate_json(svmstream: Run) -> None:
     assert one["verdict"] == "open"
 
 
-def test_simulate_race(svmstream: Run) -> None:
+def test_simulate_race(command: Run) -> None:
     plan = ["--plan", "cpuid,sregs,nested,regs,msrs,run"]
-    old = svmstream("simulate", FILE, "--kernel", "5.10", "--race", "efer=0x0", *plan)
+    old = command("simulate", FILE, "--kernel", "5.10", "--race", "efer=0x0", *plan)
     assert b"L2 runs with efer 0x1000, which was never checked: 0x1500 was" in old.stdout
     assert old.returncode == 1
     assert b"verdict: wrong" in old.stdout
-    new = svmstream("simulate", FILE, "--kernel", "6.1", "--race", "efer=0x0", *plan)
+    new = command("simulate", FILE, "--kernel", "6.1", "--race", "efer=0x0", *plan)
     assert b"the race has no effect" in new.stdout
     assert new.returncode == 0
 
@@ -161,32 +161,32 @@ def test_a_race_on_the_controls(kernel: str, wrong: bool) -> None:
     assert any("the race has no effect" in note for note in notes) != wrong
 
 
-def test_a_race_that_frees_the_nested_state_is_wrong(svmstream: Run) -> None:
+def test_a_race_that_frees_the_nested_state_is_wrong(command: Run) -> None:
     arguments = ["--plan", "cpuid,sregs,nested,regs,msrs,run", "--race", "efer=0x0"]
-    done = svmstream("simulate", FILE, "--kernel", "5.8", *arguments)
+    done = command("simulate", FILE, "--kernel", "5.8", *arguments)
     assert done.returncode == 1
     assert b"freed in use" in done.stdout
 
 
-def test_a_race_on_a_field_that_nothing_checks_is_right(svmstream: Run) -> None:
+def test_a_race_on_a_field_that_nothing_checks_is_right(command: Run) -> None:
     arguments = ["--plan", "cpuid,sregs,nested,regs,msrs,run", "--race", "tsc_offset=5"]
-    done = svmstream("simulate", FILE, "--kernel", "5.8", *arguments)
+    done = command("simulate", FILE, "--kernel", "5.8", *arguments)
     assert done.returncode == 0
     assert b"tsc_offset is not checked" in done.stdout
 
 
-def test_race_names(svmstream: Run) -> None:
+def test_race_names(command: Run) -> None:
     from qemu_svm.model.race import FIELDS
 
-    done = svmstream("simulate", FILE, "--race", "intercept=0")
+    done = command("simulate", FILE, "--race", "intercept=0")
     assert done.returncode == 2
     assert b"Did you mean intercepts" in done.stderr
-    words = svmstream("simulate", "--help").stdout.decode().split()
+    words = command("simulate", "--help").stdout.decode().split()
     assert set(FIELDS) <= {word.strip(".") for word in words}
 
 
-def test_simulate_verbose_fits_and_runs(svmstream: Run) -> None:
-    done = svmstream("simulate", FILE, "-v", "--kernel", "5.10")
+def test_simulate_verbose_fits_and_runs(command: Run) -> None:
+    done = command("simulate", FILE, "-v", "--kernel", "5.10")
     assert done.returncode == 0
     assert b"hsave" in done.stdout
 
@@ -199,8 +199,8 @@ def test_simulate_verbose_fits_and_runs(svmstream: Run) -> None:
         ("events:latched_init=1", b"5 run  resets the vCPU (INIT)"),
     ],
 )
-def test_a_run_that_enters_neither_level(step: str, words: bytes, svmstream: Run) -> None:
+def test_a_run_that_enters_neither_level(step: str, words: bytes, command: Run) -> None:
     plan = f"cpuid,sregs,nested,{step},run"
-    done = svmstream("simulate", FILE, "--kernel", "6.1", "--plan", plan)
+    done = command("simulate", FILE, "--kernel", "6.1", "--plan", plan)
     assert words in done.stdout
     assert b"entered" not in done.stdout.partition(b"5 run")[2].partition(b"\n")[0]

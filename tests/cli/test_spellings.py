@@ -98,7 +98,7 @@ def test_models_and_features_are_completed() -> None:
 
 
 @pytest.mark.qemu
-def test_a_version_or_a_binary(svmstream: Run) -> None:
+def test_a_version_or_a_binary(command: Run) -> None:
     program = shutil.which("qemu-system-x86_64")
     assert program is not None
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
@@ -111,19 +111,19 @@ def test_a_version_or_a_binary(svmstream: Run) -> None:
     assert qemus.binary(program) == program
     assert qemus.binary(version) == qemus.binary(line) == program
     assert qemus.line(program) == line
-    by_version = svmstream("compat", FILE, "--qemu", line)
-    assert by_version.stdout == svmstream("compat", FILE, "--qemu", program).stdout
+    by_version = command("compat", FILE, "--qemu", line)
+    assert by_version.stdout == command("compat", FILE, "--qemu", program).stdout
     assert by_version.returncode == 0
-    assert svmstream("check", FILE, "--kernel", "6.1", "--qemu", program).returncode == 0
+    assert command("check", FILE, "--kernel", "6.1", "--qemu", program).returncode == 0
 
 
 @pytest.mark.qemu
-def test_a_qemu_of_the_cache(svmstream: Run) -> None:
+def test_a_qemu_of_the_cache(command: Run) -> None:
     from qemu_svm.lab.suites import build
     from qemu_svm.lab.suites.catalogue import of_qemu
 
     build.need(of_qemu("10.0"))
-    done = svmstream("compat", FILE, "--qemu", "10.0", "--json")
+    done = command("compat", FILE, "--qemu", "10.0", "--json")
     assert done.returncode == 0
     document = json.loads(done.stdout)
     assert document["accepted"] is True

@@ -26,8 +26,8 @@ _UTF8 = {**os.environ, "PYTHONIOENCODING": "utf-8"}
 
 
 @pytest.mark.parametrize("entry", LOGS, ids=lambda entry: entry["file"])
-def test_every_log(entry: dict[str, object], svmstream: Run) -> None:
-    done = svmstream("trace", "--json", STREAMS / str(entry["file"]))
+def test_every_log(entry: dict[str, object], command: Run) -> None:
+    done = command("trace", "--json", STREAMS / str(entry["file"]))
     assert (done.returncode, done.stderr) == (0, b"")
     made = json.loads(done.stdout)
     assert (made["schema_version"], made["verdict"]) == (1, "ok")
@@ -142,8 +142,8 @@ def test_a_log_of_too_many_puts_is_cut(svmstream: Run) -> None:
     assert len(made["vcpus"][0]["puts"]) == 10_001
 
 
-def test_the_document(svmstream: Run) -> None:
-    made = json.loads(svmstream("trace", "--json", REAL / "refused.ftrace").stdout)
+def test_the_document(command: Run) -> None:
+    made = json.loads(command("trace", "--json", REAL / "refused.ftrace").stdout)
     assert made["log"] == {
         "lines": 88,
         "used": 42,
@@ -174,9 +174,9 @@ def test_the_document(svmstream: Run) -> None:
     assert made["not_shown"]
 
 
-def test_the_document_is_documented(svmstream: Run) -> None:
+def test_the_document_is_documented(command: Run) -> None:
     page = (STREAMS.parent / "docs" / "trace.md").read_text()
-    made = json.loads(svmstream("trace", "--json", LOG).stdout)
+    made = json.loads(command("trace", "--json", LOG).stdout)
     vcpu = made["vcpus"][0]
     parts = (
         *(made, made["source"], made["log"], made["qemu"], vcpu, vcpu["phases"][0]),
@@ -207,7 +207,7 @@ def test_hostile_names_are_escaped(svmstream: Run) -> None:
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_damaged_file_is_read_as_far_as_it_goes(
-    as_json: bool, tmp_path: Path, svmstream: Run
+    as_json: bool, tmp_path: Path, command: Run
 ) -> None:
     import gzip
     import random
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(
     packed = gzip.compress("\n".join(lines * 40).encode())
     path = tmp_path / "cut.log.gz"
     path.write_bytes(packed[: len(packed) // 2])
-    done = svmstream("trace", *(["--json"] if as_json else []), path)
+    done = command("trace", *(["--json"] if as_json else []), path)
     assert done.returncode == 3
     assert b"is truncated" in done.stderr
     if as_json:
@@ -225,7 +225,7 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(
     else:
         assert b"NOT READ TO THE END" in done.stdout
     path.write_bytes(packed[:30])
-    done = svmstream("trace", path)
+    done = command("trace", path)
     assert (done.returncode, done.stdout) == (3, b"")
 
 
@@ -238,8 +238,8 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(
         (["trace", STREAMS / "manifest.json"], 3, b"strace -f"),
     ],
 )
-def test_wrong_arguments(args: list[str], status: int, words: bytes, svmstream: Run) -> None:
-    done = svmstream(*args)
+def test_wrong_arguments(args: list[str], status: int, words: bytes, command: Run) -> None:
+    done = command(*args)
     assert (done.returncode, done.stdout) == (status, b"")
     assert words in done.stderr
     assert b"Traceback" not in done.stderr

@@ -24,8 +24,8 @@ def document(svmstream: Run, *args: str) -> Any:
 
 
 @pytest.mark.parametrize("entry", LOGS, ids=NAMES)
-def test_facts(entry: dict[str, Any], svmstream: Run) -> None:
-    found = document(svmstream, str(STREAMS / entry["file"]))
+def test_facts(entry: dict[str, Any], command: Run) -> None:
+    found = document(command, str(STREAMS / entry["file"]))
     facts = entry["facts"]
     assert (found["log"]["api"], found["log"]["vcpus"]) == (facts["api"], facts["cpus"])
     assert Counter(vmcb["role"] for vmcb in found["vmcbs"]) == facts["vmcbs"]
@@ -60,8 +60,8 @@ def test_a_document_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cut["runs"] == whole["runs"][:5]
 
 
-def test_pairs_of_two_guests(svmstream: Run) -> None:
-    found = document(svmstream, str(STREAMS / LOGS[2]["file"]))
+def test_pairs_of_two_guests(command: Run) -> None:
+    found = document(command, str(STREAMS / LOGS[2]["file"]))
     pairs = Counter((vmcb["vcpu"], vmcb["role"]) for vmcb in found["vmcbs"])
     assert pairs == {(n, role): 1 for n in (0, 1) for role in ("vmcb01", "vmcb02")}
 
@@ -76,57 +76,57 @@ def test_text(svmstream: Run) -> None:
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
-def test_filters(svmstream: Run) -> None:
-    whole = document(svmstream, ONE)["runs"]
-    exits = document(svmstream, ONE, "--exit", "vmrun")["runs"]
+def test_filters(command: Run) -> None:
+    whole = document(command, ONE)["runs"]
+    exits = document(command, ONE, "--exit", "vmrun")["runs"]
     assert exits == [run for run in whole if run["exit"] and run["exit"]["code"] == "0x80"]
-    assert document(svmstream, ONE, "--exit", "0x80")["runs"] == exits
-    l1 = document(svmstream, ONE, "--level", "l1", "--first", "70", "--last", "600")["runs"]
+    assert document(command, ONE, "--exit", "0x80")["runs"] == exits
+    l1 = document(command, ONE, "--level", "l1", "--first", "70", "--last", "600")["runs"]
     assert [run["number"] for run in l1] == [
         run["number"] for run in whole if run["role"] == "vmcb01" and 70 <= run["number"] <= 600
     ]
     assert l1
-    assert document(svmstream, ONE, "--vcpu", "1")["runs"] == []
+    assert document(command, ONE, "--vcpu", "1")["runs"] == []
 
 
-def test_changes_between_entries(svmstream: Run) -> None:
-    done = svmstream("vmruns", "-v", "--to", "27", ONE)
+def test_changes_between_entries(command: Run) -> None:
+    done = command("vmruns", "-v", "--to", "27", ONE)
     text = done.stdout.decode()
     assert "control.exit_code" in text
     assert "save.rip" in text
-    runs = document(svmstream, ONE)["runs"]
+    runs = document(command, ONE)["runs"]
     changed = {change["field"] for run in runs for change in run["changed"] or ()}
     assert {"save.rip", "control.asid", "control.intercepts"} <= changed
 
 
-def test_show_has_every_byte(svmstream: Run) -> None:
-    first = document(svmstream, ONE)["runs"][0]
-    shown = document(svmstream, ONE, "--show", str(first["number"]))
+def test_show_has_every_byte(command: Run) -> None:
+    first = document(command, ONE)["runs"][0]
+    shown = document(command, ONE, "--show", str(first["number"]))
     assert shown["kind"] == "VMRUN"
     assert shown["fields"]["save.cr3"] == first["entry"]["cr3"]
-    text = svmstream("vmruns", ONE, "--show", str(first["number"]), "-v").stdout.decode()
+    text = command("vmruns", ONE, "--show", str(first["number"]), "-v").stdout.decode()
     for name in ("control.intercepts", "save.cs.base", "save.reserved_298", "[LME LMA SVME]"):
         assert name in text
     members = len(layout.CONTROL.members) + len(layout.SAVE.members)
     assert len(text.splitlines()) > members
 
 
-def test_wrong_arguments(svmstream: Run, tmp_path: Path, sample_file: Path) -> None:
-    assert svmstream("vmruns", ONE, "--exit", "nonsense").returncode == 2
-    done = svmstream("vmruns", ONE, "--show", "1")
+def test_wrong_arguments(command: Run, tmp_path: Path, sample_file: Path) -> None:
+    assert command("vmruns", ONE, "--exit", "nonsense").returncode == 2
+    done = command("vmruns", ONE, "--show", "1")
     assert done.returncode == 2
     assert b"no record 1 with a VMCB" in done.stderr
-    assert svmstream("vmruns", sample_file).returncode == 3
-    assert svmstream("vmruns", tmp_path / "none").returncode == 3
+    assert command("vmruns", sample_file).returncode == 3
+    assert command("vmruns", tmp_path / "none").returncode == 3
 
 
-def test_a_cut_log_is_shown_as_far_as_it_goes(svmstream: Run, tmp_path: Path) -> None:
+def test_a_cut_log_is_shown_as_far_as_it_goes(command: Run, tmp_path: Path) -> None:
     from tests.conftest import capture_bytes
 
     data = capture_bytes(LOGS[0]["file"])
     cut = tmp_path / "cut.log"
     cut.write_bytes(data[:30000])
-    done = svmstream("vmruns", "--json", cut)
+    done = command("vmruns", "--json", cut)
     assert done.returncode == 3
     assert b"offset 0x7530" in done.stderr
     found = json.loads(done.stdout)

@@ -56,8 +56,8 @@ def watching(vm: Vm, *more: str) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def test_from_begin_to_end(vm: Vm, svmstream: Run) -> None:
-    done = svmstream("watch", "--qmp", vm.address)
+def test_from_begin_to_end(vm: Vm, command: Run) -> None:
+    done = command("watch", "--qmp", vm.address)
     assert done.returncode == 1
     assert b"--wait" in done.stderr
     migrate(vm, ENDLESS)
@@ -80,15 +80,15 @@ def test_from_begin_to_end(vm: Vm, svmstream: Run) -> None:
     assert [one["parameters"]["max-bandwidth"] for one in others] == [1 << 30]
     assert lines[-1]["query_migrate"]["ram"]["transferred"] == lines[-1]["ram"]["transferred"]
     # One that has ended is shown with its result.
-    done = svmstream("watch", "--qmp", vm.address)
+    done = command("watch", "--qmp", vm.address)
     assert done.returncode == 0
     (line,) = done.stdout.splitlines()
     assert b"completed" in line
 
 
-def test_failed(vm: Vm, svmstream: Run) -> None:
+def test_failed(vm: Vm, command: Run) -> None:
     migrate(vm, 1 << 30, "exec:exit 3")
-    done = svmstream("watch", "--qmp", vm.address, "--interval", "0.1")
+    done = command("watch", "--qmp", vm.address, "--interval", "0.1")
     assert done.returncode == 5
     assert b"failed  guest running" in done.stdout.splitlines()[-1]
 
@@ -129,8 +129,8 @@ def test_a_reader_that_leaves(vm: Vm) -> None:
     assert process.stderr.read() == b""
 
 
-def test_nobody_there(tmp_path: Path, svmstream: Run) -> None:
-    done = svmstream("watch", "--qmp", f"unix:{tmp_path}/none")
+def test_nobody_there(tmp_path: Path, command: Run) -> None:
+    done = command("watch", "--qmp", f"unix:{tmp_path}/none")
     assert done.returncode == 4
     assert b"no such socket" in done.stderr
 

@@ -567,10 +567,10 @@ def test_numbers_of_a_result_count() -> None:
     assert {call.error for call in facts.calls} == {"EINVAL"}
 
 
-def test_a_stream_that_is_cut(svmstream: Run, tmp_path: Path, sample: bytes) -> None:
+def test_a_stream_that_is_cut(command: Run, tmp_path: Path, sample: bytes) -> None:
     file = tmp_path / "cut.mig"
     file.write_bytes(sample[:-1000])
-    done = svmstream("why", file)
+    done = command("why", file)
     assert done.returncode == 3
     assert b"damaged" in done.stdout
 
@@ -678,17 +678,17 @@ def test_two_logs_are_an_error(tmp_path: Path) -> None:
 # --- the command ---
 
 
-def test_the_command(svmstream: Run) -> None:
-    done = svmstream("why", LOGS / "linux6.1-dump.dmesg")
+def test_the_command(command: Run) -> None:
+    done = command("why", LOGS / "linux6.1-dump.dmesg")
     assert done.returncode == 1
     assert b"certain: in long mode, CS has L and D set" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.decode().splitlines())
-    none = svmstream("why", "--error", "hello")
+    none = command("why", "--error", "hello")
     assert none.returncode == 0
     assert b"Nothing here is recognised" in none.stdout
-    assert svmstream("why").returncode == 2
-    assert svmstream("why", "/no/such/file").returncode == 3
-    assert svmstream("why", "--error", "x", "--to", "nonsense").returncode == 2
+    assert command("why").returncode == 2
+    assert command("why", "/no/such/file").returncode == 3
+    assert command("why", "--error", "x", "--to", "nonsense").returncode == 2
 
 
 def test_the_command_reads_standard_input(svmstream: Run) -> None:
@@ -699,27 +699,27 @@ def test_the_command_reads_standard_input(svmstream: Run) -> None:
         assert b"[S-09]" in done.stdout
 
 
-def test_json_and_the_page(svmstream: Run) -> None:
+def test_json_and_the_page(command: Run) -> None:
     page = (STREAMS.parent / "docs" / "why.md").read_text()
-    made = json.loads(svmstream("why", "--json", LOGS / "linux6.12-dump.dmesg").stdout)
+    made = json.loads(command("why", "--json", LOGS / "linux6.12-dump.dmesg").stdout)
     for name in (*made, *made["answers"][0], *made["dumps"][0]):
         assert f"`{name}`" in page, name
     assert (made["found"], made["sure"]) == (True, True)
     assert made["answers"][0]["rule"] == "S-09"
 
 
-def test_nothing_reaches_a_terminal_raw(svmstream: Run) -> None:
+def test_nothing_reaches_a_terminal_raw(command: Run) -> None:
     line = "failed to set sregs: Invalid argument \x1b]0;title\x07\u202e \x9b31m"
-    done = svmstream("why", "--error", line)
+    done = command("why", "--error", line)
     assert b"\x1b" not in done.stdout
     assert "\u202e".encode() not in done.stdout
 
 
 @pytest.mark.parametrize("verb", ["inspect", "check", "simulate", "ram", "diff", "trace", "vmruns"])
-def test_other_verbs_point_here(svmstream: Run, verb: str, tmp_path: Path) -> None:
+def test_other_verbs_point_here(command: Run, verb: str, tmp_path: Path) -> None:
     log = tmp_path / "stderr.log"
     log.write_text("qemu-system-x86_64: Failed to set special registers: Invalid argument\n")
-    done = svmstream(verb, log, *([log] if verb == "diff" else []))
+    done = command(verb, log, *([log] if verb == "diff" else []))
     assert done.returncode == 3
     assert b"svmstream why" in done.stderr
 

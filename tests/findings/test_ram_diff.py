@@ -222,41 +222,41 @@ def test_the_same_firmware_sent_in_other_ways(one: str, two: str) -> None:
         assert sum(one.count for one in main.ranges) == main.different == 4096 - main.same
 
 
-def test_the_verb(svmstream: Run) -> None:
+def test_the_verb(command: Run) -> None:
     one, two = KINDS / "qemu10.0-multifd.mig.zst", KINDS / "qemu10.0-multifd-zlib.mig.zst"
     channels = []
     for side, path in (("a", one), ("b", two)):
         for number in (1, 0):
             channel = str(path).replace(".mig.", f".channel{number}.")
             channels += [f"--channel-{side}", channel]
-    done = svmstream("diff", one, two, "--ram", *channels)
+    done = command("diff", one, two, "--ram", *channels)
     assert (done.returncode, done.stderr) == (1, b"")
     text = done.stdout.decode()
     start = text.index("RAM pages")
     lines = text[start : text.index("masked (", start)].splitlines()
     assert lines[1].split() == ["block", "pages", "same", "differ", "only", "A", "only", "B"]
     assert all(len(line) <= 80 for line in lines)
-    document = json.loads(svmstream("diff", one, two, "--ram", "--json", *channels).stdout)
+    document = json.loads(command("diff", one, two, "--ram", "--json", *channels).stdout)
     main = document["ram"][0]
     assert main["name"] == "pc.ram"
     assert main["pages"]["different"] == sum(one["size"] for one in main["ranges"]) // PAGE
     assert document["same"] is False
 
 
-def test_the_same_ram_and_the_exit_status(svmstream: Run) -> None:
+def test_the_same_ram_and_the_exit_status(command: Run) -> None:
     path = KINDS / "qemu10.0-mapped-ram.mig.zst"
-    done = svmstream("diff", path, path, "--ram", "--json")
+    done = command("diff", path, path, "--ram", "--json")
     assert done.returncode == 0
     document = json.loads(done.stdout)
     assert document["same"] is True
     assert all(not block["ranges"] for block in document["ram"])
-    assert json.loads(svmstream("diff", path, path, "--json").stdout)["ram"] is None
+    assert json.loads(command("diff", path, path, "--json").stdout)["ram"] is None
 
 
-def test_channels_that_are_missing(svmstream: Run) -> None:
+def test_channels_that_are_missing(command: Run) -> None:
     path = KINDS / "qemu10.0-multifd.mig.zst"
-    done = svmstream("diff", path, path, "--ram")
+    done = command("diff", path, path, "--ram")
     assert done.returncode == 3
     assert b"--channel-a" in done.stderr
-    done = svmstream("diff", path, path, "--channel-a", "x")
+    done = command("diff", path, path, "--channel-a", "x")
     assert done.returncode == 2

@@ -339,13 +339,13 @@ def test_diff_names_what_differs() -> None:
     assert "DISCARD" not in (bit_names(path, found.b) or ())
 
 
-def test_show(svmstream: Run) -> None:
+def test_show(command: Run) -> None:
     path = STREAMS / "virtio/qemu7.2-packed.mig.zst"
     name = "section:0000:00:02.0:00.0/virtio-net"
-    text = svmstream("show", path, name).stdout.decode()
+    text = command("show", path, name).stdout.decode()
     assert "virtio-net (PCI), a driver of virtio 1" in text
     assert "RING_PACKED" in text
-    document = json.loads(svmstream("show", path, name, "--json").stdout)
+    document = json.loads(command("show", path, name, "--json").stdout)
     assert document["virtio"]["type"] == "net"
     names = {one["name"]: one["since"] for one in document["virtio"]["features"]["names"]}
     assert names["RING_PACKED"] == "1.1"

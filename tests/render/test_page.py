@@ -235,9 +235,9 @@ def test_a_guest_of_64_gib_has_a_small_page(tmp_path: Path) -> None:
     assert any(row[0] == "13-89" for row in found.rows)
 
 
-def test_the_file_and_what_is_printed(svmstream: Run, tmp_path: Path) -> None:
+def test_the_file_and_what_is_printed(command: Run, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    done = svmstream(
+    done = command(
         "report", CAPTURE, "-o", out, "--to", "6.1", "--json", "--redact", "--keep", "msrs"
     )
     assert done.returncode == 0, done.stderr
@@ -247,13 +247,12 @@ def test_the_file_and_what_is_printed(svmstream: Run, tmp_path: Path) -> None:
     assert (document["verdict"], document["memory_bytes"]) == ("right", 0)
     assert out.stat().st_mode & 0o777 == 0o600
     before = out.read_bytes()
-    again = svmstream("report", CAPTURE, "-o", out)
+    again = command("report", CAPTURE, "-o", out)
     assert again.returncode == 2
     assert b"-f replaces it" in again.stderr
     assert out.read_bytes() == before
     assert (
-        svmstream("report", CAPTURE, "-o", out, "-f", "--with-memory", "--to", "6.1").returncode
-        == 0
+        command("report", CAPTURE, "-o", out, "-f", "--with-memory", "--to", "6.1").returncode == 0
     )
     assert "This page contains guest memory" in out.read_text()
     assert [one.name for one in tmp_path.iterdir()] == ["report.html"]

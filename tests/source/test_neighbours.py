@@ -73,10 +73,10 @@ def test_older_states_of_xen(name: bytes, tmp_path: Path) -> None:
             assert source.read_at(0, source.size()) == XEN_STATE
 
 
-def test_a_domain_without_a_device_model(svmstream: Run, tmp_path: Path) -> None:
+def test_a_domain_without_a_device_model(command: Run, tmp_path: Path) -> None:
     path = tmp_path / "pv.save"
     path.write_bytes(XL + bytes(5000))
-    done = svmstream("inspect", path)
+    done = command("inspect", path)
     assert done.returncode == 3
     assert b"a saved domain of Xen without the state of its QEMU" in done.stderr
 
@@ -91,7 +91,7 @@ def stale(machine: str, pages: int) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("more", [b"junk", b"\0" * 5000 + b"\xff" * 99, None])
-def test_stale_bytes_behind_a_stream(more: bytes | None, svmstream: Run, tmp_path: Path) -> None:
+def test_stale_bytes_behind_a_stream(more: bytes | None, command: Run, tmp_path: Path) -> None:
     short, volume = stale("pc-i440fx-9.0+pve0", 3)
     data = volume if more is None else short + more
     stream = read_stream(BytesSource(data))
@@ -103,7 +103,7 @@ def test_stale_bytes_behind_a_stream(more: bytes | None, svmstream: Run, tmp_pat
     assert found.severity == "info"
     path = tmp_path / "volume.raw"
     path.write_bytes(data)
-    done = svmstream("inspect", path)
+    done = command("inspect", path)
     assert done.returncode == 0, done.stderr
     assert b"complete" in done.stdout
 
@@ -192,14 +192,14 @@ NEIGHBOURS = {
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
-def test_what_is_named(name: str, svmstream: Run, tmp_path: Path) -> None:
+def test_what_is_named(name: str, command: Run, tmp_path: Path) -> None:
     data, says = NEIGHBOURS[name]
     path = tmp_path / "input"
     path.write_bytes(data)
     with open_source(str(path)) as source, pytest.raises(StreamError, match=says):
         read_stream(source)
     if name in ("empty", "tls", "tar", "strace"):
-        done = svmstream("inspect", path)
+        done = command("inspect", path)
         assert (done.returncode, done.stdout) == (3, b"")
         assert says.encode() in done.stderr
 
@@ -222,8 +222,8 @@ def test_a_log_of_svmtrace_is_named() -> None:
         read_stream(source)
 
 
-def test_the_document_names_the_container(svmstream: Run, tmp_path: Path) -> None:
+def test_the_document_names_the_container(command: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.save"
     path.write_bytes(XL + context("little", XEN_STATE) + bytes(8))
-    found = json.loads(svmstream("inspect", "--json", path).stdout)["source"]
+    found = json.loads(command("inspect", "--json", path).stdout)["source"]
     assert (found["container"], found["layers"]) == ("xen", ["xen"])

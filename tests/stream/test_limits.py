@@ -124,8 +124,8 @@ def test_limits_that_cannot_be(text: str) -> None:
         changed(DEFAULT, [text])
 
 
-def test_the_option(svmstream: Run, sample_file: Path) -> None:
-    done = svmstream("inspect", "--limit", "vcpus=0", "--json", sample_file)
+def test_the_option(command: Run, sample_file: Path) -> None:
+    done = command("inspect", "--limit", "vcpus=0", "--json", sample_file)
     assert done.returncode == 3
     document = json.loads(done.stdout)
     assert document["vcpus"] == []
@@ -138,9 +138,9 @@ def test_the_option(svmstream: Run, sample_file: Path) -> None:
      "replay", "restore", "roundtrip", "show", "simulate", "trace", "vmruns"],
 )  # fmt: skip
 def test_every_verb_that_reads_a_stream_has_the_option(
-    svmstream: Run, sample_file: Path, verb: str
+    command: Run, sample_file: Path, verb: str
 ) -> None:
-    done = svmstream(*verb.split(), "--limit", "nonsense=1", sample_file)
+    done = command(*verb.split(), "--limit", "nonsense=1", sample_file)
     assert done.returncode == 2
     assert b"description_bytes" in done.stderr
 

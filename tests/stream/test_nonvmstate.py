@@ -282,17 +282,15 @@ def test_too_many_items_to_show() -> None:
     assert caught.value.offset >= record.payload
 
 
-def test_show_names_parts(svmstream: Run) -> None:
+def test_show_names_parts(command: Run) -> None:
     path = STREAMS / "kinds" / "qemu7.2-htab.mig.zst"
-    text = svmstream("show", path, "section:spapr/htab").stdout.decode()
+    text = command("show", path, "section:spapr/htab").stdout.decode()
     assert "[1][1].chunk.index" in text
     assert all(len(line) <= 80 for line in text.splitlines())
-    one = json.loads(
-        svmstream("show", path, "section:spapr/htab[0][0].table.shift", "--json").stdout
-    )
+    one = json.loads(command("show", path, "section:spapr/htab[0][0].table.shift", "--json").stdout)
     assert one["value"] == "0x15"
-    at = svmstream("show", path, f"@{one['offset']}").stdout.decode()
+    at = command("show", path, f"@{one['offset']}").stdout.decode()
     assert at.startswith("section:spapr/htab[0][0].table.shift")
-    raw = svmstream("show", path, "section:spapr/htab", "--raw")
+    raw = command("show", path, "section:spapr/htab", "--raw")
     assert raw.returncode == 2
     assert b"'section:spapr/htab[0]'" in raw.stderr

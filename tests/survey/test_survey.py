@@ -254,29 +254,29 @@ def test_formulas_are_neutralised(tmp_path: Path) -> None:
     assert (cells["path"], cells["machine"], cells["error"]) == ("'=1+1", "'@x", "'-2")
 
 
-def test_the_command(svmstream: Run, folder: Path, tmp_path: Path) -> None:
+def test_the_command(command: Run, folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "fleet.csv"
     words = ("survey", folder, "--to", "6.1.170", "-o", table, "-j", "2")
-    done = svmstream(*words)
+    done = command(*words)
     assert done.returncode == 3, done.stderr  # one is cut
     assert done.stdout.startswith(b"12 streams: ")
     assert table.exists()
     assert not list(tmp_path.glob(".*"))
-    again = svmstream(*words)
+    again = command(*words)
     assert (again.returncode, again.stdout) == (2, b"")
     assert b"-f replaces it" in again.stderr
-    document = json.loads(svmstream("survey", folder / "below", "--json").stdout)
+    document = json.loads(command("survey", folder / "below", "--json").stdout)
     assert document["summary"]["states"] == {"right": 1}
     assert len(document["streams"][0]["verdicts"]) > 20  # all releases
-    lines = svmstream("survey", folder / "below", "--to", "6.1", "--jsonl").stdout.splitlines()
+    lines = command("survey", folder / "below", "--to", "6.1", "--jsonl").stdout.splitlines()
     assert [json.loads(line)["state"] for line in lines] == ["right"]
     names = tmp_path / "names"
     names.write_text(f"{NESTED}\n\n{NPT}\n")
-    listed = svmstream("survey", "--list", names, "--to", "6.1", "--jsonl")
+    listed = command("survey", "--list", names, "--to", "6.1", "--jsonl")
     assert (listed.returncode, len(listed.stdout.splitlines())) == (0, 2)
-    assert svmstream("survey").returncode == 2
-    assert svmstream("survey", folder, "-o", "x.txt").returncode == 2
-    assert svmstream("survey", folder, "--to", "x").returncode == 2
+    assert command("survey").returncode == 2
+    assert command("survey", folder, "-o", "x.txt").returncode == 2
+    assert command("survey", folder, "--to", "x").returncode == 2
 
 
 def test_what_lies_beside_streams_is_no_error_but_what_was_named_is(

@@ -177,18 +177,18 @@ def test_what_is_no_channel(data: bytes) -> None:
         merged(main_stream([], word(0x200)), data)
 
 
-def test_the_verb_asks_for_channels(svmstream: Run, tmp_path: Path) -> None:
+def test_the_verb_asks_for_channels(command: Run, tmp_path: Path) -> None:
     (tmp_path / "main").write_bytes(main_stream([b""], word(0x200)))
     (tmp_path / "c0").write_bytes(initial(0) + packet(0, flags=1) + packet(1, {1: 1}, flags=1))
-    done = svmstream("ram", tmp_path / "main")
+    done = command("ram", tmp_path / "main")
     assert done.returncode == 3
     assert b"--channel" in done.stderr
-    asked = json.loads(svmstream("ram", "--json", tmp_path / "main").stdout)
+    asked = json.loads(command("ram", "--json", tmp_path / "main").stdout)
     assert (asked["complete"], len(asked["problems"])) == (False, 1)
-    done = svmstream("diff", "--ram", tmp_path / "main", tmp_path / "main")
+    done = command("diff", "--ram", tmp_path / "main", tmp_path / "main")
     assert done.returncode == 3
     assert b"--channel-a" in done.stderr
-    done = svmstream("ram", "--json", "--channel", tmp_path / "c0", tmp_path / "main")
+    done = command("ram", "--json", "--channel", tmp_path / "c0", tmp_path / "main")
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["channels"] == [
         {"number": 0, "methods": ["none"], "packets": 1, "epochs": 2}

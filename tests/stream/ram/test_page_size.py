@@ -142,19 +142,19 @@ def test_real_boards(name: str, walk: Walk) -> None:
         assert sum(part.never for part in coverage(ram)) == 0
 
 
-def test_it_is_said(svmstream: Run, tmp_path: Path) -> None:
+def test_it_is_said(command: Run, tmp_path: Path) -> None:
     path = tmp_path / "dump.bin"
     path.write_bytes(board(8192, [b"x" * 8192] * 8))
-    done = svmstream("ram", path)
+    done = command("ram", path)
     assert b"page size    8 KiB (8 page records fit no other)" in done.stdout
-    assert b"page size    8 KiB (8 page records" in svmstream("inspect", path).stdout
-    made = json.loads(svmstream("ram", "--json", path).stdout)
+    assert b"page size    8 KiB (8 page records" in command("inspect", path).stdout
+    made = json.loads(command("ram", "--json", path).stdout)
     assert (made["page_size"], made["page_size_from"]) == (8192, "8 page records fit no other")
-    done = svmstream("ram", "--page-size", "4K", path)
+    done = command("ram", "--page-size", "4K", path)
     assert done.returncode == 3
     assert b"4 KiB (given)" in done.stdout
     for wrong in ("3", "x", "128", "32M"):
-        done = svmstream("ram", "--page-size", wrong, path)
+        done = command("ram", "--page-size", wrong, path)
         assert done.returncode == 2
         assert b"--page-size" in done.stderr
-    assert svmstream("diff", "--ram", path, path).returncode == 0
+    assert command("diff", "--ram", path, path).returncode == 0

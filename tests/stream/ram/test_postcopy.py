@@ -211,7 +211,7 @@ def test_values_of_commands() -> None:
     assert named.children[0].value == "pc.ram"
 
 
-def test_real_commands_are_shown(svmstream: Run) -> None:
+def test_real_commands_are_shown(command: Run) -> None:
     with open_source(str(PREEMPT)) as source:
         machine = read_machine(read_stream(source))
         records = [r for r in machine.stream.records if r.kind is Kind.COMMAND]
@@ -220,7 +220,7 @@ def test_real_commands_are_shown(svmstream: Run) -> None:
     assert shown["POSTCOPY_ADVISE"].value.value == 0x1000
     assert shown["PACKAGED"].path == "command PACKAGED.bytes"
     at = next(r for r in records if r.name == "POSTCOPY_RAM_DISCARD").payload + 1
-    one = json.loads(svmstream("show", PREEMPT, f"@{at}", "--json").stdout)
+    one = json.loads(command("show", PREEMPT, f"@{at}", "--json").stdout)
     assert (one["path"], one["value"]) == ("command POSTCOPY_RAM_DISCARD.block", "pc.ram")
 
 
@@ -243,11 +243,11 @@ def test_a_real_second_connection() -> None:
         assert min(values) > 1000
 
 
-def test_the_verb_says_what_is_missing(svmstream: Run) -> None:
-    done = svmstream("ram", PREEMPT)
+def test_the_verb_says_what_is_missing(command: Run) -> None:
+    done = command("ram", PREEMPT)
     assert done.returncode == 3
     assert b"were not sent again" in done.stderr
-    done = svmstream("ram", PREEMPT, "--channel", ASKED, "--json")
+    done = command("ram", PREEMPT, "--channel", ASKED, "--json")
     assert (done.returncode, done.stderr) == (0, b"")
     document = json.loads(done.stdout)
     assert document["complete"] is True
