@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -10,9 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -95,16 +98,53 @@ def svmstream() -> Run:
     return run
 
 
+@contextlib.contextmanager
+def _standard_input(content: bytes) -> Iterator[None]:
+    """A pipe with content as this process's standard input."""
+    read, write = os.pipe()
+    before = os.dup(0)
+    os.dup2(read, 0)
+    os.close(read)
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), open(write, "wb") as file:
+            file.write(content)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        with open(0, encoding="utf-8", closefd=False) as opened:
+            sys.stdin = opened
+            yield
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        feeder.join()
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
     """Run the command line in this process, much faster; as if by :func:`subprocess.run`."""
 
-    def run(*args: str | Path) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        *args: str | Path,
+        input: bytes | None = None,  # noqa: A002 - as subprocess.run calls it
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
         words = ["svmstream", *map(str, args)]
-        monkeypatch.setattr(sys, "argv", words)
         capfdbinary.readouterr()
-        status = cli._run()
-        sys.stdout.flush()
+        with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+            patch.setattr(sys, "argv", words)
+            if input is not None:
+                patch.setattr(sys, "stdin", sys.stdin)
+                stack.enter_context(_standard_input(input))
+            if cwd is not None:
+                patch.chdir(cwd)
+            if env is not None:
+                stack.enter_context(mock.patch.dict(os.environ, env, clear=True))
+            status = cli._run()
+            sys.stdout.flush()
         out, errors = capfdbinary.readouterr()
         return subprocess.CompletedProcess(words, status, out, errors)
 

@@ -92,26 +92,26 @@ def test_a_dump_that_is_none(tmp_path: Path, command: Run) -> None:
     assert b"-dump-vmstate" in done.stderr
 
 
-def test_a_stranger_s_machine_name_reaches_no_command_line(tmp_path: Path, svmstream: Run) -> None:
+def test_a_stranger_s_machine_name_reaches_no_command_line(tmp_path: Path, command: Run) -> None:
     log = tmp_path / "log"
     text = f'echo "$@" >> {log}\nexec {QEMU} "$@"'
     data = builders.stream(config=builders.configuration("pc,firmware=/etc/passwd"))
-    done = svmstream("compat", "-", "--qemu", script(tmp_path / "qemu", text), input=data)
+    done = command("compat", "-", "--qemu", script(tmp_path / "qemu", text), input=data)
     assert done.returncode == 1
     assert "firmware" not in log.read_text()
     assert "-M none -dump-vmstate" in log.read_text()
 
 
-def test_no_files_are_left(tmp_path: Path, svmstream: Run) -> None:
+def test_no_files_are_left(tmp_path: Path, command: Run) -> None:
     env = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    assert svmstream("compat", SAME, "--qemu", QEMU, env=env).returncode == 0
+    assert command("compat", SAME, "--qemu", QEMU, env=env).returncode == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_usage_and_unreadable(tmp_path: Path, svmstream: Run) -> None:
-    assert svmstream("compat", SAME).returncode == 2
-    assert svmstream("compat", SAME, "--qemu", QEMU, "--timeout", "0").returncode == 2
-    assert svmstream("compat", tmp_path / "none", "--qemu", QEMU).returncode == 3
+def test_usage_and_unreadable(tmp_path: Path, command: Run) -> None:
+    assert command("compat", SAME).returncode == 2
+    assert command("compat", SAME, "--qemu", QEMU, "--timeout", "0").returncode == 2
+    assert command("compat", tmp_path / "none", "--qemu", QEMU).returncode == 3
     cut = builders.stream()[:-5]
     assert cut[0] != RecordType.EOF
-    assert svmstream("compat", "-", "--qemu", QEMU, input=cut).returncode == 3
+    assert command("compat", "-", "--qemu", QEMU, input=cut).returncode == 3

@@ -74,15 +74,15 @@ def test_list_masks(command: Run) -> None:
     assert {"id", "pattern", "reason", "source", "type", "ignore"} == made["masks"][0].keys()
 
 
-def test_usage(svmstream: Run) -> None:
-    assert svmstream("diff").returncode == 2
-    assert svmstream("diff", A).returncode == 2
-    assert svmstream("diff", "-", "-", input=b"").returncode == 2
-    assert svmstream("diff", A, A, "--nothing").returncode == 2
+def test_usage(command: Run) -> None:
+    assert command("diff").returncode == 2
+    assert command("diff", A).returncode == 2
+    assert command("diff", "-", "-", input=b"").returncode == 2
+    assert command("diff", A, A, "--nothing").returncode == 2
 
 
-def test_one_of_them_from_a_pipe(svmstream: Run) -> None:
-    assert svmstream("diff", A, "-", input=A.read_bytes()).returncode == 0
+def test_one_of_them_from_a_pipe(command: Run) -> None:
+    assert command("diff", A, "-", input=A.read_bytes()).returncode == 0
 
 
 def test_unreadable(command: Run, sample: bytes, tmp_path: Path) -> None:

@@ -71,12 +71,12 @@ def test_another_host(command: Run, tmp_path: Path) -> None:
     assert command("doctor", "--host", hostile, "--qmp", "x").returncode == 2
 
 
-def test_the_probe_is_carried_through_pipes(svmstream: Run) -> None:
-    program = svmstream("doctor", "--probe").stdout
+def test_the_probe_is_carried_through_pipes(command: Run) -> None:
+    program = command("doctor", "--probe").stdout
     said = subprocess.run(
         [sys.executable, "-I", "-S", "-"], input=program, capture_output=True, check=True
     ).stdout
-    here = svmstream("doctor", "--host", "-", "--json", input=said)
+    here = command("doctor", "--host", "-", "--json", input=said)
     assert here.returncode in (0, 1)
     assert json.loads(here.stdout)["host"] == probe.host()
 

@@ -185,8 +185,8 @@ def test_ids_of_rules_without_zeros() -> None:
         assert explained(rule.id.lower()).rules == (rule,)
 
 
-def test_a_cut_file_is_not_without_findings(sample: bytes, svmstream: Run) -> None:
-    done = svmstream("check", "-", input=sample[:400_000])
+def test_a_cut_file_is_not_without_findings(sample: bytes, command: Run) -> None:
+    done = command("check", "-", input=sample[:400_000])
     assert b"No findings.\n" not in done.stdout
     assert b"No findings in the part that can be read" in done.stdout
 

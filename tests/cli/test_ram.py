@@ -194,8 +194,8 @@ def test_a_folder_with_the_name_of_a_block(
     assert (out / "pc.ram").read_text() == "precious"
 
 
-def test_no_folder_is_called_minus(dump: Path, svmstream: Run, tmp_path: Path) -> None:
-    done = svmstream("ram", "--extract", "-", dump, cwd=tmp_path)
+def test_no_folder_is_called_minus(dump: Path, command: Run, tmp_path: Path) -> None:
+    done = command("ram", "--extract", "-", dump, cwd=tmp_path)
     assert done.returncode == 2
     assert b"directory" in done.stderr
     assert os.listdir(tmp_path) == ["dump.bin"]

@@ -27,17 +27,17 @@ def test_check_passes_every_capture(entry: dict[str, Any], command: Run) -> None
     assert vcpu["kernels"][kernel]["verdict"] == "right"
 
 
-def test_check_reports_what_is_broken(sample: bytes, tmp_path: Path, svmstream: Run) -> None:
+def test_check_reports_what_is_broken(sample: bytes, tmp_path: Path, command: Run) -> None:
     where = json.loads(
-        svmstream("show", "--json", "-", "vcpu0.nested.control.asid", input=sample).stdout
+        command("show", "--json", "-", "vcpu0.nested.control.asid", input=sample).stdout
     )["offset"]
     path = tmp_path / "broken.bin"
     path.write_bytes(sample[:where] + bytes(4) + sample[where + 4 :])
-    done = svmstream("check", path)
+    done = command("check", path)
     assert done.returncode == 1
     assert b"error C-02 at " + f"{where:#x}".encode() in done.stdout
     assert b"L2's ASID is 0 (control.asid 0x0)" in done.stdout
-    one = svmstream("check", "--json", "--kernel", "6.1", path)
+    one = command("check", "--json", "--kernel", "6.1", path)
     kernels = {found["rule"]: found["kernels"] for found in json.loads(one.stdout)["findings"]
                if found["severity"] != "info"}  # fmt: skip
     assert kernels.pop("C-02") == ["6.1"]
@@ -69,8 +69,8 @@ def test_rules_are_listed_and_explained(command: Run) -> None:
     assert b"SV-1" in wrong.stderr
 
 
-def test_check_of_a_cut_stream(sample: bytes, svmstream: Run) -> None:
-    done = svmstream("check", "-", input=sample[:400_000])
+def test_check_of_a_cut_stream(sample: bytes, command: Run) -> None:
+    done = command("check", "-", input=sample[:400_000])
     assert done.returncode == 3
     assert b"NOT COMPLETE" in done.stdout
 

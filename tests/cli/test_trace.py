@@ -35,8 +35,8 @@ def test_every_log(entry: dict[str, object], command: Run) -> None:
     assert made["source"]["compression"] == "zstd"
 
 
-def test_the_report(svmstream: Run) -> None:
-    done = svmstream("trace", LOG, env=_UTF8)
+def test_the_report(command: Run) -> None:
+    done = command("trace", LOG, env=_UTF8)
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode()
     assert "\x1b" not in text
@@ -55,9 +55,9 @@ def test_without_unicode(svmstream: Run) -> None:
     assert b"SREGS2>NESTED>TSC_KHZ>REGS>" in done.stdout
 
 
-def test_verbose_lists_every_ioctl(svmstream: Run) -> None:
+def test_verbose_lists_every_ioctl(command: Run) -> None:
     log = REAL / "qemu7.2-smp2-restore.strace.zst"
-    text = svmstream("trace", "-v", log, env=_UTF8).stdout.decode()
+    text = command("trace", "-v", log, env=_UTF8).stdout.decode()
     names = set(re.findall(r"KVM_(?!CAP_|MEM_)[A-Z0-9_]+", text_of(log)))
     assert len(names) > 40
     for name in names:
@@ -65,8 +65,8 @@ def test_verbose_lists_every_ioctl(svmstream: Run) -> None:
     assert "GET_XSAVE2 is used" in text
 
 
-def test_a_refusal(svmstream: Run) -> None:
-    done = svmstream("trace", REAL / "refused.strace", env=_UTF8)
+def test_a_refusal(command: Run) -> None:
+    done = command("trace", REAL / "refused.strace", env=_UTF8)
     assert done.returncode == 1
     text = " ".join(done.stdout.decode().split())
     assert "SREGS→NESTED(EINVAL)→REGS" in text
@@ -75,10 +75,10 @@ def test_a_refusal(svmstream: Run) -> None:
     assert "whether an ioctl failed" not in text
 
 
-def test_a_rule_says_what_happens_and_what_to_do(tmp_path: Path, svmstream: Run) -> None:
+def test_a_rule_says_what_happens_and_what_to_do(tmp_path: Path, command: Run) -> None:
     log = tmp_path / "broken.log"
     log.write_text(qemu_log([*CREATION, *PUT, "SET_CPUID2", "RUN"]))
-    done = svmstream("trace", log, env=_UTF8)
+    done = command("trace", log, env=_UTF8)
     assert done.returncode == 1
     text = " ".join(done.stdout.decode().split())
     assert "1 against the rules" in text
@@ -88,53 +88,53 @@ def test_a_rule_says_what_happens_and_what_to_do(tmp_path: Path, svmstream: Run)
     assert "Linux 6.1, 6.12" in text
 
 
-def test_a_rule_is_explained_once(svmstream: Run) -> None:
+def test_a_rule_is_explained_once(command: Run) -> None:
     log = qemu_log([*CREATION, *[*PUT, "SET_CPUID2", "RUN"] * 3])
-    text = svmstream("trace", "-", input=log.encode()).stdout.decode()
+    text = command("trace", "-", input=log.encode()).stdout.decode()
     assert text.count("error O-04") == 3
     assert text.count("Do: set CPUID2") == 1
 
 
-def test_what_cannot_be_judged_is_said(svmstream: Run) -> None:
-    done = svmstream("trace", "-v", "-", input=qemu_log([*PUT, "RUN"]).encode(), env=_UTF8)
+def test_what_cannot_be_judged_is_said(command: Run) -> None:
+    done = command("trace", "-v", "-", input=qemu_log([*PUT, "RUN"]).encode(), env=_UTF8)
     assert done.returncode == 0
     text = done.stdout.decode()
     assert "line 2, reset put: cannot be judged, runs at line 11" in text
     assert "unknown O-03" in text
     assert "depends O-28" in text
     assert json.loads(
-        svmstream("trace", "--json", "-", input=qemu_log([*PUT, "RUN"]).encode()).stdout
+        command("trace", "--json", "-", input=qemu_log([*PUT, "RUN"]).encode()).stdout
     )["verdict"] == ("cannot be judged")
 
 
-def test_a_long_put_is_broken_at_the_arrows(svmstream: Run) -> None:
+def test_a_long_put_is_broken_at_the_arrows(command: Run) -> None:
     log = strace([*CREATION, *PUT, *PUT[2:-1], "SET_DEBUGREGS=EINVAL", "RUN"])
-    done = svmstream("trace", "-", input=log.encode(), env=_UTF8)
+    done = command("trace", "-", input=log.encode(), env=_UTF8)
     text = done.stdout.decode()
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "→\n    " in text
     assert "DEBUGREGS(EINVAL)" in text
 
 
-def test_a_long_life_is_shown_in_brief(svmstream: Run) -> None:
+def test_a_long_life_is_shown_in_brief(command: Run) -> None:
     body = [name for at in never_again(60) for name in ("RUN", ("SMI", "NMI", "INTERRUPT")[at])]
     log = qemu_log([*CREATION, *PUT, *body, *["GET_REGS", "RUN"] * 9]).encode()
-    text = svmstream("trace", "-", input=log, env=_UTF8).stdout.decode()
+    text = command("trace", "-", input=log, env=_UTF8).stdout.decode()
     assert re.search(r"\.\.\. +\d+ phases +\(-v lists them\)", text)
     assert "9 times in turn" in text
     assert len(text.splitlines()) < 40
 
 
-def test_what_else_a_log_knows_is_in_the_list(svmstream: Run) -> None:
+def test_what_else_a_log_knows_is_in_the_list(command: Run) -> None:
     log = qemu_log(["RUN", "exit=17"]) + strace(["SET_SREGS:efer:0x1500"])
-    text = svmstream("trace", "-v", "-", input=log.encode()).stdout.decode()
+    text = command("trace", "-v", "-", input=log.encode()).stdout.decode()
     assert "line 1 exit reason 17" in text
     assert "line 3 = 0 EFER 0x1500" in text
 
 
-def test_a_log_of_too_many_puts_is_cut(svmstream: Run) -> None:
+def test_a_log_of_too_many_puts_is_cut(command: Run) -> None:
     log = qemu_log(["SET_SREGS", "SET_NESTED_STATE", "RUN"] * 10_001)
-    done = svmstream("trace", "--json", "-", input=log.encode())
+    done = command("trace", "--json", "-", input=log.encode())
     assert done.returncode == 3
     assert b"-: line 30002: too many" in done.stderr
     made = json.loads(done.stdout)
@@ -197,9 +197,9 @@ def test_the_rules_are_documented() -> None:
         assert row in page
 
 
-def test_hostile_names_are_escaped(svmstream: Run) -> None:
+def test_hostile_names_are_escaped(command: Run) -> None:
     log = "ioctl(9, KVM_\u202eEVIL, 0) = 0\nioctl(9, KVM_X\u0301\u200d, 1) = 0\n" + strace(["RUN"])
-    done = svmstream("trace", "-v", "-", input=log.encode(), env=_UTF8)
+    done = command("trace", "-v", "-", input=log.encode(), env=_UTF8)
     text = done.stdout.decode()
     assert all(char.isprintable() or char == "\n" for char in text)
     assert b"\x1b" not in done.stdout

@@ -66,8 +66,8 @@ def test_pairs_of_two_guests(command: Run) -> None:
     assert pairs == {(n, role): 1 for n in (0, 1) for role in ("vmcb01", "vmcb02")}
 
 
-def test_text(svmstream: Run) -> None:
-    done = svmstream("vmruns", ONE, env={"COLUMNS": "80", "PATH": "/usr/bin"})
+def test_text(command: Run) -> None:
+    done = command("vmruns", ONE, env={"COLUMNS": "80", "PATH": "/usr/bin"})
     text = done.stdout.decode()
     assert done.returncode == 0
     assert "1 CPU through plugin interface 7" in text

@@ -691,10 +691,10 @@ def test_the_command(command: Run) -> None:
     assert command("why", "--error", "x", "--to", "nonsense").returncode == 2
 
 
-def test_the_command_reads_standard_input(svmstream: Run) -> None:
+def test_the_command_reads_standard_input(command: Run) -> None:
     data = (LOGS / "linux7.2-dump.dmesg").read_bytes()
     for arguments in (["why", "-"], ["why", "--log", "-"], ["why", str(NPT), "--log", "-"]):
-        done = svmstream(*arguments, input=data)
+        done = command(*arguments, input=data)
         assert done.returncode == 1, arguments
         assert b"[S-09]" in done.stdout
 

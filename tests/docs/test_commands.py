@@ -42,9 +42,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("page", "command", "lines"), CASES, ids=range(len(CASES)))
-def test_example(page: str, command: str, lines: list[str], svmstream: Run) -> None:
-    done = svmstream(*shlex.split(command), cwd=ROOT, env={"COLUMNS": "200", "PATH": "/usr/bin"})
+@pytest.mark.parametrize(("page", "words", "lines"), CASES, ids=range(len(CASES)))
+def test_example(page: str, words: str, lines: list[str], command: Run) -> None:
+    done = command(*shlex.split(words), cwd=ROOT, env={"COLUMNS": "200", "PATH": "/usr/bin"})
     printed = [" ".join(line.split()) for line in done.stdout.decode().splitlines()]
     assert b"Traceback" not in done.stderr
     for line in lines:
@@ -79,10 +79,10 @@ def test_pages_have_examples() -> None:
         assert page.read_text().startswith("# ")
 
 
-def test_the_matrix_quotes_rules_as_they_are(svmstream: Run) -> None:
+def test_the_matrix_quotes_rules_as_they_are(command: Run) -> None:
     rules = {
         one["id"]: f"{one['fails_when']}: {one['means']}; {one['do']}"
-        for one in json.loads(svmstream("check", "--rules", "--json").stdout)["rules"]
+        for one in json.loads(command("check", "--rules", "--json").stdout)["rules"]
     }
     page = (ROOT / "docs" / "support-matrix.md").read_text()
     quoted = re.findall(r"^ {9}([A-Z]+-\d+): (.*(?:\n {9}(?![A-Z]+-\d+:).*)*)", page, re.MULTILINE)

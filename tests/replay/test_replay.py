@@ -22,7 +22,7 @@ from qemu_svm.replay.replay import against_model, perform
 from tests.model.recorded import Recording
 from tests.model.test_recorded import disagreement
 
-SEED, SEQUENCES = 20261, 100
+SEED, SEQUENCES = 20261, 50
 PLANS = {
     "qemu": (None, "exit"),
     "selftests": (None, "exit"),

@@ -364,7 +364,7 @@ def test_layers(sample: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["libvirt", "sparse", "qcow2", "offset", "nested"])
-def test_standard_input(kind: str, sample: bytes, svmstream: Run) -> None:
+def test_standard_input(kind: str, sample: bytes, command: Run) -> None:
     name = "-"
     if kind == "qcow2":
         data = made_image(sample, bits=16, count=2)
@@ -375,9 +375,9 @@ def test_standard_input(kind: str, sample: bytes, svmstream: Run) -> None:
         data = gzip.compress(zst(sample))
     else:
         data = save_image(sample, 6 if kind == "sparse" else 0)
-    plain = svmstream("inspect", "--json", "-", input=sample)
-    inside = svmstream("inspect", "--json", name, input=data)
-    text = svmstream("inspect", name, input=data)
+    plain = command("inspect", "--json", "-", input=sample)
+    inside = command("inspect", "--json", name, input=data)
+    text = command("inspect", name, input=data)
     assert inside.returncode == text.returncode == plain.returncode
     cut = inside.stdout.index(b'"stream": {')
     assert inside.stdout[cut:] == plain.stdout[plain.stdout.index(b'"stream": {') :]

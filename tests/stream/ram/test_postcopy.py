@@ -158,13 +158,13 @@ RETURN_PATH = {
 
 
 @pytest.mark.parametrize("name", RETURN_PATH)
-def test_the_return_path_is_refused(name: str, svmstream: Run) -> None:
+def test_the_return_path_is_refused(name: str, command: Run) -> None:
     data = RETURN_PATH[name] + RETURN_PATH["pong"]
     with pytest.raises(StreamError, match="return path"):
         read_stream(BytesSource(data))
     with pytest.raises(StreamError, match="return path"):
         ram_with(main_stream(STALE, b"", zero(3 * PAGE)), data)
-    done = svmstream("inspect", "-", input=data)
+    done = command("inspect", "-", input=data)
     assert done.returncode == 3
     assert b"the destination's replies" in done.stderr
     assert b"Traceback" not in done.stderr
