@@ -67,8 +67,13 @@ def command(
     if as_json or options.quiet() or not out.is_terminal:
         show = _print_changes(as_json=as_json)
         kept = _History()
-        work = _watch(client, interval, lambda one: kept.add(one, show), wait=wait)
-        last = signals.run(work)
+
+        def changed(sample: Sample) -> None:
+            if plot:
+                kept.add(sample)
+            show(sample)
+
+        last = signals.run(_watch(client, interval, changed, wait=wait))
         if plot:
             output.print_lines(kept.lines(out))
         return _status(last)
@@ -81,9 +86,10 @@ def command(
         history = _History()
 
         def draw(sample: Sample) -> None:
-            history.add(sample)
             lines = [*render(Update(sample), title=str(address))]
-            lines += history.lines(out) if plot else ()
+            if plot:
+                history.add(sample)
+                lines += history.lines(out)
             live.update(Group(*lines), refresh=True)
 
         last = signals.run(_watch(client, interval, draw, wait=wait))
@@ -96,15 +102,16 @@ class _History:
         self._samples: list[Sample] = []
         self._every, self._number = 1, 0
 
-    def add(self, sample: Sample, show: Callable[[Sample], None] | None = None) -> None:
+    def add(self, sample: Sample) -> None:
+        from dataclasses import replace
+
         if self._number % self._every == 0 or sample.migration.ended:
-            self._samples.append(sample)
+            # Without what is not drawn, which is most of it.
+            self._samples.append(replace(sample, answer={}, capabilities={}, parameters={}))
         self._number += 1
         if len(self._samples) > _MOST:
             del self._samples[1::2]
             self._every *= 2
-        if show is not None:
-            show(sample)
 
     def lines(self, out: Console) -> list[Text]:
         from qemu_svm.render.text.watch_plot import plot

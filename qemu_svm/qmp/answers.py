@@ -8,6 +8,7 @@ Source: QEMU ``qapi/run-state.json``, ``qapi/migration.json``, ``qapi/control.js
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ def version(answer: object) -> Version:
     numbers = mapping(mapping(answer, "version").get("qemu"), "version")
     found = [number(numbers, name) for name in ("major", "minor", "micro")]
     if None in found:
-        raise QmpError(f"QMP: unexpected form of the version: {answer!r}")
+        raise unexpected("version", answer)
     return Version(*(one or 0 for one in found))
 
 
@@ -112,7 +113,7 @@ def status(answer: object) -> Status:
     found = mapping(answer, "query-status")
     state = string(found, "status")
     if state is None:
-        raise _unexpected("query-status", answer)
+        raise unexpected("query-status", answer)
     return Status(state, found.get("running") is True)
 
 
@@ -166,7 +167,7 @@ def commands(answer: object) -> frozenset[str]:
     :raises QmpError: it has another form.
     """
     if not isinstance(answer, list):
-        raise _unexpected("query-commands", answer)
+        raise unexpected("query-commands", answer)
     names = (mapping(one, "query-commands").get("name") for one in answer)
     return frozenset(name for name in names if isinstance(name, str))
 
@@ -177,12 +178,13 @@ def mapping(answer: object, what: str) -> Mapping[str, Any]:
     :raises QmpError: it is something else.
     """
     if not isinstance(answer, Mapping):
-        raise _unexpected(what, answer)
+        raise unexpected(what, answer)
     return answer
 
 
-def _unexpected(what: str, answer: object) -> QmpError:
-    return QmpError(f"QMP: unexpected answer of {what}: {answer!r}")
+def unexpected(what: str, answer: object) -> QmpError:
+    """Return the error that an answer of the command ``what`` has another form."""
+    return QmpError(f"QMP: unexpected answer of {what}: {reprlib.repr(answer)}")
 
 
 def number(answer: Mapping[str, Any], name: str) -> int | None:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.error import ProtocolError
 from qemu.qmp.protocol import Runstate
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
@@ -27,6 +28,25 @@ from qemu_svm.qmp.address import Address, parse_address
 from qemu_svm.qmp.answers import Event, Migration, Status, Version
 
 _RETRY_SECONDS = 0.1
+
+_LONGEST = 2 << 20
+"""Bytes of a message: parsed it may take 35 times as much.  The longest
+that a QEMU sends are its schema (248 KB in 11.1) and a list of thousands of vCPUs."""
+
+_UNREADABLE = (GreetingError, NegotiationError, UnicodeDecodeError, RecursionError)
+"""Errors of a greeting that is none, besides ValueError itself."""
+
+_TOO_LONG = "Separator is"
+"""So asyncio begins to say that it is longer."""
+
+_PENDING = 256
+"""Events that nobody has asked for yet; of more, the oldest are dropped."""
+
+_LONGEST_EVENT = 4 << 10
+"""Bytes of an event; QEMU's have some hundred."""
+
+_WORDS = 2000
+"""Characters of a reason that are shown."""
 
 
 class Client:
@@ -74,7 +94,7 @@ class Client:
 
         :raises QmpError: nobody listens, it is not a QMP socket, or it does not answer.
         """
-        qmp = QMPClient("svmstream")
+        qmp = _protocol()
         libvirts = self._libvirts()
         within = self._connect_timeout
         within = within if libvirts is None else min(within, timeouts.TAKEN)
@@ -85,7 +105,7 @@ class Client:
                 except ConnectError as error:
                     if not _late_answer(error):
                         raise
-                    qmp = QMPClient("svmstream")
+                    qmp = _protocol()
                     await qmp.connect(self.address.target)
         except TimeoutError as error:
             raise QmpError(
@@ -177,10 +197,10 @@ class Client:
                 return await qmp.execute(command, arguments)
         except ExecuteError as error:
             raise CommandRefused(
-                f"QEMU refused '{command}': {error}",
+                f"QEMU refused '{command}': {str(error)[:_WORDS]}",
                 command=command,
                 error_class=error.error_class,
-                reason=str(error),
+                reason=str(error)[:_WORDS],
             ) from error
         except TimeoutError as error:
             raise QmpError(
@@ -288,7 +308,7 @@ class Client:
         answer = answers.mapping(await self.execute("add-fd", wanted), "add-fd")
         found = answers.number(answer, "fdset-id")
         if found is None:
-            raise QmpError(f"QMP: unexpected answer of add-fd: {answer!r}")
+            raise answers.unexpected("add-fd", answer)
         return found
 
     def _send(self, fd: int) -> None:
@@ -317,7 +337,8 @@ class Client:
         :raises QmpError: not connected.
         """
         qmp = self._running()
-        with qmp.listener(names or None) as listener:
+        listener = _Listener(names or None)
+        with qmp.listen(listener):
             yield Events(self, qmp, listener)
 
     def _running(self) -> QMPClient:
@@ -350,9 +371,9 @@ class Client:
         libvirts = self._libvirts()
         if libvirts is not None and not isinstance(cause, FileNotFoundError):
             return QmpError(f"{self.address}: no answer to a second client", hint=libvirts)
-        if isinstance(cause, (GreetingError, NegotiationError)):
+        if isinstance(cause, _UNREADABLE) or type(cause) is ValueError:
             return QmpError(
-                f"{self.address}: this is not a QMP socket: {cause.error_message}",
+                f"{self.address}: this is not a QMP socket: {_reason(cause)}",
                 hint="an HMP monitor, a serial port or a guest agent? -qmp makes a QMP socket",
             )
         if isinstance(cause, EOFError):
@@ -365,6 +386,17 @@ class Client:
         if isinstance(cause, ConnectionRefusedError):
             return QmpError(f"{self.address}: nobody listens there", hint="has its QEMU exited?")
         return QmpError(f"{self.address}: cannot connect: {_reason(cause)}")
+
+
+class _Listener(EventListener):
+    # Keeps events until they are asked for, and of very many the last ones; the class that it
+    # extends keeps each for ever.
+    async def put(self, event: Message) -> None:
+        if not self.accept(event) or len(bytes(event)) > _LONGEST_EVENT:
+            return
+        if self._queue.qsize() >= _PENDING:
+            self._queue.get_nowait()
+        self._queue.put_nowait(event)
 
 
 class Events:
@@ -401,6 +433,12 @@ class Events:
         raise QmpError(f"{self._client.address}: no such event within {timeout:g} s")
 
 
+def _protocol() -> QMPClient:
+    qmp = QMPClient("svmstream", readbuflen=_LONGEST)
+    qmp.events.event_filter = lambda _event: False  # it would keep every event for ever
+    return qmp
+
+
 def _late_answer(error: ConnectError) -> bool:
     # Instead of the greeting, an answer to the previous client, which did not wait for it.
     cause = error.exc
@@ -428,4 +466,11 @@ def _event(message: Message) -> Event:
 def _reason(error: Exception) -> str:
     if isinstance(error, EOFError):
         return "QEMU closed it"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
+    if isinstance(error, RecursionError):
+        return "its JSON is nested too deeply"
+    if isinstance(error, ProtocolError):
+        return f"{error.args[0]}"  # not the whole message
+    if str(error).startswith(_TOO_LONG):
+        return f"a message is longer than {_LONGEST >> 20} MiB"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
+    return text[:_WORDS]

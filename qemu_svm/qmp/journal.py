@@ -33,7 +33,8 @@ class Journal:
 
     :param address: of the QMP socket.
     :param qemu: see :func:`identity`.
-    :param leftovers: incomplete files of an earlier capture.
+    :param leftovers: incomplete files of an earlier capture, which stay in it until they are
+        put back.
     """
 
     def __init__(self, address: Address, qemu: int | None, leftovers: Sequence[str] = ()) -> None:
@@ -41,9 +42,14 @@ class Journal:
         self._path = _file(address)
         self._facts: dict[str, Any] = {"pid": os.getpid(), "born": _born(os.getpid()), "qemu": qemu}
 
-    def record(self, **facts: object) -> None:
-        """Add facts, before what they describe is done."""
+    def record(self, *, files: Sequence[str] | None = None, **facts: object) -> None:
+        """Add facts, before what they describe is done.
+
+        :param files: incomplete files of this capture.
+        """
         self._facts |= facts
+        if files is not None:
+            self._facts["files"] = [*self.leftovers, *files]
         if self._path is None:
             return
         temporary = f"{self._path}.{os.getpid()}"
@@ -56,7 +62,12 @@ class Journal:
 
     def close(self) -> None:
         """Remove the file, unless what it describes could not be undone."""
-        if not any(self._facts.get(name) for name in ("running", "capabilities", "parameters")):
+        if any(self._facts.get(name) for name in ("running", "capabilities", "parameters")):
+            return
+        if any(map(_partial, self.leftovers)):
+            self._facts = {}  # this process has nothing left, and may go on
+            self.record(files=())
+        else:
             _remove(self._path)
 
 

@@ -419,6 +419,9 @@ def test_a_killed_capture_of_a_qemu_that_is_gone(tmp_path: Path) -> None:
         done = take(vm, tmp_path / "dump.bin")
         assert [os.path.dirname(path) for path in done.left] == [str(out)]
         assert done.after.running
+        # It is not forgotten.
+        assert f"incomplete file {done.left[0]}" in run_doctor(vm, "--put-back")["found"]
+        assert not partial(out)
 
 
 def run_doctor(vm: Vm, *more: str) -> dict[str, Any]:

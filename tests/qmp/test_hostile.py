@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.errors import EnvironmentFault, Refused, SvmStreamError
+from qemu_svm.errors import EnvironmentFault, QmpError, Refused, SvmStreamError
 from qemu_svm.qmp import sync, timeouts
 from qemu_svm.qmp.capture import compressed_name
+from qemu_svm.qmp.client import Client
 from tests.conftest import Run
 from tests.support import builders
 
@@ -48,6 +50,7 @@ class Server:
 
     def serve(self, connection: socket.socket) -> None:
         passed, migrated, buffer = -1, False, ""
+        self.connection = connection
         connection.sendall(GREETING)
         while True:
             data, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 4)
@@ -180,6 +183,72 @@ def _looked_at(address: str, _path: str) -> None:
 def _captured(address: str, path: str) -> None:
     with sync.connect(address, timeout=2) as qmp:
         qmp.capture(path, replace=True)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "says"),
+    [
+        (b"\xff\xfe\n", "not a QMP socket"),
+        (b'{"QMP":' + b"[" * 100_000 + b"\n", "not a QMP socket: its JSON is nested too deeply"),
+        (b'{"QMP": "' + b"a" * (5 << 20), "not a QMP socket: a message is longer than 2 MiB"),
+        (b'{"QMP": {"version": {"qemu": ' + b"9" * 5000 + b"}}}\n", "not a QMP socket"),
+        (b"null\n", "not a QMP socket"),
+    ],
+    ids=["bytes", "deep", "long", "number", "null"],
+)
+def test_odd_greetings(
+    greeting: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "GREETING", greeting)
+    with (
+        serving(tmp_path, Server()) as address,
+        pytest.raises(QmpError, match=says) as info,
+        sync.connect(address),
+    ):
+        pass
+    assert len(str(info.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b'"' + b"a" * (3 << 20) + b'"', "a message is longer than 2 MiB"),
+        (b"[" + b"{}," * 30_000 + b"{}]", "unexpected answer of query-status"),
+        (b'"' + b"a" * (1 << 20) + b'"', "unexpected answer of query-status"),
+    ],
+    ids=["too long", "items", "characters"],
+)
+def test_long_answers(answer: bytes, says: str, tmp_path: Path) -> None:
+    server = Server(answer=lambda command: answer if command == "query-status" else None)
+    with serving(tmp_path, server) as address, sync.connect(address) as qmp:
+        with pytest.raises(QmpError, match=says) as info:
+            qmp.status()
+        assert len(str(info.value)) < 500
+
+
+def test_events_without_end(tmp_path: Path) -> None:
+    # Of those that nobody has asked for, the last ones are kept; of others none.
+    def events(command: str) -> None:
+        if command == "query-status":
+            for number in range(1000):
+                for name, more in (("STOP", ""), ("OTHER", ""), ("STOP", "x" * 5000)):
+                    stamp = {"seconds": number, "microseconds": 0}
+                    event = {"event": name, "data": {"more": more}, "timestamp": stamp}
+                    server.connection.sendall(json.dumps(event).encode() + b"\n")
+
+    async def listen(address: str) -> tuple[list[float], int]:
+        async with Client.connect(address) as client, client.events("STOP") as kept:
+            await client.status()
+            assert client._qmp is not None
+            history = len(client._qmp.events.history)
+            return [event.time for event in kept.pending()], history
+
+    server = Server(answer=events)
+    with serving(tmp_path, server) as address:
+        times, history = asyncio.run(listen(address))
+    assert times == list(range(1000 - len(times), 1000))
+    assert 100 < len(times) < 1000
+    assert history == 0
 
 
 def test_a_name_that_lies(svmstream: Run, tmp_path: Path) -> None:

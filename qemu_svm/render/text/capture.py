@@ -22,7 +22,11 @@ def render(result: Captured) -> Iterable[Text]:
     yield entry("QEMU", str(result.version))
     yield entry("guest", _guest(result))
     for path in result.left:
-        yield entry("note", f"an earlier capture was killed and left {path}, which is incomplete")
+        yield entry(
+            "note",
+            f"an earlier capture was killed and left {path}, which is "
+            "incomplete: svmstream doctor --put-back removes it",
+        )
 
 
 def _guest(done: Captured) -> str:
