@@ -27,7 +27,7 @@ def copied_layout(folder: Path, answer: bytes, module: bytes | None = None) -> L
     """
     try:
         names = [str(name) for name in json.loads(answer)["files"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise EnvironmentFault("the agent's answer about types cannot be read") from None
     kernel = Btf(read_types(folder / "vmlinux"), name="/sys/kernel/btf/vmlinux")
     if module is not None:

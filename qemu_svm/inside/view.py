@@ -35,6 +35,7 @@ class Looks:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._known = layout.map["pages"].keys() | layout.map["pointers"].keys()
         self._parts: dict[str, bytearray | None] = {}
         self._points: dict[str, str | None] = {}
         self._decoded: dict[str, Inside] = {}
@@ -49,7 +50,7 @@ class Looks:
             raise EnvironmentFault(str(look["gone"]))
         try:
             self._apply(look)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise EnvironmentFault(f"a look into kernel memory cannot be read: {error}") from None
         found: Inside = {}
         for decoded in self._decoded.values():
@@ -73,6 +74,8 @@ class Looks:
             self._parts[name] = data
             self._decoded[name] = self._svm(data) if name == "svm" else self._page(data, name)
         for name, point in look["points"].items():
+            if name not in self._known:
+                raise ValueError("a pointer that was not asked for")
             self._points[name] = point if point is None else str(point)
         for name, address in look.get("addresses", {}).items():
             self._decoded[f"{name}.address"] = {f"{name}.address": int(address)}

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 from qemu_svm.errors import LabError, PlanError
 from qemu_svm.lab.box.box import Box
+from qemu_svm.lab.box.share import Share
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.progress import SILENT, Progress
@@ -195,7 +195,7 @@ class _Attempt:
     def __call__(self, place: int) -> Answer | None:
         kernel = self.row[place]
 
-        def boot(share: Path) -> Box:
+        def boot(share: Share) -> Box:
             return Box(
                 kernel=kernel.version, npt=self.wish.npt, share=share, mirror=self.wish.mirror,
                 progress=self.progress,

@@ -6,10 +6,10 @@ import json
 import queue
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, Self
 
 from qemu_svm.errors import EnvironmentFault, LabError
@@ -18,6 +18,7 @@ from qemu_svm.inside.kernel import NoTypes, copied_layout
 from qemu_svm.inside.layout import Layout
 from qemu_svm.lab.box.command import Command
 from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.box.share import discard
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.kvm import pack_agent
 
@@ -42,19 +43,17 @@ class BoxHost:
 
     def __enter__(self) -> Self:
         with host_faults("make a directory in the box's share"):
-            self._kept = TemporaryDirectory(prefix="inside", dir=self._box.share)
-        self._folder = Path(self._kept.name)
+            self._folder = Path(mkdtemp(prefix="inside", dir=self._box.share))
         try:
             with host_faults("write the agent"):
                 pack_agent(self._folder / "agent.zip")
         except BaseException:
-            self._kept.cleanup()
+            discard(self._folder)
             raise
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        with suppress(OSError):
-            self._kept.cleanup()
+        discard(self._folder)
 
     @property
     def _inside(self) -> str:
@@ -116,7 +115,7 @@ class BoxHost:
         try:
             found = json.loads(self._types[1])["processes"]
             return [{"pid": int(one["pid"]), "name": str(one["name"])} for one in found]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise EnvironmentFault("the agent's list of processes cannot be read") from None
 
     @contextmanager
@@ -184,5 +183,5 @@ class _BoxFeed:
             if "gone" in found:
                 raise EnvironmentFault(str(found["gone"]))
             return list(found["vcpus"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise EnvironmentFault("a look into kernel memory cannot be read: no JSON") from None

@@ -7,7 +7,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,7 @@ from qemu_svm.kvm.device import KVM_PATH
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.command import Command
 from qemu_svm.lab.box.console import headline
+from qemu_svm.lab.box.share import Share, discard, limited_share
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.replay.memory import RamFile
@@ -35,10 +36,12 @@ from qemu_svm.replay.target import (
     Target,
     memory_description,
     read_probe,
+    take,
     write_jobs,
 )
 
 _WARNINGS = 50
+_WORDS = 2000  # characters of a message from the box
 _STALLED = 120.0  # seconds without a result, beyond the timeout of a job
 _MODULES = (
     *("errors.py", "kvm/__init__.py", "kvm/numbers.py", "kvm/layouts.py", "kvm/device.py"),
@@ -78,13 +81,13 @@ def replay_target(
             )
         files, types = ({}, None) if module is None else (module.files, module.types)
 
-        def boot(share: Path) -> Box:
+        def boot(share: Share) -> Box:
             return Box(
                 kernel=kernel, npt=npt, share=share, mirror=mirror, modules=files,
                 progress=progress,
             )  # fmt: skip
 
-        with InBox(boot, types) as box:
+        with InBox(boot, types, foreign=bool(files)) as box:
             yield box
         return
     device = device or KVM_PATH
@@ -113,11 +116,19 @@ class InBox:
     :param boot: makes a box with the given directory as its share; or a running box,
         which is not started again.
     :param types: BTF of kvm-amd, if it is not the kernel's own.
+    :param foreign: the box has a foreign kernel or module: its share has a limit.
     """
 
-    def __init__(self, boot: Callable[[Path], Box] | Box, types: bytes | None = None) -> None:
+    def __init__(
+        self,
+        boot: Callable[[Share], Box] | Box,
+        types: bytes | None = None,
+        *,
+        foreign: bool = False,
+    ) -> None:
         self._boot = None if isinstance(boot, Box) else boot
         self._types = types
+        self._foreign = foreign
         self._held = boot if isinstance(boot, Box) else None
         self._inside = "/share"
         self._stack = ExitStack()
@@ -133,11 +144,16 @@ class InBox:
         self.boots = 0
 
     def __enter__(self) -> Self:
-        share = self._held.share if self._held is not None else None
+        if self._foreign:
+            self._share = self._stack.enter_context(limited_share())
+            self.folder = self._share.path
+            return self
+        place = self._held.share if self._held is not None else None
         with host_faults("make a directory for a replay"):
-            made = tempfile.TemporaryDirectory(prefix="replay", dir=share)
-        self.folder = Path(self._stack.enter_context(made))
-        if share is not None:
+            self.folder = Path(tempfile.mkdtemp(prefix="replay", dir=place))
+        self._stack.callback(discard, self.folder)
+        self._share = Share(self.folder)
+        if place is not None:
             self._inside = f"/share/{self.folder.name}"
         return self
 
@@ -159,7 +175,7 @@ class InBox:
         if self._closed:
             raise LabError("the box was closed")
         if self._box is None:
-            with host_faults("write the agent"):
+            with self._writing("write the agent"):
                 pack_agent(self.folder / "agent.zip")
             self._box = self._start()
             self.boots += 1
@@ -167,7 +183,7 @@ class InBox:
 
     def _start(self) -> Box:
         if self._boot is not None:
-            return self._running.enter_context(self._boot(self.folder))
+            return self._running.enter_context(self._boot(self._share))
         assert self._held is not None
         if self.boots:
             raise LabError("the kernel in the box crashed; this box cannot be started again")
@@ -208,12 +224,25 @@ class InBox:
     def layout(self) -> Layout:
         """See :meth:`Target.layout`."""
         if self._layout is None:
-            with host_faults(f"make a directory in {self.folder}"):
-                copies = tempfile.TemporaryDirectory(prefix="types", dir=self.folder)
-            with copies as name:
-                place = f"{self._inside}/{Path(name).name}"
-                self._layout = self._layout_of(Path(name), self._answer("types", place))
+            with self._writing(f"make a directory in {self.folder}"):
+                copies = Path(tempfile.mkdtemp(prefix="types", dir=self.folder))
+            try:
+                answer = self._answer("types", f"{self._inside}/{copies.name}")
+                self._layout = self._layout_of(copies, answer)
+            finally:
+                discard(copies)
         return self._layout
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        # Write into the share, which a box may have filled.
+        try:
+            with host_faults(what):
+                yield
+        except LabError:
+            if (full := self._share.full) is None:
+                raise
+            raise LabError(full) from None
 
     def _layout_of(self, folder: Path, answer: bytes) -> Layout:
         # A kernel without types of modules (5.10) has those of a module built like its own.
@@ -228,7 +257,8 @@ class InBox:
     def _answer(self, *arguments: str) -> bytes:
         done = self.box.run(self._agent(*arguments), timeout=120, env=self._environment)
         if done.returncode:
-            raise LabError("in the box: " + done.stderr.decode(errors="replace").strip())
+            words = done.stderr.decode(errors="replace").strip()
+            raise LabError(self._share.full or f"in the box: {words[-_WORDS:]}")
         return done.stdout
 
     def perform(
@@ -241,15 +271,16 @@ class InBox:
             given, back = (self.folder / f"{kind}{self._number}" for kind in ("jobs", "results"))
             place = f"{self._inside}/{self._placed(ram)}"
             memory = memory_description(ram, place, copied=True, inside=inside)
-            with host_faults(f"write {given}"):
+            with self._writing(f"write {given}"):
                 write_jobs(given, memory, remaining)
             command = self.box.start(
                 self._agent("perform", *(f"{self._inside}/{one.name}" for one in (given, back))),
                 env=self._environment,
             )
             yield from self._results(command, Results(back), remaining)
-            given.unlink(missing_ok=True)
-            back.unlink(missing_ok=True)
+            for path in (given, back):
+                with suppress(OSError):  # the box may have made it something else
+                    path.unlink()
 
     def _placed(self, ram: RamFile) -> str:
         # Name of the RAM's file in the directory; it is copied if it is elsewhere.
@@ -259,7 +290,7 @@ class InBox:
         name = self._copies.setdefault(ram.path, f"copy{len(self._copies)}")
         copy = self.folder / name
         if not copy.exists():
-            with host_faults(f"write {copy}"), copy.open("wb") as out:
+            with self._writing(f"write {copy}"), copy.open("wb") as out:
                 for start, size in ram.extents(0, os.fstat(ram.fd).st_size):
                     out.seek(start)
                     out.write(os.pread(ram.fd, size, start))
@@ -269,20 +300,22 @@ class InBox:
         self, command: Command, results: Results, remaining: list[Json]
     ) -> Iterator[JobResult]:
         last = time.monotonic()
-        ended = False
-        while not ended:
+        wanted = len(remaining)
+        ended = came = False
+        while came or not ended:
             ended = not command.running()
             came, finished = results.more()
             if came:
                 last = time.monotonic()
             for job in finished:
-                remaining.pop(0)
+                take(remaining, job)
                 yield self._after(job)
             if remaining and time.monotonic() - last > _STALLED + remaining[0]["timeout"]:
                 break
-            if not ended:
+            if not ended and not came:
                 time.sleep(POLL_SECONDS)
-        yield from self._end(command, results, remaining, ended=ended)
+        idle = len(remaining) == wanted
+        yield from self._end(command, results, remaining, ended=ended, idle=idle)
 
     def _after(self, job: JobResult) -> JobResult:
         # A child that was killed by a signal may have damaged the kernel.
@@ -292,7 +325,13 @@ class InBox:
         return job
 
     def _end(
-        self, command: Command, results: Results, remaining: list[Json], *, ended: bool
+        self,
+        command: Command,
+        results: Results,
+        remaining: list[Json],
+        *,
+        ended: bool,
+        idle: bool,
     ) -> Iterator[JobResult]:
         try:
             status = command.wait(1).returncode if ended else STUCK
@@ -301,9 +340,11 @@ class InBox:
         trouble = self._box.oops() if self._box is not None else None
         if status == 0 and not remaining:
             return
-        if status not in (STUCK, CRASHED):
+        if status not in (STUCK, CRASHED) or (status == CRASHED and idle):
             words = command.wait(1).stderr.decode(errors="replace").strip().splitlines()
-            raise LabError(f"the agent failed: {words[-1] if words else 'no message'}")
+            raise LabError(
+                self._share.full or f"the agent failed: {words[-1] if words else 'no message'}"
+            )
         if status == STUCK or trouble:
             self._halt()
         if status == STUCK and remaining:

@@ -28,6 +28,7 @@ _POLL_SECONDS = 0.02
 _MIGRATION_SECONDS = 600.0  # Linux as L1 has hundreds of MB to save
 _COUNTER_WORDS = 8
 _REASONS = 3
+_ERRORS = 1 << 20  # bytes of QEMU's messages that are kept, the last
 _REGISTERS = re.compile(r"[A-Z][A-Z0-9]{1,5} ?=|Code=")
 
 
@@ -269,7 +270,12 @@ def running(
         if trace is not None:
             argv += ["-trace", "kvm_vcpu_ioctl", "-D", f"/share/{trace}"]
         errors = bytearray()
-        vm = Vm(box, name, box.start(argv, sink=lambda _stream, data: errors.extend(data)), errors)
+
+        def keep(_stream: int, data: bytes) -> None:
+            errors.extend(data)
+            del errors[:-_ERRORS]
+
+        vm = Vm(box, name, box.start(argv, sink=keep), errors)
         stack.callback(vm.close)
         vm.connect(box.forward(f"/run/{name}.qmp"))
         yield vm

@@ -70,6 +70,7 @@ class WitnessBox:
                 hint=f"the plugin svmtrace works in {known}",
             )
         self.npt = npt
+        self._foreign = "modules" in box or "own" in box
         self._make: Callable[..., Box] = partial(Box, kernel, emulator=emulator, npt=npt, **box)
         self._stack = ExitStack()
 
@@ -79,7 +80,9 @@ class WitnessBox:
         with ExitStack() as stack:
             self.log = Path(stack.enter_context(temporary)) / "log"
             made = partial(self._make, emulator_args=svmtrace.arguments(self.log))
-            self._kvm = stack.enter_context(InBox(lambda share: made(share=share)))
+            self._kvm = stack.enter_context(
+                InBox(lambda share: made(share=share), foreign=self._foreign)
+            )
             self.box = self._kvm.box
             self._follower = Follower(stack.enter_context(open_source(str(self.log))))
             self._stack = stack.pop_all()

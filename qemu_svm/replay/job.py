@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +32,7 @@ from qemu_svm.replay.target import JobResult, Probe
 Json = dict[str, Any]
 
 _KILLED = f"errno {errno.EIO}"
+_ERRNOS = 4095  # MAX_ERRNO of Linux
 _MARGIN = 30.0  # seconds that a job may take beyond its runs
 
 
@@ -237,15 +239,27 @@ def decode(job: ReplayJob, performed: JobResult, layout: Layout | None = None) -
     """Read what the agent wrote about a job.
 
     :param layout: that of the kernel, if its memory was read.
-    :raises EnvironmentFault: a vCPU could not be found in the kernel's memory.
+    :raises EnvironmentFault: it is not what an agent writes, or a vCPU could not be found in
+        the kernel's memory.
     """
+    try:
+        return _decode(job, performed, layout)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError,
+            struct.error) as error:  # fmt: skip
+        # A kernel under test may have damaged it.
+        raise EnvironmentFault(f"the agent's answer cannot be read: {error}") from None
+
+
+def _decode(job: ReplayJob, performed: JobResult, layout: Layout | None) -> ReplayResult:
     steps: list[ReplayStep] = []
     raw: dict[str, str] = {}
     looks = None if layout is None else Looks(layout)
     start: Inside | None = None
-    for line, step in zip(performed.steps, job.steps, strict=False):
+    for place, (line, step) in enumerate(zip(performed.steps, job.steps, strict=False), 1):
         raw |= line["state"]
         state = observed(raw)
+        if line["step"] != place or not 0 <= int(line["errno"]) <= _ERRNOS:
+            raise ValueError(f"it is not about step {place}")
         ran = _run(line, state) if "run" in line or "skipped" in line else None
         number = _errno(job.saved, step, line) if ran is None else 0
         name = errno.errorcode.get(number, str(number)) if number else None
@@ -253,7 +267,7 @@ def decode(job: ReplayJob, performed: JobResult, layout: Layout | None = None) -
         if not steps:
             start = seen[0]
         stopped = _refused_msr(job.saved, step, line) if name and ran is None else None
-        steps.append(ReplayStep(line["step"], step, name, state, ran, seen[-1], stopped))
+        steps.append(ReplayStep(place, step, name, state, ran, seen[-1], stopped))
     return ReplayResult(tuple(steps), performed.end, performed.host, performed.error, start)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,9 @@ Json = dict[str, Any]
 
 SVM_STATE = layouts.NESTED_STATE_SIZE
 """KVM_CAP_NESTED_STATE of an AMD host with nested virtualisation."""
-_ANSWERS = 256 << 20  # bytes that the agent may answer between two looks at its file
+_CHUNK = 1 << 20  # bytes of answers that are read at once
+_ANSWER = 16 << 20  # bytes that the agent may answer to one job
+_END = re.compile(r"done|failed|timeout|stuck|signal \d{1,3}")
 POLL_SECONDS = 0.05
 """Interval at which the file of results is read."""
 
@@ -104,15 +108,23 @@ class Target(Protocol):
 
 
 def read_probe(text: bytes) -> Probe:
-    """Read what ``python -m qemu_svm.kvm.agent probe`` prints."""
-    found: Json = json.loads(text)
-    return Probe(
-        found["release"],
-        found["version"],
-        found["nested_state"],
-        bool(found["sregs2"]),
-        layouts.unpack_cpuid(bytes.fromhex(found["cpuid"])),
-    )
+    """Read what ``python -m qemu_svm.kvm.agent probe`` prints.
+
+    :raises EnvironmentFault: it is something else.
+    """
+    try:
+        found: Json = json.loads(text)
+        return Probe(
+            str(found["release"]),
+            str(found["version"]),
+            int(found["nested_state"]),
+            bool(found["sregs2"]),
+            layouts.unpack_cpuid(bytes.fromhex(found["cpuid"])),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+        raise EnvironmentFault(
+            f"the agent's answer about the KVM cannot be read: {error}"
+        ) from None
 
 
 def memory_description(
@@ -145,7 +157,7 @@ def _line(text: bytes) -> Json:
     # A kernel under test may have damaged what the agent wrote.
     try:
         line = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EnvironmentFault(f"the agent's answer cannot be read: {error}") from None
     kinds = {"id": str, "end": str, "error": str, "state": dict, "step": int}
     if (
@@ -153,9 +165,20 @@ def _line(text: bytes) -> Json:
         or "id" not in line
         or not {"end", "error", "state"} & set(line)
         or any(not isinstance(line[name], kind) for name, kind in kinds.items() if name in line)
+        or not _END.fullmatch(line.get("end", "done"))
     ):
         raise EnvironmentFault("the agent's answer cannot be read: it is not about a job")
     return line
+
+
+def take(remaining: list[Json], job: JobResult) -> None:
+    """Remove the first of the jobs that are expected, which a result must be of.
+
+    :raises EnvironmentFault: it is of another one.
+    """
+    if not remaining or remaining[0]["id"] != job.id:
+        raise EnvironmentFault("the agent's answer cannot be read: it is about another job")
+    remaining.pop(0)
 
 
 class Results:
@@ -168,31 +191,39 @@ class Results:
         self._path = path
         self._offset = 0
         self._rest = b""
+        self._since = 0  # bytes since the last end of a job
         self._current: dict[str, JobResult] = {}
 
     def more(self) -> tuple[bool, list[JobResult]]:
-        """Return whether there were new lines, and the jobs that ended."""
+        """Return whether there was more, and the jobs that ended; at most a part is read.
+
+        :raises EnvironmentFault: it is not what an agent writes, or too much for a job.
+        """
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
-                data = file.read(_ANSWERS + 1)
+                data = file.read(_CHUNK)
         except FileNotFoundError:
             return False, []
-        if len(data) > _ANSWERS:
-            raise EnvironmentFault(f"the agent answered more than {_ANSWERS >> 20} MiB at once")
+        except OSError as error:
+            raise EnvironmentFault(f"the agent's answer cannot be read: {error.strerror}") from None
         self._offset += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
         ended = []
         for text in lines:
+            self._since += len(text)
             line = _line(text)
             job = self._current.setdefault(line["id"], JobResult(line["id"]))
             if "end" in line:
                 job.end = line["end"]
                 ended.append(self._current.pop(line["id"]))
+                self._since = 0
             elif "error" in line:
                 job.error = line["error"]
             else:
                 job.steps.append(line)
+        if self._since + len(self._rest) > _ANSWER:
+            raise EnvironmentFault(f"the agent answered more than {_ANSWER >> 20} MiB to one job")
         return bool(data), ended
 
     def unfinished(self, identity: str) -> JobResult:
@@ -263,13 +294,14 @@ class Local:
     def _results(
         self, agent: subprocess.Popen[bytes], results: Results, remaining: list[Json]
     ) -> Iterator[JobResult]:
-        ended = False
-        while not ended:
+        ended = came = False
+        while came or not ended:
             ended = agent.poll() is not None
-            for job in results.more()[1]:
-                remaining.pop(0)
+            came, finished = results.more()
+            for job in finished:
+                take(remaining, job)
                 yield job
-            if not ended:
+            if not ended and not came:
                 time.sleep(POLL_SECONDS)
         if agent.returncode not in (0, CRASHED, STUCK):
             assert agent.stderr is not None

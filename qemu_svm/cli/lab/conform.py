@@ -18,6 +18,7 @@ from qemu_svm.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     from qemu_svm.lab import Box
+    from qemu_svm.lab.box.share import Share
     from qemu_svm.replay.conform import Guest, Report
 
 _REPORT_EVERY = 250  # sequences
@@ -82,7 +83,7 @@ def command(
 
         module = modules_of(kernel, patch, module_files, mirror=mirror, progress=shown)
 
-        def boot(share: Path) -> Box:
+        def boot(share: Share) -> Box:
             return Box(
                 kernel=kernel, npt=npt == "on", share=share, mirror=mirror, progress=shown,
                 modules=None if module is None else module.files,
@@ -97,7 +98,9 @@ def command(
                 sequences,
             )
 
-        target = stack.enter_context(InBox(boot, None if module is None else module.types))
+        target = stack.enter_context(
+            InBox(boot, None if module is None else module.types, foreign=module is not None)
+        )
         guests = [_guest(path, target.folder / f"ram{number}") for number, path in enumerate(files)]
         found = conform(
             target, guests, sequences=sequences, seed=seed, first=first, emulated=True,

@@ -166,6 +166,9 @@ def box_arguments(options: dict[str, Any]) -> dict[str, Any]:
         given["npt"] = given["npt"] == "on"
     if "own" in given and "kernel" in given:
         raise click.UsageError("--kernel and --kernel-image: give one")
+    if "share" in given and given.keys() & {"own", "patch", "module_files"}:
+        raise click.UsageError("--share is not for a box with a foreign kernel or module, which "
+                               "has a directory of its own only, with a limit")  # fmt: skip
     return given
 
 

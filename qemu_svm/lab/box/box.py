@@ -22,6 +22,7 @@ from qemu_svm.lab.box.life import Emulator
 from qemu_svm.lab.box.link import Link
 from qemu_svm.lab.box.proxy import Proxy
 from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.box.share import Share, limited_share
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import build, kernels
@@ -56,7 +57,7 @@ class Box(BoxSession):
         ``qemu-system-x86_64``.
     :param emulator_args: further arguments of the emulator.
     :param share: a directory of the host to be mounted as ``/share`` inside; by default a
-        temporary one.
+        temporary one.  A box with ``own`` or ``modules`` has one with a limit, and no other.
     :param own: image and modules of a kernel that is no package, in place of ``kernel``;
         see :func:`qemu_svm.lab.suites.own.own_kernel`.
     :param modules: modules to load in place of the kernel's, by file name (``kvm-amd.ko``):
@@ -64,7 +65,8 @@ class Box(BoxSession):
     :param words: on the kernel's command line, besides the usual ones.
     :param mirror: Debian mirror for what is not in the cache yet.
     :param progress: is notified of each step.
-    :raises LabError: no such QEMU; on entering, it cannot be had, built or started.
+    :raises LabError: no such QEMU, or a share that this box cannot have; on entering, it cannot
+        be had, built or started.
     :raises PlanError: ``kernel`` does not name a kernel.
     """
 
@@ -79,7 +81,7 @@ class Box(BoxSession):
         memory: int = 2048,
         emulator: str | None = None,
         emulator_args: Sequence[str] = (),
-        share: Path | None = None,
+        share: Path | Share | None = None,
         mirror: str | None = None,
         own: tuple[Path, Path] | None = None,
         modules: Mapping[str, bytes | Path] | None = None,
@@ -93,12 +95,19 @@ class Box(BoxSession):
         self._emulator_suite = None if emulator is None else suites.of_qemu(emulator)
         self._machine = Machine(npt, cpu, smp, memory, tuple(words))
         self._emulator_args = tuple(emulator_args)
-        self._own_share = share
+        self._own_share = Share(share) if isinstance(share, Path) else share
+        self._foreign = bool(modules) or own is not None
+        if self._foreign and self._own_share is not None and not self._own_share.limited:
+            raise LabError(
+                "a box with a foreign kernel or module has a share of its own only",
+                hint="without --share; copy files to and from its own, which `lab list` names",
+            )
         self._mirror = mirror
         self._modules = modules
         self._progress = progress
         self._fault: str | None = None
         self._emulator: Emulator | None = None
+        self._agent: Link | None = None
 
     @property
     def pid(self) -> int:
@@ -135,9 +144,7 @@ class Box(BoxSession):
         self._progress.step(f"starting Linux {kernel.manifest.release}")
         self._start_loop()
         run = self._folder.path
-        share = self._own_share or run / "share"
-        with host_faults(f"make the share {share}"):
-            share.mkdir(exist_ok=True)
+        share = self._made_share(run / "share")
         initrd = boot.initrd(kernel, user, _contents(self._modules))
         command = [
             *emulator,
@@ -146,13 +153,21 @@ class Box(BoxSession):
             ),
             *self._emulator_args,
         ]  # fmt: skip
-        self._use(self._call(self._boot(command)), share, run / "console")
+        self._use(self._call(self._boot(command)), share.path, run / "console")
         self.versions = {
             "kernel": kernel.manifest.kernel,
             "qemu": user.manifest.qemu,
             "seabios": user.manifest.packages["seabios"],
             "emulator": _version(emulator),
         }
+
+    def _made_share(self, path: Path) -> Share:
+        if self._foreign:
+            return self._own_share or self._stack.enter_context(limited_share())
+        share = self._own_share or Share(path)
+        with host_faults(f"make the share {share.path}"):
+            share.path.mkdir(exist_ok=True)
+        return share
 
     def _user_land(self) -> suites.Suite:
         if self._own is None:
@@ -184,7 +199,7 @@ class Box(BoxSession):
         return link
 
     async def _ready(self, arrived: asyncio.Queue[Link]) -> Link:
-        link = await arrived.get()
+        self._agent = link = await arrived.get()
         try:
             hello = await link.hello
         except ConnectionError:
@@ -205,6 +220,8 @@ class Box(BoxSession):
             return LabError(f"the kernel in the box crashed: {console.headline(trouble)}")
         if self._fault:
             return LabError(self._fault)
+        if self._agent is not None and self._agent.violation is not None:
+            return LabError(f"the box violates the protocol: {self._agent.violation}")
         status = self._status()
         if status is None or self._emulator is None:
             return LabError("the box closed the connection")
@@ -236,6 +253,8 @@ class Box(BoxSession):
     async def cause_of_death(self) -> LabError:
         """Return the error that reports why the box has died."""
         assert self._emulator is not None
+        if self._agent is not None and self._agent.violation is not None:
+            await self._emulator.kill()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._emulator.ended(), _END_LIMIT)
         return self._died()

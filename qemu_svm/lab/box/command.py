@@ -16,6 +16,7 @@ from qemu_svm.lab.box.link import LOST, LinkChannel
 OUTPUT_LIMIT = 256 << 20
 """Bytes of output that are kept in memory; more should go to a file of the share."""
 
+_STATUSES = range(-64, 256)  # minus a signal's number, or what a process returned
 _KILL_LIMIT = 30.0  # seconds from SIGKILL to the end; then the box hangs
 
 Sink = Callable[[int, bytes], None]
@@ -104,7 +105,7 @@ class Command:
                 await self._take(1 if kind == frames.DATA else 2, data)
             elif kind == frames.EXIT:
                 status = _answer(data).get("status")
-                if not isinstance(status, int):
+                if type(status) is not int or status not in _STATUSES:
                     raise LabError("the box violates the protocol: EXIT without a status")
                 return Done(status, bytes(self._kept[1]), bytes(self._kept[2]))
             elif kind == frames.REFUSED:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qemu_svm.errors import LabError
+from qemu_svm.lab.box.share import Share
 from qemu_svm.lab.suites.cache import Built
 from qemu_svm.lab.suites.foreign import LIBRARIES, on_host
 
@@ -55,7 +56,7 @@ def program(emulator: Built | None) -> list[str]:
 
 
 def arguments(
-    machine: Machine, kernel: Path, initrd: Path, *, root: Path, share: Path, run: Path
+    machine: Machine, kernel: Path, initrd: Path, *, root: Path, share: Share, run: Path
 ) -> list[str]:
     """Return the emulator's arguments.
 
@@ -63,6 +64,8 @@ def arguments(
     :param share: the directory that is ``/share`` inside.
     :param run: the directory of the agent's socket and the console's file.
     """
+    # In a limited share links, sockets and devices are not made, but kept as plain files.
+    model = "mapped-file" if share.limited else "none"
     words = [
         "console=ttyS0", "panic=-1", "oops=panic", "loglevel=5", "no_timer_check",
         "tsc=reliable", "random.trust_cpu=on", f"box_npt={int(machine.npt)}",
@@ -80,7 +83,7 @@ def arguments(
         "-chardev", f"socket,id=agent,path={comma(run / 'agent')}",
         "-device", "virtserialport,chardev=agent,name=box.agent",
         *_folder("root", root, "security_model=none,readonly=on"),
-        *_folder("share", share, "security_model=none"),
+        *_folder("share", share.path, f"security_model={model}"),
     ]  # fmt: skip
 
 

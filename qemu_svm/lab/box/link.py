@@ -13,8 +13,8 @@ from typing import Any
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box.inside import frames
 
-LOST = 0
-"""The kind with which handlers are called when the connection is lost."""
+LOST = -1
+"""The kind with which handlers are called when the connection is lost; no frame has it."""
 
 Handler = Callable[[int, bytes], None]
 """Called with the kind and the payload of each frame of a channel."""
@@ -24,7 +24,8 @@ class Link:
     """Frames to and from the agent.
 
     :attr:`lost` is set when the connection is lost, :attr:`reason` is then the cause if
-    the owner of the box reported one; :attr:`last_heard` is the loop's time of the last data.
+    the owner of the box reported one, :attr:`violation` what the other side did that is no
+    protocol; :attr:`last_heard` is the loop's time of the last data.
 
     :param reader, writer: the byte stream.
     """
@@ -37,6 +38,7 @@ class Link:
         self.hello: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
         self.reason: str | None = None
+        self.violation: str | None = None
         self.last_heard = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._receive())
 
@@ -83,8 +85,10 @@ class Link:
                         self.reason = str(frames.value(payload).get("error"))
                     elif number in self._handlers:
                         self._handlers[number](kind, payload)
-        except (OSError, frames.FrameError):
+        except OSError:
             pass  # a broken connection is a lost one
+        except frames.FrameError as error:
+            self.violation = str(error)
         finally:
             self.lost.set()
             if not self.hello.done():
@@ -105,6 +109,7 @@ class LinkChannel:
     def __init__(self, link: Link, request: dict[str, Any]) -> None:
         self._link = link
         self._held = 0
+        self._ended = False
         self._frames: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
         self._room = frames.WINDOW
         self._more = asyncio.Event()
@@ -124,13 +129,21 @@ class LinkChannel:
             self._more.set()
             return
         if kind in (frames.DATA, frames.ERRORS):
+            if not payload:
+                return
             self._held += len(payload)
             if self._held > frames.WINDOW:
                 raise frames.FrameError("more data than was granted")
-        if kind in (LOST, frames.EXIT, frames.REFUSED):
+        elif kind == frames.END:
+            if self._ended:
+                raise frames.FrameError("a second end of the data")
+            self._ended = True
+        elif kind in (LOST, frames.EXIT, frames.REFUSED):
             self._dead = True
             self._more.set()
             self._link.detach(self._number)
+        else:
+            raise frames.FrameError(f"a frame of kind {kind} for a channel")
         self._frames.put_nowait((kind, payload))
 
     async def read(self) -> tuple[int, bytes]:

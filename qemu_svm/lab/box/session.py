@@ -140,6 +140,8 @@ class BoxSession:
 
     async def cause_of_death(self) -> LabError:
         """Return the error that reports why the box has died."""
+        if self._link.violation is not None:
+            return LabError(f"the box violates the protocol: {self._link.violation}")
         return LabError(self._link.reason or "the connection to the box is lost")
 
     # For subclasses

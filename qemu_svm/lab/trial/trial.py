@@ -14,6 +14,7 @@ from typing import ClassVar
 from qemu_svm.diagnosis.oops import Oops
 from qemu_svm.errors import EnvironmentFault, LabError
 from qemu_svm.lab.box.box import Box
+from qemu_svm.lab.box.share import Share
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import build, kernels
@@ -143,7 +144,7 @@ def put_on_trial(
         )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trial")))
 
-        def boot(modules: Mapping[str, bytes], own: Own | None = None) -> Callable[[Path], Box]:
+        def boot(modules: Mapping[str, bytes], own: Own | None = None) -> Callable[[Share], Box]:
             return lambda share: Box(
                 kernel=kernel, npt=npt, share=share, mirror=mirror, modules=modules, own=own,
                 words=_WATCHED,
@@ -156,7 +157,9 @@ def put_on_trial(
         own = pool.submit(without.probe)  # it boots while the module is built
         module = subject.made(held, progress=progress)
         progress.step("starting two boxes")
-        with_patch = boxes.enter_context(InBox(boot(module.files, subject.own), module.types))
+        with_patch = boxes.enter_context(
+            InBox(boot(module.files, subject.own), module.types, foreign=True)
+        )
         stack.callback(with_patch.stop)
         version = kernel_of(own.result())
         try:
