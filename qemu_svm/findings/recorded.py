@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qemu_svm.kvm import layouts
 from qemu_svm.machine import Vcpu
 from qemu_svm.machine.recorded import Given, RecordedPut
 from qemu_svm.model.decode import observed
@@ -22,6 +23,7 @@ from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.simulate import Simulation, content_text
 from qemu_svm.nested.state import vmcb_fields
 from qemu_svm.rules import Finding, Rule, RuleKind, Severity
+from qemu_svm.x86.msrs import NUMBERS
 
 _ROWS = (
     ("X-14", Severity.ERROR, "an ioctl of the recorded put failed",
@@ -44,14 +46,21 @@ _GET = {"SREGS2": "SREGS"}
 """Structures that are decoded as another one."""
 _NOT_COMPARED = ("nested.size",)
 _MOST = 16
+_MSRS = frozenset(NUMBERS.values())
+"""What the model has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered to one step: the errno, and the state afterwards."""
+    """What was answered to one step.
+
+    :param state: afterwards.
+    :param every_msr: it is a kernel's answer; a model does not have every MSR.
+    """
 
     errno: str | None
     state: Observed
+    every_msr: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,10 @@ class RecordedDifference:
 def answers_of(simulation: Simulation) -> tuple[Answer, ...]:
     """Return what the model answers."""
     split = simulation.kernel.split
-    return tuple(Answer(one.errno, flat(one.state, split=split)) for one in simulation.results)
+    return tuple(
+        Answer(one.errno, flat(one.state, split=split), every_msr=False)
+        for one in simulation.results
+    )
 
 
 def first_difference(
@@ -94,19 +106,36 @@ def first_difference(
         call = calls.get(record_of(step))
         if call is None:
             continue
+        errno, number_of_msr = call.errno, refused_msr(call)
+        if number_of_msr is not None:
+            errno = "EINVAL"
         # The model knows nothing of what has no effect on nested state.
-        if call.errno != answer.errno and not (
-            step.name in WITHOUT_EFFECT and answer.errno is None
-        ):
-            return RecordedDifference(
-                number, call.record, call.name, "errno", call.errno, answer.errno
-            )
+        unknown = step.name in WITHOUT_EFFECT or (
+            number_of_msr is not None and not answer.every_msr and number_of_msr not in _MSRS
+        )
+        if errno != answer.errno and not (unknown and answer.errno is None):
+            return RecordedDifference(number, call.record, call.name, "errno", errno, answer.errno)
         set_before.add(call.name.removeprefix("SET_"))
         if put.ran is not None:
             found = _read_differently(call, answer.state, number, set_before)
             if found is not None:
                 return found
     return None
+
+
+def refused_msr(call: Given) -> int | None:
+    """Return the number of the MSR at which SET_MSRS stopped; None if it took all.
+
+    KVM returns how many it has taken; a replay and the model call it EINVAL.
+    """
+    if call.name != "SET_MSRS" or call.errno is not None:
+        return None
+    head, size = layouts.MSRS.size, layouts.MSR_ENTRY.size
+    at = head + call.taken * size
+    asked = int.from_bytes(call.data[:4], "little")
+    if not 0 <= call.taken < asked or len(call.data) < at + size:
+        return None
+    return int.from_bytes(call.data[at : at + 4], "little")
 
 
 def _read_differently(
@@ -116,10 +145,13 @@ def _read_differently(
         if read.name not in set_before:
             continue
         for name, value in _decoded(_GET.get(read.name, read.name), read.data).items():
-            wanted = comparable(name, value)
-            if name in state and name not in _NOT_COMPARED and state[name] != wanted:
+            if name not in state or name in _NOT_COMPARED:
+                continue
+            # A kernel's answer has the bits that KVM makes up, a model's has not.
+            wanted, found = comparable(name, value), comparable(name, state[name])
+            if found != wanted:
                 return RecordedDifference(
-                    number, read.record, f"GET_{read.name}", name, wanted, state[name]
+                    number, read.record, f"GET_{read.name}", name, wanted, found
                 )
     return None
 
@@ -144,6 +176,12 @@ def recorded_findings(vcpu: Vcpu, saved: Vcpu | None) -> Iterator[Finding]:
         if call.errno is not None:
             yield _RULES["X-14"].finding(
                 f"{name}: record {call.record}: KVM_{call.name} failed with {call.errno}"
+            )
+        stopped = refused_msr(call)
+        if stopped is not None:
+            yield _RULES["X-14"].finding(
+                f"{name}: record {call.record}: KVM_SET_MSRS stopped at MSR {stopped:#x}: "
+                f"{call.taken} of {int.from_bytes(call.data[:4], 'little')} are set"
             )
     lacking = unreadable(put)
     if put.lost or lacking:

@@ -33,6 +33,7 @@ class Given:
     :param errno: name of the error; None if it succeeded.
     :param taken: of SET_MSRS: how many were taken.
     :param read: what was read after it and before the next one.
+    :param ran: the vCPU ran after it and before the put: CPUID of an earlier one.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Given:
     errno: str | None = None
     taken: int = 0
     read: tuple[ReadBack, ...] = ()
+    ran: bool = False
 
 
 @dataclass(frozen=True, slots=True)

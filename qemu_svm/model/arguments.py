@@ -18,7 +18,7 @@ from qemu_svm.model.saved import MSRS as SAVED_MSRS
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import NestedState, from_uapi, layout
 from qemu_svm.x86.cpuid import FEATURES, Cpuid
-from qemu_svm.x86.cpuid_entries import features
+from qemu_svm.x86.cpuid_entries import Entries, features, without_runtime
 from qemu_svm.x86.msrs import NUMBERS
 from qemu_svm.x86.segments import PARTS, Segment, from_kvm
 
@@ -53,6 +53,14 @@ def cpuid(host: Cpuid, step: Step) -> Cpuid:
         else:
             found = Cpuid(found.features | {value}, found.maxphyaddr)
     return found
+
+
+def cpuid_entries(step: Step) -> Entries | None:
+    """Return the entries that a recorded ``cpuid`` step sets; None of another step."""
+    if step.data is None:
+        return None
+    head, size = layouts.CPUID2.size, layouts.CPUID_ENTRY.size
+    return without_runtime(layouts.unpack_cpuid(_whole(step.data, head, size)))
 
 
 def sregs(saved: Saved, step: Step) -> Area:

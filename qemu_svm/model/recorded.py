@@ -32,6 +32,8 @@ IOCTLS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The ioctl of each step, without ``KVM_``."""
+RAN = "ran"
+"""Setting of a recorded ``cpuid``: the vCPU has run with it before the put."""
 _STEPS = {ioctl: step for step, ioctl in IOCTLS.items()}
 _NUMBERS = ("SET_TSC_KHZ", "SMI")
 
@@ -63,7 +65,11 @@ def _steps(put: RecordedPut) -> Iterator[Step]:
         name = _STEPS.get(call.name)
         if name is None or (not call.data and call.name not in _NUMBERS):
             continue
-        settings = (("khz", call.argument),) if name == "tsc_khz" else ()
+        settings: tuple[tuple[str, int], ...] = ()
+        if name == "tsc_khz":
+            settings = (("khz", call.argument),)
+        elif call.ran:
+            settings = ((RAN, 1),)
         yield Step(name, (), settings, f"{name}@{call.record}", call.data)
 
 

@@ -13,6 +13,7 @@ from qemu_svm.model.kvm.run import GuestCode, Outcome, vcpu_run
 from qemu_svm.model.kvm.vcpu import Host, KvmVcpu, Mmu, MmuFault
 from qemu_svm.model.plans import WITHOUT_EFFECT, Step
 from qemu_svm.model.profile import Profile
+from qemu_svm.model.recorded import RAN
 from qemu_svm.model.saved import Saved, areas
 from qemu_svm.nested import NestedState
 from qemu_svm.x86.segments import TABLES, Segment
@@ -173,7 +174,10 @@ def _vmrun(vcpu: KvmVcpu, race: dict[str, int]) -> tuple[str | None, Outcome | N
 
 
 def _cpuid(vcpu: KvmVcpu, _saved: Saved, step: Step) -> str | None:
-    return x86.kvm_set_cpuid(vcpu, arguments.cpuid(vcpu.host.cpuid, step))
+    cpuid = arguments.cpuid(vcpu.host.cpuid, step)
+    failed = x86.kvm_set_cpuid(vcpu, cpuid, arguments.cpuid_entries(step))
+    vcpu.has_run = vcpu.has_run or (RAN, 1) in step.settings
+    return failed
 
 
 def _sregs(vcpu: KvmVcpu, saved: Saved, step: Step) -> str | None:

@@ -52,8 +52,12 @@ class Descriptors:
 
     def _levelled(self, call: Ioctl) -> Ioctl:
         known = self._known.get(call.fd)
+        ioctl = numbers.by_number(call.nr)
+        if known is not None and call.ret >= 0 and ioctl and known[0] not in ioctl.levels:
+            # It succeeded: the descriptor was closed, and its number is another one's now.
+            del self._known[call.fd]
+            known = None
         if known is None:
-            ioctl = numbers.by_number(call.nr)
             if ioctl is None or len(ioctl.levels) != 1:
                 return call
             known = (ioctl.levels[0], None)

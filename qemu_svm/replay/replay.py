@@ -15,7 +15,7 @@ from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.recorded import CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT, RecordedPut
 from qemu_svm.model.kvm.run import GuestCode
 from qemu_svm.model.partial import check_plan, default_plan
-from qemu_svm.model.recorded import PLAN
+from qemu_svm.model.recorded import PLAN, RAN
 from qemu_svm.model.saved import from_vcpu
 from qemu_svm.model.scenario import Scenario, steps_for
 from qemu_svm.model.simulate import Simulation
@@ -146,6 +146,13 @@ def prepare(
             plan = ",".join(step.text for step in steps)  # perhaps without the run
     check(saved, steps)
     put = vcpu.put if plan == PLAN else None
+    if put is not None and any((RAN, 1) in step.settings for step in steps[:1]):
+        late = next((step for step in steps[1:] if step.name == "cpuid"), None)
+        if late is not None:
+            raise PlanError(
+                f"'{late.text}' cannot be replayed: the vCPU had run, and its CPUID is fixed "
+                "from then on"
+            )
     return ReplayJob(plan, saved, steps, options, extras(machine, vcpu), put)
 
 

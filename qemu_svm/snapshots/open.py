@@ -23,7 +23,7 @@ from qemu_svm.snapshots.forms import (
     Beside,
 )
 from qemu_svm.snapshots.parts import FIXED, LEAST, Part, Snapshot, part, unique
-from qemu_svm.snapshots.recorded import read_puts
+from qemu_svm.snapshots.recorded import every_put, read_puts
 from qemu_svm.snapshots.text import parse_json
 from qemu_svm.source import Source, open_source
 
@@ -79,6 +79,16 @@ def read_state(source: Source, limits: Limits, beside: Beside, owned: ExitStack)
     made = machine.stream.source
     made.compression, made.layers = source.compression, source.layers
     return machine
+
+
+def every_state(source: Source, limits: Limits) -> Iterator[Machine]:
+    """Yield the machine of each put of a recording, as :func:`read_state` for each number.
+
+    :raises SourceError: no vCPU has a put.
+    :raises StreamError: it is no recording.
+    """
+    for snapshot, puts in every_put(read_recording(source), limits):
+        yield assemble(replace(snapshot, puts=puts), source.path, limits)
 
 
 def _machine(

@@ -7,7 +7,8 @@ registers that were set have been read and are set again: the vCPU ran in betwee
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from qemu_svm.errors import LimitExceeded, PathError, SourceError, StreamError
@@ -39,6 +40,7 @@ _AFTER_RUN = frozenset({"REGS", "SREGS", "SREGS2", "NESTED_STATE"})
 """What a VMM reads after the vCPU ran."""
 _ENABLE_CAP, _CREATE_IRQCHIP, _CREATE_VM, _CREATE_VCPU = 0x4068_AEA3, 0xAE60, 0xAE01, 0xAE41
 _GET_SUPPORTED_CPUID = 0xC008_AE05
+_CPUID = "SET_CPUID2"
 _CALLS = 1024
 """Most ioctls of a put; further ones count as lost."""
 _READS = 64
@@ -51,8 +53,11 @@ _CAPS = 256
 
 @dataclass
 class _Fragment:
-    # The calls up to a run, or to where registers were read and then set again.
+    # The calls up to a run, or to where registers were read and then set again; the CPUID that
+    # was there before, and whether the vCPU had run.
     calls: list[Given] = field(default_factory=list)
+    cpuid: Given | None = None
+    after_run: bool = False
     ran: bool = False
     names: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
@@ -71,6 +76,8 @@ class _Track:
     vm: int
     dropped: int = 0
     created: bool = False
+    has_run: bool = False
+    cpuid: Given | None = None
     fragments: list[_Fragment] = field(default_factory=lambda: [_Fragment()])
 
     @property
@@ -79,10 +86,12 @@ class _Track:
 
 
 class _Puts:
-    # The puts of every vCPU; of very many only the last ones are kept.
+    # The puts of every vCPU; of very many only the last ones are kept.  With `every`, what was
+    # set between two runs counts as a put, whatever it is.
 
-    def __init__(self, limits: Limits, memory: RecordedMemory) -> None:
+    def __init__(self, limits: Limits, memory: RecordedMemory, *, every: bool) -> None:
         self._limits = limits
+        self._every = every
         self.memory = memory
         self.tracks: list[_Track] = []
         self.runs = False
@@ -160,16 +169,17 @@ class _Puts:
         return track
 
     def _ran(self, track: _Track) -> None:
+        track.has_run = True
         if track.last.calls:
             track.last.ran = True
             self._next(track)
 
     def _next(self, track: _Track) -> None:
-        if not track.last.is_put() and len(track.fragments) > 1 and track.last.ran:
+        if not self._kept(track.last) and len(track.fragments) > 1 and track.last.ran:
             track.fragments.pop()  # a run that nothing of a restore came before
-        track.fragments.append(_Fragment())
+        track.fragments.append(_Fragment(cpuid=track.cpuid, after_run=track.has_run))
         if len(track.fragments) > self._limits.recorded_puts:
-            del track.fragments[1]  # the first one is kept: it has the CPUID
+            del track.fragments[1]  # the first one is kept
             track.dropped += 1
 
     def _set(self, track: _Track, call: Ioctl, name: str) -> None:
@@ -186,9 +196,10 @@ class _Puts:
         word = errno.errorcode.get(-call.ret, str(-call.ret)) if failed else None
         if word is None and not complete(call):
             data = b""
-        last.calls.append(
-            Given(name, call.number, data, call.arg, word, call.ret if not failed else 0)
-        )
+        given_now = Given(name, call.number, data, call.arg, word, call.ret if not failed else 0)
+        last.calls.append(given_now)
+        if name == _CPUID and word is None:
+            track.cpuid = given_now
 
     def _read(self, track: _Track, call: Ioctl, name: str) -> None:
         last = track.last
@@ -202,7 +213,11 @@ class _Puts:
         if last.size <= _BYTES and len(before.read) < _READS:
             last.calls[-1] = replace(before, read=(*before.read, ReadBack(name, call.number, data)))
 
-    def merged(self, track: _Track) -> list[_Fragment]:
+    def found(self) -> list[tuple[_Track, list[_Fragment]]]:
+        """Return the puts of each vCPU that has any; to be called once."""
+        return [(track, puts) for track in self.tracks if (puts := self._merged(track))]
+
+    def _merged(self, track: _Track) -> list[_Fragment]:
         # With KVM_RUN in the recording a put ends at one, wherever registers were read.
         found: list[_Fragment] = []
         for one in track.fragments:
@@ -212,7 +227,10 @@ class _Puts:
                 found[-1].lost += one.lost
             elif one.calls:
                 found.append(one)
-        return [one for one in found if one.is_put()]
+        return [one for one in found if self._kept(one)]
+
+    def _kept(self, one: _Fragment) -> bool:
+        return self._every or one.is_put()
 
 
 def read_puts(
@@ -229,25 +247,69 @@ def read_puts(
     """
     memory = RecordedMemory(recording.path, limits)
     try:
-        puts = _Puts(limits, memory)
-        for record in recording:
-            puts.take(record)
-        return _chosen_state(recording, puts, limits, put=put, vm=vm)
+        puts = _read(recording, limits, memory, every=False)
+        snapshot, chosen = _chosen_state(recording, puts, puts.found(), limits, put=put, vm=vm)
+        ranges, file = memory.take(next(iter(chosen.values())).vm)
+        return replace(snapshot, memory=ranges, file=file), chosen
     finally:
         memory.close()
 
 
-def _chosen_state(
-    recording: Recording, puts: _Puts, limits: Limits, *, put: int | None, vm: int | None
-) -> tuple[Snapshot, dict[int, RecordedPut]]:
-    found = [(track, fragments) for track in puts.tracks if (fragments := puts.merged(track))]
+def every_put(
+    recording: Recording, limits: Limits
+) -> Iterator[tuple[Snapshot, dict[int, RecordedPut]]]:
+    """Yield what was set between any two runs of a vCPU, VM after VM.
+
+    That is each put of :func:`read_puts`, and ioctls that are none, such as SET_MSRS alone.  The
+    recording is read once; guest memory that it has is left out, and so are ioctls without data,
+    and puts beyond ``recorded_puts``.
+
+    :raises SourceError: no vCPU has a put.
+    """
+    memory = RecordedMemory(recording.path, limits)
+    try:
+        puts = _read(recording, limits, memory, every=True)
+    finally:
+        memory.close()
+    found = puts.found()
+    counts: dict[int, int] = {}
+    for track, fragments in found:
+        counts[track.vm] = max(len(fragments) + track.dropped, counts.get(track.vm, 0))
     if not found:
-        if recording.damage is not None:
-            raise recording.damage
-        raise SourceError(
-            f"'{recording.path}' has no vCPU whose registers are set",
-            hint="a put is KVM_SET_REGS, KVM_SET_SREGS, KVM_SET_NESTED_STATE, … on one vCPU",
-        )
+        raise _no_put(recording)
+    for vm, count in sorted(counts.items()):
+        for number in range(1, count + 1):
+            with suppress(PathError, SourceError):
+                yield _chosen_state(recording, puts, found, limits, put=number, vm=vm)
+
+
+def _read(recording: Recording, limits: Limits, memory: RecordedMemory, *, every: bool) -> _Puts:
+    puts = _Puts(limits, memory, every=every)
+    for record in recording:
+        puts.take(record)
+    return puts
+
+
+def _no_put(recording: Recording) -> Exception:
+    if recording.damage is not None:
+        return recording.damage
+    return SourceError(
+        f"'{recording.path}' has no vCPU whose registers are set",
+        hint="a put is KVM_SET_REGS, KVM_SET_SREGS, KVM_SET_NESTED_STATE, … on one vCPU",
+    )
+
+
+def _chosen_state(
+    recording: Recording,
+    puts: _Puts,
+    found: list[tuple[_Track, list[_Fragment]]],
+    limits: Limits,
+    *,
+    put: int | None,
+    vm: int | None,
+) -> tuple[Snapshot, dict[int, RecordedPut]]:
+    if not found:
+        raise _no_put(recording)
     wanted = _vm(found) if vm is None else vm
     machines = {track.vm for track, _ in found}
     if wanted not in machines:
@@ -267,7 +329,7 @@ def _chosen_state(
             continue
         one = fragments[at]
         chosen[track.index] = RecordedPut(
-            at + 1 + (dropped if at else 0), count, (*_cpuid(fragments[:at], one), *one.calls),
+            at + 1 + (dropped if at else 0), count, (*_cpuid(one), *one.calls),
             one.ran if puts.runs else None,
             frozenset(puts.capabilities.get(track.vm, set()) | _accepted(one)),
             puts.irqchips.get(track.vm), one.lost, recording.header.release, wanted,
@@ -288,8 +350,7 @@ def _chosen_state(
             hint="record with their payload; svmstream trace judges the order alone",
         )
     problems = (recording.damage,) if isinstance(recording.damage, StreamError) else ()
-    ranges, file = puts.memory.take(wanted)
-    return Snapshot(RECORDING, tuple(parts), ranges, file, problems), chosen
+    return Snapshot(RECORDING, tuple(parts), problems=problems), chosen
 
 
 def _vm(found: list[tuple[_Track, list[_Fragment]]]) -> int:
@@ -313,13 +374,11 @@ def _guest_mode(call: Given) -> bool:
     return call.name == "SET_NESTED_STATE" and bool(flags & bits.GUEST_MODE)
 
 
-def _cpuid(earlier: Iterable[_Fragment], one: _Fragment) -> Iterator[Given]:
+def _cpuid(one: _Fragment) -> Iterator[Given]:
     # A VMM sets CPUID once: what an earlier put has set is still there.
-    if any(call.name == "SET_CPUID2" for call in one.calls):
-        return
-    found = [call for each in earlier for call in each.calls if call.name == "SET_CPUID2"]
-    if found:
-        yield replace(found[-1], read=())
+    own = any(call.name == _CPUID for call in one.calls)
+    if one.cpuid is not None and (one.after_run or not own):
+        yield replace(one.cpuid, read=(), ran=one.after_run)
 
 
 def _accepted(one: _Fragment) -> set[int]:

@@ -43,6 +43,16 @@ BITS: Mapping[str, tuple[int, str, int]] = {
 _SIZES = 0x8000_0008
 
 Entry = Mapping[str, Any]
+Entries = tuple[tuple[int, ...], ...]
+"""Function, index, flags, EAX, EBX, ECX, EDX of each entry."""
+_PARTS = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
+_RUNTIME: Mapping[tuple[int, int], tuple[str, int]] = {
+    (1, 0): ("ecx", 1 << 27 | 1 << 3),  # OSXSAVE, MONITOR
+    (7, 0): ("ecx", 1 << 4),  # OSPKE
+    (0xD, 0): ("ebx", (1 << 32) - 1),  # sizes by XCR0
+    (0xD, 1): ("ebx", (1 << 32) - 1),
+}
+_APIC, _PV_FEATURES, _PV_UNHALT = 1 << 9, 0x4000_0001, 1 << 7
 
 
 def features(entries: Sequence[Entry]) -> Cpuid:
@@ -51,6 +61,24 @@ def features(entries: Sequence[Entry]) -> Cpuid:
              if _register(entries, leaf, register) >> bit & 1}  # fmt: skip
     width = _register(entries, _SIZES, "eax") & 0xFF
     return Cpuid(frozenset(found), width or 36)
+
+
+def without_runtime(entries: Sequence[Entry]) -> Entries:
+    """Return entries without what KVM sets itself by the vCPU's state.
+
+    That is ``__kvm_update_cpuid_runtime`` (Linux ``arch/x86/kvm/cpuid.c``).
+    """
+    found = []
+    for entry in entries:
+        made = {name: int(entry[name]) for name in _PARTS}
+        register, bits = _RUNTIME.get((made["function"], made["index"]), ("eax", 0))
+        made[register] &= ~bits
+        if made["function"] == 1:
+            made["edx"] &= ~_APIC
+        elif made["function"] == _PV_FEATURES:
+            made["eax"] &= ~_PV_UNHALT
+        found.append(tuple(made.values()))
+    return tuple(found)
 
 
 def _register(entries: Sequence[Entry], leaf: int, register: str) -> int:

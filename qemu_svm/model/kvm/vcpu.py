@@ -19,6 +19,7 @@ from qemu_svm.model.area import RESET, Area, Content, Writer
 from qemu_svm.model.profile import Profile
 from qemu_svm.nested.groups import VMLOAD_MSRS
 from qemu_svm.x86.cpuid import HOST_CPUID, NONE, Cpuid
+from qemu_svm.x86.cpuid_entries import Entries
 from qemu_svm.x86.registers import CR0, CR4, EFER
 from qemu_svm.x86.segments import Segment
 
@@ -180,6 +181,7 @@ class Nested:
 class KvmVcpu:
     """Everything that the model changes.  ``step`` is the current step of the plan.
 
+    :param entries: of the CPUID, without what KVM changes itself; None if they are not known.
     :param backed: whether a page of guest memory exists.
     :param init_pending: INIT has arrived and was not processed (``latched_init``);
         ``sipi_pending`` and ``smi_pending`` likewise.
@@ -194,6 +196,7 @@ class KvmVcpu:
     kernel: Profile
     host: Host = field(default_factory=Host)
     cpuid: Cpuid = NONE
+    entries: Entries | None = None
     step: int = 0
     arch: Area = field(default_factory=lambda: Area("arch", _reset_arch()))
     vmcb01: Area = field(default_factory=lambda: Area("vmcb01", reset_save()))

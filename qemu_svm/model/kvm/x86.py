@@ -26,6 +26,7 @@ from qemu_svm.model.kvm.vcpu import (
 )
 from qemu_svm.model.profile import SREGS2_CHECK, LateCpuid, SysenterCut
 from qemu_svm.x86.cpuid import NONE, Cpuid, efer_reserved
+from qemu_svm.x86.cpuid_entries import Entries
 from qemu_svm.x86.msrs import pat_valid
 from qemu_svm.x86.registers import CR0, EFER, canonical
 
@@ -46,15 +47,18 @@ _HIGH = 0xFFFF_FFFF_0000_0000
 _EVENT_FLAGS = {"nmi_pending": 1, "sipi": 2, "shadow": 4, "smm": 8, "payload": 16, "triple": 32}
 
 
-def kvm_set_cpuid(vcpu: KvmVcpu, cpuid: Cpuid) -> str | None:
-    """KVM_SET_CPUID2 (``cpuid.c``)."""
+def kvm_set_cpuid(vcpu: KvmVcpu, cpuid: Cpuid, entries: Entries | None = None) -> str | None:
+    """KVM_SET_CPUID2 (``cpuid.c``).
+
+    :param entries: all of it, if it is known: ``kvm_cpuid_check_equal`` compares every entry.
+    """
     kernel = vcpu.kernel
-    same = cpuid == vcpu.cpuid
+    same = cpuid == vcpu.cpuid and (None in (entries, vcpu.entries) or entries == vcpu.entries)
     if vcpu.guest_mode and kernel.late_cpuid is LateCpuid.REFUSED:
         return None if same else "U-01"
     if vcpu.has_run and kernel.split and not same:
         return "U-01"
-    vcpu.cpuid = cpuid
+    vcpu.cpuid, vcpu.entries = cpuid, entries
     _cut_sysenter(vcpu, _SYSENTER_ADDRESSES)
     if vcpu.mmu_broken is MmuFault.UNINITIALISED:
         vcpu.mmu_broken = None
