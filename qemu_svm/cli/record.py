@@ -16,7 +16,6 @@ from qemu_svm.cli.verbs import verb
 if TYPE_CHECKING:
     from qemu_svm.recorder.record import Recorded, Wish
 
-_MIB = 1 << 20
 _HOW = ("auto", "bpf", "ptrace")
 
 
@@ -88,9 +87,10 @@ def command(
         raise click.UsageError("what is to be recorded? give either --pid PID or -- COMMAND")
     if as_json and argv:
         raise click.UsageError("--json is for --pid: standard output is COMMAND's")
+    from qemu_svm.recorder.by_bpf import ring_size
     from qemu_svm.recorder.record import Wish, record_process
 
-    wish = Wish(output, how, redact=redact, ram=ram, buffer=_power_of_two(buffer) * _MIB)
+    wish = Wish(output, how, redact=redact, ram=ram, buffer=ring_size(buffer))
     if pid is None:
         return _record_command(argv, wish)
     recorded = record_process(pid, wish, progress.recording(), print_error)
@@ -144,7 +144,3 @@ def _write_probe(path: str) -> int:
             file.write(text)
         out.commit()
     return 0
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()

@@ -25,7 +25,9 @@ def refuse_existing(path: str) -> None:
 
 
 @contextmanager
-def recorded(box: BoxSession, path: str, *, how: str = "auto") -> Iterator[Sequence[str]]:
+def recorded(
+    box: BoxSession, path: str, *, how: str = "auto", buffer: int | None = None
+) -> Iterator[Sequence[str]]:
     """Give the beginning of a command line whose rest is recorded in the box.
 
     Its exit status is that of the rest.  The recordings are here when the context ends, however
@@ -33,6 +35,7 @@ def recorded(box: BoxSession, path: str, *, how: str = "auto") -> Iterator[Seque
 
     :param path: of the recording, JSON lines if it ends in ``.jsonl``; it must not exist.
     :param how: ``auto``, ``bpf`` or ``ptrace``.
+    :param buffer: MiB between kernel and recorder (eBPF), a power of two; None for the usual size.
     :raises OutputExists: it exists.
     :raises LabError: the share or the file cannot be written.
     """
@@ -45,6 +48,7 @@ def recorded(box: BoxSession, path: str, *, how: str = "auto") -> Iterator[Seque
             script.write_text(program())
         yield (
             "python3", f"/share/{name}.py", "-q", "--how", how,
+            *(() if buffer is None else ("--buffer", str(buffer))),
             "-o", f"/share/{name}{suffix}", "--",
         )  # fmt: skip
     finally:

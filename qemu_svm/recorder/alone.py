@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from qemu_svm.errors import SvmStreamError
+from qemu_svm.recorder.by_bpf import BUFFER_MIB, MOST_MIB, ring_size
 from qemu_svm.recorder.command import CommandNotRun
 from qemu_svm.recorder.record import HOW, Recorded, State, Wish, record_command, record_process
 
@@ -27,13 +28,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--redact", action="store_true",
                         help="leave out addresses of the VMM and MSRs")  # fmt: skip
     parser.add_argument("--ram", action="store_true", help="record guest memory too")
+    parser.add_argument("--buffer", type=int, default=BUFFER_MIB, metavar="MIB",
+                        help="between kernel and recorder, of eBPF (default: %(default)s)",
+                        )  # fmt: skip
     parser.add_argument("-q", "--quiet", action="store_true", help="print only errors")
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND")
     given = parser.parse_args(arguments)
     argv = given.argv[1:] if given.argv[:1] == ["--"] else given.argv
     if (given.pid is None) == (not argv):
         parser.error("give either --pid PID or -- COMMAND")
-    wish = Wish(given.output, given.how, redact=given.redact, ram=given.ram)
+    if not 1 <= given.buffer <= MOST_MIB:
+        parser.error(f"--buffer is 1 to {MOST_MIB}")
+    wish = Wish(
+        given.output, given.how, redact=given.redact, ram=given.ram, buffer=ring_size(given.buffer)
+    )
     try:
         if given.pid is not None:
             recorded = record_process(

@@ -21,8 +21,19 @@ from qemu_svm.recorder.shapes import (
     shapes,
 )
 
-BUFFER = 16 << 20
-"""Bytes of the ring buffer."""
+BUFFER_MIB, MOST_MIB = 16, 1024
+"""MiB of the ring buffer, if nothing else is wished, and at most."""
+BUFFER = BUFFER_MIB << 20
+
+
+def ring_size(mib: int) -> int:
+    """Return the bytes of a ring buffer of at least so many MiB: a power of two.
+
+    >>> ring_size(5) >> 20
+    8
+    """
+    return 1 << (mib - 1).bit_length() << 20
+
 
 _WATCHED, _DESCRIPTORS, _THREADS = 1024, 16384, 16384
 _PREEMPTS = 7

@@ -83,11 +83,17 @@ def test_the_level_of_a_descriptor_is_found_where_the_call_lacks_it() -> None:
     made_here = [
         Ioctl(0, 0, 1, 3, Level.SYSTEM, None, 0xAE01, 4),
         Ioctl(0, 0, 1, 4, None, None, 0xAE41, 7, arg=2),
-        Ioctl(0, 0, 1, 7, None, None, 0xAE03, 1, arg=1),
+        Ioctl(0, 0, 1, 7, None, None, 0xAEA3, 1),  # KVM_GET_TSC_KHZ
     ]
     last = read(made(made_here))[0][-1]
     assert isinstance(last, Ioctl)
     assert (last.level, last.index) == (Level.VCPU, 2)
+    # KVM_CHECK_EXTENSION fails on a vCPU: if it succeeds, the number is that of another descriptor.
+    for ret, level in ((-22, Level.VCPU), (1, None), (-22, None)):
+        made_here.append(Ioctl(0, 0, 1, 7, None, None, 0xAE03, ret, arg=1))
+        last = read(made(made_here))[0][-1]
+        assert isinstance(last, Ioctl)
+        assert last.level is level
 
 
 @pytest.mark.parametrize(
