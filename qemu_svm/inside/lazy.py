@@ -82,6 +82,8 @@ _PLACES = {
 _AT_ENTRY = frozenset({"rax", "rsp", "rip", "cr2", "dr6"})
 _BACK = bits.INT_CTL.mask("V_IRQ", "V_GIF") | bits.V_TPR_MASK
 _CACHED = ("nested.ctl.", "vmcb02.control.")
+_ATTRIBUTES = 0xFFF
+_SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "tr", "ldtr")
 _SHADOW = ("vmcb01.control.int_state", "vmcb02.control.int_state")
 
 
@@ -144,6 +146,21 @@ RULES = (
         lambda _seen, circumstances: circumstances.ran,
         "some updates take it back from vmcb02: then it is what vmcb02 has",
         lambda name, _model, kernel, seen: kernel == seen.get(name.replace(*_CACHED)),
+    ),
+    Lazy(
+        "L-07",
+        tuple(f"vmcb01.save.{name}" for name in _SEGMENTS),
+        lambda _seen, circumstances: circumstances.ran,
+        "of a segment's attributes the processor keeps 12 bits",
+        lambda _name, model, kernel, _seen: [*model[:3], model[3] & _ATTRIBUTES] == kernel,
+    ),
+    Lazy(
+        "L-08",
+        ("nested.ctl.event_inj_err", "vmcb02.control.event_inj_err"),
+        lambda _seen, circumstances: circumstances.ran,
+        "if a fault of the host's ends the delivery of an exception, KVM injects it again, one "
+        "without an error code with 0 (svm_complete_interrupts)",
+        lambda _name, _model, kernel, _seen: kernel == 0,
     ),
 )
 """All rules.  Not compared at all: addresses of the host, the TSC, and controls that only the

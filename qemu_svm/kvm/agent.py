@@ -13,13 +13,17 @@ line is a job::
      "msrs": [3221225600], "read": [[1081344, 4096]],
      "steps": [[{"ioctl": "SET_SREGS", "data": "…"}], [{"run": 1.0, "stop_port": 234}]]}
 
-``extents`` (relative to ``offset``) are copied into the agent's memory; without them
-the file is mapped privately.  Each job runs in a forked child with a new VM, so that a
-hang or a crash costs one job and no job sees another's memory.  After each step of a
+``extents`` (relative to ``offset``) are copied once; without them the file itself is
+mapped.  Each job has a new VM with a private mapping of the memory, so that no job sees
+another's.  A child performs them, so that a hang or a crash costs one job; the rest is
+given to a new child.  After each step of a
 job a line ``{"id", "step", "errno", "done", "state": {"SREGS": "…"}}`` is written,
 with the state that has changed since the previous line, and at the end
 ``{"id", "end": "done" | "failed" | "timeout" | "signal N" | "stuck"}``.  The bytes are
 not interpreted here.
+
+Lines of a job with ``"quick": true`` are written before each KVM_RUN and at its end only: if
+the kernel crashes in another ioctl, its last steps are lost.
 
 If the first line has a map as ``inside`` (:mod:`qemu_svm.kvm.inside`), each line has looks
 into the kernel's memory as ``inside``: that after the step, and before it in the first line
@@ -28,14 +32,18 @@ that of the fresh vCPU.
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import os
+import select
 import shutil
 import signal
 import sys
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.kvm import layouts
@@ -45,10 +53,14 @@ from qemu_svm.kvm.processes import answer, kvm_processes, refusal
 from qemu_svm.kvm.run import RUN_BYTES, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _RECORDED = ("SREGS", "REGS", "DEBUGREGS", "VCPU_EVENTS")
 _GRACE = 5.0  # seconds from SIGKILL to the end of a child
+_START = 60.0  # seconds from the start of a child to its first job
+_POLL = 0.05
+_HEADER = layouts.MSRS.size
+_FAILED = 1  # exit status of a child after a job that failed
 
 STUCK = 3
 """Exit status if a child cannot be killed: the kernel hangs."""
@@ -121,58 +133,75 @@ def perform(jobs: str, results: str, path: str = KVM_PATH) -> int:
 
     :param jobs, results: paths of the two files.
     """
-    out = os.open(results, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        with open(jobs, encoding="ascii") as lines:
-            first = json.loads(next(lines))
-            host = _Host(_memory(first["memory"]), path, _inside(first))
-            for line in lines:
-                job = json.loads(line)
-                end = _in_child(job, host, out)
-                _write(out, {"id": job["id"], "end": end})
-                if end == "stuck":
-                    return STUCK
-                if end.startswith("signal"):
-                    return CRASHED
-    finally:
-        os.close(out)
+    with ExitStack() as stack:
+        out = os.open(results, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        stack.callback(os.close, out)
+        with open(jobs, "rb") as lines:
+            first = json.loads(lines.readline())
+            memory = [_region(one, stack) for one in first["memory"]]
+            host = _Host(memory, path, _inside(first, stack))
+            place: int | None = lines.tell()
+        gc.freeze()  # a child would copy each page on which there is a collected object
+        stack.callback(gc.unfreeze)
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signals)
+        while place is not None:
+            identity, place, end = _in_child(jobs, place, host, out)
+            if end is None:
+                continue
+            _write(out, {"id": identity, "end": end})
+            if end == "stuck":
+                return STUCK
+            if end.startswith("signal"):
+                return CRASHED
     return 0
+
+
+@dataclass(frozen=True)
+class _Region:
+    # A range of the guest's memory, and the file that has what it begins with.
+    address: int
+    size: int
+    fd: int
+    offset: int
+
+    def mapped(self) -> mmap.mmap:
+        """Return a private copy (on write)."""
+        return mmap.mmap(
+            self.fd, self.size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=self.offset,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Host:
     # What all jobs share: the guest's memory, the KVM, and access to kernel memory.
-    memory: list[tuple[int, mmap.mmap]]
+    memory: list[_Region]
     kvm: str
     inside: Inside | None
 
 
-def _inside(first: Json) -> Inside | None:
-    return Inside(first["inside"]) if "inside" in first else None
+def _inside(first: Json, stack: ExitStack) -> Inside | None:
+    if "inside" not in first:
+        return None
+    inside = Inside(first["inside"])
+    stack.callback(inside.close)
+    return inside
 
 
-def _memory(regions: list[Json]) -> list[tuple[int, mmap.mmap]]:
-    # Address and memory of each region; private, so that each child has its own copy on write.
-    found = []
-    for region in regions:
-        fd = os.open(region["file"], os.O_RDONLY)
-        try:
-            if "extents" in region:
-                memory = mmap.mmap(-1, region["size"], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-                for start, size in region["extents"]:
-                    _fill(fd, memoryview(memory)[start : start + size], region["offset"] + start)
-            else:
-                memory = mmap.mmap(
-                    fd,
-                    region["size"],
-                    mmap.MAP_PRIVATE,
-                    mmap.PROT_READ | mmap.PROT_WRITE,
-                    offset=region["offset"],
-                )
-        finally:
-            os.close(fd)
-        found.append((region["address"], memory))
-    return found
+def _region(region: Json, stack: ExitStack) -> _Region:
+    size, offset = region["size"], region["offset"]
+    file = os.open(region["file"], os.O_RDONLY)
+    stack.callback(os.close, file)
+    if "extents" not in region:
+        return _Region(region["address"], size, file, offset)
+    copy = os.memfd_create("ram")
+    stack.callback(os.close, copy)
+    os.ftruncate(copy, size)
+    with mmap.mmap(copy, size) as memory, memoryview(memory) as view:
+        for start, length in region["extents"]:
+            _fill(file, view[start : start + length], offset + start)
+    return _Region(region["address"], size, copy, 0)
 
 
 def _fill(fd: int, view: memoryview, offset: int) -> None:
@@ -183,32 +212,47 @@ def _fill(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[got:], offset + got
 
 
-def _write(out: int, line: Json) -> None:
-    os.write(out, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+def _write(out: int, *lines: Json) -> None:
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+    os.write(out, text.encode())
 
 
-def _in_child(job: Json, host: _Host, out: int) -> str:
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            _die_with_parent()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-            _sequence(job, host, out)
-            status = 0
-        except KeyboardInterrupt:
-            status = 130
-        except BaseException as error:  # noqa: BLE001  (a child must not return)
-            _write(out, {"id": job["id"], "error": f"{type(error).__name__}: {error}"})
-        finally:
-            os._exit(status)
+class _Ended(NamedTuple):
+    # The last job of a child; where the next one is, or None; how it ended, or None if the
+    # child has written that.
+    identity: str
+    place: int | None
+    end: str | None
+
+
+def _in_child(jobs: str, place: int, host: _Host, out: int) -> _Ended:
+    # Perform jobs until one ends the child.
+    told, tell = os.pipe()
     try:
-        return _wait(child, job["timeout"])
-    except BaseException:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        raise
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.close(told)
+                _die_with_parent()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+                status = _perform(jobs, place, host, out, tell)
+            except KeyboardInterrupt:
+                status = 130
+            finally:
+                os._exit(status)
+        os.close(tell)
+        try:
+            found = _wait(child, told, place)
+        except BaseException:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
+    finally:
+        os.close(told)
+    if not found.identity and found.place is not None:
+        raise RuntimeError("the agent's child ended before its first job")
+    return found
 
 
 def _die_with_parent() -> None:
@@ -217,47 +261,114 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _wait(child: int, timeout: float) -> str:
-    for limit, word in ((timeout, "timeout"), (_GRACE, "stuck")):
-        signal.sigtimedwait([signal.SIGCHLD], limit)
+def _perform(jobs: str, place: int, host: _Host, out: int, tell: int) -> int:
+    # The child: perform jobs up to the end or the first that fails.
+    with open(jobs, "rb") as lines:
+        lines.seek(place)
+        while line := lines.readline():
+            job = json.loads(line)
+            _write(tell, {"id": job["id"], "timeout": job["timeout"], "next": lines.tell()})
+            answers = _Answers(out, quick=job.get("quick", False))
+            end = "done"
+            try:
+                _sequence(job, host, answers)
+            except Exception as error:  # noqa: BLE001  (it is the job's result)
+                answers.add({"id": job["id"], "error": f"{type(error).__name__}: {error}"})
+                end = "failed"
+            answers.add({"id": job["id"], "end": end}, last=True)
+            if end == "failed":
+                return _FAILED
+    return 0
+
+
+def _wait(child: int, told: int, place: int) -> _Ended:
+    identity, limit, rest = "", _START, b""
+    late = False
+    while not late:
+        late = not select.select([told], [], [], limit)[0]
+        data = b"" if late else os.read(told, 1 << 16)
+        if not data:
+            break
+        *notes, rest = (rest + data).split(b"\n")
+        if notes:
+            note = json.loads(notes[-1])
+            identity, limit, place = note["id"], note["timeout"], note["next"]
+    if late:
+        os.kill(child, signal.SIGKILL)
+    status = _reaped(child)
+    if status is None:
+        return _Ended(identity, place, "stuck")
+    if late:
+        return _Ended(identity, place, "timeout")
+    if os.WIFSIGNALED(status):
+        return _Ended(identity, place, f"signal {os.WTERMSIG(status)}")
+    return _Ended(identity, place if os.WEXITSTATUS(status) else None, None)
+
+
+def _reaped(child: int) -> int | None:
+    # The status of a child that ends; None if it does not.
+    end = time.monotonic() + _GRACE
+    while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            if word == "stuck":
-                return "timeout"
-            if os.WIFSIGNALED(status):
-                return f"signal {os.WTERMSIG(status)}"
-            return "done" if status == 0 else "failed"
-        os.kill(child, signal.SIGKILL)
-    return "stuck"
+            return status
+        if time.monotonic() > end:
+            return None
+        signal.sigtimedwait([signal.SIGCHLD], _POLL)
 
 
-def _sequence(job: Json, host: _Host, out: int) -> None:
-    memory = host.memory
-    for address, data in job.get("patches", ()):
-        patch(memory, address, bytes.fromhex(data))
-    with System(host.kvm) as system, system.create_vm() as vm:
+class _Answers:
+    # The lines about one job.
+    def __init__(self, out: int, *, quick: bool) -> None:
+        self._out = out
+        self._quick = quick
+        self._lines: list[Json] = []
+
+    def add(self, line: Json, *, last: bool = False) -> None:
+        """Write a line, or keep it."""
+        self._lines.append(line)
+        if last or not self._quick:
+            self._flush()
+
+    def before_run(self) -> None:
+        """Write what was kept: the kernel may crash in what follows."""
+        self._flush()
+        if not self._quick:
+            os.fsync(self._out)
+
+    def _flush(self) -> None:
+        if self._lines:
+            _write(self._out, *self._lines)
+            self._lines.clear()
+
+
+def _sequence(job: Json, host: _Host, answers: _Answers) -> None:
+    with ExitStack() as stack:
+        memory = [(one.address, stack.enter_context(one.mapped())) for one in host.memory]
+        for address, data in job.get("patches", ()):
+            patch(memory, address, bytes.fromhex(data))
+        system = stack.enter_context(System(host.kvm))
+        vm = stack.enter_context(system.create_vm())
         if job.get("irqchip"):
             vm.create_irqchip()
         for slot, (address, region) in enumerate(memory):
             vm.add_memory(slot, address, region)
         index = job.get("vcpu", 0)
-        with vm.create_vcpu(index) as vcpu:
-            watcher = host.inside.watch(os.getpid(), vcpu.fd, index) if host.inside else None
-            looks = _look(watcher)
-            seen: dict[str, str] = {}
-            for number, step in enumerate(job["steps"], 1):
-                if any("run" in operation for operation in step):
-                    os.fsync(out)  # the kernel may crash in it
-                line = {"id": job["id"], "step": number, **_step(vm, vcpu, step)}
-                looks += _look(watcher)  # before the ioctls that read the state
-                if looks:
-                    line["inside"], looks = looks, []
-                state = _state(vcpu, job.get("msrs", ()))
-                line["state"] = {k: v for k, v in state.items() if seen.get(k) != v}
-                seen = state
-                if "run" in line and job.get("read"):
-                    line["memory"] = [read(memory, *place).hex() for place in job["read"]]
-                _write(out, line)
+        vcpu = stack.enter_context(vm.create_vcpu(index))
+        watcher = host.inside.watch(os.getpid(), vcpu.fd, index) if host.inside else None
+        looks = _look(watcher)
+        state = _State(vcpu, job.get("msrs", ()))
+        for number, step in enumerate(job["steps"], 1):
+            if any("run" in operation for operation in step):
+                answers.before_run()
+            line = {"id": job["id"], "step": number, **_step(vm, vcpu, step)}
+            looks += _look(watcher)  # before the ioctls that read the state
+            if looks:
+                line["inside"], looks = looks, []
+            line["state"] = state.changed()
+            if "run" in line and job.get("read"):
+                line["memory"] = [read(memory, *place).hex() for place in job["read"]]
+            answers.add(line)
 
 
 def _look(watcher: Watcher | None) -> list[Json]:
@@ -305,26 +416,35 @@ def _fatal_for_emulator(vcpu: Vcpu) -> bool:
     return bool(sregs["efer"] & _LME and not sregs["cr0"] & _PG and not sregs["cr4"] & _PAE)
 
 
-def _state(vcpu: Vcpu, msrs: list[int]) -> dict[str, str]:
-    state = {name: _current(vcpu, name) for name in (*_RECORDED, "NESTED_STATE")}
-    if msrs:
-        state["MSRS"] = _msrs(vcpu, msrs)
-    return state
+class _State:
+    # A vCPU's state as the ioctls return it: what has changed since it was last asked for.
+    def __init__(self, vcpu: Vcpu, msrs: Sequence[int]) -> None:
+        self._vcpu = vcpu
+        self._msrs = layouts.pack_msrs([(number, 0) for number in msrs])
+        self._seen: dict[str, bytes | str] = {}
 
+    def changed(self) -> dict[str, str]:
+        """Return bytes (hexadecimal) or ``errno N`` by name."""
+        found: dict[str, str] = {}
+        for name in (*_RECORDED, "NESTED_STATE", *(["MSRS"] if len(self._msrs) > _HEADER else [])):
+            now = self._current(name)
+            if self._seen.get(name) != now:
+                self._seen[name] = now
+                found[name] = now if isinstance(now, str) else now.hex()
+        return found
 
-def _msrs(vcpu: Vcpu, msrs: list[int]) -> str:
-    try:
-        return layouts.pack_msrs(list(vcpu.get_msrs(msrs).items())).hex()
-    except KvmRefused as refused:
-        return f"errno {refused.errno}"
-
-
-def _current(vcpu: Vcpu, name: str) -> str:
-    try:
-        found = vcpu.get_nested_state() if name == "NESTED_STATE" else vcpu.get_bytes(name)
-    except KvmRefused as refused:
-        return f"errno {refused.errno}"
-    return found.hex()
+    def _current(self, name: str) -> bytes | str:
+        try:
+            if name == "MSRS":
+                buffer = bytearray(self._msrs)
+                done = self._vcpu.ioctl("GET_MSRS", buffer)
+                head = layouts.MSRS.pack({"nmsrs": done})
+                return head + buffer[_HEADER : _HEADER + done * layouts.MSR_ENTRY.size]
+            if name == "NESTED_STATE":
+                return self._vcpu.get_nested_state()
+            return self._vcpu.get_bytes(name)
+        except KvmRefused as refused:
+            return f"errno {refused.errno}"
 
 
 def patch(memory: list[tuple[int, mmap.mmap]], address: int, data: bytes) -> None:

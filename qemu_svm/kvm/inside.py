@@ -49,6 +49,7 @@ _LOAD = 1
 _SEGMENTS = 4096  # more than any kcore has
 _TASKS = 1 << 20  # steps through the list of tasks
 _CHUNK = 1 << 18
+_PIECE = 64  # bytes that are compared at once
 _NEAR = 2048  # bytes between two parts that are read rather than left out
 _TRIES = 3  # pairs of reads before a look counts as changing
 
@@ -388,13 +389,16 @@ def _delta(before: bytes | None, after: bytes) -> list[list[Any]]:
     # Runs of bytes that changed, as [offset, hexadecimal]; at first compared with zeros.
     old = before if before is not None and len(before) == len(after) else bytes(len(after))
     runs: list[list[int]] = []
-    for start in range(0, len(after), 8):
-        if old[start : start + 8] == after[start : start + 8]:
+    for whole in range(0, len(after), _PIECE):
+        if old[whole : whole + _PIECE] == after[whole : whole + _PIECE]:
             continue
-        if runs and start <= runs[-1][1]:
-            runs[-1][1] = start + 8
-        else:
-            runs.append([start, start + 8])
+        for start in range(whole, min(whole + _PIECE, len(after)), 8):
+            if old[start : start + 8] == after[start : start + 8]:
+                continue
+            if runs and start <= runs[-1][1]:
+                runs[-1][1] = start + 8
+            else:
+                runs.append([start, start + 8])
     return [[start, after[start:end].hex()] for start, end in runs]
 
 

@@ -1,7 +1,8 @@
 """Random sequences on the model and on a real kernel, which must agree.
 
-A sequence that does not agree is repeated with more time (the machine may be loaded);
-if it still does not, it is reduced and reported as one command.
+A sequence that does not agree is repeated, with more time (the machine may be loaded), and
+with its answers written step by step (the host may crash); if it still does not, it is reduced
+and reported as one command.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from qemu_svm.replay.replay import against_model, perform
 from qemu_svm.replay.shrink import shrink
 from qemu_svm.replay.target import Probe, Target
 
-BATCH = 600
+BATCH = 3000
+"""Sequences that are given to the agent at once, together for all guests."""
 _QUICK, _PATIENT = 0.5, 20.0  # seconds for KVM_RUN
 _IRQCHIP = 0.2  # of the sequences have KVM's own local APIC
 
@@ -108,6 +110,7 @@ def job_of(guest: Guest, seed: int, number: int, *, emulated: bool) -> ReplayJob
         irqchip=Random(f"{seed}:{number}:irqchip").random() < _IRQCHIP,
         shorten=True,
         emulated=emulated,
+        quick=True,
     )
     plan = sequence(seed, number, guest.saved)
     return ReplayJob(str(number), guest.saved, plans.parse(plan), options)
@@ -161,7 +164,7 @@ def _judge(
     if comparison.equal:
         return
     report.repeated += 1
-    again = replace(job, options=replace(job.options, seconds=_PATIENT))
+    again = replace(job, options=replace(job.options, seconds=_PATIENT, quick=False))
     (comparison,) = _compared(target, guest, [again], report)
     found = comparison.first()
     if found is None:

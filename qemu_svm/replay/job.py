@@ -48,6 +48,8 @@ class ReplayOptions:
     :param vcpu: index of the vCPU; 0 is the bootstrap processor.
     :param capabilities: numbers of those that the VM enables first: of KVM_SET_VCPU_EVENTS'
         flags.
+    :param quick: answers are written when a KVM_RUN begins and at the end, not after each step:
+        of a plan during which the host crashes, the last ones may be missing.
     """
 
     seconds: float = 10.0
@@ -57,6 +59,7 @@ class ReplayOptions:
     shorten: bool = False
     vcpu: int = 0
     capabilities: frozenset[int] = frozenset()
+    quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +221,7 @@ def encode(job: ReplayJob, ram: RamFile, probe: Probe) -> Json:
         "patches": [[address, data.hex()] for address, data in changes],
         "msrs": list(WATCHED_MSRS),
         "read": [[_vmcb12(saved, steps), layout.VMCB_SIZE]],
+        "quick": options.quick,
         "steps": _steps(encoder, steps, options),
     }
 

@@ -109,6 +109,28 @@ def test_what_kvm_takes_back_from_vmcb02_is_what_vmcb02_has(tmp_path: Path) -> N
         assert [name for name in names if name.startswith("nested.ctl.")] == wrong
 
 
+def test_of_attributes_the_processor_keeps_12_bits(tmp_path: Path) -> None:
+    """What L1's CS had is in vmcb01 until L1 has run."""
+    found = simulated("cpuid,sregs,nested:@0x412/2=0x3233,regs", tmp_path)
+    state = found.results[-1].state
+    model = expected(state, found.kernel)["vmcb01.save.cs"]
+    assert model[3] == 0x3233
+    kept = [*model[:3], 0x233]
+    for seen, ran, wrong in (
+        (kept, True, False),
+        (kept, False, True),
+        (model, False, False),
+        ([*model[:3], 0x33], True, True),
+        ([7, *kept[1:]], True, True),
+    ):
+        circumstances = Circumstances(ran=ran)
+        names = [
+            one
+            for one, *_ in differences(state, found.kernel, {"vmcb01.save.cs": seen}, circumstances)
+        ]
+        assert names == (["vmcb01.save.cs"] if wrong else [])
+
+
 def test_user_space_gives_cr8_at_each_run_unless_the_apic_is_in_the_kernel(tmp_path: Path) -> None:
     with guest(PLAIN, tmp_path) as one:
         for irqchip in (False, True):
@@ -116,3 +138,15 @@ def test_user_space_gives_cr8_at_each_run_unless_the_apic_is_in_the_kernel(tmp_p
                              host=Host(irqchip=irqchip))  # fmt: skip
             cr8 = [result.state.areas["arch"].get("cr8") for result in found.results[1:]]
             assert cr8 == ([0, 0] if irqchip else [5, 0])
+
+
+def test_the_error_code_of_an_injected_exception_comes_back_from_vmcb02(tmp_path: Path) -> None:
+    """KVM injects what KVM_SET_VCPU_EVENTS gave; again with 0, if the delivery faulted."""
+    events = "events:exc_injected=0x1:exc_nr=0x1f:exc_err=0xffff"
+    found = simulated(f"cpuid,sregs,nested,{events},run", tmp_path)
+    state = found.results[-1].state
+    assert expected(state, found.kernel)["nested.ctl.event_inj_err"] == 0xFFFF
+    ran = Circumstances(ran=True)
+    for error, wrong in ((0xFFFF, 0), (0, 0), (0xFF, 1)):
+        seen = {"nested.ctl.event_inj_err": error}
+        assert len(list(differences(state, found.kernel, seen, ran))) == wrong

@@ -255,13 +255,17 @@ def svm_get_nested_state_pages(vcpu: KvmVcpu) -> bool:
 
 
 def nested_sync_control_from_vmcb02(vcpu: KvmVcpu) -> None:
-    """Take over what the processor changed in L2's controls: it clears the event to inject.
+    """Take over what changed in L2's controls.
 
-    Before 5.13 ``sync_nested_vmcb_control``.
+    The processor clears the event to inject; KVM may have injected another one, and left its
+    error code.  Before 5.13 ``sync_nested_vmcb_control``.
     """
     writer = vcpu.writer("nested_sync_control_from_vmcb02")
     for control in (vcpu.current_control, vcpu.nested.ctl):
         control.set("event_inj", 0, writer)
+    error = vcpu.current_control.get("event_inj_err")
+    if error != vcpu.nested.ctl.get("event_inj_err"):
+        vcpu.nested.ctl.set("event_inj_err", error, writer)
 
 
 def nested_svm_vmexit(vcpu: KvmVcpu) -> bool:

@@ -180,6 +180,10 @@ def enter(vcpu: KvmVcpu) -> Area:
     """Fill the active VMCB from the vCPU's registers (``svm_vcpu_run``)."""
     vcpu.has_run = True
     vcpu.smi_pending = False
+    if vcpu.guest_mode and vcpu.injected_error is not None:
+        writer = vcpu.writer("svm_inject_exception")
+        vcpu.current_control.set("event_inj_err", vcpu.injected_error, writer)
+    vcpu.injected_error = None
     current = vcpu.current
     current.copy_from(vcpu.arch, ("rax", "rsp", "rip", "cr2"))
     current.set("dr6", _DR6_ACTIVE_LOW, vcpu.writer("svm_set_dr6"))

@@ -185,6 +185,8 @@ class KvmVcpu:
     :param backed: whether a page of guest memory exists.
     :param init_pending: INIT has arrived and was not processed (``latched_init``);
         ``sipi_pending`` and ``smi_pending`` likewise.
+    :param injected_error: the error code of the exception that the next entry injects, or None
+        (``arch.exception``, with ``injected``).
     :param smram: the address of vmcb12 that SMM entry saved, or None.
     :param vmcb12: vmcb12's save area in memory, as last written.
     :param mmu_broken: why the MMU in use cannot translate; None if it can.
@@ -212,6 +214,7 @@ class KvmVcpu:
     init_pending: bool = False
     sipi_pending: bool = False
     smi_pending: bool = False
+    injected_error: int | None = None
     has_run: bool = False
     mp_state: int = RUNNABLE
     mmu: Mmu = Mmu.ROOT

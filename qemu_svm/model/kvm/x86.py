@@ -219,11 +219,14 @@ def set_vcpu_events(vcpu: KvmVcpu, events: Mapping[str, int]) -> str | None:
     if stuffed and (vector > 31 or vector == 2):
         return "U-04"
     smm = flags & _EVENT_FLAGS["smm"]
+    replaced = flags & _EVENT_FLAGS["payload"] and events.get("exc_pending")
     held = events.get("smm") or events.get("smm_pending")
     waiting = vcpu.mp_state == INIT_RECEIVED
     if smm and held and waiting and vcpu.kernel.gif_blocks_init:
         return "U-04"
     writer = vcpu.writer("kvm_vcpu_ioctl_x86_set_vcpu_events")
+    injected = events.get("exc_injected") and not replaced
+    vcpu.injected_error = events.get("exc_err", 0) if injected else None
     if flags & _EVENT_FLAGS["shadow"]:
         svm.svm_set_interrupt_shadow(vcpu, events.get("shadow", 0), writer)
     if smm and bool(events.get("smm", 0)) != vcpu.smm:
