@@ -14,6 +14,7 @@ from typing import Any
 from qemu_svm.inside.layout import REGISTERS
 from qemu_svm.inside.view import Inside
 from qemu_svm.nested import bits
+from qemu_svm.x86.registers import RFLAGS
 
 _INVALID = (1 << 64) - 1  # exit code of a VMRUN that the processor refused
 _INVALID_32 = (1 << 32) - 1  # the same, where KVM keeps 32 bits of it
@@ -83,6 +84,7 @@ _AT_ENTRY = frozenset({"rax", "rsp", "rip", "cr2", "dr6"})
 _BACK = bits.INT_CTL.mask("V_IRQ", "V_GIF") | bits.V_TPR_MASK
 _CACHED = ("nested.ctl.", "vmcb02.control.")
 _ATTRIBUTES = 0xFFF
+_RF = RFLAGS.mask("RF")
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "tr", "ldtr")
 _SHADOW = ("vmcb01.control.int_state", "vmcb02.control.int_state")
 
@@ -161,6 +163,13 @@ RULES = (
         "if a fault of the host's ends the delivery of an exception, KVM injects it again, one "
         "without an error code with 0 (svm_complete_interrupts)",
         lambda _name, _model, kernel, _seen: kernel == 0,
+    ),
+    Lazy(
+        "L-09",
+        ("vmcb01.save.rflags",),
+        lambda _seen, circumstances: circumstances.code,
+        "RF is cleared when an instruction is done, and when KVM skips one",
+        lambda _name, model, kernel, _seen: kernel == model & ~_RF,
     ),
 )
 """All rules.  Not compared at all: addresses of the host, the TSC, and controls that only the

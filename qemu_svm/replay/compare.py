@@ -33,6 +33,7 @@ from qemu_svm.nested.groups import VMLOAD_MSRS, VMLOAD_SEGMENTS
 from qemu_svm.replay.job import ReplayResult, ReplayStep
 from qemu_svm.replay.memory import STUB_BYTES, handlers
 from qemu_svm.x86.msrs import NUMBERS
+from qemu_svm.x86.registers import RFLAGS
 
 KERNEL_DECIDES = frozenset(
     {RunEnd.INTERNAL_ERROR, RunEnd.EFAULT, RunEnd.EINVAL, RunEnd.EIO, RunEnd.HANG}
@@ -79,6 +80,8 @@ _LOW = 0xFFFF_FFFF
 _VALID = 1 << 31
 _32_BITS = frozenset({"msr.sysenter_cs", "shared.sysenter_cs"})
 """Registers of which the processor keeps 32 bits, regardless of what KVM loaded."""
+_RF = RFLAGS.mask("RF")
+"""Code may clear it: KVM does so when it skips an instruction (``x86_emulate_instruction``)."""
 _DECISIVE = ("cr0", "cr3", "cr4", "efer", "cs", "ss", "ds", "es")
 """Registers that decide, besides RIP, whether an instruction faults."""
 
@@ -210,6 +213,10 @@ def _step(
                 model[name] &= _LOW
             if name in kernel:
                 kernel[name] &= _LOW
+    if "regs.rip" in unknown:  # code was executed since KVM_SET_REGS
+        for values in (model, kernel):
+            if "regs.rflags" in values:
+                values["regs.rflags"] &= ~_RF
     inside = _inside(simulation, result.state, seen.inside, circumstances)
     if seen.refused_msr is not None and seen.refused_msr not in NUMBERS.values():
         words = f"KVM refuses MSR {seen.refused_msr:#x}, which the model does not have"

@@ -140,6 +140,15 @@ def test_user_space_gives_cr8_at_each_run_unless_the_apic_is_in_the_kernel(tmp_p
             assert cr8 == ([0, 0] if irqchip else [5, 0])
 
 
+def test_code_clears_rf_in_vmcb01(tmp_path: Path) -> None:
+    found = simulated("cpuid,sregs,regs:rflags=0x10086,run", tmp_path)
+    state = found.results[-1].state
+    for flags, code, wrong in ((0x86, True, 0), (0x86, False, 1), (0x82, True, 1)):
+        seen = {"vmcb01.save.rflags": flags}
+        circumstances = Circumstances(ran=True, code=code)
+        assert len(list(differences(state, found.kernel, seen, circumstances))) == wrong
+
+
 def test_the_error_code_of_an_injected_exception_comes_back_from_vmcb02(tmp_path: Path) -> None:
     """KVM injects what KVM_SET_VCPU_EVENTS gave; again with 0, if the delivery faulted."""
     events = "events:exc_injected=0x1:exc_nr=0x1f:exc_err=0xffff"

@@ -75,6 +75,14 @@ def test_l1_is_compared_where_its_code_is_known(plain: Guest) -> None:
     assert found.open is not None
 
 
+def test_code_clears_rf_and_no_other_flag(plain: Guest) -> None:
+    simulation = simulated(plain, "6.1", "cpuid,sregs,regs:rflags=0x10086,run")
+    run, at = RunResult("exit", STOP), plain.saved.regs["rip"] + 2
+    for flags, equal in ((0x10086, True), (0x86, True), (0x82, False)):
+        last = seen(simulation, run=run, **{"regs.rip": at, "regs.rflags": flags})
+        assert compared(simulation, last).equal is equal
+
+
 def test_a_handler_may_have_changed_what_its_exception_changes(plain: Guest) -> None:
     """RFLAGS.TF: the #DB sets a bit of DR6, and its handler is known as well."""
     known = replace(plain, saved=with_idt(plain.ram.read, plain.saved))
