@@ -25,6 +25,7 @@ from qemu_svm.lab import Box
 from qemu_svm.machine import Machine, read_machine
 from qemu_svm.source import open_source
 from qemu_svm.stream import read_stream
+from tests.support import documents
 
 # What a capture notes for the case that it is killed is not the user's.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="svmstream-tests-")
@@ -81,6 +82,13 @@ def sample_file(sample: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def documents_conform() -> Iterator[None]:
+    """Hold every document that a test makes against its schema."""
+    with documents.held():
+        yield
+
+
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
@@ -91,9 +99,11 @@ def svmstream() -> Run:
 
     def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
         options.setdefault("timeout", 60)
-        return subprocess.run(  # noqa: PLW1510 - the tests look at the status
+        done = subprocess.run(  # noqa: PLW1510 - the tests look at the status
             [program, *map(str, args)], capture_output=True, **options
         )
+        documents.check_printed(args, done.stdout)
+        return done
 
     return run
 
@@ -146,6 +156,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[
             status = cli._run()
             sys.stdout.flush()
         out, errors = capfdbinary.readouterr()
+        documents.check_printed(args, out)
         return subprocess.CompletedProcess(words, status, out, errors)
 
     return run

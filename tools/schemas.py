@@ -4,15 +4,20 @@
     tools/schemas.py --check    fail if they are not what the functions make now
 
 mypy tells the type of every expression in ``qemu_svm/render/json``; the keys, what is nested
-and what is optional are in the dict displays of those functions.  So nothing of a schema is
-written by hand, and what a function adds is in the schema after the next run.
+and what is optional are in the dict displays of those functions.  A comprehension over a table
+of a module has the keys of that table.  What a VMCB has is in its layout.  So nothing of a schema
+is written by hand, and what a function adds is in the schema after the next run.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
 import enum
 import json
 import sys
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,19 +26,34 @@ from mypy import build, nodes, types
 from mypy.modulefinder import BuildSource
 from mypy.options import Options
 
+from qemu_svm.nested import layout, vmcb_fields
+from qemu_svm.nested.image import Image
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "qemu_svm/render/schemas"
 PACKAGE = "qemu_svm.render.json"
 Schema = dict[str, Any]
 
 HEX: Schema = {"type": "string", "pattern": "^-?0x[0-9a-f]+$"}
+DIGITS: Schema = {"type": "string", "pattern": "^([0-9a-f]{2})*$"}
+WORD: Schema = {"type": "string", "pattern": "^([^0-9-]|$)"}
+NULL: Schema = {"type": "null"}
 SIMPLE: dict[str, Schema] = {
     "builtins.str": {"type": "string"},
     "builtins.int": {"type": "integer"},
     "builtins.float": {"type": "number"},
     "builtins.bool": {"type": "boolean"},
 }
-KNOWN: dict[str, Schema] = {"builtins.hex": HEX, f"{PACKAGE}.base.hex_text": HEX}
+KNOWN: dict[str, Schema] = {
+    f"{PACKAGE}.base.Hex": HEX,
+    f"{PACKAGE}.base.Digits": DIGITS,
+    f"{PACKAGE}.base.TextType": {"type": "string", "pattern": r"^(?!u?(int)?[0-9]+$)"},
+    f"{PACKAGE}.diff.VersionPath": {"type": "string", "pattern": "version$"},
+}
+"""Kinds of text, by the type that says so."""
+STORED = {"qemu_svm.survey.row.Survey.rows": "qemu_svm.survey.row.Row.to_json"}
+"""What yields documents that another function made."""
+OBSERVED = f"{PACKAGE}.observed.observed"
 SEQUENCES = ("builtins.list", "builtins.tuple", "typing.Sequence", "typing.Iterable",
              "typing.Iterator", "builtins.frozenset", "builtins.set")  # fmt: skip
 
@@ -47,6 +67,8 @@ def union(members: list[Schema]) -> Schema:
                 return {}
             if member not in flat:
                 flat.append(member)
+    if any(one.get("type") == "array" and "items" in one for one in flat):
+        flat = [one for one in flat if one != EMPTY]
     if len(flat) == 1:
         return flat[0]
     if all(set(one) == {"type"} for one in flat):
@@ -54,6 +76,24 @@ def union(members: list[Schema]) -> Schema:
         kinds = [kind for one in listed for kind in (one if isinstance(one, list) else [one])]
         return {"type": list(dict.fromkeys(kinds))}
     return {"anyOf": flat}
+
+
+EMPTY: Schema = {"type": "array", "maxItems": 0}
+
+
+def vague(schema: Schema) -> bool:
+    """Whether anything, any object or any list is allowed somewhere in it."""
+    if "anyOf" in schema:
+        return any(vague(one) for one in schema["anyOf"])
+    if schema.get("type") == "object":
+        inner = [*schema.get("properties", {}).values()]
+        free = schema.get("additionalProperties", not inner)
+        return free is True or any(map(vague, [*inner, free] if free else inner))
+    if schema.get("type") == "array":
+        return schema != EMPTY and vague(schema.get("items", {}))
+    if isinstance(kinds := schema.get("type"), list):
+        return not {"object", "array"}.isdisjoint(kinds)
+    return not schema
 
 
 def optional(schema: Schema) -> Schema:
@@ -70,9 +110,62 @@ def merged(one: Schema, two: Schema) -> Schema:
     if required := sorted({*one.get("required", ()), *two.get("required", ())}):
         result["required"] = required
     for side in (one, two):
-        if "properties" not in side or "additionalProperties" in side:
+        if side and ("properties" not in side or "additionalProperties" in side):
             result["additionalProperties"] = side.get("additionalProperties", True)
     return result
+
+
+def of_value(value: Any) -> Schema:
+    """Return the schema of a document that was made from zeros."""
+    if isinstance(value, Mapping):
+        return {
+            "type": "object",
+            "properties": {name: of_value(one) for name, one in value.items()},
+            "required": sorted(value),
+        }
+    if isinstance(value, list):
+        return {"type": "array", "items": union([of_value(one) for one in value])}
+    if isinstance(value, str):
+        return HEX if value.startswith("0x") else DIGITS
+    return {bool: {"type": "boolean"}, int: {"type": "integer"}}[type(value)]
+
+
+def vmcb_area(image: Image) -> Schema:
+    """Return what ``inspect`` shows of an area of the VMCB; types do not depend on values."""
+    render = import_module(f"{PACKAGE}.inspect")
+    control, save = vmcb_fields(bytes(layout.VMCB_SIZE))
+    values = control if image is layout.CONTROL else save
+    found = of_value(render._area(image, values, 0))  # noqa: SLF001
+    found["properties"]["reserved"] = {"type": "object", "additionalProperties": DIGITS}
+    return found
+
+
+FROM_LAYOUT: dict[str, Callable[[Any], Schema]] = {f"{PACKAGE}.inspect._area": vmcb_area}
+"""Functions whose document follows a layout: their first argument."""
+
+
+@cache
+def comprehensions(module: str) -> Mapping[tuple[int, int], ast.DictComp]:
+    """Return those of a module by line and column."""
+    path = import_module(module).__file__
+    assert path is not None
+    tree = ast.parse(Path(path).read_text())
+    return {
+        (one.lineno, one.col_offset): one for one in ast.walk(tree) if isinstance(one, ast.DictComp)
+    }
+
+
+def observed_value(*, count: bool) -> Schema:
+    """Return what ``observed`` makes: numbers that count, or all else."""
+    if count:
+        return {"type": ["integer", "null"]}
+    names = (("base", "limit"), ("attrib", "base", "limit", "selector"))
+    tables = [
+        {"type": "object", "properties": dict.fromkeys(keys, HEX), "required": list(keys),
+         "additionalProperties": False}
+        for keys in names
+    ]  # fmt: skip
+    return {"anyOf": [HEX, *tables, WORD, NULL]}
 
 
 class Reader:
@@ -80,6 +173,7 @@ class Reader:
 
     def __init__(self, result: build.BuildResult) -> None:
         self.files = result.files
+        self.counts = sorted(import_module(f"{PACKAGE}.observed").COUNTS)
         self.types = result.types
         self.definitions: dict[str, Schema] = {}
 
@@ -89,18 +183,37 @@ class Reader:
         found = self.function(f"{PACKAGE}.{module}.render")
         while set(found) == {"$ref"}:
             found = self.definitions.pop(found["$ref"].rpartition("/")[2])
+        self.definitions = self.used(found)
         if self.definitions:
             found = {**found, "$defs": dict(sorted(self.definitions.items()))}
         return found
+
+    def used(self, found: Schema) -> dict[str, Schema]:
+        """Return the definitions that something refers to, from a schema on."""
+        result: dict[str, Schema] = {}
+        left = [found]
+        while left:
+            text = json.dumps(left.pop())
+            for name, one in self.definitions.items():
+                if name not in result and f'"#/$defs/{name}"' in text:
+                    result[name] = one
+                    left.append(one)
+        return result
 
     def function(self, name: str) -> Schema:
         module, _, last = name.rpartition(".")
         short = f"{module.rpartition('.')[2]}.{last.strip('_')}"
         if short not in self.definitions:
             self.definitions[short] = {}  # while it is made: it may refer to itself
-            node = self.files[module].names[last].node
+            if module in self.files:
+                node = self.files[module].names[last].node
+            else:  # a method
+                module, _, above = module.rpartition(".")
+                holder = self.files[module].names[above].node
+                assert isinstance(holder, nodes.TypeInfo), name
+                node = holder.names[last].node
             assert isinstance(node, nodes.FuncDef), name
-            self.definitions[short] = Body(self, node).returned()
+            self.definitions[short] = Body(self, node, module).returned()
         return {"$ref": f"#/$defs/{short}"}
 
     def type(self, found: types.Type | None) -> Schema:  # noqa: PLR0911 - one for each kind
@@ -116,13 +229,23 @@ class Reader:
         if isinstance(found, types.TupleType):
             items = union([self.type(one) for one in found.items]) if found.items else {}
             return {"type": "array", **({"items": items} if items else {})}
+        if isinstance(found, types.TypedDictType):
+            made = {name: self.type(one) for name, one in found.items.items()}
+            required = sorted(found.required_keys)
+            return {"type": "object", "properties": made, "required": required}
         if isinstance(found, types.Instance):
             return self.instance(found)
         return {}
 
-    def instance(self, found: types.Instance) -> Schema:
+    def instance(self, found: types.Instance) -> Schema:  # noqa: PLR0911 - one for each kind
         name = found.type.fullname
+        if found.last_known_value is not None:
+            return self.type(found.last_known_value)
+        if found.type.is_enum:
+            return enumerated(found)
         for one in found.type.mro:
+            if one.fullname in KNOWN:
+                return KNOWN[one.fullname]
             if one.fullname in SIMPLE:
                 return SIMPLE[one.fullname]
         if name == "builtins.dict" or found.type.has_base("typing.Mapping"):
@@ -149,13 +272,28 @@ class Reader:
         return {"type": "object", "properties": properties, "required": sorted(properties)}
 
 
+def enumerated(found: types.Instance) -> Schema:
+    """Return the values of an enumeration."""
+    module, _, name = found.type.fullname.rpartition(".")
+    kind: type[enum.Enum] = getattr(import_module(module), name)
+    return {"enum": [member.value for member in kind]}
+
+
+def dotted(one: nodes.Expression) -> str:
+    """Return a name with its attributes."""
+    if isinstance(one, nodes.MemberExpr):
+        return f"{dotted(one.expr)}.{one.name}"
+    return one.name if isinstance(one, nodes.NameExpr) else "?"
+
+
 class Body:
     """A function: what its locals are, and what it returns."""
 
-    def __init__(self, reader: Reader, function: nodes.FuncDef) -> None:
+    def __init__(self, reader: Reader, function: nodes.FuncDef, module: str) -> None:
         self.reader = reader
         self.function = function
-        self.locals: dict[str, nodes.Expression] = {}
+        self.module = module
+        self.locals: dict[str, list[nodes.Expression]] = {}
         self.added: dict[str, list[tuple[str, nodes.Expression]]] = {}
         self.returns: list[nodes.Expression] = []
         self.appended: dict[str, list[nodes.Expression]] = {}
@@ -181,7 +319,13 @@ class Body:
     def assignment(self, one: nodes.AssignmentStmt) -> None:
         for target in one.lvalues:
             if isinstance(target, nodes.NameExpr):
-                self.locals.setdefault(target.name, one.rvalue)
+                self.locals.setdefault(target.name, []).append(one.rvalue)
+            elif isinstance(target, nodes.TupleExpr) and isinstance(
+                one.rvalue, nodes.GeneratorExpr
+            ):
+                for name in target.items:
+                    if isinstance(name, nodes.NameExpr):
+                        self.locals.setdefault(name.name, []).append(one.rvalue.left_expr)
             elif (isinstance(target, nodes.IndexExpr) and isinstance(target.base, nodes.NameExpr)
                   and isinstance(target.index, nodes.StrExpr)):  # fmt: skip
                 self.added.setdefault(target.base.name, []).append((target.index.value, one.rvalue))
@@ -200,11 +344,12 @@ class Body:
         if isinstance(one, nodes.DictExpr):
             return self.display(one)
         if isinstance(one, nodes.DictionaryComprehension):
-            value = self.of(one.value)
-            return {"type": "object", **({"additionalProperties": value} if value else {})}
+            return self.comprehension(one)
         if isinstance(one, nodes.ListComprehension):
             return self.array(self.of(one.generator.left_expr))
-        if isinstance(one, nodes.ListExpr) and one.items:
+        if isinstance(one, nodes.ListExpr) and not one.items:
+            return EMPTY
+        if isinstance(one, nodes.ListExpr):
             return self.array(union([self.of(item) for item in one.items]))
         if isinstance(one, nodes.ConditionalExpr):
             return union([self.of(one.if_expr), self.of(one.else_expr)])
@@ -213,7 +358,9 @@ class Body:
         if isinstance(one, nodes.OpExpr) and one.op == "|":
             return merged(self.flat(self.of(one.left)), self.flat(self.of(one.right)))
         if isinstance(one, nodes.MemberExpr) and one.name == "value":
-            return self.enumerated(one)
+            return self.value_of(one)
+        if isinstance(one, nodes.CastExpr):
+            return self.reader.type(one.type)
         if isinstance(one, nodes.NameExpr) and one.name in self.locals:
             return self.local(one)
         return self.reader.type(self.reader.types.get(one))
@@ -227,49 +374,124 @@ class Body:
             found = self.reader.definitions[found["$ref"].rpartition("/")[2]]
         return found
 
+    def comprehension(self, one: nodes.DictionaryComprehension) -> Schema:
+        if getattr(getattr(one.value, "callee", None), "fullname", "") == OBSERVED:
+            counts = dict.fromkeys(self.reader.counts, observed_value(count=True))
+            others = observed_value(count=False)
+            return {"type": "object", "properties": counts, "additionalProperties": others}
+        value = self.of(one.value)
+        keys = self.keys(one)
+        if keys is not None:
+            made = dict.fromkeys(keys, value)
+            return {"type": "object", "properties": made, "required": sorted(keys)}
+        return {"type": "object", **({"additionalProperties": value} if value else {})}
+
+    def keys(self, one: nodes.DictionaryComprehension) -> list[str] | None:
+        """Return the keys, if they do not depend on what the function is given."""
+        found = comprehensions(self.module)[one.line, one.column]
+        known = dict(vars(import_module(self.module)))
+        targets = {
+            part.id
+            for generator in found.generators
+            for part in ast.walk(generator.target)
+            if isinstance(part, ast.Name)
+        }
+        keyed = ast.ListComp(found.key, found.generators)
+        needed = {part.id for part in ast.walk(keyed) if isinstance(part, ast.Name)} - targets
+        given = {*self.locals, *(argument.variable.name for argument in self.function.arguments)}
+        if needed & given or needed - {*known, *vars(builtins)}:
+            return None
+        code = compile(ast.fix_missing_locations(ast.Expression(keyed)), self.module, "eval")
+        return [str(name) for name in eval(code, known)]  # our own source
+
     def display(self, one: nodes.DictExpr) -> Schema:
-        result: Schema = {"type": "object", "properties": {}, "required": []}
+        names = {
+            dotted(value): key.value for key, value in one.items if isinstance(key, nodes.StrExpr)
+        }
+        shown = {
+            key.value: value.args[0]
+            for key, value in one.items
+            if isinstance(key, nodes.StrExpr) and isinstance(value, nodes.CallExpr)
+            and getattr(value.callee, "fullname", "") == OBSERVED
+        }  # fmt: skip
+        result = self.members(one)
+        if not shown:
+            return result
+        # Which values are numbers is said by the name beside them.
+        beside = {names.get(dotted(argument)) for argument in shown.values()}
+        if None in beside:
+            return result
+        (name,) = beside
+        others: Schema = {"type": "string", "not": {"enum": self.reader.counts}}
+        return union([
+            merged(result, {"properties": {
+                name: {"enum": self.reader.counts} if count else others,
+                **dict.fromkeys(shown, observed_value(count=count)),
+            }})
+            for count in (True, False)
+        ])  # fmt: skip
+
+    def members(self, one: nodes.DictExpr) -> Schema:
+        shapes: list[Schema] = [{"type": "object", "properties": {}, "required": []}]
         for key, value in one.items:
-            if key is None:
-                found = self.flat(self.of(value))
-                if "anyOf" in found:
-                    parts = [optional(self.flat(part)) for part in found["anyOf"]]
-                    for part in parts:
-                        if part.get("properties") or part.get("additionalProperties"):
-                            result = merged(result, part)
-                else:
-                    result = merged(result, found)
-            elif isinstance(key, nodes.StrExpr):
-                made = {"properties": {key.value: self.of(value)}, "required": [key.value]}
-                result = merged(result, made)
-            else:
-                made = {"type": "object", "additionalProperties": self.of(value)}
-                result = merged(result, made)
-        if not result.get("properties"):
-            result.pop("properties", None)
-        if not result.get("required"):
-            result.pop("required", None)
-        return result
+            shapes = [merged(shape, part) for shape in shapes for part in self.member(key, value)]
+        for shape in shapes:
+            for name in ("properties", "required"):
+                if not shape.get(name):
+                    shape.pop(name, None)
+        return union(shapes)
+
+    def member(self, key: nodes.Expression | None, value: nodes.Expression) -> list[Schema]:
+        """Return what one line of a display adds: one of these."""
+        if isinstance(key, nodes.StrExpr):
+            return [{"properties": {key.value: self.of(value)}, "required": [key.value]}]
+        if key is not None:
+            if literals := self.literals(key):
+                return [{"properties": dict.fromkeys(literals, self.of(value))}]
+            return [{"type": "object", "additionalProperties": self.of(value)}]
+        found = self.flat(self.of(value))
+        parts = [self.flat(part) for part in found.get("anyOf", [found])]
+        some = [one for one in parts if one.get("properties") or one.get("additionalProperties")]
+        return some if len(some) == len(parts) else [optional(one) for one in some]
+
+    def literals(self, key: nodes.Expression) -> list[str]:
+        """Return the values that a key can have, if its type says so."""
+        found = self.reader.type(self.reader.types.get(key))
+        return [value for part in found.get("anyOf", [found]) for value in part.get("enum", ())]
 
     def call(self, one: nodes.CallExpr) -> Schema:  # noqa: PLR0911 - one for each kind
         callee = one.callee
         name = getattr(callee, "fullname", "")
-        if name in KNOWN:
-            return KNOWN[name]
-        if name == f"{PACKAGE}.base.optional_hex":
-            return union([HEX, {"type": "null"}])
+        if name in FROM_LAYOUT:
+            place = getattr(one.args[0], "fullname", "")
+            module, _, last = place.rpartition(".")
+            return FROM_LAYOUT[name](getattr(import_module(module), last))
+        if name == OBSERVED:
+            return union([observed_value(count=True), observed_value(count=False)])
+        if isinstance(callee, nodes.MemberExpr) and callee.name in ("to_json", "rows"):
+            owner = types.get_proper_type(self.reader.types.get(callee.expr, types.NoneType()))
+            if isinstance(owner, types.Instance):
+                method = f"{owner.type.fullname}.{callee.name}"
+                if method in STORED:
+                    return self.array(self.reader.function(STORED[method]))
+                return self.reader.function(method)
+        if name == "builtins.sum":
+            return {"type": "integer"}
         if name == "dataclasses.asdict":
             return self.reader.dataclass(self.reader.types.get(one.args[0]))
         if name in ("builtins.list", "builtins.sorted", "builtins.dict") and one.args:
             if isinstance(one.args[0], nodes.GeneratorExpr):
                 return self.array(self.of(one.args[0].left_expr))
+            if isinstance(one.args[0], nodes.CallExpr):
+                inner = self.of(one.args[0])
+                if inner.get("type") == ("object" if name == "builtins.dict" else "array"):
+                    return inner
             # The type of the call is that of the place it stands in: list[Any].
             return self.copied(name, self.reader.types.get(one.args[0]))
         node = callee.node if isinstance(callee, nodes.RefExpr) else None
         found = self.reader.type(self.reader.types.get(one))
-        vague = not found or found == {"type": "object"} or "object" in str(found)
         if (isinstance(node, nodes.FuncDef) and node.fullname.startswith("qemu_svm.render.")
-                and vague):  # fmt: skip
+                and (vague(found) or "object" in str(found))):  # fmt: skip
             return self.reader.function(node.fullname)
         return found
 
@@ -281,24 +503,21 @@ class Body:
             return self.array({"type": "string"})  # the keys
         return self.array(found.get("items", {}))
 
-    def enumerated(self, one: nodes.MemberExpr) -> Schema:
+    def value_of(self, one: nodes.MemberExpr) -> Schema:
         base = types.get_proper_type(self.reader.types.get(one.expr, types.NoneType()))
         if isinstance(base, types.Instance) and base.type.is_enum:
-            module, _, name = base.type.fullname.rpartition(".")
-            kind: type[enum.Enum] = getattr(import_module(module), name)
-            return {"enum": [member.value for member in kind]}
+            return enumerated(base)
         return self.reader.type(self.reader.types.get(one))
 
     def local(self, one: nodes.NameExpr) -> Schema:
         if one.name in self.appended:
             return self.array(union([self.of(item) for item in self.appended[one.name]]))
-        found = self.of(self.locals[one.name])
+        found = union([self.of(value) for value in self.locals[one.name]])
         added = self.added.get(one.name, ())
-        if found.get("type") == "array" and "items" in found:
-            return found
-        if not found or (found.get("type") != "object" and not added):
+        if not added:
             # mypy knows what is left of it here.
-            return self.reader.type(self.reader.types.get(one)) if "$ref" not in found else found
+            left = self.reader.type(self.reader.types.get(one))
+            return found if vague(left) else left
         for key, value in added:
             found = merged(self.flat(found), {"properties": {key: self.of(value)}})
         return found

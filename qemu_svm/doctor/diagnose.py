@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from qemu_svm.doctor import facts, judge_machine, judge_qemu, probe
 from qemu_svm.doctor import qemu as programs
@@ -24,7 +25,7 @@ def of_host(path: str) -> Diagnosis:
     :raises SourceError: the file cannot be read, or is not of the probe.
     """
     found = facts.load(path)
-    return Diagnosis(tuple(judge_host(facts.read(found))), found)
+    return Diagnosis(tuple(judge_host(facts.read(found))), cast("probe.Facts", found))
 
 
 async def here(

@@ -93,8 +93,9 @@ def read(facts: Mapping[str, Any]) -> Host:
     """
     kernel, cpu, kvm = (_get(facts, name, dict) for name in ("kernel", "cpu", "kvm"))
     name = _get(kernel, "release", str)
+    if "machine" in kernel:
+        _get(kernel, "machine", str)
     modules = _get(facts, "modules", dict)
-    features = _get(cpu, "svm_features", list)
     return Host(
         name=name,
         kernel=parse_if_any(name, _get(kernel, "version", str), _get(kernel, "signature", str)),
@@ -104,7 +105,7 @@ def read(facts: Mapping[str, Any]) -> Host:
             count=_get(cpu, "count", int),
             svm=_get(cpu, "svm", bool),
             hypervisor=_get(cpu, "hypervisor", bool),
-            svm_features=tuple(one for one in features if isinstance(one, str)),
+            svm_features=_strings(cpu, "svm_features"),
         ),
         modules={one: _all(_get(modules, one, dict), str) for one in modules},
         kvm=Kvm(
@@ -123,13 +124,12 @@ def read(facts: Mapping[str, Any]) -> Host:
 
 
 def _inside(found: Mapping[str, Any]) -> KernelMemory:
-    types = _get(found, "types", list)
     return KernelMemory(
         kcore=_get(found, "kcore", str),
         lockdown=_get(found, "lockdown", str),
         kptr_restrict=_get(found, "kptr_restrict", str),
         pid_namespace=_get(found, "pid_namespace", str),
-        types=tuple(one for one in types if isinstance(one, str)),
+        types=_strings(found, "types"),
     )
 
 
@@ -161,6 +161,13 @@ def _get(facts: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
 
 def _all(facts: Mapping[str, Any], kind: type[_T]) -> dict[str, _T]:
     return {name: _get(facts, name, kind) for name in facts}
+
+
+def _strings(facts: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = _get(facts, name, list)
+    if not all(isinstance(one, str) for one in found):
+        raise _no_facts(f"'{name}' is missing or of another type")
+    return tuple(found)
 
 
 def _no_facts(what: str) -> SourceError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from qemu_svm.doctor.probe import Facts
 from qemu_svm.results import Result
 
 
@@ -54,4 +55,4 @@ class Diagnosis(Result):
 
     verb: ClassVar[str] = "doctor"
     checks: tuple[Check, ...]
-    host: dict[str, Any]
+    host: Facts

@@ -23,7 +23,10 @@ import os
 import pwd
 import stat
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from typing import NotRequired
 
 GET_API_VERSION = 0xAE00
 CHECK_EXTENSION = 0xAE03
@@ -50,7 +53,61 @@ SVM_FLAGS = (
 MODULES = ("kvm", "kvm_amd", "kvm_intel")
 
 
-def host(device: str = "/dev/kvm") -> dict[str, Any]:
+class Kernel(TypedDict):
+    """``uname``, and what Ubuntu says of its kernel."""
+
+    release: str
+    version: str
+    machine: NotRequired[str]
+    signature: str
+
+
+class Cpu(TypedDict):
+    """The processor."""
+
+    vendor: str
+    model: str
+    count: int
+    svm: bool
+    hypervisor: bool
+    svm_features: list[str]
+
+
+class Kvm(TypedDict):
+    """KVM's device."""
+
+    device: str
+    exists: bool
+    mode: str
+    owner: str
+    group: str
+    error: str
+    api: int
+    capabilities: dict[str, int]
+
+
+class KernelMemory(TypedDict):
+    """What reading a vCPU out of kernel memory depends on."""
+
+    kcore: str
+    lockdown: str
+    kptr_restrict: str
+    pid_namespace: str
+    types: list[str]
+
+
+class Facts(TypedDict):
+    """All of it; an older probe does not say ``inside``."""
+
+    kernel: Kernel
+    cpu: Cpu
+    modules: dict[str, dict[str, str]]
+    kvm: Kvm
+    inside: NotRequired[KernelMemory]
+    user: str
+
+
+def host(device: str = "/dev/kvm") -> Facts:
     """Collect all facts; what is missing never raises an exception."""
     names = os.uname()
     return {
@@ -68,7 +125,7 @@ def host(device: str = "/dev/kvm") -> dict[str, Any]:
     }
 
 
-def cpu(text: str) -> dict[str, Any]:
+def cpu(text: str) -> Cpu:
     """Parse ``/proc/cpuinfo``; the first processor represents all."""
     first: dict[str, str] = {}
     count = 0
@@ -100,9 +157,9 @@ def modules(folder: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def kvm(device: str) -> dict[str, Any]:
+def kvm(device: str) -> Kvm:
     """Query KVM through its device file."""
-    found: dict[str, Any] = {
+    found: Kvm = {
         "device": device,
         "exists": False,
         "mode": "",
@@ -114,12 +171,10 @@ def kvm(device: str) -> dict[str, Any]:
     }
     try:
         status = os.stat(device)
-        found.update(
-            exists=True,
-            mode=format(stat.S_IMODE(status.st_mode), "04o"),
-            owner=_user(status.st_uid),
-            group=_group(status.st_gid),
-        )
+        found["exists"] = True
+        found["mode"] = format(stat.S_IMODE(status.st_mode), "04o")
+        found["owner"] = _user(status.st_uid)
+        found["group"] = _group(status.st_gid)
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         found["error"] = errno.errorcode.get(error.errno or 0, str(error))
@@ -135,7 +190,7 @@ def kvm(device: str) -> dict[str, Any]:
     return found
 
 
-def inside(root: str) -> dict[str, Any]:
+def inside(root: str) -> KernelMemory:
     """What reading a vCPU out of kernel memory depends on.
 
     ``kcore`` is the name of the errno with which opening it fails; empty if it opens.

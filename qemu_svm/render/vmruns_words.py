@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from qemu_svm.nested import bits
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.words import bit_names, meaning
@@ -9,15 +11,16 @@ from qemu_svm.stream import Value
 from qemu_svm.vmruns.fields import Change, Field
 from qemu_svm.vmruns.roles import Certainty, Role, Vmcb
 
-_NAMES = {Role.L1: "vmcb01", Role.L2: "vmcb02", Role.UNKNOWN: "unknown"}
-CERTAINTY = {
+RoleName = Literal["vmcb01", "vmcb02", "unknown"]
+_NAMES: dict[Role, RoleName] = {Role.L1: "vmcb01", Role.L2: "vmcb02", Role.UNKNOWN: "unknown"}
+CERTAINTY: dict[Certainty, Literal["proved", "inferred", "unknown"]] = {
     Certainty.PROVED: "proved",
     Certainty.INFERRED: "inferred",
     Certainty.NONE: "unknown",
 }
 
 
-def role_name(role: Role) -> str:
+def role_name(role: Role) -> RoleName:
     """Return ``vmcb01``, ``vmcb02`` or ``unknown``."""
     return _NAMES[role]
 

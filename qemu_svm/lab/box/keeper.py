@@ -11,11 +11,11 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from qemu_svm.errors import SvmStreamError
 from qemu_svm.lab.box.box import Box
-from qemu_svm.lab.box.named import BoxRecord, taken
+from qemu_svm.lab.box.named import BoxOptions, BoxRecord, taken
 from qemu_svm.lab.host import host_faults
 
 
@@ -39,7 +39,8 @@ def _keep(name: str, options: dict[str, Any]) -> None:
     with taken(name) as path, Box(**arguments) as box:
         record = BoxRecord(
             name=name, pid=os.getpid(), socket=str(box.serve()), share=str(box.share),
-            console=str(box.console_file), versions=box.versions, options=options,
+            console=str(box.console_file), versions=box.versions,
+            options=cast("BoxOptions", options),
         )  # fmt: skip
         with host_faults(f"write {path}"):
             path.write_text(json.dumps(record.document()))

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box.link import Link
@@ -31,6 +31,24 @@ from qemu_svm.lab.suites import cache
 DEFAULT_NAME = "box"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 _END_LIMIT = 20.0  # seconds from SIGTERM to the end of a keeper; then it is killed
+
+
+class BoxOptions(TypedDict, total=False):
+    """Arguments of :class:`qemu_svm.lab.Box` that were given, as JSON can express them."""
+
+    kernel: str
+    qemu: str
+    npt: bool
+    cpu: str
+    smp: int
+    memory: int
+    emulator: str
+    emulator_args: list[str]
+    share: str
+    mirror: str
+    own: list[str]
+    modules: dict[str, str]
+    words: list[str]
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class BoxRecord:
     share: str
     console: str
     versions: dict[str, str]
-    options: dict[str, Any]
+    options: BoxOptions
 
     def document(self) -> dict[str, Any]:
         """Return it for JSON."""

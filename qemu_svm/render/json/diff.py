@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NewType, cast
 
 from qemu_svm.findings.diff import Difference
 from qemu_svm.findings.puts import PutComparison
@@ -10,11 +10,14 @@ from qemu_svm.findings.ram_diff import BlockDiff
 from qemu_svm.findings.results import DiffReport
 from qemu_svm.findings.weights import weight_of
 from qemu_svm.machine import Machine
-from qemu_svm.render.json.base import SCHEMA_VERSION, leaf, problem
+from qemu_svm.render.json.base import SCHEMA_VERSION, Hex, hex_text, problem, typed
 from qemu_svm.render.words import bit_names, meaning
 from qemu_svm.stream import Value
 
-_NUMBERS = frozenset({"ram block", "section"})
+_COUNTED = ("ram block", "section")
+"""Types that the comparison itself makes; their values are sizes."""
+VersionPath = NewType("VersionPath", str)
+"""The path of a version, which is a plain number."""
 
 
 def render(result: DiffReport) -> dict[str, Any]:
@@ -67,8 +70,8 @@ def _put(one: PutComparison) -> dict[str, Any]:
     }
 
 
-def _put_value(value: int | str | None) -> str | None:
-    return hex(value) if isinstance(value, int) else value
+def _put_value(value: int | str | None) -> Hex | str | None:
+    return hex_text(value) if isinstance(value, int) else value
 
 
 def _block(block: BlockDiff) -> dict[str, Any]:
@@ -111,34 +114,64 @@ def _stream(machine: Machine) -> dict[str, Any]:
 
 
 def _difference(one: Difference) -> dict[str, Any]:
+    if any(side is not None and side.name == "version" for side in (one.a, one.b)):
+        return {
+            "group": one.group,
+            "path": VersionPath(one.path),
+            "change": one.change.value,
+            "weight": weight_of(one).value,
+            "a": None if one.a is None else _number(one.path, one.a),
+            "b": None if one.b is None else _number(one.path, one.b),
+            "mask": None if one.mask is None else one.mask.id,
+        }
     return {
         "group": one.group,
         "path": one.path,
         "change": one.change.value,
         "weight": weight_of(one).value,
-        "a": _side(one.path, one.a),
-        "b": _side(one.path, one.b),
+        "a": None if one.a is None else _side(one.path, one.a),
+        "b": None if one.b is None else _side(one.path, one.b),
         "mask": None if one.mask is None else one.mask.id,
     }
 
 
-def _side(path: str, value: Value | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    result: dict[str, Any] = {
+def _side(path: str, value: Value) -> dict[str, Any]:
+    return _size(path, value) if value.type in _COUNTED else _leaf(path, value)
+
+
+def _size(path: str, value: Value) -> dict[str, Any]:
+    return {
+        "offset": value.offset,
+        "size": value.size,
+        "type": cast("Literal['ram block', 'section']", value.type),
+        "value": cast("int | None", value.value),
+        **_words(path, value),
+    }
+
+
+def _number(path: str, value: Value) -> dict[str, Any]:
+    return {
         "offset": value.offset,
         "size": value.size,
         "type": value.type,
-        "value": _value(value),
+        "value": cast("int | None", value.value),
+        **_words(path, value),
     }
+
+
+def _leaf(path: str, value: Value) -> dict[str, Any]:
+    return {
+        "offset": value.offset,
+        "size": value.size,
+        **typed(value),
+        **_words(path, value),
+    }
+
+
+def _words(path: str, value: Value) -> dict[str, Any]:
     names = bit_names(path, value)
-    if names is not None:
-        result["names"] = names
-    if words := meaning(path, value):
-        result["meaning"] = words
-    return result
-
-
-def _value(value: Value) -> Any:
-    # Sizes and versions of what the comparison itself made are plain numbers.
-    return value.value if value.type in _NUMBERS or value.name == "version" else leaf(value)
+    words = meaning(path, value)
+    return {
+        **({} if names is None else {"names": names}),
+        **({"meaning": words} if words else {}),
+    }

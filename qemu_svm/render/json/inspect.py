@@ -10,7 +10,15 @@ from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits, groups, layout
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.nested.image import Image
-from qemu_svm.render.json.base import SCHEMA_VERSION, finding, hex_text, segment, source
+from qemu_svm.render.json.base import (
+    SCHEMA_VERSION,
+    Digits,
+    digits,
+    finding,
+    hex_text,
+    segment,
+    source,
+)
 from qemu_svm.render.json.recorded import recorded_put
 from qemu_svm.stream import Record
 
@@ -36,7 +44,7 @@ def render(result: Inspection) -> dict[str, Any]:
             "page_size": stream.page_size,
             "page_size_from": stream.page_size_from,
             "capabilities": list(configuration.capabilities) if configuration else [],
-            "uuid": configuration.uuid.hex() if configuration and configuration.uuid else None,
+            "uuid": digits(configuration.uuid) if configuration and configuration.uuid else None,
             "description": stream.description_source,
         },
         "form": machine.form,
@@ -104,20 +112,21 @@ def _vcpu(vcpu: Vcpu) -> dict[str, Any]:
 
 
 def _nested(nested: NestedState) -> dict[str, Any]:
-    result: dict[str, Any] = {
+    return {
         "format": nested.format_name,
         "flags": {"value": hex_text(nested.flags), "names": bits.FLAGS.names(nested.flags)},
         "size": nested.size,
         "offset": nested.offset,
         "vmcb_pa": hex_text(nested.vmcb_pa) if nested.vmcb else None,
-        "control": None,
-        "l1_save": None,
+        "control": _control(nested) if nested.vmcb else None,
+        "l1_save": _l1_save(nested) if nested.vmcb else None,
     }
-    if nested.vmcb:
-        result["control"] = _control(nested)
-        result["l1_save"] = _area(layout.SAVE, nested.l1_save, layout.SAVE_OFFSET)
-        result["l1_save"]["not_l1_state"] = _not_l1_state()
-    return result
+
+
+def _l1_save(nested: NestedState) -> dict[str, Any]:
+    return _area(layout.SAVE, nested.l1_save, layout.SAVE_OFFSET) | {
+        "not_l1_state": _not_l1_state()
+    }
 
 
 def _not_l1_state() -> list[str]:
@@ -128,25 +137,25 @@ def _not_l1_state() -> list[str]:
 
 def _control(nested: NestedState) -> dict[str, Any]:
     control = nested.control
-    result = _area(layout.CONTROL, control, layout.CONTROL_OFFSET)
     words = list(control.intercepts)
-    result["intercepts"] = bits.INTERCEPTS.names(bits.intercept_words(words))
-    result["intercept_words"] = [hex_text(word) for word in words]
-    result["exit_code_name"] = exit_name(control.exit_code)
-    for name, table in bits.NAMED.items():
-        result[f"{name}_names"] = table.names(control[name])
-    return result
+    return {
+        **_area(layout.CONTROL, control, layout.CONTROL_OFFSET),
+        "intercepts": bits.INTERCEPTS.names(bits.intercept_words(words)),
+        "intercept_words": [hex_text(word) for word in words],
+        "exit_code_name": exit_name(control.exit_code),
+        **{f"{name}_names": table.names(control[name]) for name, table in bits.NAMED.items()},
+    }
 
 
 def _area(image: Image, values: Fields, base: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    reserved: dict[str, str] = {}
+    reserved: dict[str, Digits] = {}
     for member in image.members:
         value = values[member.name]
         if not member.reserved:
             result[member.name] = _plain(member.name, value)
         elif any(value):
-            reserved[hex_text(base + member.offset)] = value.hex()
+            reserved[hex_text(base + member.offset)] = digits(value)
     result["reserved"] = reserved
     return result
 
@@ -155,7 +164,7 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, Fields):
         return {key: _plain(key, item) for key, item in value.items()}
     if isinstance(value, bytes):
-        return value.hex()
+        return digits(value)
     if isinstance(value, tuple):
         return [hex_text(item) for item in value]
     return value if name in _COUNTS else hex_text(value)

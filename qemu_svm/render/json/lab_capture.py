@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from qemu_svm.lab.record import CaptureRecord, CaptureRecords
-from qemu_svm.render.json.base import SCHEMA_VERSION
+from qemu_svm.render.json.base import SCHEMA_VERSION, optional_hex
 
 
 def render(result: CaptureRecords) -> dict[str, Any]:
     """Return the record of one capture, or ``captures`` with those of several."""
-    documents = [_record(record) for record in result.records]
-    return documents[0] if len(documents) == 1 else {"captures": documents}
+    if len(result.records) == 1:
+        return _record(result.records[0])
+    return {"captures": [_record(record) for record in result.records]}
 
 
 def _record(record: CaptureRecord) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def _record(record: CaptureRecord) -> dict[str, Any]:
         "sha256": record.sha256,
         "guest": {"name": origin.guest.name, "about": origin.guest.about},
         "vcpus": [
-            {"index": index, **asdict(state), "flags": None if flags is None else f"{flags:#x}"}
+            {"index": index, **asdict(state), "flags": optional_hex(flags)}
             for index, (state, flags) in enumerate(states)
         ],
         "tries": record.tries,
@@ -36,5 +37,5 @@ def _record(record: CaptureRecord) -> dict[str, Any]:
     }
 
 
-def _plain(value: object) -> object:
+def _plain(value: object) -> bool | int | str:
     return value if isinstance(value, bool | int) else str(value)

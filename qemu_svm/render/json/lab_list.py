@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from qemu_svm.lab.inventory import Inventory
@@ -24,7 +25,7 @@ def render(result: Inventory) -> dict[str, Any]:
             for suite, built in result.suites
         ],
         "kernels": [{"name": built.name, **_built(built)} for built in result.kernels],
-        "boxes": [box.document() for box in result.boxes],
+        "boxes": [asdict(box) for box in result.boxes],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.memory.reports import Disassembly
-from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, digits, hex_text
 
 
 def render(result: Disassembly) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def render(result: Disassembly) -> dict[str, Any]:
             {
                 "address": hex_text(one.address),
                 "status": one.status.value,
-                "hex": one.data.hex(),
+                "hex": digits(one.data),
                 "text": one.text,
             }
             for one in result.instructions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.memory.reports import MemoryRead
-from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, digits, hex_text
 
 
 def render(result: MemoryRead) -> dict[str, Any]:
@@ -15,13 +15,13 @@ def render(result: MemoryRead) -> dict[str, Any]:
         last = runs[-1] if runs else None
         if last is not None and last["status"] == piece.status.value:
             last["size"] += piece.size
-            last["hex"] += piece.data.hex()
+            last["hex"] += digits(piece.data)
             continue
         runs.append({
             "address": hex_text(piece.address),
             "size": piece.size,
             "status": piece.status.value,
-            "hex": piece.data.hex(),
+            "hex": digits(piece.data),
         })  # fmt: skip
     place = result.place
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qemu_svm.memory.reports import SearchReport
-from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text
+from qemu_svm.render.json.base import SCHEMA_VERSION, digits, hex_text
 
 
 def render(result: SearchReport) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def render(result: SearchReport) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "world": world,
-        "pattern": result.pattern.hex(),
+        "pattern": digits(result.pattern),
         "complete": result.complete,
         "hits": [
             {

@@ -14,16 +14,18 @@ _L2 = ("l2p", "l2v")
 def render(result: Translation) -> dict[str, Any]:
     """Return the document."""
     place, walk = result.place, result.walk
-    found: dict[str, Any] = {"status": walk.status.value, "address": optional_hex(walk.address)}
-    if place.world in _L2:
-        l2 = place.address if place.world == "l2p" else walk.l2_physical
-        found["l2_physical"] = optional_hex(l2)
-    found |= {"size": walk.size, "flags": list(walk.flags)}
+    l2 = place.address if place.world == "l2p" else walk.l2_physical
     return {
         "schema_version": SCHEMA_VERSION,
         "query": place.query,
         "world": place.world,
-        "result": found,
+        "result": {
+            "status": walk.status.value,
+            "address": optional_hex(walk.address),
+            **({"l2_physical": optional_hex(l2)} if place.world in _L2 else {}),
+            "size": walk.size,
+            "flags": list(walk.flags),
+        },
         "walk": [_step(step) for step in walk.steps],
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from qemu_svm.findings.recorded import RecordedDifference
 from qemu_svm.machine.recorded import RecordedPut
@@ -14,7 +14,9 @@ def recorded_put(put: RecordedPut) -> dict[str, Any]:
     return {"vm": put.vm, "put": put.number, "puts": put.count, "ran": put.ran}
 
 
-def recorded_difference(found: RecordedDifference | None, whose: str) -> dict[str, Any] | None:
+def recorded_difference(
+    found: RecordedDifference | None, whose: Literal["kernel", "model"]
+) -> dict[str, Any] | None:
     """Return where a recording and other answers part.
 
     :param whose: the key of the other answer.

@@ -6,7 +6,7 @@ from typing import Any
 
 from qemu_svm.findings.results import Shown
 from qemu_svm.machine.virtio.device import device_in
-from qemu_svm.render.json.base import MOST_BYTES, SCHEMA_VERSION, leaf
+from qemu_svm.render.json.base import MOST_BYTES, SCHEMA_VERSION, digits, typed
 from qemu_svm.render.json.virtio import device
 from qemu_svm.render.words import bit_names, description, meaning
 from qemu_svm.stream import Value
@@ -21,27 +21,22 @@ def render(result: Shown) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "path": found.path,
         **_node(found.path, found.value),
-        "raw": result.raw[:MOST_BYTES].hex(),
+        "raw": digits(result.raw[:MOST_BYTES]),
         **({} if virtio is None else {"virtio": device(virtio)}),
     }
 
 
 def _node(path: str, value: Value) -> dict[str, Any]:
     names = bit_names(path, value)
-    text = meaning(path, value)
-    result: dict[str, Any] = {
+    text, words = meaning(path, value), description(path)
+    children = [_node(join(path, c.name), c) for c in value.children]
+    return {
         "name": value.name,
-        "type": value.type,
         "offset": value.offset,
         "size": value.size,
-        "value": leaf(value),
+        **typed(value),
+        **({} if names is None else {"names": names}),
+        **({"meaning": text} if text else {}),
+        **({"description": words} if words else {}),
+        **({"children": children} if children else {}),
     }
-    if names is not None:
-        result["names"] = names
-    if text:
-        result["meaning"] = text
-    if words := description(path):
-        result["description"] = words
-    if value.children:
-        result["children"] = [_node(join(path, c.name), c) for c in value.children]
-    return result

@@ -9,7 +9,7 @@ from qemu_svm.findings.results import SimulationReport
 from qemu_svm.findings.verdict import Judgement
 from qemu_svm.model.area import Content
 from qemu_svm.model.simulate import Result, Simulation
-from qemu_svm.render.json.base import SCHEMA_VERSION, register
+from qemu_svm.render.json.base import SCHEMA_VERSION, Hex, register
 from qemu_svm.render.json.model_state import area, snapshot
 from qemu_svm.render.json.recorded import recorded_difference, recorded_put
 
@@ -62,7 +62,7 @@ def _apart(one: Apart) -> dict[str, Any]:
     }
 
 
-def _content(value: Content | str | None) -> Any:
+def _content(value: Content | str | None) -> Hex | dict[str, Hex] | str | None:
     return value if value is None or isinstance(value, str) else register(value)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qemu_svm.recording.values import decode, ignored
-from qemu_svm.render.json.base import SCHEMA_VERSION, optional_hex
+from qemu_svm.render.json.base import SCHEMA_VERSION, Digits, hex_text, optional_hex
 from qemu_svm.trace.guess import Guess, Version
 from qemu_svm.trace.model import Trace, VcpuTrace
 from qemu_svm.trace.phases import Phase, Step
@@ -17,7 +17,7 @@ from qemu_svm.trace.verdict import Content, Put, PutVerdict, RuleResult
 
 def render(result: Trace) -> dict[str, Any]:
     """Return the document."""
-    puts = [put for vcpu in result.vcpus for put in vcpu.puts]
+    verdict = _verdict([put for vcpu in result.vcpus for put in vcpu.puts])
     return {
         "schema_version": SCHEMA_VERSION,
         "source": {"path": result.path, "compression": result.compression},
@@ -32,7 +32,7 @@ def render(result: Trace) -> dict[str, Any]:
         },
         "recording": _recording(result),
         "qemu": _guess(result.guess),
-        "verdict": _verdict(puts),
+        "verdict": None if verdict is None else verdict.value,
         "clean": result.clean,
         "vcpus": [_vcpu(vcpu) for vcpu in result.vcpus],
         "others": [
@@ -66,10 +66,10 @@ def _recording(trace: Trace) -> dict[str, Any] | None:
     }
 
 
-def _verdict(puts: Sequence[Put]) -> str | None:
+def _verdict(puts: Sequence[Put]) -> PutVerdict | None:
     for verdict in (PutVerdict.VIOLATES, PutVerdict.UNKNOWN, PutVerdict.OK):
         if any(put.verdict is verdict for put in puts):
-            return verdict.value
+            return verdict
     return None
 
 
@@ -147,7 +147,8 @@ def _content(one: Content) -> dict[str, Any]:
         "ioctl": step.name,
         "whose": None if one.whose is None else one.whose.value,
         "values": {
-            name: hex(value) if isinstance(value, int) else value for name, value in values.items()
+            name: hex_text(value) if isinstance(value, int) else Digits(value)
+            for name, value in values.items()
         },
         "ignored": sorted(ignored(step.name, values)),
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qemu_svm.render.json.base import hex_text
+from qemu_svm.render.json.base import Digits, Hex, digits, hex_text
 
 
-def content(value: int | bytes) -> str:
+def content(value: int | bytes) -> Hex | Digits:
     """Return a number as ``"0x…"``, bytes as hex digits."""
-    return value.hex() if isinstance(value, bytes) else hex_text(value)
+    return digits(value) if isinstance(value, bytes) else hex_text(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text, problem, source
+from qemu_svm.render.json.base import SCHEMA_VERSION, Hex, hex_text, problem, source
 from qemu_svm.render.json.vmcb import content
 from qemu_svm.render.vmruns_words import CERTAINTY, exit_words, role_name
 from qemu_svm.vmruns.fields import Change, changes
@@ -96,11 +96,11 @@ def _run(chosen: SelectedRun) -> dict[str, Any]:
     }
 
 
-def _registers(page: bytes) -> dict[str, str]:
+def _registers(page: bytes) -> dict[str, Hex]:
     return {name: hex_text(save_field(page, name)) for name in _REGISTERS}
 
 
-def _change(change: Change) -> dict[str, str]:
+def _change(change: Change) -> dict[str, Any]:
     return {
         "field": change.field.path,
         "old": content(change.old),

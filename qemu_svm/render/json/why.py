@@ -7,7 +7,7 @@ from typing import Any
 from qemu_svm.diagnosis.dump import DumpMatch, VmcbDump, field_text, impossible, words
 from qemu_svm.diagnosis.results import Answer, KernelSaid, Why
 from qemu_svm.nested.exit_codes import exit_name
-from qemu_svm.render.json.base import SCHEMA_VERSION, optional_hex
+from qemu_svm.render.json.base import SCHEMA_VERSION, hex_text, optional_hex
 
 
 def render(result: Why) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _dump(one: VmcbDump, match: DumpMatch | None) -> dict[str, Any]:
         "line": one.line,
         "cpu": one.cpu,
         "vcpu": one.vcpu,
-        "exit_code": f"{one.exit_code:#x}",
+        "exit_code": hex_text(one.exit_code),
         "exit": exit_name(one.exit_code),
         "fields": list(words(one)),
         "impossible": [
