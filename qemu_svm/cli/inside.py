@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 )
 @click.option("--pid", type=click.IntRange(1), metavar="PID",
               help="A process that uses KVM.  [default: the only one]")  # fmt: skip
-@click.option("--domain", metavar="NAME", help="A domain of libvirt's qemu:///system.")
+@click.option("--domain", metavar="NAME", help="A domain of libvirt on this host.")
+@click.option("--connect", metavar="URI",
+              help="Of the libvirt that has the domain.  [default: qemu:///system]")  # fmt: skip
 @click.option("--vcpu", "vcpus", multiple=True, type=click.IntRange(0), metavar="N",
               help="Only this vCPU; may be repeated.")  # fmt: skip
 @click.option("--box", metavar="NAME", help="The process is inside this box of lab up.")
@@ -49,6 +51,7 @@ def command(
     *,
     pid: int | None,
     domain: str | None,
+    connect: str | None,
     vcpus: tuple[int, ...],
     box: str | None,
     types: Path | None,
@@ -73,15 +76,18 @@ def command(
         raise click.UsageError(
             "--domain is a process of this host: give it without --pid and --box"
         )
+    if connect is not None and domain is None:
+        raise click.UsageError("--connect needs --domain NAME")
     if box is not None and types is not None:
         raise click.UsageError("--types is for this host; a box's kernel is known")
     from qemu_svm.inside.looking import look
 
     signals.interrupt_on_termination()
     if domain is not None:
-        from qemu_svm.inside.host import process_of_domain
+        from qemu_svm.inside.host import domain_folder, process_of_domain, require_kvm
 
-        pid = process_of_domain(domain)
+        pid = process_of_domain(domain, domain_folder(connect))
+        require_kvm(pid, domain)
     with ExitStack() as stack:
         # Addresses of the host are never in a file.
         addresses = verbose and output is None

@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 from qemu_svm.errors import EnvironmentFault
 from qemu_svm.inside.kernel import NoTypes, copied_layout, read_types
 from qemu_svm.inside.layout import Layout
 from qemu_svm.kvm.inside import BTF, KernelMemory, type_files
-from qemu_svm.kvm.processes import Process, kvm_processes, refusal
+from qemu_svm.kvm.processes import Process, kvm_processes, process_name, refusal, vcpu_files
 
 Json = dict[str, Any]
 
-_LIBVIRT = "/run/libvirt/qemu"
+_LIBVIRT = "/run/libvirt"
+_DRIVER = "driver"  # its file has the number of libvirt itself (``qemu_driver.c``)
+_FOLDERS = {"/system": "qemu", "/session": "qemu/run"}
 _MAKE_TYPES = (
     "make them from debug information of the same build: apt install linux-image-{0}-dbg pahole; "
     "pahole --btf_encode_detached=kvm-amd.btf "
@@ -108,22 +111,63 @@ class ThisHost:
             yield process
 
 
-def process_of_domain(name: str, folder: str = _LIBVIRT) -> int:
-    """Return the process of a running domain of libvirt's ``qemu:///system``.
+def domain_folder(uri: str | None = None) -> str:
+    """Return the directory in which a libvirt of this host keeps the numbers of its processes.
+
+    It is beside the socket: ``qemu`` of the system's libvirt, ``qemu/run`` of a user's
+    (``src/qemu/qemu_conf.c``, ``virQEMUDriverConfigNew``).
+
+    :param uri: as for virsh; None for qemu:///system.
+    :raises EnvironmentFault: that is no libvirt of this host with domains of QEMU.
+    """
+    parts = urlsplit(uri or "qemu:///system")
+    if parts.netloc or parts.scheme not in ("qemu", "qemu+unix") or parts.path not in _FOLDERS:
+        raise EnvironmentFault(
+            f"'{uri}' is no libvirt of this host: its kernel's memory cannot be read from here",
+            hint="qemu:///system or qemu:///session; for another host run svmstream there",
+        )
+    sockets = parse_qs(parts.query).get("socket")
+    if sockets:
+        base = os.path.dirname(sockets[0])
+    elif parts.path == "/session":
+        base = os.environ.get("XDG_RUNTIME_DIR") or os.path.expanduser("~/.cache")
+        base += "/libvirt"
+    else:
+        base = _LIBVIRT
+    return f"{base}/{_FOLDERS[parts.path]}"
+
+
+def process_of_domain(name: str, folder: str) -> int:
+    """Return the process of a running domain of libvirt.
 
     libvirt is not asked: it keeps the number in a file of the domain's name (``src/util/
     virpidfile.c``, ``src/qemu/qemu_process.c``).
 
+    :param folder: :func:`domain_folder`.
     :raises EnvironmentFault: no such domain runs.
     """
-    known = sorted(one.stem for one in Path(folder).glob("*.pid"))
+    known = sorted(one.stem for one in Path(folder).glob("*.pid") if one.stem != _DRIVER)
     if name not in known:
         some = ", ".join(known[:20]) or "none"
         raise EnvironmentFault(
-            f"no domain '{name}' runs under qemu:///system: {folder} has the process of {some}",
-            hint="give the domain's name; for qemu:///session give --pid",
+            f"no domain '{name}' runs: {folder} has the process of {some}",
+            hint="give the domain's name; --connect qemu:///session for one of your own",
         )
     try:
         return int((Path(folder) / f"{name}.pid").read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
         raise EnvironmentFault(f"{folder}/{name}.pid cannot be read: {error}") from None
+
+
+def require_kvm(pid: int, name: str) -> None:
+    """Raise unless the process of a domain uses KVM.
+
+    :raises EnvironmentFault: it has no vCPU, has ended, or its files may not be listed.
+    """
+    if not vcpu_files(pid):
+        raise EnvironmentFault(
+            f"domain '{name}' does not use KVM: its process {pid} ({process_name(pid)}) has no "
+            "vCPU",
+            hint="QEMU's TCG emulates its processor: there is nothing of it in the kernel's "
+            "memory. For a domain that uses KVM: <domain type='kvm'>",
+        )

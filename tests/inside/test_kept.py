@@ -12,7 +12,7 @@ import pytest
 import qemu_svm as svm
 from qemu_svm.errors import EnvironmentFault, SourceError
 from qemu_svm.inside.file import is_kept
-from qemu_svm.inside.host import process_of_domain
+from qemu_svm.inside.host import domain_folder, process_of_domain
 from qemu_svm.inside.kept import parse_kept, read_kept
 from qemu_svm.inside.saved import would_save
 from tests.conftest import Run
@@ -65,8 +65,9 @@ def test_two_looks_differ_member_by_member(
 def test_the_process_of_a_domain(tmp_path: Path, command: Run) -> None:
     (tmp_path / "guest one.pid").write_text("4242\n")
     (tmp_path / "broken.pid").write_text("x")
+    (tmp_path / "driver.pid").write_text("4241")  # libvirt's own
     assert process_of_domain("guest one", str(tmp_path)) == 4242
-    for name in ("guest", "../broken", ""):
+    for name in ("guest", "../broken", "", "driver"):
         with pytest.raises(EnvironmentFault, match="has the process of broken, guest one"):
             process_of_domain(name, str(tmp_path))
     with pytest.raises(EnvironmentFault, match="cannot be read"):
@@ -75,6 +76,25 @@ def test_the_process_of_a_domain(tmp_path: Path, command: Run) -> None:
     assert done.returncode == 4
     assert b"no domain 'there-is-none' runs" in done.stderr
     assert command("inside", "--domain", "a", "--pid", "1").returncode == 2
+    assert command("inside", "--connect", "qemu:///session").returncode == 2
+    done = command("inside", "--domain", "a", "--connect", "qemu+ssh://root@host/system")
+    assert done.returncode == 4
+    assert b"no libvirt of this host" in done.stderr
+
+
+def test_where_a_libvirt_keeps_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    for uri, folder in (
+        (None, "/run/libvirt/qemu"), ("qemu:///system", "/run/libvirt/qemu"),
+        ("qemu:///session", "/run/user/1000/libvirt/qemu/run"),
+        ("qemu+unix:///session?socket=/a%20b/libvirt-sock", "/a b/qemu/run"),
+    ):  # fmt: skip
+        assert domain_folder(uri) == folder
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert domain_folder("qemu:///session").endswith("/.cache/libvirt/qemu/run")
+    for uri in ("qemu+ssh://root@host/system", "qemu://host/system", "xen:///system", "qemu:///x"):
+        with pytest.raises(EnvironmentFault, match="no libvirt of this host"):
+            domain_folder(uri)
 
 
 def test_a_process_that_does_not_use_kvm_is_said() -> None:

@@ -142,6 +142,15 @@ def test_the_doctor_asks_a_domain_by_uuid_and_number(libvirt: Libvirt) -> None:
         assert "pc-i440fx" in checks["QEMU"]["found"]
 
 
+def test_inside_finds_the_process_and_says_that_it_does_not_use_kvm(libvirt: Libvirt) -> None:
+    """The domain is emulated, so the kernel has no vCPU of it."""
+    done = libvirt.on_domain("inside")
+    assert done.returncode == 4
+    pid = next(libvirt.folder.glob("run/libvirt/qemu/run/counts.pid")).read_text().strip()
+    assert f"domain 'counts' does not use KVM: its process {pid} (qemu-system-x86)" in done.stderr
+    assert "<domain type='kvm'>" in done.stderr
+
+
 def test_libvirts_own_monitor_is_called_that(libvirt: Libvirt) -> None:
     for _ in range(2):  # the second client meets another error of the socket
         done = libvirt.svmstream("watch", "--qmp", str(libvirt.monitor), "--timeout", "2")
