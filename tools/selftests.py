@@ -59,8 +59,8 @@ from qemu_svm.snapshots.open import every_state
 from qemu_svm.source import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 100
-"""Limit for a selftest in the emulated box."""
+SECONDS, RECORDED_SECONDS = 100, 300
+"""Limits for a selftest in the emulated box, whose one processor has to record as well."""
 BUFFER = 256
 """MiB for the recorder: xapic_state_test makes 100 000 ioctls of 1 KiB at full speed."""
 LIMITS = replace(DEFAULT, recorded_puts=1 << 20, trace_ioctls=1 << 22)
@@ -74,7 +74,7 @@ SMALLER: dict[str, list[str]] = {
     "demand_paging_test": ["-b", "4M"],
     "kvm_page_table_test": ["-b", "4M"],
     "hardware_disable_test": [],
-    "dirty_log_perf_test": ["-b", "4M", "-i", "1"],
+    "dirty_log_perf_test": ["-b", "4M", "-i", "2"],
     "dirty_log_test": ["-i", "3"],
     "max_guest_memory_test": ["-c", "1", "-m", "1", "-s", "1"],
     "memslot_modification_stress_test": ["-b", "4M", "-i", "10"],
@@ -241,10 +241,11 @@ def words_of(output: bytes) -> str:
 
 def ended(lab: Lab, command: Sequence[str]) -> tuple[str, str]:
     """How a command of a selftest ends, and its words if it does not pass."""
-    limit = ["timeout", "-k", "5", str(SECONDS)]
     at = command.index("--") + 1 if "--" in command else 0
+    seconds = RECORDED_SECONDS if at else SECONDS
+    limit = ["timeout", "-k", "5", str(seconds)]
     try:
-        done = lab.box.run([*command[:at], *limit, *command[at:]], timeout=3 * SECONDS)
+        done = lab.box.run([*command[:at], *limit, *command[at:]], timeout=2 * seconds)
     except LabError as error:
         lab.close()
         return "box died", str(error)
@@ -353,8 +354,7 @@ def jobs_of(machines: Iterator[Machine], row: Row) -> Iterator[ReplayJob]:
             options = ReplayOptions(emulated=True, maxphyaddr=None)
             try:
                 job = prepare(machine, vcpu, None, options)
-            except PlanError as error:
-                row.wrong.append(f"{label}: {error}")
+            except PlanError:  # CPUID after a run, which the replay does not have
                 continue
             yield replace(job, name=label)
 

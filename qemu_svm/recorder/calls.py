@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qemu_svm.kvm.numbers import by_number
@@ -171,7 +171,8 @@ class Calls:
     def _record(self, entry: Entered | None, event: Left | None) -> Record:
         first = entry or event
         assert first is not None
-        level, index = self._place(first.fd, first.number, first.time)
+        succeeded = event is not None and event.result >= 0
+        level, index = self._place(first.fd, first.number, first.time, succeeded=succeeded)
         record = Record(
             CALL, first.time, first.tid, first.fd, level, index, first.number, first.argument,
             0 if event is None else event.result, 0 if event is None else event.time - first.time,
@@ -188,26 +189,27 @@ class Calls:
         record.data_out = data or b""
         return record
 
-    def _place(self, fd: int, number: int, time: int) -> tuple[int, int]:
+    def _place(self, fd: int, number: int, time: int, *, succeeded: bool) -> tuple[int, int]:
         # Level and index of a descriptor; a number of another level shows that it is a new one.
+        # It is read after the call: one that does not have what succeeded was opened since.
         ioctl = by_number(number)
         levels = () if ioctl is None else [LEVELS.index(level.value) for level in ioctl.levels]
         known = self._places.get(fd)
         if known is not None and (not levels or known[0] in levels):
             return known
         link = self._process.link(fd)
-        if link is not None and self._note(fd, link, time):
+        if link is not None and self._note(fd, link, time, levels if succeeded else ()):
             return self._places[fd]
         place = (levels[0] if len(levels) == 1 else 0, NO_INDEX)
         if place[0]:
             self._enter(fd, place)
         return place
 
-    def _note(self, fd: int, link: str, time: int) -> bool:
-        # Learn a descriptor from its link.
+    def _note(self, fd: int, link: str, time: int, levels: Sequence[int] = ()) -> bool:
+        # Learn a descriptor from its link, if it is of one of the levels.
         for pattern, level in _LINKS:
             found = pattern.fullmatch(link)
-            if found:
+            if found and (not levels or level in levels):
                 self._enter(fd, (level, int(found[1]) if level == VCPU else NO_INDEX))
                 data = link.encode(errors="surrogateescape")
                 self._write(Record(DESCRIPTOR, time, 0, fd, data_out=data))

@@ -42,6 +42,8 @@ class Descriptors:
             if kind is not None:
                 self._keep(record.fd, kind)
         elif isinstance(record, Ioctl):
+            if record.level is not None and _impossible(record, record.level):
+                record = replace(record, level=None, index=None)
             if record.level is None:
                 record = self._levelled(record)
             if record.nr == _CREATE_VM and record.ret >= 0:
@@ -52,12 +54,11 @@ class Descriptors:
 
     def _levelled(self, call: Ioctl) -> Ioctl:
         known = self._known.get(call.fd)
-        ioctl = numbers.by_number(call.nr)
-        if known is not None and call.ret >= 0 and ioctl and known[0] not in ioctl.levels:
-            # It succeeded: the descriptor was closed, and its number is another one's now.
+        if known is not None and _impossible(call, known[0]):
             del self._known[call.fd]
             known = None
         if known is None:
+            ioctl = numbers.by_number(call.nr)
             if ioctl is None or len(ioctl.levels) != 1:
                 return call
             known = (ioctl.levels[0], None)
@@ -67,6 +68,12 @@ class Descriptors:
     def _keep(self, fd: int, kind: tuple[Level, int | None]) -> None:
         if len(self._known) < _DESCRIPTORS or fd in self._known:
             self._known[fd] = kind
+
+
+def _impossible(call: Ioctl, level: Level) -> bool:
+    # It succeeded, and such a descriptor does not have it: its number is another one's now.
+    ioctl = numbers.by_number(call.nr)
+    return call.ret >= 0 and ioctl is not None and level not in ioctl.levels
 
 
 @dataclass

@@ -16,9 +16,9 @@ from qemu_svm.recorder import log
 from qemu_svm.recorder.calls import Calls
 from qemu_svm.recorder.events import Entered, Left
 from qemu_svm.recorder.log import LogFile, LogHeader, Record
-from qemu_svm.recorder.process import find
+from qemu_svm.recorder.process import Process, find
 from qemu_svm.recorder.redact import redacted
-from qemu_svm.recorder.shapes import shapes
+from qemu_svm.recorder.shapes import CHECK_EXTENSION, shapes
 from qemu_svm.recording import payload, records, structs
 from qemu_svm.recording.recording import read_recording
 from qemu_svm.source import open_source
@@ -177,6 +177,20 @@ def test_a_descriptor_that_is_used_again_gets_its_new_level() -> None:
         (2, log.NO_INDEX), (3, 3), (2, log.NO_INDEX),
     ]  # fmt: skip
     assert (calls.vms, calls.vcpus) == (2, 1)
+
+
+def test_a_descriptor_that_was_opened_since_the_call_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its link is read after the call: KVM_CHECK_EXTENSION never succeeds on a vCPU."""
+    calls, written = made()
+    monkeypatch.setattr(Process, "link", lambda _self, _fd: "anon_inode:kvm-vcpu:0")
+    for result, level, vcpus in ((1, 0, 0), (-22, 3, 1)):
+        written.clear()
+        calls.enter(entered(1, 20, CHECK_EXTENSION))
+        calls.leave(left(1, 21, CHECK_EXTENSION, result=result))
+        assert (written[-1].level, calls.vcpus) == (level, vcpus)
+        assert len(written) == 1 + vcpus  # the descriptor's record
 
 
 def test_uninitialised_bytes_are_left_out() -> None:

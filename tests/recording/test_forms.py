@@ -94,6 +94,10 @@ def test_the_level_of_a_descriptor_is_found_where_the_call_lacks_it() -> None:
         last = read(made(made_here))[0][-1]
         assert isinstance(last, Ioctl)
         assert last.level is level
+    # A recorder that reads the link of the descriptor too late says that it is a vCPU.
+    late = read(made([Ioctl(0, 0, 1, 7, Level.VCPU, 0, 0xAE03, 1, arg=1)]))[0][-1]
+    assert isinstance(late, Ioctl)
+    assert (late.level, late.index) == (None, None)
 
 
 @pytest.mark.parametrize(
