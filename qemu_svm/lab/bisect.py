@@ -6,7 +6,7 @@ see :mod:`qemu_svm.replay.bisect` for the order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
@@ -21,6 +21,8 @@ from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import cache, kernels
 from qemu_svm.lab.suites.catalogue import SUITES, Suite
 from qemu_svm.lab.suites.kernels import Kernel
+from qemu_svm.lab.trial.patches import PatchRefused
+from qemu_svm.lab.trial.subject import Subject, modules_for
 from qemu_svm.machine import Machine
 from qemu_svm.model.kernels.changes import Change
 from qemu_svm.model.kernels.derive import changed_between, profile_of, with_toggled
@@ -77,6 +79,7 @@ class Bisection(Result):
     :param tried: oldest first.
     :param left: kernels between the ends that were not tried.
     :param boundaries: oldest first; empty if the answer never changes.
+    :param patch: name of the patch with which KVM of each was built, or None.
     """
 
     verb: ClassVar[str] = "lab_bisect"
@@ -87,6 +90,7 @@ class Bisection(Result):
     tried: tuple[Tried, ...]
     left: tuple[Kernel, ...]
     boundaries: tuple[Boundary, ...]
+    patch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Wish:
     :param every: try all kernels between the two.
     :param npt: nested paging of the emulated hosts.
     :param mirror: Debian mirror; None for the host's.
+    :param patch: with which KVM of each kernel is built.
     """
 
     good: str
@@ -106,6 +111,7 @@ class Wish:
     every: bool = False
     npt: bool = True
     mirror: str | None = None
+    patch: Subject | None = None
 
 
 def bisect(
@@ -121,7 +127,8 @@ def bisect(
     :param job: the plan, with its guest; see :func:`qemu_svm.replay.replay.prepare`.
     :param channels: other inputs with pages of the stream, as for ``read_ram``.
     :raises StreamError: there is no RAM, or it cannot be read completely.
-    :raises LabError: one of the two kernels cannot be had or booted.
+    :raises LabError: one of the two kernels cannot be had, built or booted.
+    :raises PatchRefused: the patch does not apply to one of the two.
     :raises PlanError: a name that names no kernel, or twice the same.
     """
     good, bad, row = _row(wish, progress)
@@ -139,7 +146,7 @@ def bisect(
     left = [one for place, one in enumerate(row) if place not in search.answers]
     return Bisection(
         machine.stream.source.path, job.name, good, bad, tuple(tried), tuple(left),
-        tuple(boundaries),
+        tuple(boundaries), None if wish.patch is None else wish.patch.name,
     )  # fmt: skip
 
 
@@ -194,19 +201,26 @@ class _Attempt:
 
     def __call__(self, place: int) -> Answer | None:
         kernel = self.row[place]
+        files: Mapping[str, bytes] = {}
 
         def boot(share: Share) -> Box:
             return Box(
                 kernel=kernel.version, npt=self.wish.npt, share=share, mirror=self.wish.mirror,
-                progress=self.progress,
+                modules=files, progress=self.progress,
             )  # fmt: skip
 
         try:
-            with InBox(boot) as target:
+            if self.wish.patch is not None:
+                module = modules_for(
+                    kernel.version, self.wish.patch, mirror=self.wish.mirror,
+                    progress=self.progress,
+                )  # fmt: skip
+                files = module.files
+            with InBox(boot, foreign=bool(files)) as target:
                 probe = target.probe()
                 self.progress.step(f"{kernel.name_for_option}: {self.job.name}")
                 (result,) = perform(target, self.ram, [self.job], probe)
-        except LabError as error:
+        except (LabError, PatchRefused) as error:
             if place in (0, len(self.row) - 1):
                 raise
             self.words[place] = error.what

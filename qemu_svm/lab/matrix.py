@@ -75,11 +75,13 @@ class Matrix(Result):
     """A matrix, complete or as far as it was run.
 
     :param versions: exact package versions of each host.
+    :param foreign: names of the patch or the modules that the hosts' KVM is from, or None.
     """
 
     verb: ClassVar[str] = "lab_matrix"
     cells: list[Cell] = field(default_factory=list)
     versions: dict[Host, Mapping[str, str]] = field(default_factory=dict)
+    foreign: str | None = None
 
 
 Boot = Callable[[Host], AbstractContextManager[BoxSession]]

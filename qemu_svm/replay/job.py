@@ -45,6 +45,7 @@ class ReplayOptions:
     :param irqchip: with KVM's own interrupt controllers.
     :param maxphyaddr: the guest's address width in bits; None for the host's.
     :param shorten: let L2 exit at its next instruction.
+    :param vmrun: with ``shorten``, L1 enters L2 by VMRUN again in the run after the exit.
     :param vcpu: index of the vCPU; 0 is the bootstrap processor.
     :param capabilities: numbers of those that the VM enables first: of KVM_SET_VCPU_EVENTS'
         flags.
@@ -57,6 +58,7 @@ class ReplayOptions:
     irqchip: bool = True
     maxphyaddr: int | None = 40
     shorten: bool = False
+    vmrun: bool = False
     vcpu: int = 0
     capabilities: frozenset[int] = frozenset()
     quick: bool = False
@@ -212,7 +214,7 @@ def encode(job: ReplayJob, ram: RamFile, probe: Probe) -> Json:
         vcpu=options.vcpu, emulated=options.emulated, extras=extras,
     )  # fmt: skip
     runs = sum(step.name == "run" for step in steps)
-    changes = patches(ram.read, saved, steps, shorten=options.shorten)
+    changes = patches(ram.read, saved, steps, shorten=options.shorten, vmrun=options.vmrun)
     return {
         "id": job.name,
         "irqchip": options.irqchip,

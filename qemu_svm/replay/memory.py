@@ -36,6 +36,7 @@ from qemu_svm.x86.segments import Segment
 STOP = bytes((0xE6, STOP_PORT, 0xF4))  # out %al, $port; hlt
 _STOPS = 3 * STOP[:2] + STOP
 """Stops each of several runs: the OUT that ended a run is completed by the next one."""
+_VMRUN = b"\x0f\x01\xd8"
 STUB_BYTES = 16
 """No stub is longer."""
 _NESTED_PAGING = 1
@@ -146,12 +147,15 @@ def paging(area: Area) -> Paging:
     return Paging(area.get("cr0"), area.get("cr3"), area.get("cr4"), area.get("efer"))
 
 
-def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -> list[Patch]:
+def patches(
+    read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool, vmrun: bool = False
+) -> list[Patch]:
     """Return the changes of memory that make a replay of ``steps`` end at L1.
 
     :param saved: as :func:`with_idt` returns it, if ``shorten``.
     :param shorten: replace L2's next instruction as well, and place a stop where a
         vCPU continues whose registers were not all loaded.
+    :param vmrun: with ``shorten``, L1 executes VMRUN after the first stop, then stops again.
     """
     changed: dict[int, bytes] = {}
     for step in steps:
@@ -160,7 +164,7 @@ def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -
             _, save = areas(given.vmcb)
             place = paging(save).walk(read, _linear(save, save.get("rip")))
             if place is not None:
-                changed.setdefault(place, _STOPS if shorten else STOP)
+                changed.setdefault(place, _stub(shorten=shorten, vmrun=vmrun))
     if shorten:
         code = _exit_of(saved) if saved.guest_mode else None
         place = _l2_address(read, saved, _linear(saved.sregs, saved.regs["rip"]))
@@ -173,6 +177,13 @@ def patches(read: Read, saved: Saved, steps: Sequence[Step], *, shorten: bool) -
             for place in (rip, _RESET_BASE + rip & 0xFFFF_FFFF):
                 changed.setdefault(place, _STOPS)
     return list(changed.items())
+
+
+def _stub(*, shorten: bool, vmrun: bool) -> bytes:
+    # What L1 executes after a #VMEXIT.  Its RAX is that of its last VMRUN: vmcb12.
+    if not shorten:
+        return STOP
+    return STOP[:2] + _VMRUN + _STOPS if vmrun else _STOPS
 
 
 def can_shorten(read: Read, saved: Saved) -> bool:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qemu_svm.errors import LabError
+from qemu_svm.lab import bisect
+from qemu_svm.lab.progress import SILENT
 from qemu_svm.lab.suites import cache, kernels
 from qemu_svm.lab.suites.catalogue import of_kernel
-from tests.conftest import STREAMS, Run
+from qemu_svm.lab.suites.kernels import Kernel
+from qemu_svm.lab.trial.patches import PatchRefused, read_patch
+from qemu_svm.lab.trial.subject import Subject
+from qemu_svm.render.text.lab_bisect import render
+from tests.conftest import ROOT, STREAMS, Run
 
 STREAM = STREAMS / "qemu10.0-linux6.12-nested-npt.mig.zst"
 NOWHERE = "http://127.0.0.1:1"  # so that only kernels in the cache are tried
@@ -70,3 +78,40 @@ def test_a_kernel_that_is_none(svmstream: Run) -> None:
 def test_a_file_that_is_none(svmstream: Run, tmp_path: object) -> None:
     done = svmstream("lab", "bisect", f"{tmp_path}/none", "--good", "6.1", "--bad", "6.12")
     assert done.returncode == 3
+
+
+def test_a_patch_is_built_for_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel between the two that cannot be built is left out, with the reason."""
+    row = [
+        Kernel(f"6.1.{update}-1", f"6.1.0-{update}-amd64", "bookworm", NOWHERE, ())
+        for update in (176, 177, 190)
+    ]
+    patch = read_patch((ROOT / "docs/patches/v3.patch").read_bytes(), "v3.patch")
+    wish = bisect.Wish("6.1.176", "6.1.190", patch=Subject("v3.patch", patch))
+    asked: list[tuple[str, object]] = []
+
+    def none(kernel: str, subject: Subject, **_options: object) -> object:
+        asked.append((kernel, subject))
+        if kernel.startswith("6.1.177"):
+            raise PatchRefused("the patch does not apply")
+        raise LabError("no suite has the source")
+
+    monkeypatch.setattr(bisect, "modules_for", none)
+    nothing: Any = None
+    attempt = bisect._Attempt(row, nothing, nothing, wish, SILENT)
+    assert attempt(1) is None
+    assert attempt.words == {1: "the patch does not apply"}
+    with pytest.raises(LabError, match="no suite has the source"):
+        attempt(2)
+    assert asked == [(one.version, wish.patch) for one in row[1:]]
+
+
+def test_an_answer_with_a_patch_names_it() -> None:
+    ends = [
+        Kernel(f"6.1.{update}-1", f"6.1.0-{update}-amd64", "bookworm", NOWHERE, ())
+        for update in (176, 190)
+    ]
+    found = bisect.Bisection("dump", "qemu", *ends, (), (), (), "v3.patch")
+    assert found.to_json()["patch"] == "v3.patch"
+    first = next(iter(render(found)))
+    assert first.plain == "dump: plan qemu, with v3.patch"

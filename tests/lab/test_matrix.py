@@ -12,6 +12,7 @@ from qemu_svm.lab.guests import find
 from qemu_svm.lab.matrix import Cell, Host, Matrix
 from qemu_svm.lab.restore import Outcome, Verdict
 from qemu_svm.render.text.lab_matrix import render
+from tests.conftest import ROOT, Run
 
 BOOKWORM = Host("6.1", "7.2")
 BULLSEYE = Host("5.10", "5.2")
@@ -108,3 +109,17 @@ def test_the_document_has_every_cell() -> None:
     assert len(document["cells"]) == 4
     assert document["cells"][0]["verdict"] == "host crashed"
     assert document["cells"][0]["rules"][0]["rule"] == "O-28"
+
+
+def test_a_matrix_with_a_patch_names_it(svmstream: Run) -> None:
+    made = Matrix(foreign="v3.patch")
+    assert made.to_json()["foreign"] == "v3.patch"
+    words = "\n".join(line.plain for line in render(made))
+    assert "Saved on (rows), restored on (columns), with v3.patch" in words
+    patch = ROOT / "docs/patches/v3.patch"
+    done = svmstream("lab", "matrix", "--host", "6.1/7.2", "--patch", patch, "--module", patch)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--patch builds the modules, --module has them: give one" in done.stderr
+    done = svmstream("lab", "matrix", "--host", "6.1/7.2", "--module", patch)
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"is no kernel module" in done.stderr

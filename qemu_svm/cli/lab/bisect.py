@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from qemu_svm.cli import options, progress, signals
-from qemu_svm.cli.lab.options import KERNEL, mirror_option
+from qemu_svm.cli.lab.options import KERNEL, mirror_option, patch_option
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_UNREADABLE, report_damage
 from qemu_svm.cli.streams import opened
@@ -16,6 +18,7 @@ from qemu_svm.cli.verbs import verb
     "bisect",
     "svmstream lab bisect dump.bin --good 6.12.105 --bad 6.12.118",
     "svmstream lab bisect dump.bin --good 6.1 --bad 6.12 --plan cpuid:nosvm,sregs",
+    "svmstream lab bisect dump.bin --good 6.1.176 --bad 6.1.192 --patch v3.patch",
 )
 @options.file_argument
 @options.json_option
@@ -40,6 +43,7 @@ from qemu_svm.cli.verbs import verb
               "instead of its own code.")  # fmt: skip
 @options.irqchip_option
 @options.maxphyaddr_option
+@patch_option
 @mirror_option
 def command(
     *,
@@ -58,6 +62,7 @@ def command(
     shorten: bool,
     no_irqchip: bool,
     maxphyaddr: int,
+    patch: Path | None,
     mirror: str | None,
 ) -> int:
     """Find the update of a kernel that changed the answer to a plan.
@@ -65,14 +70,20 @@ def command(
     The plan restores a vCPU of the stream FILE, as in replay, on kernels that can be
     had between the two, each in a box. The answer is the errno of each step, how
     KVM_RUN ended, and L2's exit code. The exit status is 0 if the answer changes
-    somewhere, 1 if both kernels give the same.
+    somewhere, 1 if both kernels give the same. With --patch, KVM of each kernel is
+    built with the patch; a kernel between the two for which that is not possible is
+    left out, with the reason.
     """
     from qemu_svm.lab.bisect import Wish, bisect
+    from qemu_svm.lab.trial.subject import subject_of
     from qemu_svm.replay.job import ReplayOptions
     from qemu_svm.replay.replay import prepare
 
     signals.interrupt_on_termination()
-    wish = Wish(good, bad, state=state, every=every, npt=npt == "on", mirror=mirror)
+    subject = None if patch is None else subject_of(patch, ())
+    wish = Wish(
+        good, bad, state=state, every=every, npt=npt == "on", mirror=mirror, patch=subject
+    )  # fmt: skip
     how = ReplayOptions(
         seconds=timeout, irqchip=not no_irqchip, maxphyaddr=maxphyaddr, shorten=shorten,
         emulated=True, vcpu=vcpu,

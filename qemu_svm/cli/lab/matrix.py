@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from qemu_svm.cli import options, progress, signals
-from qemu_svm.cli.lab.options import KERNEL, mirror_option
+from qemu_svm.cli.lab.options import KERNEL, mirror_option, modules_of, trial_options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_INTERRUPTED, print_error
 from qemu_svm.cli.verbs import verb
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     "matrix",
     "svmstream lab matrix",
     "svmstream lab matrix --guest smm --host 6.1/7.2 --host 6.12/10.0",
+    "svmstream lab matrix --host 6.1/7.2 --host 6.1/10.0 --patch v3.patch",
 )
 @click.option("--guest", "names", multiple=True, default=("nested", "nested-npt"),
               show_default=True, metavar="NAME", help="A guest; may be repeated.")  # fmt: skip
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--emulator", type=click.Choice(QEMUS),
               help="QEMU that emulates the hosts.  [default: the one installed here]",
               )  # fmt: skip
+@trial_options
 @mirror_option
 @options.json_option
 def command(
@@ -40,6 +43,8 @@ def command(
     hosts: tuple[str, ...],
     all_pairings: bool,
     emulator: str | None,
+    patch: Path | None,
+    module_files: tuple[Path, ...],
     mirror: str | None,
     as_json: bool,
 ) -> int:
@@ -48,7 +53,8 @@ def command(
     A host is a kernel (5.10, 6.1, 6.12, 7.2, or one by its version, such as
     6.12.105) and a QEMU. The machine type is that of the older QEMU.
     The exit status is 1 if any pair fails; the table shows which rules apply to it.
-    An interrupted run prints the pairs that are done.
+    An interrupted run prints the pairs that are done. --patch builds KVM of every
+    host with the patch; --module is for hosts with one kernel.
     """
     from qemu_svm.lab import Box, matrix
     from qemu_svm.lab.guests import LINUX, LINUX_IN_LINUX, find
@@ -59,13 +65,18 @@ def command(
     every = matrix.EVERY_PAIRING if all_pairings else matrix.SAME_SUITE
     chosen = [_host(text) for text in hosts] or list(every)
     signals.interrupt_on_termination()
-    result, interrupted = matrix.Matrix(), False
+    names_of = [path.name for path in ((patch,) if patch is not None else module_files)]
+    result, interrupted = matrix.Matrix(foreign=" and ".join(names_of) or None), False
     with progress.steps() as shown:
 
         def boot(host: Host) -> Box:
+            module = modules_of(host.kernel, patch, module_files, mirror=mirror, progress=shown)
             return Box(host.kernel, qemu=host.qemu, emulator=emulator, mirror=mirror,
+                       modules=None if module is None else module.files,
                        progress=shown)  # fmt: skip
 
+        for kernel in dict.fromkeys(host.kernel for host in chosen):  # before a box is booted
+            modules_of(kernel, patch, module_files, mirror=mirror, progress=shown)
         try:
             matrix.run(chosen, guests, boot=boot, progress=shown, into=result)
         except KeyboardInterrupt:

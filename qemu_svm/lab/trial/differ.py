@@ -33,9 +33,9 @@ IOCTLS = {
 """The ioctl of each step of a plan."""
 
 _RESTLESS = (
-    *("requests", "cpu", "mode", "exits", "arch.regs_avail", "arch.regs_dirty"),
+    *("cpu", "mode", "exits", "arch.regs_avail", "arch.regs_dirty"),
     "arch.*tsc_offset",
-    *("*.control.tsc_offset", "*.control.asid", "*.control.clean", "*.control.exit_info_*"),
+    *("*.control.tsc_offset", "*.control.asid", "*.control.exit_info_*"),
     *("*.control.exit_int_info*", "*.control.insn_*", "*.control.tlb_ctl"),
 )
 """Members that differ between two runs of the same kernel."""
@@ -156,6 +156,11 @@ def difference(
     return Difference(guest.name, _cut(job, number), number, text_of(job, number), (end,))
 
 
+def runs_again(plan: str) -> bool:
+    """Whether L1 executes VMRUN in a plan: in a run after the one that ended with its exit."""
+    return "run,run" in plan
+
+
 def text_of(job: ReplayJob, number: int) -> str:
     """Return a step of a plan as text; of the one after the last, ``end``."""
     return job.steps[number - 1].text if number <= len(job.steps) else "end"
@@ -216,13 +221,24 @@ def _changes(saved: Saved, one: ReplayStep, other: ReplayStep) -> Iterator[Chang
 
 
 def _change(saved: Saved, name: str, without: Any, with_patch: Any) -> Change:
-    register = name.rpartition(".")[2]
+    return Change(name, without, with_patch, _owner(saved, name.rpartition(".")[2], with_patch))
+
+
+def _owner(saved: Saved, register: str, value: Any) -> str:
+    # Whose register it is, if L1's and L2's are not the same.
     l1, l2 = saved.l1(), saved.sregs
-    owner = ""
-    if register in l1 and register in l2 and l1.content(register) != l2.content(register):
-        owner = {l1.get(register): "L1's", l2.get(register): "L2's"}.get(with_patch, "") \
-            if isinstance(with_patch, int) else ""  # fmt: skip
-    return Change(name, without, with_patch, owner)
+    if register not in l1 or not isinstance(value, int):
+        return ""
+    if register in l2:
+        ours = l2.content(register)
+    elif register in saved.regs:
+        ours = saved.regs[register]
+    else:
+        return ""
+    theirs = l1.content(register)
+    if ours == theirs or value not in (ours, theirs):
+        return ""
+    return "L1's" if value == theirs else "L2's"
 
 
 def kinds(found: Sequence[tuple[Guest, ReplayJob, Difference]]) -> list[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,26 +50,21 @@ def fetched(manifest: Manifest, tools: Sequence[str], folder: Path, progress: Pr
     where, _remarks = apt.updated(
         base, main, folder / "tools", progress, archive=apt.ARCHIVE, beside=beside
     )
-    listed = dict(_listed(where, _HEADERS))
-    if listed.get(f"linux-headers-{manifest.release}") != version:
-        raise LabError(
-            f"{manifest.suite} no longer has the headers of Linux {version}",
-            hint="nearest: " + _nearest(version, dict.fromkeys(listed.values(), "")),
-        )
-    headers = f"linux-headers-{manifest.release}={version}"
-    archives = where.download((headers, *tools), progress)
-    name = f"linux-source-{series}"
-    wanted = kernels.upstream_of(version)
+    headers = f"linux-headers-{manifest.release}"
+    built_here = {number for _, number in _listed(where, _HEADERS)}
+    listed = (headers, version) in _listed(where, _HEADERS)
+    name, wanted = f"linux-source-{series}", kernels.upstream_of(version)
     seen: dict[str, str] = {}
     for place in _with_source(manifest, where, folder / "source", progress):
         found = {number for package, number in _listed(place, _SOURCE) if package == name}
         same = sorted(one for one in found if kernels.upstream_of(one) == wanted)
-        if same:
+        if same and listed:
+            archives = where.download((f"{headers}={version}", *tools), progress)
             best = version if version in same else same[-1]
             source = place.download_only([name], best, progress)[name]
             return Fetched(list(archives.values()), source, f"{name} {best} of {place.suite}")
-        seen |= {one: place.suite for one in found if one not in seen}
-    raise _no_source(version, seen)
+        seen |= {kernels.upstream_of(one): place.suite for one in found}
+    raise _not_to_be_had(manifest, built_here, seen, listed=listed)
 
 
 def base_suite(suite: str) -> str:
@@ -108,21 +103,20 @@ def _listed(place: apt.Apt, entry: re.Pattern[bytes]) -> Iterator[tuple[str, str
                     yield found[1].decode(), found[2].decode()
 
 
-def _nearest(version: str, known: Mapping[str, str]) -> str:
-    # The versions below and above, with the suites that have them.
-    order = kernels.order_of(version)
-    ordered = sorted(known, key=kernels.order_of)
+def _not_to_be_had(
+    manifest: Manifest, headers: Iterable[str], sources: Mapping[str, str], *, listed: bool
+) -> LabError:
+    # Of what can be built: the updates below and above, with the suite that has the source.
+    order, wanted = kernels.order_of(manifest.kernel), kernels.upstream_of(manifest.kernel)
+    both = {kernels.upstream_of(one) for one in headers} & sources.keys()
+    ordered = sorted(both, key=kernels.order_of)
     below = [one for one in ordered if kernels.order_of(one) < order][-1:]
     above = [one for one in ordered if kernels.order_of(one) > order][:1]
-    return " and ".join(
-        kernels.upstream_of(one) + (f" ({known[one]})" if known[one] else "")
-        for one in (*below, *above)
-    )
-
-
-def _no_source(version: str, seen: Mapping[str, str]) -> LabError:
-    near = _nearest(version, seen)
+    near = " and ".join(f"{one} (source in {sources[one]})" for one in (*below, *above))
+    why = f"no suite has the source of Linux {wanted}"
+    if not listed:
+        why = f"{manifest.suite} no longer has the headers of Linux {manifest.kernel}"
     return LabError(
-        f"no suite has the source of Linux {kernels.upstream_of(version)}",
-        hint=f"nearest with source: {near}" if near else "--source takes a tree of your own",
-    )
+        why, hint=(f"nearest with headers and source: {near}" if near else "no other update of "
+                   "this series has both: --module takes modules of your own")
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from qemu_svm.errors import Refused, SourceError
+from qemu_svm.lab.trial.mails import as_text
 
 LIMIT = 4 << 20
 """Bytes of a patch."""
@@ -36,6 +37,13 @@ _BUILT = (
     "built are kvm.ko and kvm-amd.ko: arch/x86/kvm, virt/kvm, and KVM's own headers "
     "(arch/x86/include/asm/kvm*, svm.h, include/linux/kvm*, uapi)"
 )
+_TOPS = frozenset((
+    *("arch", "block", "certs", "crypto", "Documentation", "drivers", "fs", "include", "init"),
+    *("io_uring", "ipc", "kernel", "lib", "LICENSES", "mm", "net", "rust", "samples", "scripts"),
+    *("security", "sound", "tools", "usr", "virt"),
+))  # fmt: skip
+"""Directories at the top of the kernel's tree."""
+_LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 _HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 _PATH = re.compile(r"[\w.+/-]+", re.ASCII)
 _REFUSED_HEADERS = (b"GIT binary patch", b"Binary files ", b"rename from ", b"copy from ")
@@ -84,7 +92,7 @@ def read_patch(data: bytes, name: str) -> Patch:
     kept: list[bytes] = []
     files: dict[str, None] = {}
     skipped: dict[str, None] = {}
-    for path, text in _changes(data, name):
+    for path, text in _changes(as_text(data, name), name):
         if path.startswith(_SKIPPED):
             skipped[path] = None
             continue
@@ -114,7 +122,7 @@ def _why_not(path: str) -> str:
 
 def _changes(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
     # Path and text of the change of each file; the text around changes is left out.
-    lines = data.splitlines(keepends=True)
+    lines = _LINE.findall(data)
     at, end = 0, len(lines)
     while at < end:
         line = lines[at]
@@ -134,8 +142,11 @@ def _changes(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
             for mark, side, one in ((b"---", b"a/", old), (b"+++", b"b/", new))
         )
         first = at + 2
+        carriage = all(one.endswith(b"\r\n") for one in lines[at:first])
         at = _hunks(lines, first, name)
-        yield path, head + b"".join(lines[first:at])
+        hunks = b"".join(lines[first:at])
+        # A mail program's line ends; the kernel's files have none.
+        yield path, head + (hunks.replace(b"\r\n", b"\n") if carriage else hunks)
 
 
 def _hunks(lines: list[bytes], at: int, name: str) -> int:
@@ -164,9 +175,10 @@ def _path(line: bytes, name: str, at: int) -> str | None:
     text = line[4:].split(b"\t")[0].strip().decode("ascii", "replace")
     if text == "/dev/null":
         return None
-    if text.startswith(("a/", "b/")):
-        text = text[2:]
     parts = text.split("/")
+    if len(parts) > 1 and parts[0] and parts[0] not in _TOPS:
+        text = "/".join(parts[1:])  # a/, or the name of a tree
+        parts = parts[1:]
     if not _PATH.fullmatch(text) or "" in parts or ".." in parts or "." in parts:
         raise PatchRefused(f"{name}, line {at + 1}: the path is not one inside the kernel's tree")
     return text

@@ -19,7 +19,7 @@ from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import build, kernels
 from qemu_svm.lab.suites.cache import Built
-from qemu_svm.lab.trial.differ import Difference, kinds
+from qemu_svm.lab.trial.differ import Difference, kinds, runs_again
 from qemu_svm.lab.trial.patches import Patch
 from qemu_svm.lab.trial.sides import Crash, Sides
 from qemu_svm.lab.trial.subject import Subject
@@ -58,15 +58,26 @@ PLANS = (
     "cpuid,sregs,nested,msrs:efer=0x500,regs",
     "cpuid:nosvm,sregs,nested",
     "cpuid,sregs,nested,get:size=64,nested:size=128,regs,run",
+    (
+        "cpuid,sregs,nested:flags=0x103,nested:flags=0x100,nested:flags=0x1,nested:flags=0x0,"
+        "nested,nested:flags=0x103,nested:flags=0x1,nested,regs"
+    ),
+    "cpuid,sregs,nested:flags=0x103,events:smm=1:flags=0x8,regs",
+    "cpuid,sregs,nested:flags=0x103,msrs:efer=0x500,regs",
+    "cpuid,sregs,nested,regs,msrs,run,nested,sregs,regs,run",
+    "cpuid,sregs,nested,regs,msrs,run,run",
+    "cpuid,sregs:l1,nested,sregs,nested:flags=0x103,regs,msrs,run,run",
 )
 """What every trial performs: QEMU's order and the selftests', L1's registers first and last,
-a second call that succeeds and one that fails, GIF clear, a pending VMRUN, each check of the
-argument, leaving guest mode by a call, by SMM and by EFER."""
+a second call that succeeds and one that fails, after a run too, GIF clear, a pending VMRUN, each
+check of the argument, leaving guest mode by a call, by SMM and by EFER, also with a VMRUN pending,
+and L1's own VMRUN after the exit (:func:`runs_again`)."""
 
 _SECONDS = 1.0
 _PATIENT = 10.0  # for what differs, again
 _REPEATED = 40
-_SHRUNK = 3
+_SHRUNK = 3  # of the kinds of differences, if they come after more steps than:
+_SHORT = 3
 _BATCH = 10  # random sequences
 _LIMIT = 40.0  # seconds for random sequences, unless their number is given
 _MANY = 100
@@ -254,8 +265,10 @@ def _places(kernel: Built, module: Module, crashes: Sequence[Crash]) -> dict[str
 
 
 def _jobs(guest: Guest, texts: Sequence[str]) -> Iterator[ReplayJob]:
-    options = ReplayOptions(seconds=_SECONDS, shorten=True, emulated=True)
     for number, text in enumerate(texts):
+        options = ReplayOptions(
+            seconds=_SECONDS, shorten=True, vmrun=runs_again(text), emulated=True
+        )
         yield ReplayJob(str(number), guest.saved, plans.parse(text), options)
 
 
@@ -270,7 +283,7 @@ def _confirmed(sides: Sides, found: Sequence[Found]) -> list[Difference]:
             again = next(sides.run(guest, [job]), first)
         if again is None or not again.names & first.names:
             continue
-        if number < _SHRUNK and job.plan not in PLANS and not sides.spent:
+        if number < _SHRUNK and again.step > _SHORT and not sides.spent:
             again = _shrunk(sides, guest, job, again)
         made.append(replace(again, plans=len(kind)))
     return sorted(made, key=lambda one: one.order)
@@ -278,11 +291,12 @@ def _confirmed(sides: Sides, found: Sequence[Found]) -> list[Difference]:
 
 def _shrunk(sides: Sides, guest: Guest, job: ReplayJob, wanted: Difference) -> Difference:
     def difference_of(plan: str) -> ReplayJob:
-        return replace(job, steps=plans.parse(plan))
+        options = replace(job.options, vmrun=runs_again(plan))
+        return replace(job, steps=plans.parse(plan), options=options)
 
     def show_all(some: Sequence[str]) -> list[bool]:
         seen = list(sides.run(guest, [difference_of(plan) for plan in some]))
         seen += [None] * (len(some) - len(seen))
         return [one is not None and one.is_like(wanted) for one in seen]
 
-    return next(sides.run(guest, [difference_of(shrink(job.plan, show_all))]), None) or wanted
+    return next(sides.run(guest, [difference_of(shrink(wanted.plan, show_all))]), None) or wanted

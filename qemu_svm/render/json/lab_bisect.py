@@ -19,6 +19,7 @@ def render(result: Bisection) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "source": {"path": result.path},
         "plan": result.plan,
+        "patch": result.patch,
         "good": _kernel(result.good),
         "bad": _kernel(result.bad),
         "tried": [_tried(one) for one in result.tried],

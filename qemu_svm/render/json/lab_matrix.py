@@ -13,6 +13,7 @@ def render(result: Matrix) -> dict[str, Any]:
     """Return the document."""
     return {
         "schema_version": SCHEMA_VERSION,
+        "foreign": result.foreign,
         "hosts": {str(host): dict(versions) for host, versions in result.versions.items()},
         "cells": [
             {

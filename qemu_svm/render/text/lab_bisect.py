@@ -22,7 +22,8 @@ _SHOWN = 12  # differences of the state
 
 def render(result: Bisection) -> Iterable[Text]:
     """Return the answers, which kernel gave which, and where the answer changes."""
-    yield Text(f"{printable(result.path)}: plan {printable(result.plan)}", HEADING)
+    patched = f", with {printable(result.patch)}" if result.patch is not None else ""
+    yield Text(f"{printable(result.path)}: plan {printable(result.plan)}{patched}", HEADING)
     answers: list[Answer] = []
     for one in result.tried:
         if one.answer is not None and one.answer not in answers:

@@ -31,7 +31,8 @@ def render(result: Matrix) -> Iterable[Text]:
         yield Text()
     for note, number in notes.items():
         yield from _note(number, note)
-    yield Text("Saved on (rows), restored on (columns)", HEADING)
+    foreign = f", with {printable(result.foreign)}" if result.foreign is not None else ""
+    yield Text(f"Saved on (rows), restored on (columns){foreign}", HEADING)
     rows = [
         (_letter(hosts, host), f"Linux {versions['kernel']}, QEMU {versions['qemu']}")
         for host, versions in result.versions.items()

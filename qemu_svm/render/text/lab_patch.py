@@ -86,7 +86,7 @@ def _crashes(result: Trial) -> Iterator[Text]:
         side = "with the patch" if with_patch else "without the patch"
         yield Text()
         yield Text(
-            f"in step {first.step}, {_ioctl(first.text)}, the kernel {side} "
+            f"in step {first.step}, {_ioctl(first.text, first.plan)}, the kernel {side} "
             f"{'hangs' if hung else 'crashes'}: {printable(first.words)}", BAD,
         )  # fmt: skip
         if place != first.words:
@@ -101,17 +101,28 @@ def _where(guest: str, plans: int) -> str:
     return f"{printable(guest)}{more}"
 
 
-def _ioctl(text: str) -> str:
+def _until(plan: str, step: int) -> str:
+    return ",".join(plan.split(",")[:step])
+
+
+def _ioctl(text: str, plan: str = "") -> str:
+    # :param plan: up to this step.
+    if text == "run" and plan.endswith("run,run"):
+        return "KVM_RUN, in which L1 executes VMRUN"
     name, _, settings = text.partition(":")
     return printable(IOCTLS.get(name, name) + (f" ({settings})" if settings else ""))
 
 
 def _difference(one: Difference, *, verbose: bool) -> Iterator[Text]:
-    yield Text(f"after step {one.step}, {_ioctl(one.text)}: {_sentence(one)}", BAD)
+    yield Text(
+        f"after step {one.step}, {_ioctl(one.text, _until(one.plan, one.step))}: {_sentence(one)}",
+        BAD,
+    )
     yield Text(f"{INDENT}{printable(one.plan)}  ({_where(one.guest, one.plans)})", FAINT)
     yield from _changes(one.changes, verbose=verbose)
     if one.shown is not None:
-        yield Text(f"{INDENT}after step {one.shown.step}, {_ioctl(one.shown.text)}, outside:", BAD)
+        ioctl = _ioctl(one.shown.text, one.shown.plan)
+        yield Text(f"{INDENT}after step {one.shown.step}, {ioctl}, outside:", BAD)
         yield from _changes(one.shown.changes, verbose=verbose)
 
 
