@@ -27,7 +27,8 @@ class Limits:
     :param section_values: values decoded from one section; four numbers of an array count as one.
     :param section_bytes: size of a section that is decoded (bytes); of larger ones the bytes
         are compared.
-    :param records: records kept one by one; further PARTs and commands are folded.
+    :param records: records kept one by one; further PARTs and commands are folded, and of
+        one command all after the first 1024.
         Also the number of sections that a stream may start.
     :param vcpus: vCPUs that are decoded, or distinguished in a log of ioctls; QEMU
         11.1 supports at most 4096.

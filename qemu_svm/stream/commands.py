@@ -22,12 +22,17 @@ _NUMBERS: Mapping[str, tuple[tuple[str, int], ...]] = {
 }
 
 
+_NAMES: Mapping[int, str] = {command.value: command.name for command in Command}
+
+
 def command_name(number: int) -> str:
     """Return the name of a command, or ``command NUMBER`` if it is unknown."""
-    try:
-        return Command(number).name
-    except ValueError:
-        return f"command {number}"
+    return _NAMES.get(number) or f"command {number}"
+
+
+def is_known(name: str) -> bool:
+    """Whether :func:`command_name` knows the command by this name."""
+    return name in Command.__members__
 
 
 def command_values(name: str, payload: bytes, offset: int) -> Value:

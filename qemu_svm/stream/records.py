@@ -25,7 +25,7 @@ class Kind(StrEnum):
     EOF = "eof"
     DESCRIPTION = "description"
     SKIPPED = "skipped"
-    """PARTs that were skipped as one record: RAM data, or very many equal ones."""
+    """PARTs that were skipped as one record (RAM data, or very many equal ones), or commands."""
     LOST = "lost"
     """Damage: bytes up to the next plausible record."""
     STATE = "state"

@@ -11,7 +11,6 @@ Nothing on the wire says how long a section is:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -143,11 +142,11 @@ class SectionMeasurer:
         self._limits = limits
         self._note = note
         # Two sections may share name and instance (the ISA IDE ports do), so
-        # descriptions are used up in order.
-        self._devices: dict[tuple[str, int], deque[Device]] = {}
+        # descriptions are used up in order: the next one is the last of its list.
+        self._devices: dict[tuple[str, int], list[Device]] = {}
         description = layouts.description
-        for device in description.devices if description is not None else ():
-            self._devices.setdefault((device.name, device.instance_id), deque()).append(device)
+        for device in reversed(description.devices) if description is not None else ():
+            self._devices.setdefault((device.name, device.instance_id), []).append(device)
 
     def measure(self, record: Record) -> Measured:
         """Move the reader from the start of a payload to its end.
@@ -185,8 +184,8 @@ class SectionMeasurer:
         return Measured(device=device, origin=self._layouts.origin)
 
     def _next_device(self, record: Record) -> Device | None:
-        queue = self._devices.get((record.name or "", record.instance_id or 0))
-        return queue.popleft() if queue else None
+        left = self._devices.get((record.name or "", record.instance_id or 0))
+        return left.pop() if left else None
 
     def _measured_by_format(self, record: Record, form: Format) -> bool:
         # Sections that QEMU writes by hand contain their own end.  If it is damaged,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, NoReturn
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated, Unsupported
 from qemu_svm.limits import Limits
 from qemu_svm.source.base import Source
-from qemu_svm.stream.commands import command_name
+from qemu_svm.stream.commands import command_name, is_known
 from qemu_svm.stream.constants import MAGIC, VERSION, Command, RamFlag, RecordType
 from qemu_svm.stream.ram.page_size import DESCRIBED, GIVEN, is_page_size
 from qemu_svm.stream.ram.records import RamState
@@ -38,6 +39,7 @@ _SMALL = 64  # largest PART that may be repeated very often (bytes)
 _TURN = 5  # PARTs of different sections that may take turns, and one
 _MANY = 16  # repetitions that are folded
 _FOLDED = (Kind.PART, Kind.COMMAND)  # an intact stream may have any number of them
+_EACH = 1024  # records of one command that are kept; unknown ones count together
 _NUMBERED = (Kind.START, Kind.FULL)
 
 
@@ -78,8 +80,12 @@ class Walker:
         self.ended = False
         self._headers: dict[int, Record] = {}
         self._numbered = 0
+        self._commands: dict[str, int] = {}
+        self._all_commands = False
+        # Not a method, so that a walker is freed as soon as it is done with.
+        note = partial(_note, self.problems, limits.recoveries)
         self._measurer = SectionMeasurer(
-            self.reader, self.ram, self.footers, layouts, limits=limits, note=self.note
+            self.reader, self.ram, self.footers, layouts, limits=limits, note=note
         )
 
     def continued_in(self, source: Source) -> Walker:
@@ -91,22 +97,6 @@ class Walker:
         other.configuration = self.configuration
         other._headers = self._headers
         return other
-
-    def note(self, problem: StreamError) -> None:
-        """Keep a problem that does not end the walk.
-
-        :raises LimitExceeded: there are too many.
-        """
-        if len(self.problems) >= self.limits.recoveries:
-            raise LimitExceeded(
-                "too much damage to continue",
-                offset=problem.offset,
-                section=problem.section,
-                expected=f"at most {self.limits.recoveries} such places",
-                found=problem.what,
-                hint="raise it with --limit recoveries=NUMBER",
-            )
-        self.problems.append(problem)
 
     def header(self) -> None:
         """Read the file header.
@@ -174,6 +164,7 @@ class Walker:
 
         :raises StreamError: as :meth:`step`.
         """
+        self._all_commands = True
         while not self.ended and self.next_type() is not None:
             self._step(1)
             yield self.records[-1]
@@ -318,8 +309,8 @@ class Walker:
                 expected="4 bytes",
                 found=f"{length}",
             )
-        name = command_name(number)
-        self._close(Record(Kind.COMMAND, start, 0, name, payload=start + 5, payload_size=length))
+        name, size = command_name(number), 5 + length
+        self._add(Record(Kind.COMMAND, start, size, name, payload=start + 5, payload_size=length))
 
     def _eof(self, start: int) -> None:
         self._close(Record(Kind.EOF, start, 0))
@@ -363,6 +354,8 @@ class Walker:
             opaque,
             origin,
         )
+        if record.kind in _NUMBERED:
+            self._headers[record.section_id or 0] = record  # not also the one before
         self._add(record)
 
     def _close(self, record: Record) -> None:
@@ -378,17 +371,28 @@ class Walker:
                 expected=f"at most {self.limits.records}",
                 hint="raise it with --limit records=NUMBER",
             )
-        if len(self.records) >= self.limits.records and record.kind in _FOLDED:
+        last = self.records[-1] if self.records else None
+        full = record.kind in _FOLDED and len(self.records) >= self.limits.records
+        if full or (record.kind is Kind.COMMAND and self._often(record.name or "")):
             # Too many to list one by one.
-            last = self.records[-1] if self.records else None
-            if last is not None and last.count:
-                size = last.size + record.size
-                self.records[-1] = replace(last, size=size, count=last.count + 1)
+            if last is not None and last.count and (full or last.section_id is None):
+                self.records[-1] = Record(
+                    Kind.SKIPPED, last.offset, last.size + record.size, last.name,
+                    last.section_id, count=last.count + 1,
+                )  # fmt: skip
                 return
             record = Record(
                 Kind.SKIPPED, record.offset, record.size, record.name, record.section_id, count=1
             )
         self.records.append(record)
+
+    def _often(self, name: str) -> bool:
+        # Whether enough records of a command are listed.
+        if self._all_commands:
+            return False
+        key = name if is_known(name) else ""
+        self._commands[key] = seen = self._commands.get(key, 0) + 1
+        return seen > _EACH
 
     # The method for each type of record.
     _steps: ClassVar[dict[int, Callable[[Walker, int], None]]] = {
@@ -410,3 +414,17 @@ def _ram_state(layouts: Layouts) -> RamState:
         if size is not None and is_page_size(size):
             return RamState(page_size=size, page_size_from=reason)
     return RamState()
+
+
+def _note(problems: list[StreamError], most: int, problem: StreamError) -> None:
+    # Keep a problem that does not end the walk.
+    if len(problems) >= most:
+        raise LimitExceeded(
+            "too much damage to continue",
+            offset=problem.offset,
+            section=problem.section,
+            expected=f"at most {most} such places",
+            found=problem.what,
+            hint="raise it with --limit recoveries=NUMBER",
+        )
+    problems.append(problem)

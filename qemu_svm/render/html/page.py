@@ -34,6 +34,7 @@ from qemu_svm.render.html.fields import (
 )
 from qemu_svm.render.html.restore import Drawing, drawing
 from qemu_svm.render.html.values import Address, Cell, Name, Offset, Redaction, Uuid
+from qemu_svm.render.listing import counted, listed
 from qemu_svm.render.sizes import size_words
 from qemu_svm.rules import Finding, Severity
 from qemu_svm.snapshots.forms import WORDS
@@ -46,10 +47,8 @@ if TYPE_CHECKING:
     from qemu_svm.machine import Machine, Vcpu
 
 _ORDER = {severity: place for place, severity in enumerate(Severity)}
-_PARTS = (Kind.PART, Kind.SKIPPED)
 _MOST_SECTIONS = 600
 _MOST_VCPUS = 1024
-_ALL_PARTS, _FIRST_PARTS = 12, 4
 _AREAS = {
     "header": "struct kvm_nested_state: header",
     "control": "Control area: what L1 asked for L2",
@@ -392,28 +391,11 @@ class Section:
 
 
 def _sections(machine: Machine) -> Iterator[Section]:
-    shown = 0
-    records = machine.stream.records
-    at = 0
-    while at < len(records) and shown < _MOST_SECTIONS:
-        end = at
-        while end < len(records) and records[end].kind in _PARTS:
-            end += 1
-        if end - at > _ALL_PARTS:
-            left = records[at + _FIRST_PARTS : end - 1]
-            yield from map(_section, records[at : at + _FIRST_PARTS])
-            count = sum(max(one.count, 1) for one in left)
-            size = left[-1].end - left[0].offset
-            yield Section(Offset(left[0].offset), size, "…", "", f"{count} more parts", "")
-            at, shown = end - 1, shown + _FIRST_PARTS + 1
-        yield _section(records[at])
-        at, shown = at + 1, shown + 1
-    if at < len(records):
-        last = records[-1]
-        yield Section(
-            Offset(records[at].offset), last.end - records[at].offset, "…", "",
-            f"{len(records) - at} more", "",
-        )  # fmt: skip
+    for one in listed(machine.stream.records, _MOST_SECTIONS):
+        if isinstance(one, Record):
+            yield _section(one)
+        else:
+            yield Section(Offset(one.offset), one.size, "…", "", one.words, "")
 
 
 def _section(record: Record) -> Section:
@@ -421,7 +403,7 @@ def _section(record: Record) -> Section:
     if record.instance_id:
         note = f"instance {record.instance_id}"
     if record.kind is Kind.SKIPPED and record.count:
-        note = f"{record.count} parts"
+        note = counted(record)
     elif record.kind is Kind.LOST:
         note = "damage: no record"
     elif record.opaque:

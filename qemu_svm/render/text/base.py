@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -134,25 +135,25 @@ def page_size_words(stream: Stream) -> str:
 
 def columns(rows: Sequence[Sequence[str | Text]], header: Sequence[str] = ()) -> Iterable[Text]:
     """Return rows as lines, each column as wide as its widest cell."""
-    cells = [
-        [cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row] for row in rows
-    ]
-    if header:
-        cells.insert(0, [Text(name, HEADING) for name in header])
-    widths = [
-        max((len(row[i]) for row in cells if i < len(row)), default=0) for i in range(_most(cells))
-    ]
-    for row in cells:
+    head = [Text(name, HEADING) for name in header]
+    widths: list[int] = [len(name) for name in header]
+    for row in rows:
+        widths += [0] * (len(row) - len(widths))
+        for index, cell in enumerate(row):
+            widths[index] = max(widths[index], len(_cell(cell)))
+    for row in chain((head,), rows) if head else rows:
         line = Text("  ")
         for index, cell in enumerate(row):
-            line.append_text(cell)
+            shown = _cell(cell)
+            line.append(shown)
             if index < len(row) - 1:
-                line.append(" " * (widths[index] - len(cell) + 2))
+                line.append(" " * (widths[index] - len(shown) + 2))
         yield line
 
 
-def _most(rows: Sequence[Sequence[Text]]) -> int:
-    return max((len(row) for row in rows), default=0)
+def _cell(cell: str | Text) -> str | Text:
+    # Styled text takes ten times the memory of a string, so it is not made for whole columns.
+    return cell if isinstance(cell, Text) else printable(cell)
 
 
 def finding_lines(found: Sequence[Finding]) -> Iterable[Text]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
 from rich.text import Text
 
@@ -12,6 +11,7 @@ from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.nested import NestedState, bits
 from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.escape import printable
+from qemu_svm.render.listing import counted, listed
 from qemu_svm.render.sizes import size_words
 from qemu_svm.render.text.base import (
     FAINT,
@@ -45,9 +45,7 @@ _DESCRIPTION = {
 _GUESSED = {LayoutOrigin.BUILTIN: " (built-in layout)", LayoutOrigin.DUMP: " (fits the dump)"}
 _IN_FULL = 4
 _NOT_THERE = "not in the input"
-_PARTS = (Kind.PART, Kind.SKIPPED)
-_ALL_PARTS = 12  # so many in a row are all listed; of more, the first and the last
-_FIRST_PARTS = 4
+_MOST_SECTIONS = 1 << 14
 
 
 def render(result: Inspection, *, verbose: bool) -> Iterable[Text]:
@@ -255,16 +253,11 @@ def _sections(machine: Machine) -> Iterable[Text]:
         return
     yield Text("Sections", HEADING)
     rows: list[list[str | Text]] = []
-    for parts, group in groupby(machine.stream.records, lambda record: record.kind in _PARTS):
-        records = list(group)
-        if parts and len(records) > _ALL_PARTS:
-            left = records[_FIRST_PARTS:-1]
-            count = sum(max(record.count, 1) for record in left)
-            size = left[-1].end - left[0].offset
-            rows += [_section(record) for record in records[:_FIRST_PARTS]]
-            rows.append([f"{left[0].offset:#x}", str(size), "…", "", f"{count} more parts"])
-            records = records[-1:]
-        rows += [_section(record) for record in records]
+    for one in listed(machine.stream.records, _MOST_SECTIONS):
+        if isinstance(one, Record):
+            rows.append(_section(one))
+        else:
+            rows.append([f"{one.offset:#x}", str(one.size), "…", "", one.words])
     yield from columns(rows, ("offset", "bytes", "type", "version", "name"))
 
 
@@ -273,7 +266,7 @@ def _section(record: Record) -> list[str | Text]:
     if record.instance_id:
         name += f" instance {record.instance_id}"
     if record.kind is Kind.SKIPPED and record.count:
-        name += f" ({record.count} parts)"
+        name += f" ({counted(record)})"
     elif record.kind is Kind.SKIPPED:
         name += " (--ram reads it)"
     elif record.kind is Kind.LOST:
