@@ -193,7 +193,7 @@ class _Reader:
 
     def _words(self, number: int, text: str) -> None:
         facts = self.facts
-        if not _TELLING.search(text, 0, _LONGEST):
+        if number and not _TELLING.search(text, 0, _LONGEST):
             self._says_nothing()
             return
         call = failed_call(text) if len(text) < _LONGEST and not _STRACE.search(text) else None

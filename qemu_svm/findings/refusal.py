@@ -35,6 +35,9 @@ _ONCE = frozenset({"pci-config"})
 """Rules of which a later message only repeats the first, with less detail."""
 
 _BLOCKS = ("block", "large", "lost", "not", "multifd", "map", "range")
+_FEW = 4
+"""Places that are shown where no message names the section; of more it says nothing."""
+
 _SHOWN = 60
 _SHOW = "svmstream show"
 _MSRS = {
@@ -72,10 +75,6 @@ class _Case:
 
     def path(self, record: Record) -> str:
         return f"section:{section_label(self.machine, record)}"
-
-    def device(self) -> VirtioDevice | None:
-        tree = self.tree(self.failed) if self.failed is not None else None
-        return None if tree is None else device_in(tree)
 
 
 def refusal(machine: Machine, path: str, error: StreamRefused) -> RestoreRefusal:
@@ -166,13 +165,36 @@ def _places(case: _Case, meaning: Meaning) -> Iterator[_Place]:
     if block is not None:
         yield _block(case, block)
         return
-    name = case.parts.get("name")
-    if name is None and case.parts.get("field") and case.failed is not None:
-        yield _section(case, case.failed, case.parts["field"])
+    name, wanted = case.parts.get("name"), case.parts.get("field")
+    if name is None and wanted and case.failed is not None:
+        yield _section(case, case.failed, wanted)
+    elif name is None and wanted:
+        yield from _fields(case, wanted)
     elif name is None:
         yield _Place("")
     else:
         yield from _named(case, name)
+
+
+def _fields(case: _Case, wanted: str) -> Iterator[_Place]:
+    # No message names the section: those with such a description or field.
+    kind = case.parts.get("type")
+    found = list(_records(case.machine, wanted, None)) or [
+        record
+        for record in case.machine.stream.sections()
+        if _has_field(case.tree(record), wanted, kind)
+    ]
+    if found and len(found) <= _FEW:
+        yield from (_section(case, record, wanted) for record in found)
+    else:
+        yield _Place("")
+
+
+def _has_field(tree: Value | None, wanted: str, kind: str | None) -> bool:
+    return any(
+        value.name == wanted and kind in (None, value.type)
+        for _, value in (tree.walk() if tree is not None else ())
+    )
 
 
 def _named(case: _Case, name: str) -> Iterator[_Place]:
@@ -208,7 +230,7 @@ def _section(case: _Case, record: Record, wanted: str | None = None) -> _Place:
                          for one, without, since in newer)]  # fmt: skip
         return _Place(", ".join(parts), record.offset, path)
     for inner, value in tree.walk() if tree is not None else ():
-        if inner.split(".")[-1] == wanted or inner.endswith(f".{wanted}"):
+        if inner == wanted or inner.endswith(f".{wanted}"):
             about = f"{text}; {inner} at {value.offset:#x} is {_shown(value)}"
             return _Place(about, record.offset, f"{path}.{inner}")
     return _Place(text, record.offset, path)
@@ -310,29 +332,39 @@ def _subsection(case: _Case) -> Iterator[_Place]:
 
 
 def _pci_config(case: _Case) -> Iterator[_Place]:
-    record = case.failed
-    tree = case.tree(record) if record is not None else None
-    space = _config_space(tree) if tree is not None else None
     index = case.parts.get("index")
-    if record is None or space is None:
+    at = None if index is None else int(index, 0)
+    found = list(_config_spaces(case, at))
+    if not found or len(found) > _FEW:
         number = "" if index is None else f" (byte {index})"
         yield _Place(f"the PCI configuration space differs{number}")
-        return
-    path, start, data = space
-    where = f"{case.path(record)}.{path}"
-    if index is None:
-        yield _Place(f"{where} is {len(data)} bytes at {start:#x}", start, where)
-        return
-    at = int(index, 0)
-    name = pci.register_at(data, at)
-    if at >= len(data):
-        yield _Place(f"{where} has only {len(data)} bytes", start, where)
-        return
-    about = (
-        f"byte {index} of {where} ({name}) is {data[at]:#04x} in the stream, "
-        f"{int(case.parts['device'] or '0', 16):#04x} in this QEMU's device"
-    )
-    yield _Place(f"{about}{_hint(name)}", start + at, where)
+    for where, start, data in found:
+        if at is None:
+            yield _Place(f"{where} is {len(data)} bytes at {start:#x}", start, where)
+        elif at >= len(data):
+            yield _Place(f"{where} has only {len(data)} bytes", start, where)
+        else:
+            name = pci.register_at(data, at)
+            about = (
+                f"byte {index} of {where} ({name}) is {data[at]:#04x} in the stream, "
+                f"{int(case.parts['device'] or '0', 16):#04x} in this QEMU's device"
+            )
+            yield _Place(f"{about}{_hint(name)}", start + at, where)
+
+
+def _config_spaces(case: _Case, at: int | None) -> Iterator[tuple[str, int, bytes]]:
+    # Of the section that failed; where no message names one, those with the byte that QEMU read.
+    for record in [case.failed] if case.failed else case.machine.stream.sections():
+        tree = case.tree(record)
+        space = None if tree is None else _config_space(tree)
+        if space is None:
+            continue
+        path, start, data = space
+        if case.failed is None:
+            read = int(case.parts.get("read") or "0", 16)
+            if at is None or at >= len(data) or data[at] != read:
+                continue
+        yield f"{case.path(record)}.{path}", start, data
 
 
 def _hint(register: str) -> str:
@@ -378,16 +410,22 @@ def _config_space(tree: Value) -> tuple[str, int, bytes] | None:
     return None
 
 
-def _features(case: _Case) -> Iterator[_Place]:
-    given, allowed = (case.parts.get(name) for name in ("features", "allowed"))
-    sent = int(given, 16) if given else None
+def _virtio(case: _Case) -> Iterator[tuple[str, VirtioDevice]]:
+    # The device that failed, with its path; all where no message names one.
     for record in [case.failed] if case.failed else case.machine.stream.sections():
         tree = case.tree(record) if (record.name or "").rpartition("/")[2][:1] == "v" else None
         device = None if tree is None else device_in(tree)
-        if device is None or (case.failed is None and device.features != sent):
+        if device is not None:
+            yield f"{case.path(record)}.{device.tree.name}", device
+
+
+def _features(case: _Case) -> Iterator[_Place]:
+    given, allowed = (case.parts.get(name) for name in ("features", "allowed"))
+    sent = int(given, 16) if given else None
+    for path, device in _virtio(case):
+        if case.failed is None and device.features != sent:
             continue
         features = device.features if sent is None else sent
-        path = f"{case.path(record)}.{device.tree.name}"
         about = f"the driver of {path} has accepted features {features:#x}"
         if allowed:
             lacking = feature_bits(device.type).names(features & ~int(allowed, 16))
@@ -401,29 +439,37 @@ _NO_QUEUE = "; this QEMU's device has no such queue"
 
 
 def _queue(case: _Case) -> Iterator[_Place]:
-    device, number = case.device(), case.parts.get("queue")
-    if device is None or case.failed is None:
+    number, size = case.parts.get("queue"), case.parts.get("size")
+    found = list(_virtio(case))
+    if case.failed is None:
+        # Those of which the message may be.
+        queue = (int(number or "0"), int(size or "0", 0))
+        found = [one for one in found if queue in {(own.index, own.size) for own in one[1].queues}]
+    if not found or len(found) > _FEW:
         yield _Place("")
         return
-    path = f"{case.path(case.failed)}.{device.tree.name}.queues"
+    for path, device in found:
+        yield _queue_of(case, f"{path}.queues", device)
+
+
+def _queue_of(case: _Case, path: str, device: VirtioDevice) -> _Place:
+    number, most = case.parts.get("queue"), case.parts.get("most")
     queues = [queue for queue in device.queues if number is None or queue.index == int(number)]
     if not queues:
-        yield _Place(f"{path} has {len(device.queues)} queues", device.tree.offset, path)
-    elif number is None:
+        return _Place(f"{path} has {len(device.queues)} queues", device.tree.offset, path)
+    if number is None:
         sizes = ", ".join(f"{queue.size}" for queue in queues)
-        yield _Place(f"{path}: {len(queues)} queues of {sizes} entries", device.tree.offset, path)
-    else:
-        queue = queues[0]
-        value = device.tree.resolve(f"queues[{queue.index}]")
-        most = case.parts.get("most")
-        limit = "" if most is None else f"; this QEMU's device has at most {most}"
-        yield _Place(
-            f"{path}[{queue.index}] has {queue.size} entries, descriptors at {queue.desc:#x}, "
-            f"available ring at {queue.avail:#x}, used ring at {queue.used:#x}, next index "
-            f"{queue.last_avail_idx}{limit if most != '0' else _NO_QUEUE}",
-            device.tree.offset if value is None else value.offset,
-            f"{path}[{queue.index}]",
-        )
+        return _Place(f"{path}: {len(queues)} queues of {sizes} entries", device.tree.offset, path)
+    queue = queues[0]
+    value = device.tree.resolve(f"queues[{queue.index}]")
+    limit = "" if most is None else f"; this QEMU's device has at most {most}"
+    return _Place(
+        f"{path}[{queue.index}] has {queue.size} entries, descriptors at {queue.desc:#x}, "
+        f"available ring at {queue.avail:#x}, used ring at {queue.used:#x}, next index "
+        f"{queue.last_avail_idx}{limit if most != '0' else _NO_QUEUE}",
+        device.tree.offset if value is None else value.offset,
+        f"{path}[{queue.index}]",
+    )
 
 
 def _msr(case: _Case) -> Iterator[_Place]:

@@ -160,11 +160,12 @@ MEANINGS = (
      "give the target's device the properties that offer them (or a back end that can), or use "
      "the source's machine type"),
     Meaning("virtio-queue",
-     r"VQ (?P<queue>\d+) vring\.num \d+ exceeds allocated max (?P<most>\d+)",
+     r"VQ (?P<queue>\d+) vring\.num (?P<size>\d+) exceeds allocated max (?P<most>\d+)",
      "the stream has more or larger queues than this QEMU's device",
      "give the target's device as many queues (num-queues=, mq=on, max_ports=) of the same size "
      "(queue-size=) as the source's"),
-    Meaning("virtio-queue", r"VQ (?P<queue>\d+) (?:vring\.num|address 0x0|size 0x|desc|queue)"
+    Meaning("virtio-queue",
+     r"VQ (?P<queue>\d+) (?:vring\.num|address 0x0|size (?P<size>0x[0-9a-f]+)|desc|queue)"
      r"|Invalid number of virtqueues|Invalid virtqueue index",
      "a queue of the device cannot be as the stream says",
      "the queue's size, address and index contradict each other or the rings in RAM: another "

@@ -540,6 +540,18 @@ def test_other_programs(text: str, rule: str) -> None:
     assert _first(text).rule == rule
 
 
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("VQ 0 vring.num 256 exceeds allocated max 128", "virtio-queue"),
+        ("get_pci_config_device: Bad config data: i=0x34 read: 98 device: 84", "pci-config"),
+        ("XBZRLE page offset 0x1000 too big", "xbzrle"),
+    ],
+)
+def test_a_line_that_is_given_by_itself_needs_no_name_of_a_program(line: str, rule: str) -> None:
+    assert _first(line).rule == f"refused-{rule}"
+
+
 def test_a_log_without_a_cause() -> None:
     """What hosts print every day, and other programs' errors."""
     text = """\

@@ -90,6 +90,28 @@ def test_features_by_name(driven: Machine) -> None:
     assert "does not offer CONFIG_WCE, DISCARD, WRITE_ZEROES" in found.message
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("VQ 0 vring.num 256 exceeds allocated max 128",
+         ["virtio-blk.virtio.queues[0] has 256 entries", "this QEMU's device has at most 128"]),
+        ("VQ 3 vring.num 999 exceeds allocated max 128", []),
+        ("get_pci_config_device: Bad config data: i=0x8 read: 3 device: 2",
+         ["piix4_pm.", "(revision) is 0x03 in the stream, 0x02 in"]),
+        ("Failed to load element of type uint8 for halted: -22", []),
+        ("Failed to load element of type uint32 for halted: -22", ["section:cpu_common", "halted"]),
+        ("post load hook failed for: cpu_common, version_id: 1", ["section:cpu_common"]),
+    ],
+)  # fmt: skip
+def test_without_the_section_it_is_looked_for(line: str, says: list[str], driven: Machine) -> None:
+    # The line that names the section was not given.
+    found = explain_refusal(driven, [line])
+    if not says:
+        assert [one.path for one in found] == [""]
+    for word in says:
+        assert any(word in one.message for one in found), (word, found)
+
+
 def test_several_messages_in_one_line(driven: Machine) -> None:
     # As 10.2 and later print them.
     line = (
