@@ -192,7 +192,7 @@ def _fields(case: _Case, wanted: str) -> Iterator[_Place]:
 
 def _has_field(tree: Value | None, wanted: str, kind: str | None) -> bool:
     return any(
-        value.name == wanted and kind in (None, value.type)
+        f".{value.name}".endswith(f".{wanted}") and kind in (None, value.type)
         for _, value in (tree.walk() if tree is not None else ())
     )
 

@@ -109,7 +109,8 @@ MEANINGS = (
     Meaning("irq",
      r"irq state -?\d+: must be 0 or 1", "the state of an interrupt line is not 0 or 1",
      _DAMAGED),
-    Meaning("validation", r"[Ii]nput validation failed: (?P<field>[^/\s]+)",
+    Meaning("validation", r"[Ii]nput validation failed: (?P<field>[^/\s]+)"
+     r"|inconsistent migration stream",
      "a number in the section is outside its limits", _DAMAGED),
     Meaning("field", r"(?<!vcpu )Failed to load (?P<name>[^\s:]+):(?P<field>[\w.\[\]-]+)",
      "QEMU does not accept a field", "svmstream show prints the refused value"),
@@ -146,7 +147,8 @@ MEANINGS = (
      "damaged"),
     Meaning("xbzrle", r"XBZRLE page", "a page that was sent as a difference cannot be put together",
      _DAMAGED),
-    Meaning("mapped-ram", r"mapped-ram migration header|Error reading (?:dirty bitmap|ramblock)"
+    Meaning("mapped-ram",
+     r"mapped-ram (?:migration )?header|Error reading (?:dirty bitmap|ramblock)"
      r"|page outside of ramblock|failed to read page .*file offset",
      "the file does not have the pages where mapped-ram expects them",
      "give QEMU the file itself (file:PATH, --qemu-file), not a pipe, unchanged and whole"),
@@ -187,7 +189,7 @@ MEANINGS = (
      "give it the memaddr, memdev size, block-size and node of the source"),
     Meaning("vhost", r"vhost|[Bb]ack-end|Error loading back-end state|Failed to (?:send|read) state"
      r"|Failed to (?:initiate|set up) state transfer|[Rr]eceived (?:bad msg|unexpected msg)"
-     r"|Failed to (?:read|write) msg|Failed to set msg fds|Unexpected msg type"
+     r"|inflight buffer|Failed to (?:read|write) msg|Failed to set msg fds|Unexpected msg type"
      r"|postcopy reply|Failed to get ufd|on non-Linux systems",
      "a process behind the device (vhost, vhost-user) does not take part in the migration",
      "restart the back end, in the version of the source"),
