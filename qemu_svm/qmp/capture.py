@@ -8,6 +8,7 @@ as soon as the last byte was sent; then the file is synced and gets its name.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import shlex
@@ -345,7 +346,10 @@ class _Capture:
                 hint="nothing was saved" if self._output.path != STANDARD else None,
             )
 
-    def _not_saved(self, reason: str | None) -> Refused:
+    def _not_saved(self, reason: str | None) -> Refused | EnvironmentFault:
+        full = os.strerror(errno.ENOSPC)
+        if full in (reason or ""):  # QEMU has written the file itself
+            return EnvironmentFault(f"cannot write '{self._output.path}': {full}")
         hint = None if reason else "see QEMU's own log"
         if self._options.multifd and "Permission denied" in (reason or ""):
             hint = "QEMU runs as another user, who cannot reach our socket: leave out --multifd"

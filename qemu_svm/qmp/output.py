@@ -24,9 +24,10 @@ class Output:
     """A file and its companions, each named as the file with a suffix.
 
     :param suffixes: of companions that may follow.
-    :param replace: existing files may be replaced.
+    :param replace: existing files may be replaced; of a symbolic link the link is.
     :raises OutputExists: a file of that name exists and ``replace`` is not set.
-    :raises EnvironmentFault: the directory cannot be written.
+    :raises EnvironmentFault: the directory cannot be written, or the name is that of a device,
+        a pipe or a socket.
     """
 
     def __init__(self, path: str, suffixes: Iterable[str] = (), *, replace: bool = False) -> None:
@@ -133,8 +134,16 @@ class Output:
             raise EnvironmentFault(f"cannot write {name!r}: not a file name")
         if os.path.isdir(name):
             raise EnvironmentFault(f"cannot write '{name}': it is a directory")
-        if not self._replace and os.path.lexists(name):
+        if not os.path.lexists(name):
+            return
+        if not self._replace:
             raise OutputExists(name)
+        special = os.path.islink(name) and os.readlink(name).startswith("/proc/")  # /dev/stdout
+        if special or (os.path.exists(name) and not os.path.isfile(name)):
+            raise EnvironmentFault(
+                f"cannot replace '{name}': it is a device, a pipe or a socket",
+                hint="-o - writes to standard output",
+            )
 
     def _name(self, suffix: str) -> None:
         temporary, name = self._temporary[suffix], self.path + suffix

@@ -134,12 +134,22 @@ class Session:
             ) from error
 
     async def _undo(self) -> None:
-        if self._migrating:
-            await self._end_migration()
-        if self._migrating or self._stopped:
-            await self.resume()
-        await self.client.set_parameters(self._parameters)
-        await self.client.set_capabilities(self._capabilities)
+        start = time.monotonic()
+        while True:
+            if self._migrating:
+                await self._end_migration()
+            if self._migrating or self._stopped:
+                await self.resume()
+            try:
+                await self.client.set_parameters(self._parameters)
+                await self.client.set_capabilities(self._capabilities)
+            except CommandRefused:
+                # QEMU may report the end of a migration before it lets settings be changed.
+                if not self._migrating or time.monotonic() - start > timeouts.SETTLED:
+                    raise
+                await asyncio.sleep(_POLL_SECONDS)
+            else:
+                break
         self._journal.record(running=False, capabilities={}, parameters={})
 
     async def _end_migration(self) -> Migration:

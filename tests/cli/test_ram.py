@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,16 @@ def test_a_folder_with_the_name_of_a_block(
     assert (b"%1B%5B2J': Is a directory" if force else b"exists already") in done.stderr
     assert sorted(os.listdir(out)) == ["%1B%5B2J", "pc.ram"]
     assert (out / "pc.ram").read_text() == "precious"
+
+
+def test_what_is_no_file_is_not_replaced(dump: Path, command: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    os.mkfifo(out / "pc.ram")
+    done = command("ram", "-f", "--extract", out, dump)
+    assert done.returncode in (2, 4), done.stderr
+    assert stat.S_ISFIFO((out / "pc.ram").stat().st_mode)
+    assert os.listdir(out) == ["pc.ram"]
 
 
 def test_no_folder_is_called_minus(dump: Path, command: Run, tmp_path: Path) -> None:

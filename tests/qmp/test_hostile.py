@@ -26,6 +26,7 @@ Answer = Callable[[str], bytes | None]
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"major": 9, "minor": 0, "micro": 0}}, "capabilities": []}}\n'
 )
+REFUSED = b'{"class": "GenericError"'
 SANE: dict[str, Any] = {
     "query-status": {"status": "running", "running": True},
     "query-migrate": {},
@@ -78,7 +79,8 @@ class Server:
                         value = {"status": "completed"}
                     said = json.dumps(value).encode()
                 number = json.dumps(message.get("id")).encode()
-                connection.sendall(b'{"return": ' + said + b', "id": ' + number + b"}\n")
+                kind = b"error" if said.startswith(REFUSED) else b"return"
+                connection.sendall(b'{"%s": %s, "id": %s}\n' % (kind, said, number))
 
 
 @contextlib.contextmanager
@@ -132,6 +134,49 @@ def test_completed_is_not_believed(sends: bytes, says: str, tmp_path: Path) -> N
     assert not list(output.parent.iterdir())
     # What was changed is put back.
     assert server.commands.count("migrate-set-parameters") == 2
+
+
+def test_a_disk_that_qemu_finds_full(tmp_path: Path) -> None:
+    # With mapped-ram it writes the file itself.
+    failed = {"status": "failed", "error-desc": "Unable to write: No space left on device"}
+
+    def full(command: str) -> bytes | None:
+        migrated = command == "query-migrate" and "migrate" in server.commands
+        return json.dumps(failed).encode() if migrated else None
+
+    server = Server(answer=full)
+    with (
+        serving(tmp_path, server) as address,
+        sync.connect(address) as qmp,
+        pytest.raises(EnvironmentFault, match="No space left on device"),
+    ):
+        qmp.capture(str(tmp_path / "dump.bin"))
+
+
+@pytest.mark.parametrize("times", [0, 3, 1 << 30])
+def test_a_migration_that_is_over_and_is_not(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # QEMU has reported the end, and refuses to change settings for a moment.
+    monkeypatch.setattr(timeouts, "SETTLED", 0.3)
+    refusal = REFUSED + b', "desc": "There\'s a migration process in progress"}'
+    left = times
+
+    def busy(command: str) -> bytes | None:
+        nonlocal left
+        if command != "migrate-set-capabilities" or "migrate" not in server.commands or not left:
+            return None
+        left -= 1
+        return refusal
+
+    changed = {"query-migrate-capabilities": [{"capability": "xbzrle", "state": True}]}
+    monkeypatch.setitem(SANE, *changed.popitem())
+    server = Server(b"junk", busy)
+    with serving(tmp_path, server) as address, sync.connect(address) as qmp:
+        with pytest.raises(EnvironmentFault) as info:
+            qmp.capture(str(tmp_path / "dump.bin"))
+        restored = "could not be restored" not in str(info.value)
+    assert restored is (times < 4)
 
 
 def test_a_whole_stream_is_taken(tmp_path: Path) -> None:

@@ -80,8 +80,11 @@ class BlockFiles:
                 continue
             if not self._replace:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-            if stat.S_ISDIR(os.lstat(name, dir_fd=self._directory).st_mode):
+            mode = os.lstat(name, dir_fd=self._directory).st_mode
+            if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # a device, a pipe, a socket
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         for _ in self.names:
             name = self._fresh()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
