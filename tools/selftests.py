@@ -302,7 +302,7 @@ def read(path: Path, row: Row) -> None:
             row.vms += one.name == "KVM_CREATE_VM" and one.ret >= 0
             row.vcpus += one.name == "KVM_CREATE_VCPU" and one.ret >= 0
             row.nested += one.name == "KVM_SET_NESTED_STATE"
-            row.known += one.level is Level.VCPU and one.name in KNOWN
+            row.known += one.level is Level.VCPU and one.name in KNOWN and not one.missing
     row.calls += kinds[Ioctl]
     if recording.damage is not None or not kinds[Ended]:
         row.wrong.append(f"the recording is not complete: {recording.damage}")

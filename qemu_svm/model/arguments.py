@@ -212,7 +212,9 @@ def nested(saved: Saved, step: Step) -> NestedState:
     """
     if step.data is not None:
         whole = layout.UAPI_HEADER_SIZE + layout.VMCB_SIZE
-        return from_uapi(step.data[:whole].ljust(whole, b"\0"))
+        state = from_uapi(step.data[:whole].ljust(whole, b"\0"))
+        # A size that has no VMCB is refused in guest mode, and KVM does not look for one else.
+        return replace(state, vmcb=state.vmcb or bytes(layout.VMCB_SIZE))
     if not step.settings:
         return saved.nested
     header = {key: int(value) for key, value in step.settings if not key.startswith("@")}

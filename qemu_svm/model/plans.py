@@ -79,7 +79,8 @@ SOURCES = {
     "firecracker": "src/vmm/src/arch/x86_64/vcpu.rs restore_state at b245cb44dd04; no nested state",
     "vmm-reference": "src/vm-vcpu/src/vcpu/mod.rs set_state at ad371898afe7; no nested state",
     "crosvm": "hypervisor/src/x86_64.rs restore at 2768f223eeaf; no nested state",
-    "selftests": "Linux tools/testing/selftests/kvm/lib/x86 vcpu_load_state",
+    "selftests": "recorded (streams/recordings); Linux tools/testing/selftests/kvm/lib/x86 "
+    "vcpu_load_state of 6.1 to 7.2; 5.10 puts XSAVE and XCRS first",
 }
 """Where each order is from.  OpenVMM (vmm_core/virt_kvm) and kvmtool restore no nested state; the
 first puts REGS before SREGS, the second restores no vCPU at all."""

@@ -1,7 +1,7 @@
 """Calls out of a recording, which has their payload.
 
-Some recorders leave KVM_RUN alone, because it is called so often.  Where a recording has none
-of a vCPU, a run is inferred: registers that are read and are not those that were put last show
+Some recorders leave KVM_RUN alone, because it is called so often; svmstream's own sees it by eBPF.
+Where another recording has none of a vCPU, a run is inferred: registers that are read and are not those that were put last show
 that the vCPU ran meanwhile.  If nothing is read that would show it, a vCPU whose last put
 succeeded is taken to have run in the end.
 """
@@ -26,6 +26,8 @@ from qemu_svm.trace.phases import READS, RUN, STATE
 _CREATE = "KVM_CREATE_VCPU"
 _GET_REGS, _SET_REGS = "KVM_GET_REGS", "KVM_SET_REGS"
 _HELD = 64
+_BPF = "bpf"
+"""The recorder that has every first KVM_RUN after another ioctl (:mod:`qemu_svm.recorder`)."""
 _EFER = next(field.offset for field in layouts.SREGS.fields if field.name == "efer")
 
 
@@ -61,6 +63,7 @@ class Recorded:
         self.lost = 0
         self.inferred = 0
         self._recording = recording
+        self._sees_runs = recording.header.recorder == _BPF
         self._limit = limits.vcpus
         self._vcpus: dict[int, VcpuId] = {}
         self._states: dict[VcpuId, _Vcpu] = {}
@@ -134,7 +137,7 @@ class Recorded:
             yield call
             return
         state = self._states.get(call.vcpu)
-        if state is None and len(self._states) >= self._limit:
+        if self._sees_runs or (state is None and len(self._states) >= self._limit):
             yield call
             return
         if state is None:

@@ -87,6 +87,10 @@ class VcpuHistory:
             self.cpuid = self.cpuid or (step.name in CPUID and step.error is None)
 
 
+def _taken(step: Step) -> bool:
+    return step.name == NESTED and step.error is None
+
+
 @dataclass
 class Window:
     """The calls that the rules apply to.
@@ -270,6 +274,10 @@ class Window:
             right = first.line < sregs.line
             yield result("O-02", RuleOutcome.OK if right else RuleOutcome.VIOLATED, first.line)
         if not self.superseded:
+            # Nested state that KVM refused counts as not set.
+            taken = next((one.line for one in self.nested if _taken(one)), line)
+            steps = [one for one in (*self.nested, *self.after, *self.setup) if one.line > taken]
+            late = _find(steps, CPUID)
             outcome = RuleOutcome.OK if late is None else RuleOutcome.VIOLATED
             yield result("O-04", outcome, line if late is None else late.line)
 
@@ -299,9 +307,7 @@ class Window:
     def _once(self) -> Iterable[RuleResult]:
         # Outside guest mode it may be set any number of times.
         times = sum(
-            step.count
-            for step in self.nested
-            if step.name == NESTED and guest_mode(step) is not False
+            step.count for step in self.nested if _taken(step) and guest_mode(step) is not False
         )
         if times > 1:
             note = f"it is set {times} times"

@@ -20,7 +20,7 @@ from qemu_svm.findings.recorded import (
 from qemu_svm.kvm.numbers import Level
 from qemu_svm.limits import DEFAULT
 from qemu_svm.machine import Machine, Vcpu
-from qemu_svm.model.plans import WITHOUT_EFFECT
+from qemu_svm.model.plans import NAMED, WITHOUT_EFFECT
 from qemu_svm.model.recorded import IOCTLS, record_of
 from qemu_svm.model.scenario import Scenario, scenario
 from qemu_svm.recording.records import Header, Ioctl, Record
@@ -29,6 +29,7 @@ from qemu_svm.replay.replay import prepare
 from qemu_svm.snapshots.open import every_state
 from qemu_svm.source import BytesSource, Source, open_source
 from qemu_svm.trace.model import read_trace
+from qemu_svm.trace.verdict import PutVerdict, RuleOutcome
 from tests.conftest import STREAMS
 from tests.recording.recorded import made, real
 
@@ -72,6 +73,7 @@ def test_model_and_kernel_agree_on_every_ioctl_that_the_model_knows(path: Path) 
         one.number
         for one in real(path)
         if isinstance(one, Ioctl) and one.level is Level.VCPU and one.name in KNOWN
+        if not one.missing  # given an address that is none
     }
     with open_source(str(path)) as source:
         compared, different = apart(source)
@@ -83,6 +85,27 @@ def test_model_and_kernel_agree_on_every_ioctl_that_the_model_knows(path: Path) 
     results += [one for vcpu in trace.vcpus for one in vcpu.results]
     # Only MSRs that the selftest tries on purpose are refused.
     assert {one.rule.id for one in results if one.bad} <= {"T-05"}
+
+
+@pytest.mark.parametrize("name", ["state_test", "smm_test"])
+def test_the_plan_named_after_them_is_what_they_do(name: str) -> None:
+    with open_source(str(recorded(name))) as source:
+        orders = {
+            ",".join(step.name for step in restore.steps)
+            for _, _, restore in puts(source)
+            if any(step.name == "nested" for step in restore.steps)
+        }
+    assert orders == {NAMED["selftests"]}
+
+
+def test_nested_state_that_kvm_refuses_is_not_set() -> None:
+    """The selftest tries it before and after CPUID, and never runs the vCPU."""
+    with open_source(str(recorded("nested_set_state_test"))) as source:
+        trace = read_trace(source)
+    (put,) = [one for vcpu in trace.vcpus for one in vcpu.puts]
+    assert (put.verdict, put.run) == (PutVerdict.UNKNOWN, None)
+    unknown = {one.rule.id for one in put.results if one.outcome is RuleOutcome.UNKNOWN}
+    assert unknown == {"O-16"}
 
 
 def test_cpuid_is_fixed_once_the_vcpu_has_run() -> None:
