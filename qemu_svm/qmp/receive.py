@@ -130,10 +130,8 @@ class Receiver:
         except (OSError, SvmStreamError) as error:
             with self._lock:
                 self.error = self.error or error
-            # QEMU need not wait for a reader that has failed.
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
             self._set_ended()
+            self._discard(connection)
         finally:
             with self._lock:
                 self._open -= 1
@@ -157,6 +155,14 @@ class Receiver:
                 size = connection.recv_into(buffer)
             except ConnectionResetError:
                 return  # as an end: whether everything arrived, the migration's status shows
+
+    def _discard(self, connection: socket.socket) -> None:
+        # Read on until the migration is cancelled: a broken multifd channel can crash QEMU
+        # (7.2, ``yank_unregister_instance``).
+        buffer = bytearray(_BUFFER)
+        with contextlib.suppress(OSError):
+            while connection.recv_into(buffer):
+                pass
 
     def _write(self, target: int, data: memoryview) -> None:
         if stat.S_ISREG(os.fstat(target).st_mode):

@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from qemu_svm.errors import CommandRefused, QmpError, SvmStreamError
+from qemu_svm.errors import CommandRefused, QmpError, Refused, SvmStreamError
 from qemu_svm.qmp import timeouts
 from qemu_svm.qmp.answers import Migration, Status, Version
 from qemu_svm.qmp.client import Client
@@ -77,13 +77,36 @@ class Session:
         """Start the migration; if it still runs at the end, it is cancelled.
 
         :raises CommandRefused: QEMU did not start it.
+        :raises Refused: QEMU does not end the one before.
         """
+        await self._cleaned_up()
         self._migrating = True
         try:
             await self.client.execute("migrate", {"uri": uri})
         except CommandRefused:
             self._migrating = False
             raise
+
+    async def _cleaned_up(self) -> None:
+        # A migration that has failed is reported before QEMU has done with it.  If another
+        # one is started meanwhile, 7.2 refuses ("duplicate yank instance") and believes for
+        # ever after that it is in progress (``qmp_migrate``).
+        start = time.monotonic()
+        while await self._yanked():
+            if time.monotonic() - start > timeouts.SETTLED:
+                raise Refused(
+                    f"QEMU has not done with an earlier migration after {timeouts.SETTLED:g} s",
+                    hint="try again later",
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _yanked(self) -> bool:
+        try:
+            found = await self.client.execute("query-yank")
+        except CommandRefused:
+            return False  # before 6.0
+        instances = found if isinstance(found, list) else []
+        return any(isinstance(one, dict) and one.get("type") == "migration" for one in instances)
 
     async def resume(self) -> None:
         """Resume the guest if it ran before, and record the run state in ``after``.
@@ -134,22 +157,12 @@ class Session:
             ) from error
 
     async def _undo(self) -> None:
-        start = time.monotonic()
-        while True:
-            if self._migrating:
-                await self._end_migration()
-            if self._migrating or self._stopped:
-                await self.resume()
-            try:
-                await self.client.set_parameters(self._parameters)
-                await self.client.set_capabilities(self._capabilities)
-            except CommandRefused:
-                # QEMU may report the end of a migration before it lets settings be changed.
-                if not self._migrating or time.monotonic() - start > timeouts.SETTLED:
-                    raise
-                await asyncio.sleep(_POLL_SECONDS)
-            else:
-                break
+        if self._migrating:
+            await self._end_migration()
+        if self._migrating or self._stopped:
+            await self.resume()
+        await self.client.set_parameters(self._parameters)
+        await self.client.set_capabilities(self._capabilities)
         self._journal.record(running=False, capabilities={}, parameters={})
 
     async def _end_migration(self) -> Migration:

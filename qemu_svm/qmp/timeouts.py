@@ -36,8 +36,8 @@ LISTEN = 5.0
 MIGRATION_END = 30.0
 """From ``migrate_cancel`` until the migration has ended."""
 
-SETTLED = 2.0
-"""From the undoing of a migration until QEMU accepts the settings that were before."""
+SETTLED = 5.0
+"""From the end of a migration until QEMU has cleaned up after it."""
 
 SAFE_CANCEL = 2.0
 """How long a cancel waits for a moment at which no QEMU dies of it."""

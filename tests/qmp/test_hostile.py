@@ -153,30 +153,37 @@ def test_a_disk_that_qemu_finds_full(tmp_path: Path) -> None:
         qmp.capture(str(tmp_path / "dump.bin"))
 
 
-@pytest.mark.parametrize("times", [0, 3, 1 << 30])
-def test_a_migration_that_is_over_and_is_not(
+@pytest.mark.parametrize("times", [3, 1 << 30])
+def test_a_migration_that_is_over_and_not_cleaned_up(
     times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # QEMU has reported the end, and refuses to change settings for a moment.
+    # 7.2 is stuck for ever if another one is started meanwhile.
     monkeypatch.setattr(timeouts, "SETTLED", 0.3)
-    refusal = REFUSED + b', "desc": "There\'s a migration process in progress"}'
     left = times
 
     def busy(command: str) -> bytes | None:
         nonlocal left
-        if command != "migrate-set-capabilities" or "migrate" not in server.commands or not left:
+        if command != "query-yank":
             return None
         left -= 1
-        return refusal
+        return b'[{"type": "chardev", "id": "x"}%s]' % (b', {"type": "migration"}' * (left >= 0))
 
-    changed = {"query-migrate-capabilities": [{"capability": "xbzrle", "state": True}]}
-    monkeypatch.setitem(SANE, *changed.popitem())
-    server = Server(b"junk", busy)
+    server = Server(STREAM, busy)
     with serving(tmp_path, server) as address, sync.connect(address) as qmp:
-        with pytest.raises(EnvironmentFault) as info:
+        if times == 3:
             qmp.capture(str(tmp_path / "dump.bin"))
-        restored = "could not be restored" not in str(info.value)
-    assert restored is (times < 4)
+            assert server.commands.count("query-yank") == 4
+        else:
+            with pytest.raises(Refused, match="has not done with an earlier migration"):
+                qmp.capture(str(tmp_path / "dump.bin"))
+            assert "migrate" not in server.commands
+
+
+def test_a_qemu_that_has_no_query_yank(tmp_path: Path) -> None:
+    refusal = REFUSED + b', "desc": "The command query-yank has not been found"}'
+    server = Server(STREAM, lambda command: refusal if command == "query-yank" else None)
+    with serving(tmp_path, server) as address, sync.connect(address) as qmp:
+        assert qmp.capture(str(tmp_path / "dump.bin")).size == len(STREAM)
 
 
 def test_a_whole_stream_is_taken(tmp_path: Path) -> None:
