@@ -361,6 +361,8 @@ def jobs_of(machines: Iterator[Machine], row: Row) -> Iterator[ReplayJob]:
 
 def replayed(lab: Lab, jobs: Sequence[ReplayJob], ram: RamFile, row: Row) -> None:
     """Hold every put against the same bytes on a real kernel, and that against the model."""
+    if not jobs:
+        return
     probe = lab.target.probe()
     for job, result in zip(jobs, perform(lab.target, ram, jobs, probe), strict=True):
         row.replayed += sum(record_of(step.step) > 0 for step in result.steps)
@@ -415,14 +417,15 @@ def one(lab: Lab, program: Path, place: Path, *, name: str) -> Row:
                 machines = list(every_state(source, LIMITS))
             except SourceError:
                 continue  # no registers are set
-            jobs = list(jobs_of(iter(machines), row))
-            if jobs:
+            try:
+                jobs = list(jobs_of(iter(machines), row))
                 with closing(extract_ram(machines[0], f"{folder}/ram")) as ram:
-                    try:
-                        replayed(lab, jobs, ram, row)
-                    except LabError as error:
-                        lab.close()
-                        row.wrong.append(f"replay: {error}")
+                    replayed(lab, jobs, ram, row)
+            except LabError as error:
+                lab.close()
+                row.wrong.append(f"replay: {error}")
+            except SvmStreamError as error:
+                row.wrong.append(f"put {row.puts}: {error}")
     row.wrong += row.apart
     write(result, row)
     return row

@@ -1,9 +1,9 @@
 """Calls out of a recording, which has their payload.
 
 Some recorders leave KVM_RUN alone, because it is called so often; svmstream's own sees it by eBPF.
-Where another recording has none of a vCPU, a run is inferred: registers that are read and are not those that were put last show
-that the vCPU ran meanwhile.  If nothing is read that would show it, a vCPU whose last put
-succeeded is taken to have run in the end.
+Where another recording has none of a vCPU, a run is inferred: registers that are read and are not
+those that were put last show that the vCPU ran meanwhile.  If nothing is read that would show it,
+a vCPU whose last put succeeded is taken to have run in the end.
 """
 
 from __future__ import annotations
