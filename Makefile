@@ -131,6 +131,11 @@ recorded: $(STAMP)  ## restores on each kernel, recorded by eBPF and by ptrace (
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
 	$(BIN)/python tools/recorded.py
 
+.PHONY: trials
+trials: $(STAMP)  ## patches whose effect is known, on two kernels, and a share that is attacked (half an hour, 1 GiB)
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86
+	$(BIN)/python tools/trials.py
+
 .PHONY: selftests
 selftests: $(STAMP)  ## the KVM selftests of KERNELS in the box, recorded and judged (an hour each, 1 GiB)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils "gcc:gcc libc6-dev" xz:xz-utils

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from qemu_svm.inside.view import page as vmcb
 from qemu_svm.model.kvm.vcpu import RunEnd
 from qemu_svm.model.saved import Saved
+from qemu_svm.nested.layout import VMCB_SIZE
 from qemu_svm.replay.compare import INSIDE
 from qemu_svm.replay.conform import Guest
 from qemu_svm.replay.job import ReplayJob, ReplayResult, ReplayStep
@@ -39,6 +41,11 @@ _RESTLESS = (
     *("*.control.exit_int_info*", "*.control.insn_*", "*.control.tlb_ctl"),
 )
 """Members that differ between two runs of the same kernel."""
+_REQUESTS = INSIDE + "requests"
+_MATTER = sum(1 << 8 + number for number in (2, 3, 5, 24, 26, 27))
+"""The requests of ``vcpu->requests`` that do not come from timers and clocks: a triple fault,
+MMU_SYNC, LOAD_MMU_PGD, GET_NESTED_STATE_PAGES, TLB_FLUSH_CURRENT and TLB_FLUSH_GUEST (Linux
+``arch/x86/include/asm/kvm_host.h``, ``KVM_ARCH_REQ``, the same from 5.10 to 7.2)."""
 _ALIKE = 0.5  # of the names of two differences, if they are two of one kind
 
 
@@ -46,7 +53,8 @@ _ALIKE = 0.5  # of the names of two differences, if they are two of one kind
 class Change:
     """One part of the state.
 
-    :param name: ``errno``, ``run``, ``end``, a part of the state, ``inside.MEMBER``.
+    :param name: ``errno``, ``run``, ``end``, a part of the state, ``vmcb12.FIELD`` for what L1
+        finds in its memory after a run, ``inside.MEMBER``.
     :param owner: whose register the value with the patch is: ``L1's``, ``L2's``, or empty.
     """
 
@@ -90,6 +98,14 @@ class Difference:
     def outside(self) -> bool:
         """Whether an ioctl shows it, at this step or at a later one."""
         return not self.inside_only or self.shown is not None
+
+    @property
+    def hung(self) -> bool:
+        """Whether a run was ended by its time limit on one side."""
+        return any(
+            change.name == "run" and RunEnd.HANG in (change.without, change.with_patch)
+            for change in self.changes
+        )
 
     @property
     def names(self) -> frozenset[str]:
@@ -202,6 +218,7 @@ def _is_restless(name: str) -> bool:
 
 def _names(one: ReplayStep, other: ReplayStep) -> Iterator[str]:
     yield "errno" if one.run is None else "run"
+    yield from _vmcb12(one).keys() & _vmcb12(other).keys()
     yield from one.state.keys() & other.state.keys()
     yield from (INSIDE + name for name in (one.inside or {}).keys() & (other.inside or {}).keys())
 
@@ -211,13 +228,31 @@ def _changes(saved: Saved, one: ReplayStep, other: ReplayStep) -> Iterator[Chang
         yield Change("errno", one.errno, other.errno)
     if one.run is not None and other.run is not None and one.run.result != other.run.result:
         yield Change("run", one.run.result, other.run.result)
+    seen, differs = _vmcb12(one), _vmcb12(other)
+    for name in sorted(seen.keys() & differs.keys()):
+        if seen[name] != differs[name]:
+            yield _change(saved, name, seen[name], differs[name])
     for name in sorted(one.state.keys() | other.state.keys()):
         if one.state.get(name) != other.state.get(name):
             yield _change(saved, name, one.state.get(name), other.state.get(name))
-    mine, theirs = one.inside or {}, other.inside or {}
+    mine, theirs = _settled(one), _settled(other)
     for name in sorted(mine.keys() & theirs.keys()):
-        if mine[name] != theirs[name] and not _is_restless(INSIDE + name):
-            yield _change(saved, INSIDE + name, mine[name], theirs[name])
+        if mine[name] != theirs[name] and not _is_restless(name):
+            yield _change(saved, name, mine[name], theirs[name])
+
+
+def _vmcb12(step: ReplayStep) -> dict[str, Any]:
+    # What L1 has in its memory after a run: exit code and L2's registers.
+    page = b"" if step.run is None else step.run.vmcb12
+    return vmcb(page, "vmcb12") if len(page) == VMCB_SIZE else {}
+
+
+def _settled(step: ReplayStep) -> dict[str, Any]:
+    # What the kernel's memory has, without requests that come and go by themselves.
+    found = {INSIDE + name: value for name, value in (step.inside or {}).items()}
+    if _REQUESTS in found:
+        found[_REQUESTS] &= _MATTER
+    return found
 
 
 def _change(saved: Saved, name: str, without: Any, with_patch: Any) -> Change:

@@ -165,26 +165,26 @@ def put_on_trial(
         # At the end, boxes are stopped, then threads end, then the boxes' files go.
         pool = stack.enter_context(ThreadPoolExecutor(2, "side"))
         stack.callback(without.stop)
-        own = pool.submit(without.probe)  # it boots while the module is built
+        own = pool.submit(_ready, without)  # it boots while the module is built
+        guests = []
+        for number, machine in enumerate(machines):
+            guest = read_guest(machine, folder / f"ram{number}")
+            stack.enter_context(closing(guest.ram))
+            guests.append(guest)
         module = subject.made(held, progress=progress)
         progress.step("starting two boxes")
         with_patch = boxes.enter_context(
             InBox(boot(module.files, subject.own), module.types, foreign=True)
         )
         stack.callback(with_patch.stop)
-        version = kernel_of(own.result())
         try:
-            other = kernel_of(with_patch.probe())
+            other, theirs = _ready(with_patch)
         except LabError as error:
             raise LabError(f"with {subject.name}: {error.what}", hint=error.hint) from error
-        inside = _has_layout(with_patch) and _has_layout(without)
+        version, ours = own.result()
+        inside = ours and theirs
         sides = Sides(without, with_patch, pool, inside=inside)
         found: list[Found] = []
-        guests = []
-        for number, machine in enumerate(machines):
-            guest = read_guest(machine, folder / f"ram{number}")
-            stack.enter_context(closing(guest.ram))
-            guests.append(guest)
         for number, guest in enumerate(guests):
             progress.step(f"plans of {guest.name}", number, len(guests))
             found += _performed(sides, guest, list(_jobs(guest, PLANS)))
@@ -212,12 +212,14 @@ def put_on_trial(
         )  # fmt: skip
 
 
-def _has_layout(side: InBox) -> bool:
+def _ready(side: InBox) -> tuple[str, bool]:
+    # The version of its kernel, and whether that says where its types are.
+    version = kernel_of(side.probe())
     try:
         side.layout()
     except EnvironmentFault:
-        return False
-    return True
+        return version, False
+    return version, True
 
 
 def _performed(sides: Sides, guest: Guest, jobs: Sequence[ReplayJob]) -> list[Found]:
@@ -281,6 +283,8 @@ def _confirmed(sides: Sides, found: Sequence[Found]) -> list[Difference]:
         if number < _REPEATED and not sides.spent:
             job = replace(job, options=replace(job.options, seconds=_PATIENT))
             again = next(sides.run(guest, [job]), first)
+        elif first.hung:
+            continue  # the machine may have been busy
         if again is None or not again.names & first.names:
             continue
         if number < _SHRUNK and again.step > _SHORT and not sides.spent:

@@ -31,6 +31,7 @@ _GROUPS = {
     "msr": "MSRs",
     "smm": "SMM",
     "shadow": "the interrupt shadow",
+    "vmcb12": "what L1 finds in vmcb12",
     "gif": "GIF",
     "hflags": "hflags",
 }
@@ -149,11 +150,16 @@ def _sentence(one: Difference) -> str:
     outside = [change for change in one.changes if not change.is_inside]
     what = _holders(outside or one.changes)
     if outside:
-        return f"ioctls show {what}"
+        return f"{_seen_by(outside)} {what}"
     if one.shown is not None:
         return f"{what} in the kernel's memory; ioctls show it after step {one.shown.step}"
     until = f" until step {one.until[0]}, {_ioctl(one.until[1])}" if one.until is not None else ""
     return f"{what} in the kernel's memory only{until}; no ioctl shows it"
+
+
+def _seen_by(changes: Sequence[Change]) -> str:
+    own = [change.name.startswith("vmcb12.") for change in changes]
+    return "L1 finds" if all(own) else "ioctls and L1 show" if any(own) else "ioctls show"
 
 
 def _result(errno: str | None) -> str:

@@ -13,15 +13,19 @@ from qemu_svm.lab.box import boot
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.suites import cache
 from qemu_svm.lab.suites.catalogue import of_kernel
+from qemu_svm.lab.trial import trial as trials
 from qemu_svm.lab.trial.differ import Difference, Tally, difference, kinds
 from qemu_svm.lab.trial.patches import Patch, read_patch
-from qemu_svm.lab.trial.sides import Crash, Sides
+from qemu_svm.lab.trial.sides import CRASHES, Crash, Sides
 from qemu_svm.lab.trial.trial import PLANS, Trial
 from qemu_svm.lab.trial.workshop import Module
 from qemu_svm.model import plans
+from qemu_svm.model.kvm.vcpu import RunEnd
+from qemu_svm.nested.layout import CONTROL, VMCB_SIZE
 from qemu_svm.render.text.lab_patch import render
 from qemu_svm.replay.conform import Guest
 from qemu_svm.replay.job import ReplayJob, ReplayOptions, ReplayResult
+from qemu_svm.replay.memory import STOP, STUB_BYTES, patches
 from qemu_svm.replay.replay import against_model, perform
 from tests.conftest import ROOT, STREAMS, Run
 
@@ -91,7 +95,8 @@ def test_the_model_has_nothing_in_a_save_cache_that_nobody_filled(
 def test_what_only_the_clock_changes_is_no_difference(plain: Guest, replayed: ReplayResult) -> None:
     step = replayed.steps[2]
     assert step.inside is not None
-    other = {"vmcb02.control.tsc_offset": 1, "vmcb01.control.asid": 77, "requests": 4}
+    other = {"vmcb02.control.tsc_offset": 1, "vmcb01.control.asid": 77}
+    other["requests"] = step.inside["requests"] ^ 1 << 12
     late = replace(step, inside=step.inside | other)
     result = replace(replayed, steps=(*replayed.steps[:2], late, *replayed.steps[3:]))
     assert compared(plain, replayed, result) is None
@@ -212,3 +217,95 @@ def test_the_patches_of_the_documentation_can_be_read() -> None:
     assert len(found) >= 5
     for path in found:
         assert read_patch(path.read_bytes(), path.name).files == ("arch/x86/kvm/svm/nested.c",)
+
+
+@pytest.mark.parametrize(("bit", "differs"), [(4, False), (8, False), (24, True), (26, True)])
+def test_requests_that_come_by_themselves(
+    plain: Guest, replayed: ReplayResult, bit: int, differs: bool
+) -> None:
+    """KVM_REQ_CLOCK_UPDATE and STEAL_UPDATE do; a flush of the TLB does not."""
+    step = replayed.steps[2]
+    assert step.inside is not None
+    other = {"requests": step.inside["requests"] ^ 1 << 8 + bit}
+    late = replace(step, inside=step.inside | other)
+    result = replace(replayed, steps=(*replayed.steps[:2], late, *replayed.steps[3:]))
+    found = compared(plain, replayed, result)
+    assert (found is not None) == differs
+
+
+def test_whose_register_it_is(plain: Guest, replayed: ReplayResult) -> None:
+    """Those that KVM_SET_REGS loads have owners as well."""
+    step = replayed.steps[2]
+    assert step.inside is not None
+    other = {"vmcb02.save.rip": plain.saved.l1().get("rip"),
+             "vmcb02.save.rsp": plain.saved.regs["rsp"]}  # fmt: skip
+    wrong = replace(step, inside=step.inside | other)
+    result = replace(replayed, steps=(*replayed.steps[:2], wrong, *replayed.steps[3:]))
+    found = compared(plain, replayed, result)
+    assert found is not None
+    assert [one.owner for one in found.changes] == ["L1's", "L2's"]
+
+
+def test_what_l1_executes_in_a_plan_with_two_runs(plain: Guest) -> None:
+    """After its exit L1 stops, then executes VMRUN, then stops again."""
+    steps = plans.parse(PLAN + ",run")
+    found = {
+        vmrun: dict(patches(plain.ram.read, plain.saved, steps, shorten=True, vmrun=vmrun))
+        for vmrun in (False, True)
+    }
+    place = plain.saved.l1().get("rip")  # L1's paging is one to one
+    stop = STOP[:2]
+    assert found[False][place].startswith(stop * 3)
+    assert found[True][place].startswith(stop + b"\x0f\x01\xd8" + stop)
+    assert all(len(stub) <= STUB_BYTES for stub in (found[True][place], found[False][place]))
+
+
+def test_the_step_in_which_l1_executes_vmrun_is_named(plain: Guest, replayed: ReplayResult) -> None:
+    (job,) = jobs(plain, PLAN + ",run")
+    runs = (*replayed.steps, replace(replayed.steps[-1], number=7))
+    result = replace(replayed, steps=runs)
+    late = runs[-1]
+    assert late.inside is not None
+    wrong = replace(late, inside=late.inside | {"nested.save.cr3": 0x999000})
+    found = difference(plain, job, result, replace(result, steps=(*runs[:-1], wrong)), Tally())
+    assert found is not None
+    assert "after step 7, KVM_RUN, in which L1 executes VMRUN: nested.save.cr3" in shown(
+        made(found)
+    )
+
+
+def test_what_l1_finds_in_its_memory(plain: Guest, replayed: ReplayResult) -> None:
+    """A #VMEXIT that writes another exit code to vmcb12 is seen by nobody else."""
+    last = replayed.steps[-1]
+    assert last.run is not None
+    assert len(last.run.vmcb12) == VMCB_SIZE
+    code = CONTROL.member("exit_code").offset
+    page = bytearray(last.run.vmcb12)
+    page[code : code + 4] = b"\xff" * 4
+    wrong = replace(last, run=replace(last.run, vmcb12=bytes(page)))
+    found = compared(plain, replayed, replace(replayed, steps=(*replayed.steps[:-1], wrong)))
+    assert found is not None
+    assert found.outside
+    assert [one.name for one in found.changes] == ["vmcb12.control.exit_code"]
+    text = shown(made(found))
+    assert "after step 6, KVM_RUN: L1 finds vmcb12.control.exit_code" in text
+    assert "errno and every answer" not in text
+
+
+def test_a_hang_that_cannot_be_tried_again_does_not_count(
+    in_box: InBox, plain: Guest, replayed: ReplayResult
+) -> None:
+    """Time limits end runs on a busy machine; a kernel that crashed is not asked again."""
+    last = replayed.steps[-1]
+    assert last.run is not None
+    hung = replace(last, run=replace(last.run, result=RunEnd.HANG.value))
+    late = compared(plain, replayed, replace(replayed, steps=(*replayed.steps[:-1], hung)))
+    other = compared(plain, replayed, changed(replayed, 3, cr3=0x101000))
+    assert late is not None
+    assert other is not None
+    assert (late.hung, other.hung) == (True, False)
+    crash = Crash("g", PLAN, True, "BUG: NULL", 3, "nested", "RIP: 0010:f+0x1/0x2")
+    with ThreadPoolExecutor(1) as pool:
+        sides = Sides(in_box, in_box, pool, crashes=[crash] * CRASHES)
+        (job,) = jobs(plain, PLAN)
+        assert trials._confirmed(sides, [(plain, job, late), (plain, job, other)]) == [other]
