@@ -11,7 +11,7 @@ _MAGICS = (
     (b"QFI\xfb", "a qcow2 image"),
     (b"KDUMP   ", "a kdump file of makedumpfile or dump-guest-memory: open it with crash or drgn"),
     (b"DISKDUMP", "a diskdump file, made by makedumpfile: open it with crash"),
-    (b"makedumpfile", "a flattened dump of makedumpfile: open it with crash"),
+    (b"makedumpfile", "a flattened kdump file (dump-guest-memory makes such): open it with crash"),
     (b"\x04\x22\x4d\x18", "lz4-compressed data: decompress it with lz4 -d FILE"),
     (b"\x02\x21\x4c\x18", "lz4-compressed data: decompress it with lz4 -d FILE"),
     (b"SVMTRACE", "a log of svmtrace: svmstream vmruns FILE shows it"),
@@ -65,6 +65,16 @@ def _elf(head: bytes) -> str | None:
     return "an ELF file"
 
 
+def _skippable(head: bytes) -> str | None:
+    # zstd begins so too, but was decompressed if it follows.
+    if head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
+        return (
+            "a skippable frame of lz4 or zstd, without zstd behind it: if it is lz4, decompress it "
+            "with lz4 -d FILE"
+        )
+    return None
+
+
 def _tls(head: bytes) -> str | None:
     # A record: its type (handshake, or application data), version 3.x, length (RFC 8446, 5.1).
     if head[0] in (0x14, 0x15, 0x16, 0x17) and head[1] == 3 and head[2] <= 4:
@@ -102,7 +112,14 @@ def seen_elsewhere(head: bytes) -> str | None:
             return what
     if len(head) < 4:
         return None
-    return _elf(head) or _tls(head) or _tar(head) or _text(head) or _connection(head)
+    return (
+        _skippable(head)
+        or _elf(head)
+        or _tls(head)
+        or _tar(head)
+        or _text(head)
+        or _connection(head)
+    )
 
 
 def _connection(head: bytes) -> str | None:

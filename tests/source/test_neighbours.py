@@ -174,10 +174,11 @@ NEIGHBOURS = {
     "tls": (bytes.fromhex("16030100c7010000c303034cc62d420d") + bytes(99), "a TLS connection"),
     "tls data": (bytes.fromhex("1703034011") + bytes(range(200)), "a TLS connection"),
     "kdump": (b"KDUMP   " + bytes(500), "a kdump file"),
+    "flattened kdump": (b"makedumpfile\0\0\0\0\0\0\0\1" + bytes(500), "a flattened kdump file"),
     "diskdump": (b"DISKDUMP" + bytes(500), "crash"),
     "lz4": (b"\x04\x22\x4d\x18" + bytes(99), "lz4 -d"),
     "lz4 behind a skippable frame": (
-        b"\x50\x2a\x4d\x18\4\0\0\0skip\x04\x22\x4d\x18" + bytes(99), "not a QEMU migration stream",
+        b"\x50\x2a\x4d\x18\4\0\0\0skip\x04\x22\x4d\x18" + bytes(99), "lz4 -d",
     ),
     "elf core": (ELF + b"\4\0\x3e\0" + bytes(99), "an ELF core"),
     "elf": (ELF + b"\2\0\x3e\0" + bytes(99), "an ELF file"),
