@@ -39,6 +39,7 @@ from qemu_svm.findings.recorded import (
     first_difference,
     recorded_kernel,
 )
+from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.kvm.numbers import Level
 from qemu_svm.lab import Box
 from qemu_svm.lab.kvm import InBox
@@ -346,8 +347,11 @@ def jobs_of(machines: Iterator[Machine], row: Row) -> Iterator[ReplayJob]:
             row.compared += len(found_steps - compared - {0})
             compared |= found_steps
             (kernel,) = recorded_kernel(vcpu, ())
-            answers = answers_of(restore.simulate(kernel))
-            found = first_difference(vcpu.put, restore.steps, answers)
+            simulation = restore.simulate(kernel)
+            verdict = judge_restore(simulation).verdict
+            if row.status == "passes" and verdict in (Verdict.WRONG, Verdict.BROKEN):
+                row.wrong.append(f"{label}: simulate calls it {verdict}")
+            found = first_difference(vcpu.put, restore.steps, answers_of(simulation))
             if found is not None:
                 words = difference_words(found, "the model")
                 row.apart.append(f"{label}: {words}")

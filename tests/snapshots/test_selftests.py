@@ -17,6 +17,7 @@ from qemu_svm.findings.recorded import (
     recorded_findings,
     recorded_kernel,
 )
+from qemu_svm.findings.verdict import Verdict, judge_restore
 from qemu_svm.kvm.numbers import Level
 from qemu_svm.limits import DEFAULT
 from qemu_svm.machine import Machine, Vcpu
@@ -50,15 +51,19 @@ def puts(source: Source) -> Iterator[tuple[Machine, Vcpu, Scenario]]:
 
 
 def apart(source: Source) -> tuple[set[int], list[RecordedDifference]]:
-    """The records that were compared with the model, and what differs."""
+    """The records that were compared with the model, and what differs; no put is judged wrong."""
     compared: set[int] = set()
+    verdicts: set[Verdict] = set()
     found = []
     for _, vcpu, restore in puts(source):
         compared |= {record_of(one) for one in restore.steps if one.name not in WITHOUT_EFFECT}
         (kernel,) = recorded_kernel(vcpu, ())
         assert vcpu.put is not None
-        one = first_difference(vcpu.put, restore.steps, answers_of(restore.simulate(kernel)))
+        simulation = restore.simulate(kernel)
+        one = first_difference(vcpu.put, restore.steps, answers_of(simulation))
+        verdicts.add(judge_restore(simulation).verdict)
         found += [] if one is None else [one]
+    assert not verdicts & {Verdict.WRONG, Verdict.BROKEN}
     return compared - {0}, found
 
 
