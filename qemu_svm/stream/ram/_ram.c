@@ -162,7 +162,7 @@ PyInit__ram(void)
 {
     PyObject *module = PyModule_Create(&definition);
 
-    if (module && PyModule_AddIntConstant(module, "INTERFACE", 3) < 0) {
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", 4) < 0) {
         Py_DECREF(module);
         return NULL;
     }

@@ -37,7 +37,12 @@ def copy(
     /,
 ) -> int: ...
 def settle(
-    where: Sequence[int], count: Sequence[int], data: Sequence[int], page_size: int, /
+    where: Sequence[int],
+    count: Sequence[int],
+    data: Sequence[int],
+    page_size: int,
+    times: Sequence[int] | None = None,
+    /,
 ) -> tuple[bytes, bytes, bytes, bytes] | None: ...
 def tally(
     runs: tuple[Sequence[int], Sequence[int], Sequence[int] | None],

@@ -12,9 +12,16 @@ enum { MOST_TIMES = 255, DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS };
 struct runs {
     const uint64_t *where, *data;
     const uint32_t *count;
+    const unsigned char *times;                     /* copies of the pages of each; NULL: one */
     uint64_t stride[KIND + 1];
     Py_ssize_t many;
 };
+
+static size_t
+times_of(const struct runs *runs, uint32_t run)
+{
+    return runs->times == NULL ? 1 : runs->times[run];
+}
 
 static uint64_t
 page_of(const struct runs *runs, uint32_t run)
@@ -182,7 +189,7 @@ sweep(const struct runs *runs, const uint32_t *order, struct heap *ends, struct 
 {
     const size_t many = (size_t)runs->many;
     uint64_t page = 0;
-    size_t next = 0;
+    size_t next = 0, times = 0;                     /* times: copies of the present page */
 
     while (next < many || ends->size) {
         uint64_t to = ends->size ? end_of(runs, ends->run[0]) : page_of(runs, order[next]);
@@ -190,13 +197,16 @@ sweep(const struct runs *runs, const uint32_t *order, struct heap *ends, struct 
         if (next < many && page_of(runs, order[next]) < to)
             to = page_of(runs, order[next]);
         if (ends->size && to > page &&
-            !emit(runs, final, newest->run[0], page, to, ends->size))
+            !emit(runs, final, newest->run[0], page, to, times))
             return 0;
         page = to;
-        while (ends->size && end_of(runs, ends->run[0]) == page)
+        while (ends->size && end_of(runs, ends->run[0]) == page) {
+            times -= times_of(runs, ends->run[0]);
             pop(runs, ends);
+        }
         for (; next < many && page_of(runs, order[next]) == page; next++) {
             if (runs->count[order[next]]) {
+                times += times_of(runs, order[next]);
                 push(runs, ends, order[next]);
                 push(runs, newest, order[next]);
             }
@@ -226,14 +236,17 @@ settle(const struct runs *runs, struct final *final)
 
 /* Check the columns, and that no run ends past the last page that a row can have. */
 static int
-runs_of(const Py_buffer *where, const Py_buffer *count, const Py_buffer *data, struct runs *runs)
+runs_of(const Py_buffer *where, const Py_buffer *count, const Py_buffer *data,
+        const Py_buffer *times, struct runs *runs)
 {
     runs->many = count->len / (Py_ssize_t)sizeof(uint32_t);
     runs->where = where->buf;
     runs->count = count->buf;
     runs->data = data->buf;
+    runs->times = times->buf;
     int good = where->len == runs->many * (Py_ssize_t)sizeof(uint64_t) &&
-               data->len == where->len && (uint64_t)runs->many < UINT32_MAX;
+               data->len == where->len && (uint64_t)runs->many < UINT32_MAX &&
+               (times->buf == NULL || times->len == runs->many);
 
     for (Py_ssize_t run = 0; good && run < runs->many; run++)
         good = end_of(runs, (uint32_t)run) <= UINT64_MAX >> KIND_BITS;
@@ -275,7 +288,7 @@ columns_of(struct final *final)
 PyObject *
 ram_settle(PyObject *module, PyObject *args)
 {
-    Py_buffer where, count, data;
+    Py_buffer where, count, data, times = {.buf = NULL};
     struct runs runs = {.many = 0};
     struct final final = {.used = 0};
     unsigned long long page_size;
@@ -283,12 +296,12 @@ ram_settle(PyObject *module, PyObject *args)
     int good;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "y*y*y*K:settle", &where, &count, &data, &page_size))
+    if (!PyArg_ParseTuple(args, "y*y*y*K|z*:settle", &where, &count, &data, &page_size, &times))
         return NULL;
     runs.stride[KIND_ZERO] = runs.stride[KIND_FILLED] = HEAD;
     runs.stride[KIND_PAGE] = WORD + page_size;
     runs.stride[KIND_PLACED] = page_size;
-    if (runs_of(&where, &count, &data, &runs)) {
+    if (runs_of(&where, &count, &data, &times, &runs)) {
         Py_BEGIN_ALLOW_THREADS
         good = settled(&runs) ? 2 : settle(&runs, &final);
         Py_END_ALLOW_THREADS
@@ -306,6 +319,7 @@ ram_settle(PyObject *module, PyObject *args)
     PyBuffer_Release(&where);
     PyBuffer_Release(&count);
     PyBuffer_Release(&data);
+    PyBuffer_Release(&times);
     return result;
 }
 

@@ -5,7 +5,7 @@ Every function in it has an equivalent in Python, which is used then.
 
 from __future__ import annotations
 
-_INTERFACE = 3  # version of the functions that this package calls
+_INTERFACE = 4  # version of the functions that this package calls
 
 try:
     from qemu_svm.stream.ram import _ram as ram

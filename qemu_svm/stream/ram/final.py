@@ -4,7 +4,8 @@ They are made from the runs in the order of sending (:class:`~qemu_svm.stream.ra
 once for each block, by the compiled module or here, and take memory for what was sent,
 whatever size the block has.  Where a stream has one pass over the RAM, they are the same
 runs.  Each has the number of copies of its pages, and the columns have the form of
-``RamRuns``.
+``RamRuns``.  Where there are more runs than belong into memory, all blocks are done together,
+with most of the result in temporary files (:mod:`~qemu_svm.stream.ram.portions`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,21 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import add
 
 from qemu_svm.stream.ram import compiled
-from qemu_svm.stream.ram.runs import KIND, KIND_BITS, PIECE, Columns, PageKind, RamRuns, Settled
+from qemu_svm.stream.ram.deltas import Deltas
+from qemu_svm.stream.ram.runs import (
+    KIND,
+    KIND_BITS,
+    KINDS,
+    PIECE,
+    Columns,
+    PageKind,
+    RamRuns,
+    Settle,
+    Settled,
+)
 
 Copy = tuple[int, int]
 """The :class:`~qemu_svm.stream.ram.runs.PageKind` and ``data`` of a copy of a page."""
@@ -35,6 +48,11 @@ class Tally:
     repeated: int
     most: int
 
+    def plus(self, other: Tally) -> Tally:
+        """Return the numbers of these pages and of other ones."""
+        kinds = tuple(map(add, self.kinds, other.kinds))
+        return Tally(kinds, self.repeated + other.repeated, max(self.most, other.most))
+
     @property
     def sent(self) -> int:
         """Pages that were sent."""
@@ -49,6 +67,9 @@ class Tally:
     def data(self) -> int:
         """Pages with content at the end."""
         return self.sent - self.zero
+
+
+_TALLIED = 1 << 14  # rows that are counted at once
 
 
 class Final(ABC):
@@ -98,21 +119,36 @@ class FinalRuns(Final):
 
     def __init__(self, runs: RamRuns, block: int, since: int = 0) -> None:
         self._runs = runs
-        self._sent = runs.columns(block, since)
         self._strides = runs.strides
-        found = settle(*self._sent, runs.page_size)
-        self._where, self._count, self._data = found[:3] if found else self._sent
-        self._times = found[3] if found else None
-        self._deltas: _Deltas | None = None
+        self._block = block
+        self._where: Sequence[int]
+        self._count: Sequence[int]
+        self._data: Sequence[int]
+        self._times: Sequence[int] | None = None
+        self._first = 0
+        self._deltas: Deltas | None = None
+        self._few = runs.few
+        if self._few:
+            sent = runs.columns(block, since)
+            found = settle(*sent, runs.page_size)
+            self._where, self._count, self._data = found[:3] if found else sent
+            self._times = found[3] if found else None
+            self._end = len(self._where)
+        else:
+            from qemu_svm.stream.ram.portions import settled
+
+            span = settled(runs, settle, since).span(block)
+            self._where, self._count, self._data, self._times = span.rows.columns
+            self._first, self._end = span.first, span.end
 
     def _range(self, first: int, end: int) -> tuple[int, int]:
         # The rows that have pages from ``first`` to before ``end``.
         if first >= end:
-            return 0, 0
-        low = bisect_right(self._where, first << KIND_BITS | KIND) - 1
-        if low < 0 or (self._where[low] >> KIND_BITS) + self._count[low] <= first:
+            return self._first, self._first
+        low = bisect_right(self._where, first << KIND_BITS | KIND, self._first, self._end) - 1
+        if low < self._first or (self._where[low] >> KIND_BITS) + self._count[low] <= first:
             low += 1
-        return low, bisect_left(self._where, end << KIND_BITS, low)
+        return low, bisect_left(self._where, end << KIND_BITS, low, self._end)
 
     def rows(self, first: int, end: int) -> Iterator[Columns]:
         """Yield the runs of the pages from ``first`` to before ``end``, some at a time."""
@@ -142,13 +178,21 @@ class FinalRuns(Final):
 
     def tally(self, first: int, end: int) -> Tally:
         """Return the numbers of the pages from ``first`` to before ``end``."""
-        runs = self._where, self._count, self._times
-        return Tally(*tally(runs, (first, end), self._range(first, end)))
+        low, high = self._range(first, end)
+        if self._few:
+            return Tally(*tally((self._where, self._count, self._times), (first, end), (low, high)))
+        assert self._times is not None
+        whole = Tally((0,) * KINDS, 0, 0)
+        for at in range(low, high, _TALLIED):
+            part = slice(at, min(at + _TALLIED, high))
+            rows = self._where[part], self._count[part], self._times[part]
+            whole = whole.plus(Tally(*tally(rows, (first, end), (0, len(rows[0])))))
+        return whole
 
     def copy(self, page: int) -> Copy | None:
         """Return the last copy of a page; None if it was never sent."""
-        row = bisect_right(self._where, page << KIND_BITS | KIND) - 1
-        if row < 0:
+        row = bisect_right(self._where, page << KIND_BITS | KIND, self._first, self._end) - 1
+        if row < self._first:
             return None
         where = self._where[row]
         into = page - (where >> KIND_BITS)
@@ -160,59 +204,34 @@ class FinalRuns(Final):
     def before(self, page: int) -> tuple[Copy | None, Sequence[int]]:
         """Return the copy before the deltas of a page, and the deltas."""
         if self._deltas is None:
-            self._deltas = _Deltas(self._sent, self._strides, self._where)
-        return self._deltas.of(page)
+            if self._few:
+                sent = self._runs.columns(self._block)
+                self._deltas = Deltas((sent[0], sent[2]), self._strides)
+                self._deltas.want(self._block, self._where)
+                self._deltas.read(iter(((self._block, *sent),)))
+            else:
+                from qemu_svm.stream.ram.portions import settled
 
-
-class _Deltas:
-    # For each page whose last copy is a delta, the copies that it is made of: each run
-    # of one delta (it has one page) notes the run that had the page before it.
-    def __init__(self, sent: Columns, strides: dict[int, int], final: Sequence[int]) -> None:
-        self._sent, self._strides = sent, strides
-        xbzrle = int(PageKind.XBZRLE)
-        self._pages = array("Q", (where >> KIND_BITS for where in final if where & KIND == xbzrle))
-        # 0 means no run, so the numbers start at 1.
-        self._last = array("I", bytes(4 * len(self._pages)))
-        self._before = array("I", bytes(4 * (len(sent[0]) + 1)))
-        pages, last, many = self._pages, self._last, len(self._pages)
-        for number, (where, count) in enumerate(zip(sent[0], sent[1], strict=True), 1):
-            page = where >> KIND_BITS
-            at = bisect_left(pages, page)
-            end = page + count
-            while at < many and pages[at] < end:
-                if where & KIND == xbzrle:
-                    self._before[number] = last[at]
-                last[at] = number
-                at += 1
-
-    def of(self, page: int) -> tuple[Copy | None, Sequence[int]]:
-        where, _, data = self._sent
-        deltas = array("Q")
-        number = self._last[bisect_left(self._pages, page)]
-        while number:
-            kind = where[number - 1] & KIND
-            if kind != PageKind.XBZRLE:
-                into = page - (where[number - 1] >> KIND_BITS)
-                deltas.reverse()
-                return (kind, data[number - 1] + into * self._strides[kind]), deltas
-            deltas.append(data[number - 1])
-            number = self._before[number]
-        deltas.reverse()
-        return None, deltas
+                self._deltas = settled(self._runs, settle).deltas()
+        return self._deltas.of(self._block, page)
 
 
 def settle_compiled(
-    where: Sequence[int], count: Sequence[int], data: Sequence[int], page_size: int
+    where: Sequence[int],
+    count: Sequence[int],
+    data: Sequence[int],
+    page_size: int,
+    times: Sequence[int] | None = None,
 ) -> Settled | None:
     """Do the work of :func:`~qemu_svm.stream.ram.settle.settle_runs` in C."""
-    found = compiled.ram.settle(where, count, data, page_size)
+    found = compiled.ram.settle(where, count, data, page_size, times)
     if found is None:
         return None
     where, count, data, times = (memoryview(part) for part in found)
     return where.cast("Q"), count.cast("I"), data.cast("Q"), times
 
 
-settle: Callable[[Sequence[int], Sequence[int], Sequence[int], int], Settled | None]
+settle: Settle
 tally: Callable[
     [
         tuple[Sequence[int], Sequence[int], Sequence[int] | None],

@@ -1,9 +1,10 @@
 """Where each page is in the input, as runs.
 
 Pages are sent in order, so most of a stream is a few long runs: records of one kind
-for consecutive pages, at a fixed distance.  A run takes 20 bytes in flat arrays,
+for consecutive pages, at a fixed distance.  A run takes 20 bytes in flat columns,
 whatever its length; a list of *parts* (runs of one block that follow one another) gives
-their blocks.  The pages of mapped-ram have no runs: their bitmap is read in the input
+their blocks.  Most of very many runs are in a temporary file.  The pages of mapped-ram
+have no runs: their bitmap is read in the input
 (:class:`~qemu_svm.stream.ram.mapped.MappedPages`).
 
 A run also has the place of the first page's content: a whole page, the byte that
@@ -15,15 +16,17 @@ in C) both are packed into one number, ``data``, with the input in its top byte.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from qemu_svm.stream.ram.column import Column
 from qemu_svm.stream.records import RamPages
 
 if TYPE_CHECKING:
     from qemu_svm.stream.ram.mapped import MappedPages
+    from qemu_svm.stream.ram.portions import SettledBlocks
 
 INPUT_SHIFT = 56
 """Position of the input in ``data``; offsets are below ``1 << INPUT_SHIFT``."""
@@ -38,6 +41,8 @@ _OFFSET = (1 << INPUT_SHIFT) - 1
 _MOST = (1 << 32) - 1
 PIECE = 4096
 """Most runs of a piece."""
+_WINDOW = 4 * PIECE  # runs that are read at once
+_MOST_PARTS = 1 << 16
 _ROOM = 4096
 
 
@@ -79,11 +84,18 @@ NOWHERE = Place(0, 0)
 """For pages without content in any input."""
 
 
+Numbers: TypeAlias = "array[int] | memoryview"
+"""A column, or part of it."""
+
 Columns = tuple[Sequence[int], Sequence[int], Sequence[int]]
 """``where``, ``count`` and ``data`` of runs: arrays, or views of them."""
 
-Settled = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
+Settled = tuple[Numbers, Numbers, Numbers, Numbers]
 """The columns of runs that do not overlap, and the number of copies of their pages."""
+
+
+Settle = Callable[..., Settled | None]
+"""A function as :func:`~qemu_svm.stream.ram.settle.settle_runs`, which has its parameters."""
 
 
 def unpack(data: int) -> Place:
@@ -142,7 +154,8 @@ class RamRuns:
     """All runs of a stream, in the order in which they were sent.
 
     ``sums`` has the number of pages of each kind; each copy counts.  ``mapped`` has the
-    bitmaps of mapped-ram by the number of the block.
+    bitmaps of mapped-ram by the number of the block; ``settled`` what
+    :func:`~qemu_svm.stream.ram.portions.settled` has made of them.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -158,12 +171,14 @@ class RamRuns:
         }
         self.sums = [0] * KINDS
         self.mapped: dict[int, MappedPages] = {}
-        self._data = array("Q")
-        self._where = array("Q")  # page << 3 | kind
-        self._count = array("I")
-        self._part_block = array("I")
-        self._part_first = array("Q")  # index of its first run
-        self._of_block: dict[int, array[int]] = {}
+        self._data = Column("Q")
+        self._where = Column("Q")  # page << 3 | kind
+        self._count = Column("I")
+        self._part_block = Column("I")
+        self._part_first = Column("Q")  # index of its first run
+        self._of_block: dict[int, array[int]] = {}  # parts, while there are few
+        self._pages: dict[int, int] = {}  # of each block, without those of a bitmap
+        self.settled: SettledBlocks | None = None
         # What the next run must be to extend the last one.
         self._block = -1
         self._where_next = -1
@@ -187,6 +202,7 @@ class RamRuns:
         """Append pages, which are sent after all others."""
         data = place.input << INPUT_SHIFT | place.offset
         self.sums[kind] += count
+        self._pages[block] = self._pages.get(block, 0) + count
         where = page << KIND_BITS | kind
         stride = self.strides[kind]
         if block != self._block:
@@ -194,7 +210,7 @@ class RamRuns:
         elif where == self._where_next and (data == self._data_next or not (data or stride)):
             total = self._count[-1] + count
             if total <= _MOST and kind not in (PageKind.XBZRLE, PageKind.COMPRESSED):
-                self._count[-1] = total
+                self._count.replace_last(total)
                 self._where_next += count << KIND_BITS
                 self._data_next = data + count * stride
                 return
@@ -214,16 +230,18 @@ class RamRuns:
         first, count = rows.where[0], rows.count[0]
         self.add(block, first >> KIND_BITS, count, first & KIND, Place(source, rows.data[0]))
         self.sums[first & KIND] -= count
+        self._pages[block] += sum(sums) - count
         for kind, pages in enumerate(sums):
             self.sums[kind] += pages
         if used == 1:
             return
         if source:
-            self._data.extend(source << INPUT_SHIFT | offset for offset in rows.data[1:used])
+            places = (source << INPUT_SHIFT | offset for offset in rows.data[1:used])
+            self._data.extend(array("Q", places))
         else:
-            self._data += rows.data[1:used]
-        self._where += rows.where[1:used]
-        self._count += rows.count[1:used]
+            self._data.extend(rows.data[1:used])
+        self._where.extend(rows.where[1:used])
+        self._count.extend(rows.count[1:used])
         self._expect(rows.where[used - 1], rows.count[used - 1], self._data[-1])
 
     def _expect(self, where: int, count: int, data: int) -> None:
@@ -233,14 +251,15 @@ class RamRuns:
 
     def _part(self, block: int) -> None:
         self._block = block
-        self._of_block.setdefault(block, array("Q")).append(len(self._part_first))
+        if len(self._part_first) < _MOST_PARTS:
+            self._of_block.setdefault(block, array("Q")).append(len(self._part_first))
         self._part_block.append(block)
         self._part_first.append(len(self._data))
 
     def records_of(self, block: int) -> int:
         """Number of pages of a block that were sent; each copy counts."""
         mapped = self.mapped.get(block)
-        return sum(self.columns(block)[1]) + (0 if mapped is None else mapped.block.count)
+        return self._pages.get(block, 0) + (0 if mapped is None else mapped.block.count)
 
     def seal(self) -> int:
         """Prevent later pages from extending the present runs.
@@ -253,24 +272,35 @@ class RamRuns:
     def drop_last(self) -> None:
         """Remove the last page, because the input ends inside it."""
         if self._count:
-            self._count[-1] -= 1
+            self._count.replace_last(self._count[-1] - 1)
             self.sums[self._where[-1] & KIND] -= 1
+            self._pages[self._block] -= 1
             self._where_next = -1
             if not self._count[-1]:
                 for column in (self._data, self._where, self._count):
                     column.pop()
 
+    @property
+    def few(self) -> bool:
+        """Whether all runs are in memory; else there are no :meth:`columns`."""
+        return not self._data.stored and len(self._part_first) <= _MOST_PARTS
+
+    @property
+    def sent(self) -> tuple[Column, Column]:
+        """``where`` and ``data`` of all runs in the order of sending, without those of bitmaps."""
+        return self._where, self._data
+
     def columns(self, block: int, since: int = 0) -> Columns:
         """Return the runs of a block, in the order of sending, without those of a bitmap.
 
-        Nothing may be appended while the result is in use.
+        Nothing may be appended while the result is in use; there are :attr:`few`.
 
         :param since: a result of :meth:`seal`: only runs that were appended later.
         """
         parts = [part for part in self._parts(self._of_block.get(block, ())) if part.stop > since]
         parts = [slice(max(part.start, since), part.stop) for part in parts]
         if len(parts) == 1:
-            views = (memoryview(self._where), memoryview(self._count), memoryview(self._data))
+            views = (column.whole() for column in (self._where, self._count, self._data))
             where, count, data = (view[parts[0]] for view in views)
             return where, count, data
         joined = array("Q"), array("I"), array("Q")
@@ -285,16 +315,34 @@ class RamRuns:
             end = self._part_first[number + 1] if number < last else len(self._data)
             yield slice(self._part_first[number], end)
 
-    def ordered(self) -> Iterator[tuple[int, Sequence[int], Sequence[int], Sequence[int]]]:
+    def _spans(self) -> Iterator[tuple[int, int, int]]:
+        # The parts in their order: block, first run, and the one after the last.
+        parts = len(self._part_first)
+        for at in range(0, parts, PIECE):
+            firsts = self._part_first[at : at + PIECE + 1]
+            if at + PIECE >= parts:
+                firsts.append(len(self._data))
+            yield from zip(self._part_block[at : at + PIECE], firsts[:-1], firsts[1:], strict=True)
+
+    def ordered(
+        self, since: int = 0
+    ) -> Iterator[tuple[int, Sequence[int], Sequence[int], Sequence[int]]]:
         """Yield the runs in the order of sending, those of one block at a time.
 
         As :meth:`pieces`, without those of bitmaps, which have no order.
+
+        :param since: a result of :meth:`seal`: only runs that were appended later.
         """
-        for number, whole in enumerate(self._parts(range(len(self._part_first)))):
-            for at in range(whole.start, whole.stop, PIECE):
-                part = slice(at, min(at + PIECE, whole.stop))
-                block = self._part_block[number]
-                yield block, self._where[part], self._count[part], self._data[part]
+        low = high = 0
+        rows: Columns = (), (), ()
+        for block, first, end in self._spans():
+            for at in range(max(first, since), end, PIECE):
+                stop = min(at + PIECE, end)
+                if not low <= at <= stop <= high:
+                    low, high = at, at + _WINDOW
+                    rows = self._where[low:high], self._count[low:high], self._data[low:high]
+                part = slice(at - low, stop - low)
+                yield block, rows[0][part], rows[1][part], rows[2][part]
 
     def pieces(self) -> Iterator[tuple[int, Sequence[int], Sequence[int], Sequence[int]]]:
         """Yield all runs as ``(block, where, count, data)``, some of one block at a time."""

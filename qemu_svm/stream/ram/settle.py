@@ -19,11 +19,17 @@ Numbers = tuple[tuple[int, ...], int, int]
 
 
 def settle_runs(
-    where: Sequence[int], count: Sequence[int], data: Sequence[int], page_size: int
+    where: Sequence[int],
+    count: Sequence[int],
+    data: Sequence[int],
+    page_size: int,
+    times: Sequence[int] | None = None,
 ) -> Settled | None:
     """Return the last copies of pages from runs in the order of sending.
 
     None if the runs are in the order of their pages already, and none overlap.
+
+    :param times: number of copies of the pages of each run; None if each has one.
     """
     ends = [(place >> KIND_BITS) + pages for place, pages in zip(where, count, strict=True)]
     if all(where[at] >> KIND_BITS >= ends[at - 1] for at in range(1, len(ends))):
@@ -33,31 +39,33 @@ def settle_runs(
     last = -1
     order = array("I", sorted(range(len(ends)), key=where.__getitem__))
     newest: list[tuple[int, int]] = []  # of the runs that have the present page; the end
-    active: list[int] = []  # their ends
-    page, upcoming = 0, 0
+    active: list[tuple[int, int]] = []  # their ends and copies
+    page, upcoming, copies = 0, 0, 0
     while upcoming < len(order) or active:
-        to = where[order[upcoming]] >> KIND_BITS if upcoming < len(order) else active[0]
+        to = where[order[upcoming]] >> KIND_BITS if upcoming < len(order) else active[0][0]
         if active:
-            to = min(to, active[0])
+            to = min(to, active[0][0])
             if to > page:
-                run, times = -newest[0][0], min(len(active), MOST_TIMES)
-                if run == last and final[3][-1] == times and _end(final) == page:
+                run, often = -newest[0][0], min(copies, MOST_TIMES)
+                if run == last and final[3][-1] == often and _end(final) == page:
                     final[1][-1] += to - page
                 else:
                     kind, first = where[run] & KIND, where[run] >> KIND_BITS
                     final[0].append(page << KIND_BITS | kind)
                     final[1].append(to - page)
                     final[2].append(data[run] + (page - first) * strides[kind])
-                    final[3].append(times)
+                    final[3].append(often)
                     last = run
         page = to
-        while active and active[0] == page:
-            heapq.heappop(active)
+        while active and active[0][0] == page:
+            copies -= heapq.heappop(active)[1]
         while upcoming < len(order) and where[order[upcoming]] >> KIND_BITS == page:
             run = order[upcoming]
             if count[run]:
                 heapq.heappush(newest, (-run, ends[run]))
-                heapq.heappush(active, ends[run])
+                each = 1 if times is None else times[run]
+                heapq.heappush(active, (ends[run], each))
+                copies += each
             upcoming += 1
         while newest and newest[0][1] <= page:
             heapq.heappop(newest)
