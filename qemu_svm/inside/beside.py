@@ -10,13 +10,15 @@ from qemu_svm.inside.view import Inside, plain
 from qemu_svm.model.area import RESET, Area
 from qemu_svm.model.kvm.vcpu import PAGES, Mmu
 from qemu_svm.model.kvm.vmcb02 import vmcb02_control
-from qemu_svm.model.profile import Profile
+from qemu_svm.model.profile import Profile, SysenterCut
 from qemu_svm.model.simulate import Snapshot
 
 _MMUS = {Mmu.ROOT: "root_mmu", Mmu.GUEST: "guest_mmu"}
 _L0 = "vmcb01.control."
 _MERGED = frozenset({"intercepts", "tsc_offset"})
 _SAVE_CACHE = "nested.save."  # what nobody wrote is zero
+_UPPER_HALVES = ("vmcb01.save.sysenter_esp", "vmcb01.save.sysenter_eip")
+_LOW = 0xFFFF_FFFF
 _IN_NESTED = ("vm_hsave_pa", "vm_cr")
 
 
@@ -53,6 +55,9 @@ def expected(state: Snapshot, kernel: Profile) -> Inside:
             control = state.controls[vmcb]
             own = (name for name in control if name not in _MERGED)
             found |= {f"{vmcb}.control.{name}": control.get(name) for name in own}
+    if kernel.sysenter is not SysenterCut.NEVER:
+        # What an MSR has beyond 32 bits is in sysenter_esp_hi, sysenter_eip_hi (svm_set_msr).
+        found |= {name: found[name] & _LOW for name in _UPPER_HALVES}
     return found
 
 

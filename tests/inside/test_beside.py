@@ -51,6 +51,9 @@ def test_intercepts_of_l2_are_those_of_both(tmp_path: Path) -> None:
     [
         ("6.1", "cpuid,sregs:apic_base=0x0", False, "arch.apic_base", 0),
         ("5.10", "cpuid,sregs:apic_base=0x0", False, "arch.apic_base", 0x100),
+        ("5.10", "msrs:sysenter_esp=0x1000000001", True, "vmcb01.save.sysenter_esp", 0x1000000001),
+        ("6.1", "msrs:sysenter_esp=0x1000000001", True, "vmcb01.save.sysenter_esp", 1),
+        ("6.12", "msrs:sysenter_esp=0x1000000001", True, "vmcb01.save.sysenter_esp", 1),
         ("5.10", "cpuid,sregs,nested,nested:flags=0x100", True, "nested.vmcb12_gpa", 0x108000),
         ("6.1", "cpuid,sregs,nested,nested:flags=0x100", True, "nested.vmcb12_gpa", NO_ADDRESS),
     ],
