@@ -70,20 +70,26 @@ docs: $(STAMP)  ## the documentation as a site in build/site; warnings are error
 .PHONY: matrix
 matrix: $(STAMP)  ## save on each kernel and QEMU, restore on each other one (half an hour)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
-	$(BIN)/svmstream lab matrix --all-pairings
+	$(BIN)/svmstream lab matrix --all-pairings $(if $(SCHEDULER),--scheduler $(SCHEDULER))
 
 .PHONY: conform
 conform: $(STAMP)  ## 5000 random restore sequences on each kernel, model against kernel (hours)
 	@tools/need-packages qemu-system-x86_64:qemu-system-x86
 	for kernel in 5.10 6.1 6.12 7.2; do \
 		nice $(BIN)/svmstream lab conform --kernel $$kernel --sequences 5000 --seed 1 \
+			$(if $(SCHEDULER),--scheduler $(SCHEDULER)) \
 			streams/*-nested*.mig.zst streams/guests/*.mig.zst || exit; \
 	done
 
 .PHONY: fuzz
 fuzz: $(STAMP)  ## two million inputs, guided by coverage, for everything that reads input (hours)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=2.3'
-	$(BIN)/python tools/fuzz.py $(TARGETS)
+	$(BIN)/python tools/fuzz.py $(TARGETS) $(if $(SCHEDULER),--scheduler $(SCHEDULER))
+
+.PHONY: cluster
+cluster: $(STAMP)  ## all that takes --scheduler, without and with workers, of which one is killed (some minutes)
+	@tools/need-packages qemu-system-x86_64:qemu-system-x86 as:binutils
+	$(BIN)/python tools/cluster.py
 
 .PHONY: sanitize
 sanitize: $(STAMP)  ## the compiled parts under AddressSanitizer and UndefinedBehaviorSanitizer

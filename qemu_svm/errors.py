@@ -29,6 +29,7 @@ caller's own file) is a bug in the library.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class SvmStreamError(Exception):
@@ -44,6 +45,18 @@ class SvmStreamError(Exception):
         super().__init__(what)
         self.what = what
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors of other processes arrive as they were raised, whatever they were made with.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(
+    kind: type[SvmStreamError], arguments: tuple[Any, ...], members: dict[str, Any]
+) -> SvmStreamError:
+    made = kind.__new__(kind, *arguments)
+    made.__dict__.update(members)
+    return made
 
 
 class SourceError(SvmStreamError):

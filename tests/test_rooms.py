@@ -13,8 +13,8 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    *("errors", "optional", "limits", "fields", "results", "rules", "x86", "kvm", "recorder"),
-    *("source", "stream", "nested", "machine", "memory"),
+    *("errors", "optional", "limits", "fields", "results", "work", "rules", "x86", "kvm"),
+    *("recorder", "source", "stream", "nested", "machine", "memory"),
     *("recording", "snapshots", "model", "trace", "vmruns", "findings"),
     *("diagnosis", "inside", "replay", "qmp", "lab", "doctor", "survey", "render", "api"),
     *("explore", "cli"),

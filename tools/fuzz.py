@@ -4,6 +4,7 @@
     tools/fuzz.py                            every target, as often as its table says
     tools/fuzz.py stream trace --runs 50000
     tools/fuzz.py ram --plain                random changes alone, without atheris
+    tools/fuzz.py --scheduler ADDRESS        on the workers of a Dask cluster
 
 With atheris (``pip install atheris``) a round has two parts.  The first is guided by coverage:
 what covers new code is kept in build/fuzz/TARGET/corpus, where the next run begins.  The second
@@ -14,6 +15,10 @@ is continued, and ``--again`` begins a new one.
 An input that ends in an exception which is not of the package, that takes seconds or too much
 memory is written to build/fuzz/TARGET/failure-*, one for each place in the code; the status is
 then 1.  For each target one JSON document is printed: executions, seconds, edges, failures.
+
+Random changes are made from one seed for every 20,000 executions, so that it does not matter who
+makes them.  With ``--scheduler`` these are the items, and so is the guided part of each target.
+A worker needs a checkout like this one: ``PYTHONPATH=CHECKOUT dask worker ADDRESS``.
 """
 
 from __future__ import annotations
@@ -31,9 +36,11 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +53,7 @@ SLOW = 2.0  # seconds of processor time for one input
 MEMORY = 90 << 20  # bytes by which one input lets the process grow
 _STEP = 16 << 20  # bytes of growth that are looked at more closely
 GUIDED = 0.05  # of a round
+CHUNK = 20_000  # executions from one seed
 LONGEST = 6000  # bytes of an input
 _REPORT = 500  # executions
 
@@ -115,11 +123,11 @@ def _forget_peak() -> int:
     return _peak()
 
 
-def counted(name: str) -> dict[str, int]:
+def counted(name: str, out: Path = OUT) -> dict[str, int]:
     """Return the executions of the present round of a target, and the edges it has reached."""
     none = {"guided": 0, "plain": 0, "edges": 0}
     with contextlib.suppress(FileNotFoundError):
-        none |= json.loads((OUT / name / "count.json").read_text())
+        none |= json.loads((out / name / "count.json").read_text())
     return none
 
 
@@ -139,7 +147,7 @@ def guided(name: str, total: int, seconds: int | None) -> None:
     corpus = OUT / name / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in _seeds(name, target):
-        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+        (corpus / _named(seed)).write_bytes(seed)
     arguments = [
         sys.argv[0], f"-runs={total}", f"-max_len={LONGEST}", "-rss_limit_mb=1500", "-timeout=60",
         "-print_final_stats=1", "-report_slow_units=5", f"-artifact_prefix={corpus.parent}/",
@@ -169,34 +177,41 @@ def plainly(name: str, total: int, seconds: int | None) -> None:
     from tests.fuzz.targets import TARGETS, changed
 
     target = TARGETS[name]
-    seeds = _seeds(name, target)
-    corpus = OUT / name / "corpus"
-    if corpus.is_dir():
-        seeds += [file.read_bytes() for file in sorted(corpus.iterdir())]
-    rng = random.Random(f"{name} {counted(name)['plain']}")
+    seeds = _seeds(name, target) + _corpus(OUT / name)
+    done = counted(name)["plain"]
     watched = Watched(name, target.run, "plain")
     end = time.monotonic() + (seconds or 1 << 30)
+    rng = random.Random(f"{name} {done}")
     while watched.executions < total and time.monotonic() < end:
+        if (done + watched.executions) % CHUNK == 0:
+            rng = random.Random(f"{name} {done + watched.executions}")
         watched(changed(rng, seeds, target.words)[:LONGEST])
     watched.report()
 
 
-def run(name: str, kind: str, total: int, seconds: int | None) -> dict[str, Any]:
+def _corpus(folder: Path) -> list[bytes]:
+    corpus = folder / "corpus"
+    return [one.read_bytes() for one in sorted(corpus.iterdir())] if corpus.is_dir() else []
+
+
+def run(name: str, kind: str, total: int, seconds: int | None, out: Path = OUT) -> dict[str, Any]:
     """Run one part of a target's round in a process of its own; return what came of it."""
-    folder = OUT / name
+    folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report.json"
     report.unlink(missing_ok=True)
-    before = counted(name)
+    before = counted(name, out)
     started = time.monotonic()
     command = [sys.executable, __file__, name, "--here", kind, "--runs", str(total)]
     command += [] if seconds is None else ["--seconds", str(seconds)]
     with open(folder / "log", "wb") as log:
-        status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+        status = subprocess.run(
+            command, stdout=log, stderr=log, check=False, env=dict(os.environ, FUZZ_OUT=str(out))
+        ).returncode
     text = (folder / "log").read_text(errors="replace")
     failures = json.loads(report.read_text())["failures"] if report.exists() else {}
     counts = re.findall(r"stat::number_of_executed_units: (\d+)", text)
-    after = counted(name)
+    after = counted(name, out)
     if counts:  # the last ones were not reported
         after[kind] = before[kind] + int(counts[-1])
     after["edges"] = max(after["edges"], *map(int, re.findall(r" cov: (\d+)", text)), 0)
@@ -211,6 +226,103 @@ def run(name: str, kind: str, total: int, seconds: int | None) -> dict[str, Any]
         "round": after,
         "failures": failures,
     }
+
+
+@dataclass(frozen=True)
+class Item:
+    """A part of a target's round, for a worker.
+
+    :param start: how many executions of its kind there were before it.
+    """
+
+    name: str
+    kind: str
+    start: int
+    count: int
+    seconds: int | None
+    corpus: tuple[bytes, ...]
+
+
+def remotely(item: Item) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Run an item on a worker: what came of it, and the files that it made."""
+    from qemu_svm.errors import EnvironmentFault
+
+    if item.kind == "guided" and importlib.util.find_spec("atheris") is None:
+        raise EnvironmentFault("it has no atheris", hint="pip install 'atheris>=2.3'")
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as made:
+        folder = Path(made) / item.name
+        (folder / "corpus").mkdir(parents=True)
+        for data in item.corpus:
+            (folder / "corpus" / _named(data)).write_bytes(data)
+        (folder / "count.json").write_text(json.dumps({item.kind: item.start}))
+        done = run(item.name, item.kind, item.count, item.seconds, Path(made))
+        kept = [
+            *folder.glob("failure-*"),
+            *(folder.glob("corpus/*") if item.kind == "guided" else ()),
+        ]
+        return done, {str(one.relative_to(folder)): one.read_bytes() for one in kept}
+
+
+def _named(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def spread(
+    rounds: dict[str, list[tuple[str, int]]], seconds: int | None, address: str
+) -> Iterator[dict[str, Any]]:
+    """Run parts of several targets on a cluster: first all that are guided, then the others."""
+    from qemu_svm.work.cluster import Cluster
+    from qemu_svm.work.items import Lost
+
+    cluster = Cluster(address, say=lambda words: print(words, file=sys.stderr))
+    try:
+        for kind in ("guided", "plain"):
+            wanted = {name: count for name, all_ in rounds.items() for one, count in all_
+                      if one == kind}  # fmt: skip
+            sums = {name: [0, 0, {}] for name in wanted}
+            for item, answer in cluster.results(remotely, _items(kind, wanted, seconds)):
+                done, files = (
+                    (
+                        {
+                            "executions": 0,
+                            "seconds": 0,
+                            "round": {"edges": 0},
+                            "failures": {"the worker": answer.why},
+                        },
+                        {},
+                    )
+                    if isinstance(answer, Lost)
+                    else answer
+                )
+                folder = OUT / item.name
+                for name, data in files.items():
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / name).write_bytes(data)
+                total = sums[item.name]
+                total[0] += done["executions"]
+                total[1] += done["seconds"]
+                total[2] = done["failures"] | total[2]
+                counts = counted(item.name)
+                counts[kind] += done["executions"]
+                counts["edges"] = max(counts["edges"], done["round"].get("edges", 0))
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "count.json").write_text(json.dumps(counts))
+            for name, (executions, taken, failures) in sums.items():
+                yield {"target": name, "part": kind, "executions": executions, "seconds": taken,
+                       "round": counted(name), "failures": failures}  # fmt: skip
+    finally:
+        cluster.close()
+
+
+def _items(kind: str, wanted: dict[str, int], seconds: int | None) -> Iterator[Item]:
+    for name, count in wanted.items():
+        corpus, start = tuple(_corpus(OUT / name)), counted(name)[kind]
+        size = CHUNK if kind == "plain" else count
+        end = start + count
+        while start < end:
+            many = min(size - start % size if kind == "plain" else size, end - start)
+            yield Item(name, kind, start, many, seconds, corpus)
+            start += many
 
 
 def parts(name: str, total: int, *, plain: bool) -> list[tuple[str, int]]:
@@ -230,9 +342,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, help="at most this long for each part")
     parser.add_argument("--plain", action="store_true", help="random changes, no coverage")
     parser.add_argument("--again", action="store_true", help="begin a new round")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, to run it there")
     parser.add_argument("--here", choices=("guided", "plain"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    sys.path.append(str(ROOT))  # last: a package that was built elsewhere comes first
+    from qemu_svm.errors import EnvironmentFault
+
     if chosen.here:
         work = plainly if chosen.here == "plain" else guided
         work(chosen.targets[0], chosen.runs, chosen.seconds)
@@ -240,17 +354,29 @@ def main() -> int:
     from tests.fuzz.targets import TARGETS
 
     plain = chosen.plain or importlib.util.find_spec("atheris") is None
-    failed = False
+    rounds = {}
     for name in chosen.targets or TARGETS:
         if chosen.again:
             (OUT / name / "count.json").unlink(missing_ok=True)
-        total = chosen.runs or TARGETS[name].executions
-        for kind, count in parts(name, total, plain=plain):
-            done = run(name, kind, count, chosen.seconds)
+        rounds[name] = parts(name, chosen.runs or TARGETS[name].executions, plain=plain)
+    if chosen.scheduler is None:
+        every = (run(name, kind, count, chosen.seconds)
+                 for name, all_ in rounds.items() for kind, count in all_)  # fmt: skip
+    else:
+        every = spread(rounds, chosen.seconds, chosen.scheduler)
+    failed = False
+    try:
+        for done in every:
             print(json.dumps(done), flush=True)
             failed |= bool(done["failures"])
+    except EnvironmentFault as error:
+        print(f"{error}\neach worker: PYTHONPATH=CHECKOUT dask worker ADDRESS", file=sys.stderr)
+        return 4
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.append(str(ROOT))  # last: a package that was built elsewhere comes first
+    from tools.fuzz import main as entry  # workers import its functions by that name
+
+    sys.exit(entry())

@@ -115,6 +115,12 @@ def clear() -> None:
         _Line().show()
 
 
+def note(words: str) -> None:
+    """Print what is to be read in spite of the line of the progress."""
+    clear()
+    click.echo(words, err=True)
+
+
 @contextmanager
 def steps() -> Iterator[Progress]:
     """Show the steps of the lab: a bar on a terminal, else a line for each long step."""

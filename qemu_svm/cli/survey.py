@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qemu_svm.cli import options, progress, signals
+from qemu_svm.cli.cluster import scheduler_option, workers
 from qemu_svm.cli.destination import chosen, destination_options
 from qemu_svm.cli.output import print_lines
 from qemu_svm.cli.status import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_UNREADABLE, print_error
@@ -48,9 +49,7 @@ def _table(_ctx: click.Context, _param: click.Parameter, path: str | None) -> st
 @options.output_options
 @click.option("-j", "--processes", type=click.IntRange(1, 1024), metavar="N",
               help="Processes of this host.  [default: one for each processor]")  # fmt: skip
-@click.option("--scheduler", metavar="ADDRESS",
-              help="Use the workers of a Dask cluster: tcp://HOST:PORT, or a scheduler file.",
-              )  # fmt: skip
+@scheduler_option
 @options.limit_option
 @options.fail_on_option("error")
 def command(
@@ -89,8 +88,10 @@ def command(
     from qemu_svm.qmp.output import Output
     from qemu_svm.survey.find import inputs, listed
     from qemu_svm.survey.row import Question
-    from qemu_svm.survey.run import Cluster, Processes, Runner, survey
+    from qemu_svm.survey.run import survey
     from qemu_svm.survey.store import Store
+    from qemu_svm.work.items import Runner
+    from qemu_svm.work.processes import Processes
 
     question = Question(kernels, qemu_version, source, npt == "on", cpu, maxphyaddr,
                         options.limits())  # fmt: skip
@@ -112,11 +113,11 @@ def command(
         store = stack.enter_context(Store(question, output and _partial(output)))
         runner: Runner = Processes(processes)
         if scheduler is not None:
-            runner = cluster = Cluster(scheduler)
-            stack.callback(cluster.close)
+            runner = stack.enter_context(workers(scheduler))
         shown = progress.rate()
         try:
-            found = survey(names(), question, store, runner=runner, progress=shown)
+            found = survey(names(), question, store, runner=runner, progress=shown,
+                           folder=os.getcwd() if scheduler is not None else "")  # fmt: skip
         except KeyboardInterrupt:
             progress.clear()
             again = "the same command continues" if output else "with -o it could be continued"

@@ -15,8 +15,8 @@ from typing import Any
 
 from qemu_svm.optional import optional
 from qemu_svm.render.escape import printable
-from qemu_svm.survey.find import INSTALL
 from qemu_svm.survey.row import Survey
+from qemu_svm.work.cluster import INSTALL
 
 COLUMNS = (
     "path", "state", "machine", "qemu", "domain", "container", "size", "vcpus", "l2", "complete",

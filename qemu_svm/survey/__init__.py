@@ -7,7 +7,7 @@
 ``judge``
     one input to its rows; what the processes and workers run
 ``run``
-    all of them, with processes of this host or on a cluster
+    all of them, by processes of this host or on a cluster (:mod:`qemu_svm.work`)
 ``store``
     paths and rows in a file, so that no state stays in a process
 """

@@ -14,9 +14,9 @@ from typing import Any
 
 from qemu_svm.errors import EnvironmentFault, SourceError
 from qemu_svm.optional import optional
+from qemu_svm.work.cluster import INSTALL
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-INSTALL = "pip install 'qemu-svm[survey]'"
 
 
 def inputs(names: Iterable[str]) -> Iterator[str]:

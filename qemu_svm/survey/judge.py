@@ -5,6 +5,7 @@ It opens, decodes and judges, and returns rows; it never raises.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -42,15 +43,19 @@ Judged = list[tuple[str, list[Row]]]
 """Inputs with their rows: an image has one for each snapshot with VM state."""
 
 
-def judge(paths: Sequence[str], question: Question) -> Judged:
-    """Return the rows of some inputs."""
+def judge(paths: Sequence[str], question: Question, folder: str = "") -> Judged:
+    """Return the rows of some inputs.
+
+    :param folder: in which their names are meant, if not this process's own.
+    """
     kernels = [one for name in question.kernels for one in profiles(name)] or released()
-    return [(path, list(_rows(path, question, kernels))) for path in paths]
+    return [(path, list(_rows(path, folder, question, kernels))) for path in paths]
 
 
-def _rows(path: str, question: Question, kernels: Sequence[Profile]) -> Iterator[Row]:
+def _rows(path: str, folder: str, question: Question, kernels: Sequence[Profile]) -> Iterator[Row]:
+    file = path
     try:
-        with _local(path) as file:
+        with _local(path, folder) as file:
             names = snapshot_names(file)
             if names is None:
                 yield _row(path, file, question, kernels)
@@ -58,14 +63,14 @@ def _rows(path: str, question: Question, kernels: Sequence[Profile]) -> Iterator
             for name in names:
                 yield _row(f"{path}#{name}", f"{file}#{name}", question, kernels)
     except SvmStreamError as error:
-        yield _unreadable(path, path, error)
+        yield _unreadable(path, file, error)
 
 
 @contextmanager
-def _local(path: str) -> Iterator[str]:
+def _local(path: str, folder: str) -> Iterator[str]:
     # A URL as a file, which goes when it is judged.
     if not URL.match(path):
-        yield path
+        yield os.path.join(folder, path)
         return
     fsspec = load_fsspec()
     with tempfile.NamedTemporaryFile(prefix="svmstream-") as copy:

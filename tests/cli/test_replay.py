@@ -15,12 +15,13 @@ import qemu_svm as svm
 from qemu_svm.cli import replay as verb
 from qemu_svm.cli.lab import conform as conform_verb
 from qemu_svm.lab import Box
+from qemu_svm.lab import conform as conform_parts
 from qemu_svm.lab import kvm as targets
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.model.profiles import PROFILES
 from qemu_svm.replay import replay as replays
 from qemu_svm.replay.compare import Mismatch
-from tests.conftest import STREAMS, Run
+from tests.conftest import ROOT, STREAMS, Run
 from tests.support.recordings import CLOUD_HYPERVISOR, FIRECRACKER, Log, filled
 from tests.support.snapshots import raw_parts
 
@@ -33,7 +34,7 @@ Command = Callable[..., Result]
 def in_box(box: Box, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a verb in this process, with ``--lab`` meaning the box that is up."""
 
-    monkeypatch.setattr(targets, "InBox", lambda *_: InBox(box))
+    monkeypatch.setattr(targets, "InBox", lambda *_, **__: InBox(box))
 
     def run(command: Any, *arguments: str | Path) -> Result:
         done = CliRunner().invoke(command, list(map(str, arguments)), standalone_mode=False)
@@ -118,6 +119,25 @@ def test_conform_reports_and_records(in_box: Command, tmp_path: Path) -> None:
     assert "against profile 6.1: 10 sequences of seed 1" in done.stdout
     assert "model and kernel disagree on 0 of 10 sequences" in done.stdout
     assert len(record.read_text().splitlines()) == 10
+
+
+def test_workers_of_a_cluster_conform_as_one_process_does(
+    in_box: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's box is the one that is up; each of two sequences is a part of its own."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(conform_parts, "BATCH", 1)
+    options = (FILE.relative_to(ROOT), "--sequences", "2", "--first", "5", "--json")
+    monkeypatch.chdir(ROOT)
+    alone = in_box(conform_verb.command, *options, "--record", tmp_path / "alone")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as workers:
+        words = ("--record", tmp_path / "together", "--scheduler", workers.scheduler_address)
+        together = in_box(conform_verb.command, *options, *words)
+    assert json.loads(together.stdout) == json.loads(alone.stdout)
+    assert json.loads(together.stdout)["sequences"] == 2
+    assert (tmp_path / "together").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
 def test_a_disagreement_is_shrunk_to_one_command(

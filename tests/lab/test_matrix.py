@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qemu_svm.errors import LabError
 from qemu_svm.findings.rules import RULES
 from qemu_svm.lab import Box, matrix
 from qemu_svm.lab.guests import find
 from qemu_svm.lab.matrix import Cell, Host, Matrix
 from qemu_svm.lab.restore import Outcome, Verdict
+from qemu_svm.lab.suites.build import require_for_box
 from qemu_svm.render.text.lab_matrix import render
+from qemu_svm.work.items import Here, Lost
 from tests.conftest import ROOT, Run
 
 BOOKWORM = Host("6.1", "7.2")
 BULLSEYE = Host("5.10", "5.2")
 
 
-def test_saved_and_restored_on_the_same_host(box: Box) -> None:
-    result = matrix.run([BOOKWORM], [find("nested-npt")], boot=lambda _host: nullcontext(box))
+class Elsewhere(Here):
+    """Does items as another process would: they and their results are pickled."""
+
+    def results(self, work: Any, items: Any) -> Iterator[Any]:
+        for item in items:
+            there, given = pickle.loads(pickle.dumps((work, item)))
+            yield item, pickle.loads(pickle.dumps(there(given)))
+
+
+@pytest.fixture
+def elsewhere(box: Box, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    """Whose only box is the one that is up."""
+    monkeypatch.setattr(matrix, "_booting", lambda *_how: lambda _host: nullcontext(box))
+    return Elsewhere()
+
+
+def test_saved_and_restored_on_the_same_host(box: Box, elsewhere: Elsewhere) -> None:
+    result = matrix.spread([BOOKWORM], [find("nested-npt")], elsewhere)
     (cell,) = result.cells
     assert cell.outcome.verdict is Verdict.GOES_ON, cell
     assert cell.machine == "pc-i440fx-7.2"
@@ -28,7 +51,7 @@ def test_saved_and_restored_on_the_same_host(box: Box) -> None:
 
 
 def test_a_guest_that_cannot_be_saved_is_an_answer(
-    box: Box, monkeypatch: pytest.MonkeyPatch
+    box: Box, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QEMU 7.2 does not know a machine type of QEMU 10.0."""
     monkeypatch.setattr(matrix, "MACHINES", {"7.2": "pc-i440fx-10.0"})
@@ -36,6 +59,34 @@ def test_a_guest_that_cannot_be_saved_is_an_answer(
     (cell,) = result.cells
     assert cell.outcome.verdict is Verdict.NOT_SAVED
     assert "unsupported machine type" in cell.outcome.reason
+    spread = matrix.spread([BOOKWORM], [find("nested")], elsewhere)
+    assert (spread.cells, spread.versions) == (result.cells, result.versions)
+
+
+def test_a_host_that_nobody_could_do() -> None:
+    class Nobody(Here):
+        def results(self, work: Any, items: Any) -> Iterator[Any]:
+            yield from ((item, Lost("its workers died")) for item in items)
+
+    with pytest.raises(LabError, match=r"6\.1/7\.2: its workers died"):
+        matrix.spread([BOOKWORM], [find("nested")], Nobody())
+
+
+def test_a_worker_says_what_its_box_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lacking = [
+        (("6.1",), {}, "svmstream lab build --kernel 6.1"),
+        (("6.1",), {"qemu": "10.0"}, "svmstream lab build --kernel 6.1 --qemu 10.0"),
+        (("6.12.105",), {}, "svmstream lab build --kernel 6.12.105 --qemu 10.0"),
+    ]
+    for kernel, options, command in lacking:
+        with pytest.raises(LabError, match="lacks what the box needs") as caught:
+            require_for_box(*kernel, **options)
+        assert caught.value.hint == command
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match="qemu-system-x86_64") as caught:
+        require_for_box("6.1")
+    assert str(caught.value.hint).startswith("apt-get install qemu-system-x86")
 
 
 def test_the_machine_type_is_that_of_the_older_qemu() -> None:

@@ -26,9 +26,13 @@ from qemu_svm.survey import run as run_module
 from qemu_svm.survey.find import inputs
 from qemu_svm.survey.judge import Judged, judge
 from qemu_svm.survey.row import Question, Row, State, Summary, Survey
-from qemu_svm.survey.run import Cluster, Processes, survey
+from qemu_svm.survey.run import survey
 from qemu_svm.survey.store import Store
+from qemu_svm.work.cluster import Cluster
+from qemu_svm.work.items import Here
+from qemu_svm.work.processes import Processes
 from tests.conftest import STREAMS, Run
+from tests.support.dask import dask
 
 NESTED = STREAMS / "qemu7.2-linux6.1-nested.mig.zst"
 NPT = STREAMS / "qemu10.0-linux6.12-nested-npt.mig.zst"
@@ -59,17 +63,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(question: Question = TO, *paths: Path | str, **options: Any) -> list[dict[str, Any]]:
     with Store(question) as store:
         return list(survey(inputs(map(str, paths)), question, store, **options).rows())
-
-
-class Here:
-    """Judges in this process."""
-
-    def results(self, chunks: Any, question: Question) -> Iterator[Judged]:
-        for chunk in chunks:
-            yield judge(chunk, question)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +99,7 @@ def test_processes_give_the_same_rows(folder: Path, expected: list[dict[str, Any
     assert rows(TO, folder, runner=Processes(2)) == expected
 
 
-def deadly(paths: list[str], question: Question) -> Judged:
+def deadly(paths: list[str], question: Question, folder: str) -> Judged:
     """Judge, but die of one file."""
     if any(path.endswith("a3.mig.zst") for path in paths):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -130,8 +123,8 @@ def test_an_interrupted_survey_is_continued(
     folder: Path, tmp_path: Path, expected: list[dict[str, Any]]
 ) -> None:
     class Interrupted(Here):
-        def results(self, chunks: Any, question: Question) -> Iterator[Judged]:
-            for number, judged in enumerate(super().results(chunks, question)):
+        def results(self, work: Any, items: Any) -> Iterator[Any]:
+            for number, judged in enumerate(super().results(work, items)):
                 if number == 4:
                     raise KeyboardInterrupt
                 yield judged
@@ -145,10 +138,10 @@ def test_an_interrupted_survey_is_continued(
     seen: list[str] = []
 
     class Rest(Here):
-        def results(self, chunks: Any, question: Question) -> Iterator[Judged]:
-            for judged in super().results(chunks, question):
-                seen.extend(path for path, _rows in judged)
-                yield judged
+        def results(self, work: Any, items: Any) -> Iterator[Any]:
+            for paths, judged in super().results(work, items):
+                seen.extend(paths)
+                yield paths, judged
 
     with Store(TO, partial) as store:
         found = survey(inputs([str(folder)]), TO, store, runner=Rest())
@@ -170,6 +163,20 @@ def test_files_that_changed_or_went_are_judged_anew(tmp_path: Path) -> None:
     with Store(TO, partial) as store:
         (row,) = survey(inputs([str(one)]), TO, store, runner=Here()).rows()
         assert row["state"] != "right"
+
+
+def test_relative_names_are_of_the_folder_in_which_they_were_given(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    names = ["a0.mig.zst", "none", "cut.mig.zst", "below"]
+    expected = rows(TO, *names, runner=Here())
+    assert [row["state"] for row in expected] == ["unreadable", "incomplete", "right", "right"]
+    paths = list(inputs(names))
+    monkeypatch.chdir("/")
+    with Store(TO) as store:
+        found = survey(paths, TO, store, runner=Here(), folder=str(folder))
+        assert list(found.rows()) == expected
 
 
 def test_snapshots_of_an_image_are_rows(tmp_path: Path) -> None:
@@ -326,15 +333,8 @@ def test_a_cluster_gives_the_same_rows_when_a_worker_dies(
     folder: Path, expected: list[dict[str, Any]]
 ) -> None:
     pytest.importorskip("distributed")
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    address = "tcp://127.0.0.1:18786"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    started = [subprocess.Popen([*dask, "--port", "18786", "--no-dashboard"], **quiet)]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny",
-              "--no-dashboard", "--nthreads", "1"]  # fmt: skip
-    started += [subprocess.Popen(worker, **quiet) for _ in range(2)]
-    try:
-        cluster = Cluster(address, timeout=30)
+    with dask(2) as made:
+        cluster = Cluster(made.address, timeout=30)
         try:
             cluster._client.wait_for_workers(2, timeout=60)
             killed = False
@@ -342,7 +342,7 @@ def test_a_cluster_gives_the_same_rows_when_a_worker_dies(
             def kill_one(done: int, _total: int) -> None:
                 nonlocal killed
                 if done >= 1 and not killed:
-                    started[2].kill()
+                    made.workers[1].kill()
                     killed = True
 
             found = rows(TO, folder, runner=cluster, progress=kill_one)
@@ -350,13 +350,3 @@ def test_a_cluster_gives_the_same_rows_when_a_worker_dies(
             assert json.dumps(found) == json.dumps(expected)
         finally:
             cluster.close()
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-
-
-def test_no_scheduler() -> None:
-    pytest.importorskip("distributed")
-    with pytest.raises(EnvironmentFault, match="no Dask scheduler answers"):
-        Cluster("tcp://127.0.0.1:9", timeout=1)

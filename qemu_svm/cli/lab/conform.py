@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from qemu_svm.cli import options, progress, signals
+from qemu_svm.cli.cluster import scheduler_option, workers
 from qemu_svm.cli.lab.options import KERNEL, mirror_option, modules_of, trial_options
 from qemu_svm.cli.output import show
 from qemu_svm.cli.status import EXIT_FINDINGS, report_damage
-from qemu_svm.cli.streams import opened
 from qemu_svm.cli.verbs import verb
 from qemu_svm.errors import EnvironmentFault
 
 if TYPE_CHECKING:
-    from qemu_svm.lab import Box
-    from qemu_svm.lab.box.share import Share
+    from qemu_svm.limits import Limits
     from qemu_svm.replay.conform import Guest, Report
 
 _REPORT_EVERY = 250  # sequences
@@ -27,6 +28,7 @@ _REPORT_EVERY = 250  # sequences
 @verb(
     "conform",
     "svmstream lab conform --kernel 6.1 --sequences 1000 --seed 1 dump.bin",
+    "svmstream lab conform --sequences 20000 --scheduler tcp://10.0.0.1:8786 dump.bin",
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @options.json_option
@@ -49,6 +51,7 @@ _REPORT_EVERY = 250  # sequences
               )  # fmt: skip
 @trial_options
 @mirror_option
+@scheduler_option
 def command(
     *,
     files: tuple[str, ...],
@@ -63,31 +66,31 @@ def command(
     patch: Path | None,
     module_files: tuple[Path, ...],
     mirror: str | None,
+    scheduler: str | None,
 ) -> int:
     """Run random restore sequences on the model and on a real kernel.
 
     The guests are the first vCPUs of the streams FILE. Orders, omissions,
     repetitions and damage of single fields are chosen by the seed; errno and
     state must be the same after every ioctl. Where they differ, the shortest
-    plan that shows it is printed as a command.
+    plan that shows it is printed as a command. With --scheduler, workers of a Dask
+    cluster do it, in boxes of their own; the result is the same.
     """
-    from qemu_svm.lab import Box
-    from qemu_svm.lab.kvm import InBox
-    from qemu_svm.replay.conform import conform
+    from qemu_svm.lab import conform
     from qemu_svm.replay.results import ConformReport
 
     signals.interrupt_on_termination()
+    numbers = range(first, first + sequences)
     with ExitStack() as stack:
         answers = stack.enter_context(_created(record)) if record else None
         shown = stack.enter_context(progress.steps())
-
+        cluster = None if scheduler is None else stack.enter_context(workers(scheduler, shown.note))
         module = modules_of(kernel, patch, module_files, mirror=mirror, progress=shown)
-
-        def boot(share: Share) -> Box:
-            return Box(
-                kernel=kernel, npt=npt == "on", share=share, mirror=mirror, progress=shown,
-                modules=None if module is None else module.files,
-            )  # fmt: skip
+        question = conform.Question(
+            files, partial(_guest, limits=options.limits()), kernel, npt == "on", seed, inside,
+            {} if module is None else module.files, None if module is None else module.types,
+            mirror, "" if cluster is None else os.getcwd(),
+        )  # fmt: skip
 
         def report_progress(report: Report) -> None:
             # The text changes rarely: without a terminal each text is one line.
@@ -98,22 +101,23 @@ def command(
                 sequences,
             )
 
-        target = stack.enter_context(
-            InBox(boot, None if module is None else module.types, foreign=module is not None)
-        )
-        guests = [_guest(path, target.folder / f"ram{number}") for number, path in enumerate(files)]
-        found = conform(
-            target, guests, sequences=sequences, seed=seed, first=first, emulated=True,
-            inside=inside, record=answers, progress=report_progress,
-        )  # fmt: skip
+        if cluster is None:
+            found = conform.here(
+                question, numbers, record=answers, shown=report_progress, progress=shown
+            )
+        else:
+            found = conform.spread(
+                question, numbers, cluster, record=answers, shown=report_progress
+            )
     show(ConformReport(found, kernel, npt == "on"), as_json=as_json)
     return EXIT_FINDINGS if found.disagreements else 0
 
 
-def _guest(path: str, ram: Path) -> Guest:
+def _guest(path: str, ram: Path, limits: Limits) -> Guest:
+    from qemu_svm import api
     from qemu_svm.replay.conform import read_guest
 
-    with opened(path) as dump:
+    with api.open(path, limits=limits) as dump:
         if not dump.vcpus:
             report_damage(dump)
         return read_guest(dump.machine, ram)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qemu_svm.errors import LabError
+from qemu_svm.lab.box.emulator import program
 from qemu_svm.lab.host import host_faults, mortal
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.lab.suites import apt, cache, kernels
@@ -105,6 +106,27 @@ def need_for_box(options: Mapping[str, Any], progress: Progress = SILENT) -> str
         needed.append(kernels.user_land(kernel))
     built = [need(one, mirror=options.get("mirror"), progress=progress) for one in needed]
     return built[0].manifest.release
+
+
+def require_for_box(kernel: str, *, qemu: str | None = None, emulator: str | None = None) -> None:
+    """Check that a box can be started with what is here: a worker of others fetches nothing.
+
+    :param kernel, qemu, emulator: arguments of :class:`qemu_svm.lab.Box`.
+    :raises LabError: the emulator, the kernel or a suite is missing; the hint has the command.
+    """
+    program(None if emulator is None else cache.find(of_qemu(emulator)))
+    wanted = kernels.wanted(kernel)
+    there = _kept(wanted) if isinstance(wanted, Wanted) else cache.find(wanted)
+    options = [] if there else [f"--kernel {kernel}"]
+    suites = [kernels.user_land(wanted) if qemu is None else of_qemu(qemu)]
+    suites += [] if emulator is None else [of_qemu(emulator)]
+    options += [f"--qemu {one.qemu}" for one in suites
+                if not cache.find(one) and f"--kernel {one.kernel}" not in options]  # fmt: skip
+    if options:
+        raise LabError(
+            f"the lab's cache {cache.folder()} lacks what the box needs",
+            hint=f"svmstream lab build {' '.join(dict.fromkeys(options))}",
+        )
 
 
 @contextlib.contextmanager
