@@ -270,16 +270,19 @@ class _Comparer:
     ) -> list[Difference]:
         if ours.kind is not Kind.FULL or theirs.kind is not Kind.FULL:
             return []
+        content = self._comparable(ours, theirs)
+        if content is not None and content.a == content.b:
+            return []
         path = f"section:{section_label(self._a, ours)}"
         left, right = self._decoded("a", self._a, ours), self._decoded("b", self._b, theirs)
-        self._bytes = self._comparable(ours, theirs)
+        self._bytes = content
         self._covered = covered.get(ours.payload, _NOTHING)
         vcpu = self._covered is not _NOTHING
         self._group = f"vcpu{ours.instance_id}" if vcpu else DEVICES
         if left is None or right is None:
             a, b = _undecoded(ours), _undecoded(theirs)
-            content = _Content(self._a, ours), _Content(self._b, theirs)
-            found = list(self._ranges(path, a, b, *content))
+            both = _Content(self._a, ours), _Content(self._b, theirs)
+            found = list(self._ranges(path, a, b, *both))
         else:
             found = self._nodes(path, left, right)
         self._covered, self._bytes = _NOTHING, None
@@ -358,6 +361,9 @@ class _Comparer:
         self, path: str, a: Value, b: Value
     ) -> Iterator[tuple[Value | None, Value | None]]:
         # Children by name; those without a partner may have been renamed.
+        if [one.name for one in a.children] == [one.name for one in b.children]:
+            yield from zip(a.children, b.children, strict=True)
+            return
         left, right = _occurrences(a), _occurrences(b)
         renamed: dict[int, Value] = {}
         taken: set[int] = set()
@@ -532,7 +538,7 @@ def _by_index(machine: Machine, index: int) -> Vcpu | None:
 
 def _ranges(tree: Value) -> frozenset[tuple[int, int]]:
     # Neighbouring leaves are joined, so an array is inside if all of it is.
-    leaves = sorted((v.offset, v.end) for _, v in tree.walk() if not v.children and v.size)
+    leaves = sorted((v.offset, v.offset + v.size) for v in tree.leaves() if v.size)
     joined: list[tuple[int, int]] = []
     for start, end in leaves:
         if joined and start <= joined[-1][1]:
@@ -553,19 +559,20 @@ def _common(value: Value, other: Value) -> Value:
         for child in value.children
         if (partner := other.child(child.name)) is not None
     )
-    return replace(value, children=children)
+    return value._replace(children=children)
 
 
 def _bare(value: Value) -> Value:
-    return replace(value, children=())
+    return value._replace(children=())
 
 
 def _occurrences(value: Value) -> dict[tuple[str, int], Value]:
-    seen: Counter[str] = Counter()
-    found = {}
+    seen: dict[str, int] = {}
+    found: dict[tuple[str, int], Value] = {}
     for child in value.children:
-        found[child.name, seen[child.name]] = child
-        seen[child.name] += 1
+        name = child.name
+        seen[name] = number = seen.get(name, -1) + 1
+        found[name, number] = child
     return found
 
 

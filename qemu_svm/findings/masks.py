@@ -52,9 +52,17 @@ class Masks:
     """The masks of one comparison."""
 
     masks: tuple[Mask, ...] = field(default_factory=tuple)
+    _any: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Most differences are covered by none.
+        every = "|".join(_expression(mask.pattern) for mask in self.masks)
+        object.__setattr__(self, "_any", re.compile(every or "(?!)", re.DOTALL))
 
     def find(self, path: str, a: Value | None, b: Value | None) -> Mask | None:
         """Return the mask that covers a difference at ``path``; None if it counts."""
+        if not self._any.fullmatch(path):
+            return None
         for mask in self.masks:
             if _whole(mask.pattern).fullmatch(path) and _applies(mask, a, b):
                 return mask
@@ -91,9 +99,13 @@ def user_masks(patterns: Sequence[str]) -> tuple[Mask, ...]:
 
 @cache
 def _whole(pattern: str) -> re.Pattern[str]:
+    return re.compile(_expression(pattern), re.DOTALL)
+
+
+def _expression(pattern: str) -> str:
     # Runs of stars are one star, so that no pattern can be slow.
     parts = [re.escape(part) for part in re.split(r"\*+", pattern)]
-    return re.compile(".*".join(parts) + r"(?:[.\[].*)?", re.DOTALL)
+    return f"(?:{'.*'.join(parts)})(?:[.\\[].*)?"
 
 
 def _applies(mask: Mask, a: Value | None, b: Value | None) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from qemu_svm.errors import PathError, StreamError
 from qemu_svm.machine.model import Machine
@@ -117,7 +117,7 @@ def vcpu_tree(vcpu: Vcpu) -> Value:
     if vcpu.nested is not None:
         children.append(vcpu.nested.tree())
     if vcpu.parts is not None:
-        children.append(replace(section, name="parts"))
+        children.append(section._replace(name="parts"))
     name = f"vcpu{vcpu.index}"
     return Value(name, "vcpu", section.offset, section.size, None, tuple(children))
 
@@ -231,7 +231,7 @@ def _pieces(machine: Machine, records: Sequence[Record]) -> Value:
     parts: list[Value] = []
     for record in records:
         value = _section_values(machine, record)
-        parts.append(replace(value, name=f"[{len(parts)}]", type=record.kind.value))
+        parts.append(value._replace(name=f"[{len(parts)}]", type=record.kind.value))
     start, end, name = parts[0].offset, parts[-1].end, records[0].name or ""
     return Value(name, IN_PARTS, start, end - start, None, tuple(parts))
 

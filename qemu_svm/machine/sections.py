@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from qemu_svm.machine.model import Machine
 from qemu_svm.machine.virtio.decode import decode_field
 from qemu_svm.machine.virtio.device import FIELD, VirtioDevice, device_in
@@ -32,7 +30,7 @@ def section_values(machine: Machine, record: Record) -> Value | None:
     for index, child in enumerate(children):
         if child.type == FIELD and (whole := decode_field(child, name, big_endian=big_endian)):
             children[index] = whole
-            return replace(found, children=tuple(children))
+            return found._replace(children=tuple(children))
     return found
 
 

@@ -9,9 +9,9 @@ Source: QEMU ``migration/vmstate.c``, ``migration/vmstate-types.c``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
-from struct import Struct
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from struct import unpack
 
 from qemu_svm.errors import LimitExceeded, Malformed, StreamError, Truncated
 from qemu_svm.limits import DEFAULT, Limits
@@ -19,7 +19,7 @@ from qemu_svm.stream.constants import RecordType
 from qemu_svm.stream.reader import Reader, name_text
 from qemu_svm.stream.structs import Subsection
 from qemu_svm.stream.vmstate import types
-from qemu_svm.stream.vmstate.description import UNKNOWN, Field, Fields
+from qemu_svm.stream.vmstate.description import UNKNOWN, Field, Fields, Numbers
 from qemu_svm.stream.vmstate.values import Leaf, Value, join
 
 _NUMBERS = 4
@@ -120,17 +120,13 @@ class _Decoder:
         name = name_text(header.name)
         return self.body(layout, name, "subsection", join(path, name), start)
 
-    def _numbers(self, run: tuple[Field, ...], numbers: Struct, path: str) -> list[Value]:
-        if len(self._reader.peek(numbers.size)) < numbers.size or self._budget < len(run):
+    def _numbers(self, run: tuple[Field, ...], numbers: Numbers, path: str) -> Iterable[Value]:
+        size = numbers.layout.size
+        if len(self._reader.peek(size)) < size or self._budget < len(run):
             return [self._one(field, field.name, join(path, field.name)) for field in run]
         self._budget -= len(run)
         at = self._reader.offset
-        found = numbers.unpack(self._reader.take(numbers.size, path))
-        ends = accumulate((field.size for field in run), initial=at)
-        return [
-            Value(field.name, field.type, start, field.size, value)
-            for field, start, value in zip(run, ends, found, strict=False)
-        ]
+        return _leaves(numbers, at, numbers.layout.unpack(self._reader.take(size, path)))
 
     def _run(self, run: tuple[Field, ...], path: str) -> Value:
         # Consecutive entries of equal name are elements of one array.
@@ -155,18 +151,36 @@ class _Decoder:
             if scalar == types.SCALARS["uint8"]:
                 return self._value(field.name, f"{field.type}[{count}]", start, data)
             self._spend(count // _NUMBERS, start, field.name)
-            numbers = tuple(
-                int.from_bytes(data[at : at + scalar.size], "big", signed=scalar.signed)
-                for at in range(0, len(data), scalar.size)
-            )
+            numbers = unpack(f">{count}{types.code(scalar)}", data)
             return self._value(field.name, f"{field.type}[{count}]", start, numbers)
         if field.size == 0:
             return self._value(field.name, f"{field.type}[{count}]", start)
-        elements = [
+        elements = self._structures(field, count) or [
             self._one(field, f"[{index}]", f"{path}[{index}]", exact=False)
             for index in range(count)
         ]
         return self._value(field.name, "array", start, children=elements)
+
+    def _structures(self, field: Field, count: int) -> list[Value]:
+        # An array of structures of numbers, at once; empty if it is something else.
+        plain = field.groups and field.type not in types.LISTS and field.type != types.TREE
+        numbers = field.groups[0].numbers if plain else None
+        if numbers is None or self._until:
+            return []
+        size, values = numbers.layout.size, count * (1 + len(numbers.names))
+        data = self._reader.peek(size * count)
+        if len(data) < size * count or self._budget < values:
+            return []
+        self._budget -= values
+        start = self._reader.offset
+        self._reader.offset += len(data)
+        return [
+            Value(f"[{index}]", field.type, at, size, None, tuple(_leaves(numbers, at, found)))
+            for index, (at, found) in enumerate(
+                zip(range(start, start + len(data), size), numbers.layout.iter_unpack(data),
+                    strict=True)
+            )
+        ]  # fmt: skip
 
     def _one(self, field: Field, name: str, path: str, *, exact: bool = True) -> Value:
         # ``exact``: the description's size is that of this element.
@@ -249,6 +263,12 @@ class _Decoder:
         except Truncated as error:
             error.section, error.field = self._section, path
             raise
+
+
+def _leaves(numbers: Numbers, at: int, found: tuple[int, ...]) -> Iterable[Value]:
+    starts = [at + start for start in numbers.starts]
+    return map(Value._make, zip(numbers.names, numbers.types, starts, numbers.sizes, found,
+                                repeat(())))  # fmt: skip
 
 
 def _counts(run: tuple[Field, ...]) -> list[int]:

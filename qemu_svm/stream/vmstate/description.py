@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby
 from struct import Struct
 from typing import Any, NamedTuple, NoReturn
 
@@ -61,11 +61,30 @@ class Fields:
     types: frozenset[str] = field(init=False, repr=False, compare=False)
     """Of the fields here and in all that is nested: what decoding can find."""
 
+    @property
+    def numbers(self) -> Numbers | None:
+        """The fields, if they are numbers and nothing else."""
+        return self.runs[0].numbers if len(self.runs) == 1 and not self.subsections else None
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(_runs(self.fields)))
         inner = [*self.subsections, *chain.from_iterable(one.groups for one in self.fields)]
         types = frozenset(one.type for one in self.fields)
         object.__setattr__(self, "types", types.union(*(one.types for one in inner)))
+
+
+class Numbers(NamedTuple):
+    """Consecutive fields that are a number each.
+
+    :param layout: reads them all.
+    :param starts: where each begins, from the first.
+    """
+
+    layout: Struct
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    sizes: tuple[int, ...]
+    starts: tuple[int, ...]
 
 
 class Run(NamedTuple):
@@ -76,7 +95,7 @@ class Run(NamedTuple):
     """
 
     fields: tuple[Field, ...]
-    numbers: Struct | None = None
+    numbers: Numbers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +127,15 @@ def _runs(fields: tuple[Field, ...]) -> Iterator[Run]:
             yield from map(Run, runs)
             continue
         numbers = tuple(runs)
-        yield Run(tuple(chain.from_iterable(numbers)), Struct(">" + "".join(map(_code, numbers))))
+        all_ = tuple(chain.from_iterable(numbers))
+        sizes = tuple(field.size for field in all_)
+        yield Run(all_, Numbers(
+            Struct(">" + "".join(map(_code, numbers))),
+            tuple(field.name for field in all_),
+            tuple(field.type for field in all_),
+            sizes,
+            tuple(accumulate(sizes, initial=0))[:-1],
+        ))  # fmt: skip
 
 
 def _code(run: tuple[Field, ...]) -> str:
@@ -121,8 +148,7 @@ def _code(run: tuple[Field, ...]) -> str:
         return ""
     if first.type == "bool":
         return "?"
-    code = {1: "b", 2: "h", 4: "i", 8: "q"}[scalar.size]
-    return code if scalar.signed else code.upper()
+    return types.code(scalar)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,13 @@ SCALARS: dict[str, Scalar] = {
     "ptr-marker": Scalar(1),
 }
 
+
+def code(scalar: Scalar) -> str:
+    """Return the code of a number for :mod:`struct`."""
+    letter = {1: "b", 2: "h", 4: "i", 8: "q"}[scalar.size]
+    return letter if scalar.signed else letter.upper()
+
+
 LISTS = frozenset({"qtailq", "qlist"})
 """A byte 01 before each element, then a byte 00."""
 

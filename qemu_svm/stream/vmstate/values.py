@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Leaf = int | bool | str | bytes | tuple[int, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """One field, structure, array or subsection.
+
+    A tuple, because a large machine has half a million of them.
 
     :param type: the vmstate type, or ``subsection`` or ``array``.
     :param offset: of the first byte, in the stream.
@@ -54,6 +55,16 @@ class Value:
             path = join(prefix, child.name)
             yield path, child
             yield from child.walk(path)
+
+    def leaves(self) -> Iterator[Value]:
+        """Yield everything below that has no children, in no order."""
+        left = list(self.children)
+        while left:
+            node = left.pop()
+            if node.children:
+                left += node.children
+            else:
+                yield node
 
     def resolve(self, path: str) -> Value | None:
         """Return the node at ``path``.
