@@ -135,8 +135,11 @@ def test_workers_of_a_cluster_conform_as_one_process_does(
     ) as workers:
         words = ("--record", tmp_path / "together", "--scheduler", workers.scheduler_address)
         together = in_box(conform_verb.command, *options, *words)
-    assert json.loads(together.stdout) == json.loads(alone.stdout)
-    assert json.loads(together.stdout)["sequences"] == 2
+    made = [json.loads(done.stdout) for done in (alone, together)]
+    assert made[0]["sequences"] == 2
+    for one in made:
+        one.pop("repeated")  # how often a busy machine was not waited for long enough
+    assert made[0] == made[1]
     assert (tmp_path / "together").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
