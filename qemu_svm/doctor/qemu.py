@@ -113,10 +113,11 @@ async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.memfd_create("qemu-said"), "w+b") as log:
         try:
-            process = await asyncio.create_subprocess_exec(
-                *([keeper, "--pdeathsig", "KILL"] if keeper else []), *command,
-                *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
-                *("-mon", "chardev=qmp,mode=control"),
+            # Not asyncio's: it warns if the process ends while it is killed.
+            process = subprocess.Popen(
+                [*([keeper, "--pdeathsig", "KILL"] if keeper else []), *command,
+                 *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
+                 *("-mon", "chardev=qmp,mode=control")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
             )  # fmt: skip
         except OSError as error:
@@ -135,9 +136,8 @@ async def _started(command: Sequence[str]) -> AsyncIterator[Client]:
             finally:
                 await client.close()
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await finish(process.wait())
+            process.kill()
+            await finish(asyncio.to_thread(process.wait))
 
 
 async def _host_cpu(qmp: Client) -> dict[str, bool]:
