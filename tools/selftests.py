@@ -83,6 +83,9 @@ SMALLER: dict[str, list[str]] = {
     "mmu_stress_test": ["-c", "1", "-m", "1", "-s", "1"],
 }
 """Options of selftests that measure memory: an emulated host is a thousand times slower."""
+ON_PURPOSE = {"svm_nested_vmcb12_gpa": {"T-03"}}
+"""Rules that a selftest breaks to see what KVM does: a vmcb12 that is not in guest memory ends the
+first KVM_RUN with a shutdown."""
 MOST_WORDS = 240
 NO_REASON = re.compile(r"^pid=|^\d+\s+0x|^\(|addr2line")
 LEFT_OUT = (
@@ -324,7 +327,8 @@ def judge(path: Path, row: Row, name: str) -> None:
     found = [one for vcpu in trace.vcpus for put in vcpu.puts for one in put.results]
     found += [one for vcpu in trace.vcpus for one in vcpu.results]
     row.refused += sum(one.rule.id == "T-05" for one in found)
-    row.violated += sorted({one.rule.id for one in found if one.bad} - {"T-05"})
+    meant = {"T-05"} | ON_PURPOSE.get(row.name, set())
+    row.violated += sorted({one.rule.id for one in found if one.bad} - meant)
     if row.status == "passes" and row.violated:
         row.wrong.append(f"it passes, and is against {' '.join(row.violated)}")
     with suppress(SourceError), svm.open(path, limits=LIMITS) as dump:
