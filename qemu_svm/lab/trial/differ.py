@@ -260,9 +260,9 @@ def _change(saved: Saved, name: str, without: Any, with_patch: Any) -> Change:
 
 
 def _owner(saved: Saved, register: str, value: Any) -> str:
-    # Whose register it is, if L1's and L2's are not the same.
+    # Whose register it is, if L1's and L2's are not the same; 0 may be anybody's.
     l1, l2 = saved.l1(), saved.sregs
-    if register not in l1 or not isinstance(value, int):
+    if register not in l1 or not isinstance(value, int) or not value:
         return ""
     if register in l2:
         ours = l2.content(register)

@@ -326,13 +326,19 @@ def _build(
                            if failed else f"the patch does not apply to {version}")  # fmt: skip
     if status == 0 and len(result) <= _RESULT and {*names, "types"} <= _members(result).keys():
         return result, words
-    lines = [line for line in words.splitlines() if "error" in line.lower()]
-    lines = lines or words.splitlines()[-4:]
-    where = "; ".join(line.strip()[:160] for line in lines[:4])
+    where = _reasons(words)
     if not changed or status not in (0, _NO_MODULE, _NO_TYPES):
         hint = "it needs root, or user namespaces"
         raise LabError(f"KVM of {version} cannot be built: {where}", hint=hint)
     raise PatchRefused(f"the patched KVM does not compile: {where}")
+
+
+def _reasons(log: str) -> str:
+    # The first errors of a build: the compiler's, without make's summary of them.
+    lines = [line.strip().removeprefix(ROOT) for line in log.splitlines()]
+    wrong = [line for line in lines if "error" in line.lower()]
+    own = [line for line in wrong if not line.startswith("make")]
+    return "; ".join(line[:160] for line in (own or wrong or lines[-4:])[:4])
 
 
 def _in_workshop(root: Path, script: str, given: bytes) -> tuple[int, bytes, str]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qemu_svm.errors import SourceError, SvmStreamError
 from qemu_svm.lab.trial.patches import LIMIT, PatchRefused, read_patch
+from qemu_svm.lab.trial.workshop import _reasons
 
 NESTED = "arch/x86/kvm/svm/nested.c"
 
@@ -122,3 +123,22 @@ def test_damage_raises_only_our_own_errors(data: st.DataObject) -> None:
     except SvmStreamError:
         return
     assert all(path.startswith("arch/x86/") for path in found.files)
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        (
+            (
+                "In file included from x.c:1:\n/build/arch/x86/kvm/svm/nested.c:7:10: fatal error: "
+                "/etc/passwd: No such file or directory\nmake[1]: *** [nested.o] Error 1\n"
+                "make: *** [/build/arch/x86/kvm] Error 2\n"
+            ),
+            "arch/x86/kvm/svm/nested.c:7:10: fatal error: /etc/passwd: No such file or directory",
+        ),
+        ("make: *** [/build/arch/x86/kvm] Error 2\n", "make: *** [/build/arch/x86/kvm] Error 2"),
+        ("Killed\n", "Killed"),
+    ],
+)
+def test_why_a_build_failed(log: str, says: str) -> None:
+    assert _reasons(log) == says
