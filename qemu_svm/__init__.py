@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from qemu_svm.errors import Unsupported as Unsupported
     from qemu_svm.limits import Limits as Limits
     from qemu_svm.qmp.features import CaptureOptions as CaptureOptions
+    from qemu_svm.render.documents import schema as schema
+    from qemu_svm.render.documents import schema_verbs as schema_verbs
 
 __version__ = "0.2.0.dev0"
 
@@ -70,6 +72,8 @@ __all__ = [  # noqa: RUF022 - the most important first
     "replay_plan",
     "look_inside",
     "diff_inside",
+    "schema",
+    "schema_verbs",
     "Limits",
     "SvmStreamError",
     "SourceError",
@@ -93,7 +97,10 @@ __all__ = [  # noqa: RUF022 - the most important first
 ]
 
 # The cheapest first.
-_MODULES = ("qemu_svm.errors", "qemu_svm.limits", "qemu_svm.api", "qemu_svm.qmp.features")
+_MODULES = (
+    *("qemu_svm.errors", "qemu_svm.limits", "qemu_svm.render.documents", "qemu_svm.api"),
+    "qemu_svm.qmp.features",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
 import qemu_svm as svm
@@ -145,6 +146,16 @@ def test_a_result_is_what_the_verb_prints(verb: str, svmstream: Run) -> None:
         assert json.loads(json.dumps(result.to_json())) == printed
     # Results stay valid after the dump is closed.
     assert json.loads(json.dumps(result.to_json())) == printed
+
+
+def test_schemas() -> None:
+    assert "mem read" in svm.schema_verbs()
+    validator = jsonschema_rs.Draft202012Validator(svm.schema("inspect"))
+    with svm.open(CAPTURE) as dump:
+        assert validator.is_valid(dump.inspect().to_json())
+    with pytest.raises(svm.PathError, match="no verb 'inspct'") as caught:
+        svm.schema("inspct")
+    assert caught.value.near[0] == "inspect"
 
 
 def test_results_are_frozen() -> None:

@@ -105,6 +105,8 @@ def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
         (("lab", "capture", "--guests"), b"nested"),
         (("record", "--probe", "-"), b"the KVM ioctls of a VMM"),
         (("diff", LOOK, LOOK), b"no differences"),
+        (("schema", "inspect"), b"inspect.nested"),
+        (("inspect", FILE, "--rows", "vcpus", "--fields", "index,guest_mode"), b"0\ttrue"),
     ],
 )
 def test_verbs(words: tuple[str, ...], text: bytes, installed: Installed) -> None:

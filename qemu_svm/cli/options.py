@@ -127,7 +127,13 @@ def row_options(function: _Decorated) -> _Decorated:
         if fields is not None and not all(names):
             raise click.UsageError(f"--fields: '{fields}' has an empty name")
         chosen = Form(jsonl, names, rows or "")
-        click.get_current_context().meta["qemu_svm.form"] = chosen
+        context = click.get_current_context()
+        context.meta["qemu_svm.form"] = chosen
+        if names or rows:
+            from qemu_svm.cli.rows import check
+
+            # The first word is the program's.
+            check(context.command_path.partition(" ")[2], chosen)
         return function(as_json=as_json or jsonl or bool(names), **others)
 
     for option in (

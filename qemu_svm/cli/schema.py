@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from qemu_svm.cli.output import print_json
-from qemu_svm.cli.verbs import suggestion, verb
-from qemu_svm.render.documents import DOCUMENTS, verb_schema
+from qemu_svm.cli.verbs import verb
+from qemu_svm.render.documents import schema, schema_verbs
 
 
 def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    words = {word for name in DOCUMENTS for word in name.split()}
+    words = {word for name in schema_verbs() for word in name.split()}
     return sorted(word for word in words if word.startswith(incomplete))
 
 
@@ -23,10 +23,7 @@ def command(*, words: tuple[str, ...]) -> None:
     included. Members may be added within a schema_version, so it allows unknown ones.
     """
     if not words:
-        for name in DOCUMENTS:
+        for name in schema_verbs():
             click.echo(name)
         return
-    name = " ".join(words)
-    if name not in DOCUMENTS:
-        raise click.UsageError(f"no verb '{name}' with --json.{suggestion(name, DOCUMENTS)}")
-    print_json(verb_schema(name))
+    print_json(schema(" ".join(words)))

@@ -44,9 +44,7 @@ def _table(_ctx: click.Context, _param: click.Parameter, path: str | None) -> st
 @click.option("-o", "--output", metavar="NEW", callback=_table,
               help="Write a table: NEW.csv, .sqlite, .parquet or .html.")  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Replace NEW.")
-@click.option("--jsonl", is_flag=True, help="Print one JSON document for each stream.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@options.output_options
+@options.json_option
 @click.option("-j", "--processes", type=click.IntRange(1, 1024), metavar="N",
               help="Processes of this host.  [default: one for each processor]")  # fmt: skip
 @scheduler_option
@@ -65,7 +63,6 @@ def command(
     maxphyaddr: int,
     output: str | None,
     force: bool,
-    jsonl: bool,
     as_json: bool,
     processes: int | None,
     scheduler: str | None,
@@ -78,12 +75,8 @@ def command(
     """
     if not paths and list_file is None:
         raise click.UsageError("Missing argument 'PATH...'.")
-    for one, two, why in (
-        (as_json, jsonl, "--json and --jsonl are two forms: give one of them"),
-        (processes, scheduler, "--processes is for this host, and --scheduler for a cluster"),
-    ):
-        if one and two:
-            raise click.UsageError(why)
+    if processes and scheduler:
+        raise click.UsageError("--processes is for this host, and --scheduler for a cluster")
     kernels = chosen(kernels, destination)
     from qemu_svm.qmp.output import Output
     from qemu_svm.survey.find import inputs, listed
@@ -126,22 +119,24 @@ def command(
         progress.clear()
         if table is not None:
             _write(found, table)
-        _print(found, as_json=as_json, jsonl=jsonl, rows=table is None)
+        _print(found, as_json=as_json, rows=table is None)
         status = _status(found, paths)
         store.finish()
         return status
 
 
-def _print(found: Survey, *, as_json: bool, jsonl: bool, rows: bool) -> None:
+def _print(found: Survey, *, as_json: bool, rows: bool) -> None:
+    from qemu_svm.cli.rows import print_rows
     from qemu_svm.render.json import survey_rows as as_document
     from qemu_svm.render.text import survey as as_text
 
     if options.quiet():
         return
-    if jsonl:
-        for row in found.rows():
-            click.echo(as_document.line(row))
+    form = options.form()
+    if form.jsonl or form.fields:
+        print_rows({**as_document.head(found), "streams": found.rows()}, "survey", form)
     elif as_json:
+        options.note_output()
         for piece in as_document.pieces(found):
             click.echo(piece, nl=False)
     else:

@@ -39,6 +39,7 @@ _MOST = 4000
 @click.option("--plot", is_flag=True,
               help="Curves of what is left, sent and written; in a pipe, at the end.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
+@options.row_options
 @options.output_options
 @options.timeout_option
 def command(

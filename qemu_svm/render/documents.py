@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any, NamedTuple
+
+from qemu_svm.errors import PathError
 
 DOCUMENTS: dict[str, tuple[str, ...]] = {
     "capture": ("capture",),
@@ -72,6 +75,7 @@ ROWS: dict[str, Rows] = {
     "inside": Rows("vcpus"),
     "inspect": Rows("sections"),
     "lab_bisect": Rows("tried"),
+    "lab_capture": Rows("captures"),
     "lab_conform": Rows("disagreements"),
     "lab_guests": Rows("guests"),
     "lab_list": Rows("suites"),
@@ -108,11 +112,20 @@ def document_schema(name: str) -> dict[str, Any]:
     return found
 
 
-def verb_schema(verb: str) -> dict[str, Any]:
+def schema_verbs() -> tuple[str, ...]:
+    """Return the verbs that have a schema."""
+    return tuple(DOCUMENTS)
+
+
+def schema(verb: str) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of all documents that a verb prints with ``--json``.
 
-    :raises KeyError: there is no such verb, or it prints no document.
+    :param verb: such as ``check`` or ``mem read``.
+    :raises PathError: there is no such verb, or it prints no document.
     """
+    if verb not in DOCUMENTS:
+        near = get_close_matches(verb.lower(), DOCUMENTS, cutoff=0.5)
+        raise PathError(f"no verb '{verb}' with --json", near=near)
     shapes, definitions = [], {}
     for name in (*DOCUMENTS[verb], FAILURE):
         shape = document_schema(name)
@@ -150,7 +163,7 @@ def _rows(
         if "error" in holder:
             yield {**known, "error": holder["error"]}
         return
-    for one in inner if isinstance(inner, list) else [inner]:
+    for one in [inner] if isinstance(inner, dict) else inner:
         if len(path) == 1:
             yield {**known, **one} if isinstance(one, dict) else {**known, path[0]: one}
             continue

@@ -84,6 +84,8 @@ def test_from_begin_to_end(vm: Vm, command: Run) -> None:
     assert done.returncode == 0
     (line,) = done.stdout.splitlines()
     assert b"completed" in line
+    done = command("watch", "--qmp", vm.address, "--fields", "status,ram.remaining,ended")
+    assert done.stdout == b"completed\t0\ttrue\n"
 
 
 def test_failed(vm: Vm, command: Run) -> None:

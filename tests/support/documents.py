@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from qemu_svm.render.documents import DOCUMENTS, FAILURE, Shape, document_schema, verb_schema
+from qemu_svm.render.documents import DOCUMENTS, FAILURE, Shape, document_schema, schema
 from qemu_svm.render.json import check_several, failure
 from qemu_svm.results import Result
 
@@ -20,7 +20,7 @@ from qemu_svm.results import Result
 @cache
 def of_verb(verb: str) -> jsonschema_rs.Draft202012Validator:
     """What ``svmstream schema VERB`` prints."""
-    return jsonschema_rs.Draft202012Validator(verb_schema(verb))
+    return jsonschema_rs.Draft202012Validator(schema(verb))
 
 
 @cache
@@ -77,9 +77,9 @@ def _conforms(document: Any, verb: str) -> None:
 
 def loose(name: str) -> dict[str, str]:
     """Places of a document's schema by path where anything may stand, or nothing need."""
-    schema = document_schema(name)
+    whole = document_schema(name)
     found: dict[str, str] = {}
-    places = [("", schema), *schema.get("$defs", {}).items()]
+    places = [("", whole), *whole.get("$defs", {}).items()]
     while places:
         path, one = places.pop()
         places += [(f"{path}", part) for part in one.get("anyOf", ())]

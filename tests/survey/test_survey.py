@@ -277,6 +277,8 @@ def test_the_command(command: Run, folder: Path, tmp_path: Path) -> None:
     assert len(document["streams"][0]["verdicts"]) > 20  # all releases
     lines = command("survey", folder / "below", "--to", "6.1", "--jsonl").stdout.splitlines()
     assert [json.loads(line)["state"] for line in lines] == ["right"]
+    fields = command("survey", folder / "below", "--to", "6.1", "--fields", "state,verdicts")
+    assert fields.stdout == b'right\t{"6.1": "right"}\n'
     names = tmp_path / "names"
     names.write_text(f"{NESTED}\n\n{NPT}\n")
     listed = command("survey", "--list", names, "--to", "6.1", "--jsonl")

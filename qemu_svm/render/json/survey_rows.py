@@ -37,8 +37,3 @@ def pieces(result: Survey) -> Iterator[str]:
         yield f"{comma}\n  {json.dumps(row)}"
         comma = ","
     yield "\n ]\n}\n"
-
-
-def line(row: dict[str, Any]) -> str:
-    """Return the document of one stream, on one line."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **row})
