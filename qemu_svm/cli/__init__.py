@@ -22,6 +22,8 @@ from qemu_svm.cli.status import (
     EXIT_ENVIRONMENT,
     EXIT_INTERRUPTED,
     EXIT_PIPE,
+    forget_errors,
+    last_error,
     print_error,
     report_failure,
     report_usage,
@@ -116,8 +118,11 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in _NO_OUTPUT:
             # Other files that cannot be written raise errors of our own.
             what = "the output" if error.filename is None else f"'{error.filename}'"
-            print_error(f"cannot write {what}: {error.strerror}")
+            words = f"cannot write {what}: {error.strerror}"
+            print_error(words)
             status = EXIT_ENVIRONMENT
+            if error.filename is not None:
+                _document(error, words, status, _RULES[status])
         else:
             from qemu_svm.cli.bug import report_bug
 
@@ -127,7 +132,12 @@ def main() -> None:
     sys.exit(status)
 
 
-def _document(error: Exception, message: str, status: int, rule: str = "bug") -> None:
+_RULES = {1: "findings", 2: "usage", 3: "source", EXIT_ENVIRONMENT: "environment", 5: "refused",
+          EXIT_INTERRUPTED: "interrupted"}  # fmt: skip
+"""Of errors that no exception tells, by exit status."""
+
+
+def _document(error: BaseException, message: str, status: int, rule: str = "bug") -> None:
     # The error on standard output, if JSON was asked for and none was printed yet.
     words = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
     if not {"--json", "--jsonl"} & set(words) or {"-q", "--quiet"} & set(words):
@@ -160,6 +170,7 @@ def _no_output() -> None:
 
 def _run() -> int:
     options.note_output(printed=False)
+    forget_errors()
     try:
         result: Any = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -168,11 +179,17 @@ def _run() -> int:
         report_usage(error)
         _document(error, error.format_message(), error.exit_code, "usage")
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         click.echo("svmstream: interrupted", err=True)
+        _document(error, "interrupted", EXIT_INTERRUPTED, "interrupted")
         return EXIT_INTERRUPTED
     except SvmStreamError as error:
         status = report_failure(error)
         _document(error, str(error), status)
         return status
-    return result if isinstance(result, int) else 0
+    status = result if isinstance(result, int) else 0
+    found = last_error()
+    if status and found is not None:
+        cause, words = found
+        _document(cause or Exception(words), words, status, _RULES.get(status, "bug"))
+    return status

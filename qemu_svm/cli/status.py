@@ -25,10 +25,27 @@ EXIT_PIPE = 141  # as a shell shows a death by SIGPIPE
 _EXITS = ((EnvironmentFault, EXIT_ENVIRONMENT), (Refused, EXIT_REFUSED))
 
 
-def print_error(message: str, hint: str | None = None) -> None:
-    """Print an error on standard error; what a terminal might obey is escaped."""
+_LAST: list[tuple[Exception | None, str]] = []
+
+
+def last_error() -> tuple[Exception | None, str] | None:
+    """Return the last error that was printed, with what raised it; None if there was none."""
+    return _LAST[-1] if _LAST else None
+
+
+def forget_errors() -> None:
+    """Begin anew; for a process that runs several commands."""
+    _LAST.clear()
+
+
+def print_error(message: str, hint: str | None = None, *, cause: Exception | None = None) -> None:
+    """Print an error on standard error; what a terminal might obey is escaped.
+
+    :param cause: what raised it, for the document of the error.
+    """
     from qemu_svm.render.escape import printable
 
+    _LAST[:] = [(cause, message)]
     click.echo(f"svmstream: {printable(message)}", err=True)
     if hint:
         click.echo(f"  {printable(hint)}", err=True)
@@ -61,5 +78,6 @@ def report_damage(dump: Dump) -> int:
 def report_problems(path: str, problems: Iterable[StreamError], *, complete: bool) -> int:
     """Print what is wrong with an input; return the exit status that follows."""
     for problem in problems:
-        print_error(str(problem) if problem.path is not None else f"{path}: {problem}")
+        words = str(problem) if problem.path is not None else f"{path}: {problem}"
+        print_error(words, cause=problem)
     return 0 if complete else EXIT_UNREADABLE

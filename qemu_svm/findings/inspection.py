@@ -11,8 +11,6 @@ from qemu_svm.findings.consistency import consistency
 from qemu_svm.machine import Machine, type_version
 from qemu_svm.results import Result
 from qemu_svm.rules import Finding, Severity
-from qemu_svm.source.details import LibvirtDetails
-from qemu_svm.source.libvirt import FORMATS
 from qemu_svm.stream import Kind, LayoutOrigin
 
 _ROUNDS = (Kind.PART, Kind.END)
@@ -57,6 +55,11 @@ def _container(machine: Machine) -> Iterator[Finding]:
     # libvirt reads the payload through the program that its header names.
     source = machine.stream.source
     details = source.details
+    if details is None:
+        return
+    from qemu_svm.source.details import LibvirtDetails
+    from qemu_svm.source.libvirt import FORMATS
+
     if not isinstance(details, LibvirtDetails):
         return
     inner = source.layers[source.layers.index("libvirt") + 1 :] if source.layers else ()

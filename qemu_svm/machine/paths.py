@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -349,5 +348,7 @@ def _near(machine: Machine, path: str) -> list[str]:
         candidates += [
             _SECTION + section_label(machine, r) for r in machine.stream.records if r.kind in _NAMED
         ]
-    near = difflib.get_close_matches(path, candidates[:20_000], n=_NEAR, cutoff=0.5)
+    from difflib import get_close_matches
+
+    near = get_close_matches(path, candidates[:20_000], n=_NEAR, cutoff=0.5)
     return near or candidates[:_NEAR]

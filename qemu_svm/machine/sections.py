@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qemu_svm.machine.model import Machine
-from qemu_svm.machine.virtio.decode import decode_field
-from qemu_svm.machine.virtio.device import FIELD, VirtioDevice, device_in
 from qemu_svm.stream import Kind, Record, Value
+
+if TYPE_CHECKING:
+    from qemu_svm.machine.virtio.device import VirtioDevice
 
 _VIRTIO = ("virtio-", "vhost-")
 _BIG_ENDIAN = ("s390", "pseries", "powernv", "ppce500", "mac99", "g3beige", "sun4", "SS-")
@@ -23,6 +26,9 @@ def section_values(machine: Machine, record: Record) -> Value | None:
     name = (record.name or "").rpartition("/")[2]
     if record.kind is not Kind.FULL or not name.startswith(_VIRTIO):
         return found
+    from qemu_svm.machine.virtio.decode import decode_field
+    from qemu_svm.machine.virtio.device import FIELD
+
     big_endian = (machine.name or "").startswith(_BIG_ENDIAN)
     if found is None:
         return _undescribed(machine, record, name, big_endian=big_endian)
@@ -39,12 +45,17 @@ def virtio_device(machine: Machine, record: Record) -> VirtioDevice | None:
 
     :raises StreamError: the section does not hold what is described.
     """
+    from qemu_svm.machine.virtio.device import device_in
+
     values = section_values(machine, record)
     return None if values is None else device_in(values)
 
 
 def _undescribed(machine: Machine, record: Record, name: str, *, big_endian: bool) -> Value | None:
     # Of most virtio devices the field is all of the section.
+    from qemu_svm.machine.virtio.decode import decode_field
+    from qemu_svm.machine.virtio.device import FIELD
+
     if record.payload_size > machine.stream.limits.section_bytes:
         return None
     data = machine.stream.source.read_at(record.payload, record.payload_size)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qemu_svm.errors import StreamError
 from qemu_svm.fields import Fields
 from qemu_svm.machine import flags
-from qemu_svm.machine.recorded import RecordedPut
 from qemu_svm.nested import NestedState, bits, from_values
 from qemu_svm.stream import LayoutOrigin
 from qemu_svm.stream.vmstate.values import Value
 from qemu_svm.x86.segments import Segment, attrib_from_flags
+
+if TYPE_CHECKING:
+    from qemu_svm.machine.recorded import RecordedPut
 
 _GENERAL = (
     ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")

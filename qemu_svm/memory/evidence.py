@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from qemu_svm.errors import StreamError
 from qemu_svm.limits import KIB, MIB
@@ -29,8 +29,7 @@ _ENABLED, _HOTPLUGGABLE, _NON_VOLATILE = 1, 2, 4
 _MOST_TABLE = 2 * MIB
 
 
-@dataclass(frozen=True, slots=True)
-class Cmos:
+class Cmos(NamedTuple):
     """Sizes of RAM as the CMOS has them, in bytes, rounded down to 64 KiB.
 
     :param low: below 4 GiB.
@@ -41,8 +40,7 @@ class Cmos:
     high: int
 
 
-@dataclass(frozen=True, slots=True)
-class PciDevice:
+class PciDevice(NamedTuple):
     """Configuration space of one PCI function.
 
     :param path: the start of the section's name, ``0000:00:02.0``; "" if it has none.
@@ -76,8 +74,7 @@ class PciDevice:
         return value & ~0xF or None
 
 
-@dataclass(frozen=True, slots=True)
-class Affinity:
+class Affinity(NamedTuple):
     """A memory entry of the SRAT.
 
     :param hotplug: the region for dimms, of which nothing need be plugged in.
@@ -136,8 +133,7 @@ def pci_devices(machine: Machine) -> Iterator[PciDevice]:
             yield PciDevice(path if slash else "", name, data)
 
 
-@dataclass(frozen=True, slots=True)
-class HostBridge:
+class HostBridge(NamedTuple):
     """What of 0xa0000 to 0xfffff reads as RAM.
 
     :param readable: for each 16 KiB from 0xc0000 to 0xeffff, and last for 0xf0000 to
@@ -196,8 +192,7 @@ def _affinities(table: bytes) -> list[Affinity]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class VirtioMem:
+class VirtioMem(NamedTuple):
     """A virtio-mem device and its region.
 
     :param block: name of its RAM block.

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import combinations, pairwise
+from typing import NamedTuple
 
 from qemu_svm.errors import StreamError
 from qemu_svm.limits import GIB, KIB, MIB
@@ -61,8 +62,7 @@ class Use(StrEnum):
     DEVICE = "device"
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """Part of a RAM block at its guest-physical address.
 
     :param start: guest-physical address; ``size`` in bytes.
@@ -84,8 +84,7 @@ class Range:
         return self.start + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """A machine's physical address space, as far as RAM blocks are in it.
 
     :param ranges: in order of addresses, without overlaps.
@@ -100,8 +99,7 @@ class Layout:
     assumptions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """How main memory is divided at the hole under 4 GiB; sizes in bytes.
 
     :param base: address of the high part.
@@ -442,7 +440,7 @@ class _Placing:
             low = [one for one in self.ranges if one.start == 0]
             if low and not bridge.smram_open:
                 self.smram = [
-                    replace(one, reason="SMRAM: the memory under 0xa0000-0xbffff")
+                    one._replace(reason="SMRAM: the memory under 0xa0000-0xbffff")
                     for one in _clip(low, *_SMRAM)
                 ]
             if any(device.display for device in self.devices) and not bridge.smram_open:
@@ -633,7 +631,7 @@ def _clip(ranges: Iterable[Range], start: int, end: int) -> list[Range]:
         first, last = max(one.start, start), min(one.end, end)
         if first < last:
             offset = one.offset + first - one.start
-            found.append(replace(one, start=first, size=last - first, offset=offset))
+            found.append(one._replace(start=first, size=last - first, offset=offset))
     return found
 
 
@@ -656,7 +654,7 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
             and last.end == one.start
             and last.offset + last.size == one.offset
         ):
-            found[-1] = replace(last, size=last.size + one.size)
+            found[-1] = last._replace(size=last.size + one.size)
         else:
             found.append(one)
     return found

@@ -36,7 +36,6 @@ accepted because real programs have them; they do not affect nested state.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from qemu_svm.errors import PlanError
@@ -134,7 +133,9 @@ def parse(text: str) -> tuple[Step, ...]:
 def _step(text: str) -> Step:
     name, *rest = text.split(":")
     if name not in STEPS:
-        near = difflib.get_close_matches(name, [*STEPS, *NAMED], cutoff=0.4)
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, [*STEPS, *NAMED], cutoff=0.4)
         raise PlanError(f"unknown step '{name}'", near=tuple(near or STEPS))
     flags: list[str] = []
     settings: list[tuple[str, int | str]] = []
@@ -156,7 +157,9 @@ def _value(step: str, key: str, value: str) -> int | str:
         return value
     choices = _CHOICES.get(step)
     if choices is not None and key not in choices and not (step == "nested" and key[:1] == "@"):
-        near = difflib.get_close_matches(key, choices, cutoff=0.3) or choices
+        from difflib import get_close_matches
+
+        near = get_close_matches(key, choices, cutoff=0.3) or choices
         raise PlanError(f"'{step}' has no setting '{key}'", near=tuple(near))
     return _number(value)
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from qemu_svm.errors import PlanError
 from qemu_svm.machine import Vcpu
 from qemu_svm.model.area import RESET, Area, Content, Writer
 from qemu_svm.nested import NestedState, bits, layout, vmcb_fields
-from qemu_svm.x86.cpuid import Cpuid, infer
-from qemu_svm.x86.cpuid_entries import features
 from qemu_svm.x86.segments import Segment
+
+if TYPE_CHECKING:
+    from qemu_svm.x86.cpuid import Cpuid
 
 WIDTHS = range(32, 53)
 """Widths of physical addresses that QEMU gives a guest (``target/i386/cpu.c``, 10.0:
@@ -85,6 +87,8 @@ def guest_cpuid(saved: Saved, maxphyaddr: int = 40) -> Cpuid:
         )
     l1 = saved.l1()
     # EFER of L1 is under test, so L2's alone counts.
+    from qemu_svm.x86.cpuid import infer
+
     return infer(saved.sregs.get("cr4"), l1.get("cr4"), saved.sregs.get("efer"), maxphyaddr)
 
 
@@ -99,6 +103,8 @@ def cpuid_of(vcpu: Vcpu) -> Cpuid | None:
         words = child.value if isinstance(child.value, tuple) else (0, 0, 0, 0)
         registers = dict(zip(("eax", "ebx", "ecx", "edx"), words, strict=True))
         entries.append({"function": int(leaf, 16), "index": int(index, 16), **registers})
+    from qemu_svm.x86.cpuid_entries import features
+
     return features(entries)
 
 

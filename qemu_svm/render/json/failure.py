@@ -8,7 +8,9 @@ from qemu_svm.errors import StreamError, SvmStreamError
 from qemu_svm.render.json.base import SCHEMA_VERSION
 
 
-def render(error: Exception, message: str, exit_status: int, rule: str = "bug") -> dict[str, Any]:
+def render(
+    error: BaseException, message: str, exit_status: int, rule: str = "bug"
+) -> dict[str, Any]:
     """Return the document.
 
     :param message: what is printed on standard error, without the hint.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from qemu_svm.findings.recorded import RecordedDifference
-from qemu_svm.machine.recorded import RecordedPut
 from qemu_svm.render.json.observed import observed
+
+if TYPE_CHECKING:
+    from qemu_svm.findings.recorded import RecordedDifference  # imports the model
+    from qemu_svm.machine.recorded import RecordedPut
 
 
 def recorded_put(put: RecordedPut) -> dict[str, Any]:
