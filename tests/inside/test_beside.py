@@ -162,3 +162,14 @@ def test_the_error_code_of_an_injected_exception_comes_back_from_vmcb02(tmp_path
     for error, wrong in ((0xFFFF, 0), (0, 0), (0xFF, 1)):
         seen = {"nested.ctl.event_inj_err": error}
         assert len(list(differences(state, found.kernel, seen, ran))) == wrong
+
+
+def test_shadow_paging_has_bits_of_its_own_in_a_fresh_vmcb(tmp_path: Path) -> None:
+    """As 5.10 and 6.1 have them without nested paging."""
+    with guest(PLAIN, tmp_path) as one:
+        for kernel, cr4 in (("5.10", 0x20), ("6.1", 0x60)):
+            host = Host(npt=False, irqchip=False)
+            found = simulate(PROFILES[kernel], one.saved, plans.parse("cpuid"), host=host)
+            names = expected(found.start, found.kernel)
+            fresh = [names[f"vmcb01.save.{name}"] for name in ("efer", "cr0", "cr4")]
+            assert fresh == [0x1800, 0x80010010, cr4]

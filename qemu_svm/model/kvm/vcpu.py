@@ -237,20 +237,22 @@ class KvmVcpu:
         if self.kernel.split:
             self.vmcb01.set("dr6", 0, RESET)  # init_vmcb leaves it to svm_set_dr6
             self.vmcb01.set("rip", 0, RESET)  # and this to svm_vcpu_run
-            self._reset_control_registers()
             self.nested.vmcb12_gpa = INVALID_GPA
+        self._reset_control_registers()
         if not self.host.npt:
             self.vmcb01.set("g_pat", 0, RESET)  # init_vmcb sets it for nested paging only
         if self.host.irqchip and not self.host.bsp:
             self.mp_state = UNINITIALIZED
 
     def _reset_control_registers(self) -> None:
-        # kvm_vcpu_reset sets them by svm_set_efer, svm_set_cr0 and svm_set_cr4.
+        # Shadow paging needs bits of its own.  kvm_vcpu_reset sets them by svm_set_efer,
+        # svm_set_cr0 and svm_set_cr4; up to 5.12 init_vmcb writes CR4.
         shadow = not self.host.npt
+        mce = CR4.mask("MCE") if self.kernel.split else 0
         for name, bits in (
             ("efer", EFER.mask("NX") if shadow else 0),
             ("cr0", CR0.mask("PG", "WP") if shadow else 0),
-            ("cr4", CR4.mask("MCE") | (CR4.mask("PAE") if shadow else 0)),
+            ("cr4", mce | (CR4.mask("PAE") if shadow else 0)),
         ):
             self.vmcb01.set(name, self.vmcb01.get(name) | bits, RESET)
 
