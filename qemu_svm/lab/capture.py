@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qemu_svm.errors import LabError
+from qemu_svm.lab.box.share import forget
 from qemu_svm.lab.guests import Guest, Image, differences
 from qemu_svm.lab.vm import Vm
 from qemu_svm.machine import read_machine
@@ -86,7 +87,7 @@ def capture(vm: Vm, guest: Guest, image: Image) -> Capture:
         flags, wrong = examine(guest, image, path, kernel)
         if not wrong:
             return Capture(path, number, flags)
-        path.unlink()
+        forget(path)
         vm.qmp.execute("cont")
     raise LabError(
         f"guest '{guest.name}' was saved {tries} times, never in the wanted state: "

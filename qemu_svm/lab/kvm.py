@@ -7,7 +7,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from qemu_svm.kvm.device import KVM_PATH
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.command import Command
 from qemu_svm.lab.box.console import headline
-from qemu_svm.lab.box.share import Share, discard, limited_share
+from qemu_svm.lab.box.share import Share, discard, forget, limited_share
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.progress import SILENT, Progress
 from qemu_svm.replay.memory import RamFile
@@ -279,8 +279,7 @@ class InBox:
             )
             yield from self._results(command, Results(back), remaining)
             for path in (given, back):
-                with suppress(OSError):  # the box may have made it something else
-                    path.unlink()
+                forget(path)
 
     def _placed(self, ram: RamFile) -> str:
         # Name of the RAM's file in the directory; it is copied if it is elsewhere.

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 from qemu_svm.errors import LabError
 from qemu_svm.lab.box import boot
 from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.box.share import forget
 from qemu_svm.lab.capture import STEADY_TRIES, Capture
 from qemu_svm.lab.guests import LINUX, assemble, values
 from qemu_svm.lab.host import host_faults
@@ -78,8 +79,7 @@ def started(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for name in ("linux.initrd", "l1-kernel"):
-            with suppress(OSError):
-                (box.share / name).unlink()
+            forget(box.share / name)
 
 
 def _collect(folder: Path, kernel: Path, *, inner: bool) -> None:
@@ -152,7 +152,7 @@ def capture(vm: Vm) -> Capture:
             nested = machine.vcpus[0].nested if machine.vcpus else None
         if not wrong:
             return Capture(path, number, (None if nested is None else nested.flags,))
-        path.unlink()
+        forget(path)
         vm.qmp.execute("cont")
     raise LabError(f"none of {STEADY_TRIES} saves was made in L2: {'; '.join(wrong)}")
 
@@ -178,7 +178,7 @@ def capture_inner(vm: Vm) -> Capture:
         vcpu = machine.vcpus[0] if machine.vcpus else None
         if vcpu is not None and vcpu.guest_mode and vcpu.nested is not None and vcpu.cpl:
             return Capture(path, number, (vcpu.nested.flags,))
-        path.unlink()
+        forget(path)
         vm.qmp.execute("cont")
         time.sleep(1)
     raise LabError(f"none of {_INNER_TRIES} saves was made in a program of L2")

@@ -20,6 +20,7 @@ import zstandard
 from qemu_svm.errors import EnvironmentFault, LabError, Refused
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.box.share import forget
 from qemu_svm.lab.capture import capture
 from qemu_svm.lab.explain import explanations
 from qemu_svm.lab.guests import Guest, assemble
@@ -262,7 +263,7 @@ def _save(box: BoxSession, guest: Guest, machine: str) -> _Stream:
         return Outcome(Verdict.NOT_SAVED, error.what, guest.name)
     with host_faults(f"read {taken.path}"):
         data = taken.path.read_bytes()
-        taken.path.unlink()
+        forget(taken.path)
     return zstandard.compress(data)
 
 
@@ -311,5 +312,5 @@ class _Target:
         except EnvironmentFault as error:
             # A box that hangs prints nothing on its console; that is a result as well.
             return Outcome(Verdict.CRASH, error.what)
-        (self._box.share / name).unlink()
+        forget(self._box.share / name)
         return outcome

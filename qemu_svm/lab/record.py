@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from qemu_svm.lab import capture, linux, vm
 from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.box.share import forget
 from qemu_svm.lab.capture import Capture
 from qemu_svm.lab.guests import LINUX, LINUX_IN_LINUX, Guest, assemble
 from qemu_svm.lab.host import host_faults
@@ -150,4 +151,4 @@ def _write(source: Path, path: str, record: CaptureRecord | None, *, replace: bo
                 os.write(output.create(RECORD), text.encode())
             output.commit()
     finally:
-        source.unlink()
+        forget(source)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qemu_svm.errors import OutputExists
 from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.box.share import forget
 from qemu_svm.lab.host import host_faults
 from qemu_svm.recorder.probe import program
 
@@ -52,7 +53,7 @@ def recorded(
             "-o", f"/share/{name}{suffix}", "--",
         )  # fmt: skip
     finally:
-        script.unlink(missing_ok=True)
+        forget(script)
         for made in sorted(box.share.glob(f"{name}*{suffix}")):
             _take(made, path, made.name.removeprefix(name).removesuffix(suffix))
 
@@ -67,4 +68,4 @@ def _take(made: Path, path: str, process: str) -> None:
             with made.open("rb") as source, open(os.open(target, flags, 0o600), "wb") as out:
                 shutil.copyfileobj(source, out)
     finally:
-        made.unlink()
+        forget(made)

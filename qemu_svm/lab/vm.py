@@ -18,6 +18,7 @@ from pathlib import Path
 from qemu_svm.errors import LabError, QmpError, Refused, SvmStreamError
 from qemu_svm.lab.box.command import Command, Done
 from qemu_svm.lab.box.session import BoxSession
+from qemu_svm.lab.box.share import forget
 from qemu_svm.lab.guests.values import ADDRESSES, WORLD
 from qemu_svm.lab.host import host_faults
 from qemu_svm.qmp import sync
@@ -263,7 +264,7 @@ def running(
             argv += ["-incoming", "defer"]
         elif image is not None:
             file = box.share / f"{name}.image"
-            stack.callback(file.unlink, missing_ok=True)
+            stack.callback(forget, file)
             with host_faults(f"write {file}"):
                 file.write_bytes(image)
             argv += ["-kernel", f"/share/{file.name}"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -21,6 +21,7 @@ from qemu_svm.findings.witness import Witness, l1_state, witness
 from qemu_svm.lab import svmtrace
 from qemu_svm.lab.box.box import Box
 from qemu_svm.lab.box.console import headline
+from qemu_svm.lab.box.share import forget
 from qemu_svm.lab.host import host_faults
 from qemu_svm.lab.kvm import InBox
 from qemu_svm.lab.restore import copy_to_share, settings_of
@@ -123,8 +124,7 @@ class WitnessBox:
                 raise
             raise LabError(f"the kernel in the box crashed: {headline(trouble)}") from None
         finally:
-            with suppress(OSError):
-                (self.box.share / name).unlink()
+            forget(self.box.share / name)
         return range(first, self._follower.last + 1)
 
     def replay(

@@ -72,6 +72,12 @@ def limited_share(size: int = LIMIT) -> Iterator[Share]:
         os.close(handle)
 
 
+def forget(path: Path) -> None:
+    """Remove a file in a share, if it is there; a box may have made something else of it."""
+    with suppress(OSError):
+        path.unlink()
+
+
 def discard(path: Path) -> None:
     """Remove a directory in a share, as far as what a box made there lets that be done."""
     with suppress(OSError, RecursionError):

@@ -16,7 +16,7 @@ from qemu_svm.errors import LabError
 from qemu_svm.lab import Box
 from qemu_svm.lab.box import share as shares
 from qemu_svm.lab.box.emulator import Machine, arguments
-from qemu_svm.lab.box.share import Share, discard, limited_share
+from qemu_svm.lab.box.share import Share, discard, forget, limited_share
 from qemu_svm.lab.witness import WitnessBox
 from tests.conftest import Run
 
@@ -95,3 +95,11 @@ def test_a_foreign_module_sees_no_directory_of_the_user(tmp_path: Path, svmstrea
     done = svmstream("lab", "run", "--patch", patch, "--share", tmp_path, "--", "true")
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"a directory of its own only, with a limit" in done.stderr
+
+
+def test_a_file_that_a_box_made_something_else(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    for name in ("file", "folder", "nothing"):
+        forget(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
