@@ -115,6 +115,7 @@ bench: $(STAMP)  ## start-up, decoding, RAM, guest memory, recording, beside oth
 	@tools/need-packages "gcc:gcc libc6-dev" qemu-system-x86_64:qemu-system-x86
 	$(BIN)/python tools/bench_record.py
 	$(BIN)/python tools/bench_vcpus.py
+	$(BIN)/python tools/bench_survey.py
 
 .PHONY: growth
 growth: $(STAMP)  ## twice the input, at most 2.2 times the time, for every generator (some minutes)

@@ -31,7 +31,7 @@ from qemu_svm.qmp import journal as journals
 from qemu_svm.qmp.address import Address
 from qemu_svm.qmp.answers import Event, Migration, Status, Version
 from qemu_svm.qmp.client import Client
-from qemu_svm.qmp.features import CaptureOptions
+from qemu_svm.qmp.features import SINCE, CaptureOptions
 from qemu_svm.qmp.journal import Journal
 from qemu_svm.qmp.output import STANDARD, Output, Standard, writing
 from qemu_svm.qmp.receive import Listener, Receiver, pair
@@ -43,6 +43,7 @@ from qemu_svm.stream.ram.multifd import channel_number
 _POLL_SECONDS = 0.1
 _SHORT_SECONDS = 0.01  # where no connection shows the end: the guest is stopped until it is seen
 _FILE_URI = Version(8, 2)
+_MAPPED_RAM = Version(*map(int, SINCE["mapped-ram"].split(".")))
 """First QEMU with ``file:`` URIs."""
 
 _SNAPSHOT_OF_STOPPED = Version(9, 0)
@@ -353,6 +354,8 @@ class _Capture:
         hint = None if reason else "see QEMU's own log"
         if self._options.multifd and "Permission denied" in (reason or ""):
             hint = "QEMU runs as another user, who cannot reach our socket: leave out --multifd"
+            if self._client.version >= _MAPPED_RAM:
+                hint += ", or add --mapped-ram: its channels are in one file, which QEMU is given"
         return Refused(f"QEMU could not save the guest: {reason or 'no reason given'}", hint=hint)
 
     # While it runs.

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ from qemu_svm.errors import (
     SvmStreamError,
 )
 from qemu_svm.qmp import Client, sync
-from qemu_svm.qmp.capture import Captured, capture, capture_stream
+from qemu_svm.qmp.answers import Version
+from qemu_svm.qmp.capture import Captured, _Capture, capture, capture_stream
 from qemu_svm.qmp.features import UNLIMITED, CaptureOptions
 from qemu_svm.qmp.receive import Listener, Receiver, pair
 from qemu_svm.source import open_source
@@ -721,3 +723,12 @@ def test_wrong_arguments(wrong: tuple[str, ...], svmstream: Run, tmp_path: Path)
     done = svmstream("capture", "--qmp", "/none", "-o", tmp_path / "a")
     assert done.returncode == 4
     assert b"no such socket" in done.stderr
+
+
+@pytest.mark.parametrize(("version", "says"), [((7, 2), False), ((9, 0), True)])
+def test_a_socket_that_qemu_cannot_reach(version: tuple[int, int], says: bool) -> None:
+    client = SimpleNamespace(version=Version(*version))
+    capture: Any = SimpleNamespace(_options=CaptureOptions(multifd=2), _client=client)
+    refused = _Capture._not_saved(capture, "Failed to connect to '/x': Permission denied")
+    assert "leave out --multifd" in str(refused)
+    assert ("add --mapped-ram" in str(refused)) is says
