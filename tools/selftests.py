@@ -34,6 +34,7 @@ import qemu_svm as svm
 from qemu_svm.cli.signals import interrupt_on_termination
 from qemu_svm.errors import LabError, PlanError, SourceError, SvmStreamError
 from qemu_svm.findings.recorded import (
+    Answer,
     answers_of,
     difference_words,
     first_difference,
@@ -378,28 +379,18 @@ def replayed(lab: Lab, jobs: Sequence[ReplayJob], ram: RamFile, row: Row) -> Non
             row.apart.append(f"{job.name}: the replay ends with {result.end} {result.host or ''}")
             continue
         _simulation, comparison = against_model(job, ram, probe, result)
-        if not comparison.equal:
-            row.apart.append(f"{job.name}: replay and model differ: {first_words(comparison)}")
+        first = comparison.first()
+        if first is not None:
+            step, one = first
+            row.apart.append(
+                f"{job.name}: step {step}: {one.name} is {one.kernel} in the replay and "
+                f"{one.model} in the model"
+            )
         assert job.put is not None
-        answers = [svm_answer(step.errno, step.state) for step in result.steps]
+        answers = [Answer(step.errno, step.state) for step in result.steps]
         found = first_difference(job.put, job.steps, answers)
         if found is not None:
             row.apart.append(f"{job.name}: {difference_words(found, 'the replay')}")
-
-
-def svm_answer(errno: str | None, state: Any) -> Any:
-    """An answer, for first_difference()."""
-    from qemu_svm.findings.recorded import Answer
-
-    return Answer(errno, state)
-
-
-def first_words(comparison: Any) -> str:
-    """The first difference of a comparison."""
-    for step in comparison.steps:
-        if not step.equal:
-            return f"step {step.number}: {step}"[:300]
-    return str(comparison)[:300]
 
 
 def one(lab: Lab, program: Path, place: Path, *, name: str) -> Row:
@@ -413,7 +404,7 @@ def one(lab: Lab, program: Path, place: Path, *, name: str) -> Row:
     path = place / "recordings" / f"{program.name}.rec.zst"
     kept = path.with_suffix(".json")
     if kept.exists():
-        row = Row(**json.loads(kept.read_text()))
+        row = replace(Row(**json.loads(kept.read_text())), version=VERSION)
     else:
         record(lab, program, path, row)
         write(kept, row)
