@@ -28,7 +28,7 @@ _REPORT_EVERY = 250  # sequences
 @verb(
     "conform",
     "svmstream lab conform --kernel 6.1 --sequences 1000 --seed 1 dump.bin",
-    "svmstream lab conform --sequences 20000 --scheduler tcp://10.0.0.1:8786 dump.bin",
+    "svmstream lab conform --scheduler tcp://10.0.0.1:8786 --first 5000 dump.bin",
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @options.json_option
