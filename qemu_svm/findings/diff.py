@@ -181,10 +181,9 @@ class _Comparer:
         covered: dict[int, _Covered] = {}
         for index in sorted({v.index for m in (self._a, self._b) for v in m.vcpus}):
             found += self._vcpu(index, covered)
-        sections = [
-            self._section(ours, theirs, covered) for ours, theirs in pairs.values() if ours
-            and theirs
-        ]  # fmt: skip
+        sections = (
+            self._section(ours, theirs, covered) for ours, theirs in pairs if ours and theirs
+        )
         # The rest of the vCPUs' sections comes before the devices.
         found += sorted((one for part in sections for one in part), key=_device_last)
         return Comparison(tuple(found), tuple(self._renamed), tuple(self._problems))
@@ -234,9 +233,10 @@ class _Comparer:
 
     def _sections(self, pairs: _Pairs) -> Iterator[Difference]:
         self._group = SECTIONS
-        for (name, *_), (ours, theirs) in pairs.items():
+        for ours, theirs in pairs:
             machine, record = (self._a, ours) if ours else (self._b, theirs)
             assert record is not None
+            name = record.name or ""
             path = f"section:{section_label(machine, record)}"
             if ours is None or theirs is None:
                 value = Value(name, "section", record.offset, record.size)
@@ -513,12 +513,13 @@ def _folded(runs: Iterator[tuple[int, int]], short: int) -> Iterator[tuple[int, 
 
 
 _Key = tuple[str, int, int]
-_Pairs = dict[_Key, tuple[Record | None, Record | None]]
+_Pairs = list[tuple[Record | None, Record | None]]
 
 
 def _matched(a: Machine, b: Machine) -> _Pairs:
     left, right = _keyed(a), _keyed(b)
-    return {key: (left.get(key), right.get(key)) for key in left | right}
+    pairs: _Pairs = [(record, right.pop(key, None)) for key, record in left.items()]
+    return pairs + [(None, record) for record in right.values()]
 
 
 def _keyed(machine: Machine) -> dict[_Key, Record]:

@@ -143,6 +143,7 @@ class Reader:
                     found=data[:16].hex(" "),
                 ) from error
             self.offset += stream.tell()
+            stream.close()  # what construct returns is part of a cycle, and refers to it
             return value
         raise LimitExceeded(
             f"{what} is implausibly large",

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, chain, groupby
 from struct import Struct
 from typing import Any, NamedTuple, NoReturn
@@ -70,7 +71,13 @@ class Fields:
         object.__setattr__(self, "runs", tuple(_runs(self.fields)))
         inner = [*self.subsections, *chain.from_iterable(one.groups for one in self.fields)]
         types = frozenset(one.type for one in self.fields)
-        object.__setattr__(self, "types", types.union(*(one.types for one in inner)))
+        object.__setattr__(self, "types", _shared(types.union(*(one.types for one in inner))))
+
+
+@lru_cache(256)
+def _shared(types: frozenset[str]) -> frozenset[str]:
+    # Most descriptions have the same few types.
+    return types
 
 
 class Numbers(NamedTuple):
