@@ -134,9 +134,33 @@ def schema(verb: str) -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"svmstream {verb} --json",
-        "anyOf": shapes,
+        "anyOf": _told_apart(shapes, definitions),
         **({"$defs": dict(sorted(definitions.items()))} if definitions else {}),
     }
+
+
+def _told_apart(
+    shapes: Sequence[dict[str, Any]], definitions: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    # Members may come, so a document would conform to a smaller one of the same verb: what has
+    # a member that only another of them must have is not this one.
+    members = [_members(one, definitions) for one in shapes]
+    required = {name for _, must in members for name in must}
+    found = []
+    for shape, (may, _) in zip(shapes, members, strict=True):
+        others = [{"required": [name]} for name in sorted(required - may)]
+        found.append({**shape, "not": {"anyOf": others}} if others else shape)
+    return found
+
+
+def _members(shape: dict[str, Any], definitions: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    # Those that may be in a document, and those that must.
+    parts = [
+        definitions[one["$ref"].rpartition("/")[2]] if "$ref" in one else one
+        for one in shape.get("anyOf", [shape])
+    ]
+    may = {name for part in parts for name in part.get("properties", ())}
+    return may, set.intersection(*(set(part.get("required", ())) for part in parts))
 
 
 def rows(document: Mapping[str, Any], found: Rows) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qemu_svm.render.documents import DOCUMENTS, document_schema, document_shape
+from qemu_svm.render.documents import DOCUMENTS, document_schema, document_shape, schema
 from tests.conftest import STREAMS, Run
 from tests.support.documents import Count, check_printed, loose, of_verb
 
@@ -128,6 +128,22 @@ def test_closed_sets_are_enumerated() -> None:
     found = [(name, *one) for name in names() for one in enumerated(document_schema(name))]
     assert {key for _, key, _ in found} == set(CLOSED)
     assert [one for one in found if not one[2]] == [("compat", "described", False)]
+
+
+def test_a_document_is_not_taken_for_another_one_of_its_verb(command: Run) -> None:
+    document = json.loads(command("diff", FILE, FILE, "--json").stdout)
+    assert document["masks"] == []  # as of diff --list-masks
+    assert of_verb("diff").is_valid(document)
+    assert not of_verb("diff").is_valid({**document, "differences": 4711})
+
+
+def test_alternatives_are_told_apart() -> None:
+    for verb in DOCUMENTS:
+        for shape in schema(verb)["anyOf"]:
+            taken = {
+                name for one in shape.get("not", {"anyOf": ()})["anyOf"] for name in one["required"]
+            }
+            assert not taken & {"schema_version"}, verb
 
 
 def test_members_may_come(command: Run) -> None:
