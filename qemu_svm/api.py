@@ -381,8 +381,8 @@ class Dump:
         :raises PathError: no such vCPU.
         """
         from qemu_svm.findings.recorded import answers_of, first_difference, recorded_kernel
+        from qemu_svm.findings.recorded_verdict import judge_recorded
         from qemu_svm.findings.results import SimulationReport
-        from qemu_svm.findings.verdict import judge_restore
         from qemu_svm.memory.layout import backing
         from qemu_svm.model.profiles import profiles
         from qemu_svm.model.scenario import scenario
@@ -415,7 +415,10 @@ class Dump:
             one = self.vcpu(vcpu)
             plan = default_plan(self.machine, one) if one.put is None else PLAN
         finished = tuple(wanted.simulate(profile) for profile in chosen)
-        judgements = tuple(judge_restore(simulation) for simulation in finished)
+        judgements = tuple(
+            judge_recorded(one, self.vcpu(vcpu), None if saved is None else saved.vcpu(vcpu))
+            for one in finished
+        )
         beside = None
         if against is not None:
             from qemu_svm.findings.plans import compare_plans

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,6 +22,12 @@ from qemu_svm.qmp import sync
 
 TOOLS = Path(__file__).resolve().parent
 RECORD = [str(Path(sys.executable).with_name("svmstream")), "record", "-q"]
+COPIES = "import qemu_svm.recorder.by_bpf as ways; ways._preempts = lambda _release: True; "
+"""Attach the copies of each program that Linux 7.0 and later need."""
+COPIED = [
+    sys.executable, "-c", COPIES + "from qemu_svm.__main__ import main; main()", "record", "-q",
+]  # fmt: skip
+BOUND = 500
 NAMES = ("KVM_RUN", "KVM_GET_REGS", "KVM_SET_SREGS", "KVM_SET_XSAVE", "getppid")
 ROUNDS = 9
 MANY, FEW = 1500, 150
@@ -67,9 +73,9 @@ class Bench:
 
 
 @contextmanager
-def attached(pid: int, out: Path, how: str) -> Iterator[None]:
+def attached(pid: int, out: Path, how: str, record: Sequence[str] = RECORD) -> Iterator[None]:
     recorder = subprocess.Popen(
-        [*RECORD, "--pid", str(pid), "-o", str(out), "--how", how], stderr=subprocess.DEVNULL
+        [*record, "--pid", str(pid), "-o", str(out), "--how", how], stderr=subprocess.DEVNULL
     )
     try:
         while not out.exists() or not out.stat().st_size:
@@ -95,6 +101,8 @@ def ioctls(folder: Path) -> dict[str, list[int]]:
         found["nothing"].append(plain.measure(MANY))
         with attached(plain.process.pid, out, "bpf"):
             found["eBPF"].append(plain.measure(MANY))
+        with attached(plain.process.pid, out, "bpf", COPIED):
+            found["eBPF, copies"].append(plain.measure(MANY))
         with attached(plain.process.pid, out, "ptrace"):
             found["ptrace --pid"].append(plain.measure(FEW))
         found["ptrace command"].append(filtered.measure(FEW))
@@ -156,8 +164,8 @@ def main() -> int:
         print(f"{'ns per call':16}" + "".join(f"{one:>15}" for one in NAMES))
         for how, row in rows.items():
             print(f"{how:16}" + "".join(f"{one:15}" for one in row))
-        extra = rows["eBPF"][0] - rows["nothing"][0]
-        print(f"KVM_RUN with eBPF: +{extra} ns (bound: 500)")
+        extra = max(rows[how][0] - rows["nothing"][0] for how in ("eBPF", "eBPF, copies"))
+        print(f"KVM_RUN with eBPF: at most +{extra} ns (bound: {BOUND})")
         stream = saved(folder)
         times: dict[str, list[float]] = defaultdict(list)
         for _round in range(ROUNDS):
@@ -166,7 +174,7 @@ def main() -> int:
         for how, each in times.items():
             print(f"a restore, {how:8} least {min(each) * 1000:6.1f} ms, "
                   f"median {statistics.median(each) * 1000:6.1f} ms")  # fmt: skip
-    return 0 if extra <= 500 else 1
+    return 0 if extra <= BOUND else 1
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from qemu_svm.cli.verbs import verb
     "svmstream diff a.bin b.bin --mask section:mc146818rtc --mask '*.rcx'",
     "svmstream diff a.bin b.bin --ram",
     "svmstream diff now.json dump.bin",
+    "svmstream diff vmm.rec dump.bin --put 2",
     "svmstream diff --list-masks",
 )
 @click.argument("a", metavar="A", required=False)
@@ -35,6 +36,10 @@ from qemu_svm.cli.verbs import verb
               help="A multifd channel of A, for --ram.")  # fmt: skip
 @click.option("--channel-b", "channels_b", multiple=True, metavar="FILE",
               help="A multifd channel of B, for --ram.")  # fmt: skip
+@options.choice_options(of="Of a recording, A or B")
+@click.option("--vm-b", metavar="N", type=click.IntRange(1), help="The VM of B, if not that of A.")
+@click.option("--put-b", metavar="N", type=click.IntRange(1),
+              help="The put of B, if not that of A: two puts of one recording.")  # fmt: skip
 @click.option("--list-masks", is_flag=True, help="List the built-in masks with their reasons.")
 def command(
     *,
@@ -48,6 +53,8 @@ def command(
     ram: bool,
     channels_a: tuple[str, ...],
     channels_b: tuple[str, ...],
+    put_b: int | None,
+    vm_b: int | None,
     list_masks: bool,
 ) -> int:
     """Compare the streams A and B field by field.
@@ -58,7 +65,8 @@ def command(
     compares what each page finally contains, however it was sent.
 
     Either may be a file of `inside -o`: with a stream, what would be saved
-    now is compared; two of them member by member.
+    now is compared; two of them member by member. Either may be a recording:
+    --put and --vm choose what is compared, and with --put-b it is two puts.
     """
     if list_masks:
         from qemu_svm.findings.masks import DEFAULT
@@ -79,9 +87,10 @@ def command(
         return _inside(a, b, patterns, lender, as_json=as_json, all_differences=all_differences)
     if (channels_a or channels_b) and not ram:
         raise click.UsageError("--channel-a and --channel-b need --ram")
+    chosen = _choices(a, b, options.Choice(put_b, vm_b))
     with (
-        opened(a, channels=channels_a, description=lender) as first,
-        opened(b, channels=channels_b, description=lender) as second,
+        opened(a, channels=channels_a, description=lender, chosen=chosen[0]) as first,
+        opened(b, channels=channels_b, description=lender, chosen=chosen[1]) as second,
     ):
         shown = progress.share(second.ram.page_count, "of the pages compared") if ram else None
         report = api.diff(first, second, mask=patterns, masks=not no_masks, ram=ram,
@@ -91,6 +100,26 @@ def command(
     if unreadable or (report.pages is not None and report.pages.problems):
         return EXIT_UNREADABLE
     return EXIT_FINDINGS if not report.same and options.fails() else 0
+
+
+def _choices(a: str, b: str, of_b: options.Choice) -> tuple[options.Choice, options.Choice]:
+    # What is chosen is for the sides that are recordings.
+    from qemu_svm.snapshots.open import is_recorded
+
+    first = options.choice()
+    if not any((*first, *of_b)):
+        return first, of_b
+    none = options.Choice()
+    if a == b and a != "-":
+        recorded = [is_recorded(a)] * 2
+    else:
+        recorded = [path == "-" or is_recorded(path) for path in (a, b)]
+    if not any(recorded):
+        raise click.UsageError("--put and --vm are for recordings, and neither A nor B is one")
+    if any(of_b) and not recorded[1]:
+        raise click.UsageError("--put-b and --vm-b are for a recording, and B is none")
+    second = options.Choice(of_b.put or first.put, of_b.vm or first.vm)
+    return first if recorded[0] else none, second if recorded[1] else none
 
 
 def _inside(

@@ -220,19 +220,32 @@ mask_option = click.option(
 )  # fmt: skip
 
 plan_option = click.option(
-    "--plan", help="qemu, qemu-VERSION, cloud-hypervisor, firecracker, crosvm, vmm-reference, "
-    "selftests, or steps separated by commas.  [default: the put of a recording; qemu, as far as "
-    "FILE has values for it]",
+    "--plan", help="qemu, qemu-VERSION, selftests, cloud-hypervisor, crosvm, firecracker, libkrun, "
+    "stratovirt, dragonball, openvmm, vmm-reference, or steps separated by commas.  "
+    "[default: the put of a recording; qemu, as far as FILE has values for it]",
 )  # fmt: skip
+
+
+def choice_options(*, of: str = "Of a recording") -> Callable[[_Decorated], _Decorated]:
+    """Return the options that choose a put of a recording, which :func:`choice` returns.
+
+    :param of: what they are for, in words.
+    """
+
+    def add(function: _Decorated) -> _Decorated:
+        for one, words in _CHOICE.items():
+            function = click.option(
+                f"--{one}", metavar="N", type=click.IntRange(1), callback=_keep,
+                expose_value=False, help=f"{of}: {words}",
+            )(function)  # fmt: skip
+        return function
+
+    return add
 
 
 def state_options(function: _Decorated) -> _Decorated:
     """Add the options of an input that is no stream: structures in files of their own."""
-    for one, words in _CHOICE.items():
-        function = click.option(
-            f"--{one}", metavar="N", type=click.IntRange(1), callback=_keep, expose_value=False,
-            help=words,
-        )(function)  # fmt: skip
+    function = choice_options()(function)
     for name, words in reversed(_BESIDE.items()):
         function = click.option(
             f"--{name}", metavar="FILE", callback=_keep_beside, expose_value=False,
@@ -242,8 +255,8 @@ def state_options(function: _Decorated) -> _Decorated:
 
 
 _CHOICE = {
-    "vm": "Of a recording: which VM.  [default: the first with a vCPU in guest mode]",
-    "put": "Of a recording: which put of each vCPU.  [default: the last with guest mode]",
+    "vm": "which VM.  [default: the first with a vCPU in guest mode]",
+    "put": "which put of each vCPU.  [default: the last with guest mode]",
 }
 _BESIDE = {
     "nested": "Raw kvm_nested_state (docs/state.md).",
@@ -273,9 +286,16 @@ saved_option = click.option(
 )  # fmt: skip
 
 
-def choice() -> tuple[int | None, int | None]:
-    """Return the numbers of the put and of the VM that options of a recording have chosen."""
-    return _kept("put", default=None), _kept("vm", default=None)
+class Choice(NamedTuple):
+    """The numbers of a put and of a VM of a recording; None where none was chosen."""
+
+    put: int | None = None
+    vm: int | None = None
+
+
+def choice() -> Choice:
+    """Return what ``--put`` and ``--vm`` say."""
+    return Choice(_kept("put", default=None), _kept("vm", default=None))
 
 
 def beside() -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from qemu_svm import api
-from qemu_svm.cli.options import beside, choice, limits, page_size
+from qemu_svm.cli.options import Choice, beside, choice, limits, page_size
 from qemu_svm.cli.status import report_damage
 from qemu_svm.errors import PathError, PlanError, SourceError
 
@@ -23,16 +23,21 @@ def opened_saved(path: str | None) -> Iterator[api.Dump | None]:
 
 @contextmanager
 def opened(
-    path: str, *, channels: Sequence[str] = (), description: str | None = None
+    path: str,
+    *,
+    channels: Sequence[str] = (),
+    description: str | None = None,
+    chosen: Choice | None = None,
 ) -> Iterator[api.Dump]:
     """Open an input, with the limits and the files of the command line.
 
     :param channels: files of multifd channels, or of further connections of postcopy.
+    :param chosen: the put and the VM of a recording; None for what the options say.
     :param description: file with a description for a stream that has none.
     :raises SourceError: something was not found, perhaps because the stream is damaged;
         the damage is printed first.
     """
-    files = beside()
+    files, chosen = beside(), chosen or choice()
     memory = files.pop("memory", None)
     with api.open(
         path,
@@ -41,8 +46,8 @@ def opened(
         page_size=page_size(),
         beside=files,
         memory=memory,
-        put=choice()[0],
-        vm=choice()[1],
+        put=chosen.put,
+        vm=chosen.vm,
         limits=limits(),
     ) as dump:
         try:

@@ -8,7 +8,7 @@ predicates on what the stream holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qemu_svm.findings.advisories import COMMON, advisories, concerned_by
@@ -16,15 +16,22 @@ from qemu_svm.findings.advisory import Case
 from qemu_svm.findings.consistency import consistency
 from qemu_svm.findings.looks import Looks
 from qemu_svm.findings.qemus import cpu_finding, qemu_findings, qemu_plan
-from qemu_svm.findings.recorded import differs_from_model, recorded_findings, recorded_kernel
+from qemu_svm.findings.recorded import (
+    adapted_findings,
+    differs_from_model,
+    recorded_findings,
+    recorded_kernel,
+)
+from qemu_svm.findings.recorded_verdict import judge_recorded
 from qemu_svm.findings.rules import RULES
-from qemu_svm.findings.verdict import Judgement, Verdict, judge_restore
+from qemu_svm.findings.verdict import Judgement, Verdict
 from qemu_svm.machine import Machine, Vcpu
 from qemu_svm.machine.paths import vcpu_tree
 from qemu_svm.memory.layout import backing
 from qemu_svm.model.partial import no_vmcb
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.profiles import ranges
+from qemu_svm.model.recorded import adapted
 from qemu_svm.model.scenario import Scenario, scenario
 from qemu_svm.model.simulate import Simulation
 from qemu_svm.rules import Finding, Rule, Severity
@@ -86,7 +93,7 @@ def check(
     verdicts: dict[int, dict[str, Judgement]] = {}
     known: dict[int, dict[str, tuple[str, ...]]] = {}
     for vcpu in machine.vcpus:
-        if (vcpu.nested is not None and not vcpu.nested.is_svm) or no_vmcb(vcpu):
+        if _not_judged(vcpu):
             continue
         original = None if saved is None else saved.vcpu(vcpu.index)
         restore = scenario(machine, vcpu, plan, npt=npt, maxphyaddr=maxphyaddr, cpu=cpu,
@@ -94,7 +101,8 @@ def check(
         found += recorded_findings(vcpu, original)
         for kernel in recorded_kernel(vcpu, kernels if named else ()):
             found += differs_from_model(vcpu, restore.steps, restore.simulate(kernel))
-        verdicts[vcpu.index], failures = judged.on_all(restore)
+        verdicts[vcpu.index], failures, lacking = judged.on_all(restore, vcpu, original)
+        found += adapted_findings(vcpu, lacking)
         found += [_check_finding(vcpu, RULES[rule], names) for rule, names in failures.items()]
         without_svm = None if machine.form else cpu_finding(vcpu, restore.host.cpuid)
         found += [] if without_svm is None else [without_svm]
@@ -113,21 +121,39 @@ def check(
     return Report(tuple(found), verdicts, known, bare)
 
 
+def _not_judged(vcpu: Vcpu) -> bool:
+    # State of another vendor, or without what a restore takes; what a VMM put on an AMD host is
+    # judged, whatever it is.
+    if vcpu.put is not None and vcpu.put.vendor == "amd":
+        return False
+    return (vcpu.nested is not None and not vcpu.nested.is_svm) or no_vmcb(vcpu)
+
+
+_Answers = tuple[dict[str, Judgement], dict[str, list[str]], dict[str, list[str]]]
+
+
 class _Judged:
     """Judgements of one plan; most vCPUs of a large machine have equal values."""
 
     def __init__(self, kernels: Sequence[Profile]) -> None:
         self._kernels = kernels
-        self._known: dict[Hashable, tuple[dict[str, Judgement], dict[str, list[str]]]] = {}
+        self._known: dict[Hashable, _Answers] = {}
 
-    def on_all(self, restore: Scenario) -> tuple[dict[str, Judgement], dict[str, list[str]]]:
-        """By the kernel's name; and which kernels each failed check stops first."""
-        key = (restore.saved.values, restore.host, restore.steps)
+    def on_all(self, restore: Scenario, vcpu: Vcpu, saved: Vcpu | None) -> _Answers:
+        """By the kernel's name; which kernels each failed check stops first, and what they lack."""
+        key = (restore.saved.values, restore.host, restore.steps, vcpu.put)
         if key not in self._known:
-            judgements, failures = self._known.setdefault(key, ({}, {}))
+            judgements, failures, lacking = self._known.setdefault(key, ({}, {}, {}))
+            own = recorded_kernel(vcpu, ())
             for kernel in self._kernels:
-                simulation = restore.simulate(kernel)
-                judgements[kernel.name] = judge_restore(simulation)
+                fitting = restore
+                if vcpu.put is not None and kernel not in own:
+                    steps, without = adapted(restore.steps, kernel)
+                    fitting = replace(restore, steps=steps)
+                    for what in without:
+                        lacking.setdefault(what, []).append(kernel.name)
+                simulation = fitting.simulate(kernel)
+                judgements[kernel.name] = judge_recorded(simulation, vcpu, saved)
                 for rule in _failed(simulation):
                     failures.setdefault(rule, []).append(kernel.name)
         return self._known[key]

@@ -143,7 +143,9 @@ def _partial(vcpu: Vcpu) -> Iterator[Finding]:
     # What an input that is no stream does not have.
     name = f"vCPU {vcpu.index}"
     # A vCPU that has run before keeps the nested state that a later put leaves out.
-    fresh = vcpu.put is None or vcpu.put.number == 1
+    fresh = vcpu.put is None or (
+        vcpu.put.number == 1 and not any(call.name == "SET_NESTED_STATE" for call in vcpu.put.calls)
+    )
     if fresh and not vcpu.has("NESTED_STATE") and vcpu.get("efer") & _SVME:
         yield _RULES["X-12"].finding(
             f"{name}: SVME is set in EFER ({vcpu.get('efer'):#x}) and there is no nested state: "

@@ -36,6 +36,9 @@ _ROWS = (
      "the vCPU continues with other values", "put the values that were saved", "docs/state.md"),
     ("X-17", Severity.WARNING, "the recording lacks calls or their data",
      "the put is judged without them", "record again with a larger buffer", "docs/state.md"),
+    ("X-18", Severity.INFO, "a kernel lacks what the recorded put uses",
+     "a VMM that asks KVM first puts the state without it; so it is judged there",
+     "see what the VMM does on such a kernel: record it there", "docs/state.md"),
 )  # fmt: skip
 RECORDED: tuple[Rule, ...] = tuple(
     Rule(rule, severity, RuleKind.CONSISTENCY, when, means, do, source)
@@ -172,11 +175,11 @@ def recorded_findings(vcpu: Vcpu, saved: Vcpu | None) -> Iterator[Finding]:
     if put is None:
         return
     name = f"vCPU {vcpu.index}"
+    for call in put.failed:
+        yield _RULES["X-14"].finding(
+            f"{name}: record {call.record}: KVM_{call.name} failed with {call.errno}"
+        )
     for call in put.calls:
-        if call.errno is not None:
-            yield _RULES["X-14"].finding(
-                f"{name}: record {call.record}: KVM_{call.name} failed with {call.errno}"
-            )
         stopped = refused_msr(call)
         if stopped is not None:
             yield _RULES["X-14"].finding(
@@ -186,10 +189,26 @@ def recorded_findings(vcpu: Vcpu, saved: Vcpu | None) -> Iterator[Finding]:
     lacking = unreadable(put)
     if put.lost or lacking:
         words = [f"{put.lost} calls are lost"] if put.lost else []
-        words += [f"record {call.record}: KVM_{call.name} has no data" for call in lacking[:8]]
+        words += [
+            f"record {call.record}: KVM_{call.name} has not all of its data" for call in lacking[:8]
+        ]
         yield _RULES["X-17"].finding(f"{name}: {'; '.join(words)}")
     if saved is not None:
-        yield from _not_saved(vcpu, saved, put)
+        for one in apart_from_saved(vcpu, saved)[:_MOST]:
+            yield _RULES["X-16"].finding(f"{name}: {one}")
+
+
+def adapted_findings(vcpu: Vcpu, lacking: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """Tell which kernels lack what a recorded put uses.
+
+    :param lacking: the kernels by what they lack.
+    """
+    for what, kernels in lacking.items():
+        yield _RULES["X-18"].finding(
+            f"vCPU {vcpu.index}: the kernel does not have {what}; judged without it, as a VMM puts "
+            "the state that asks",
+            kernels=tuple(kernels),
+        )
 
 
 def recorded_kernel(vcpu: Vcpu, named: Sequence[Profile]) -> tuple[Profile, ...]:
@@ -243,41 +262,98 @@ def _text(value: Any) -> str:
 
 _OF = {
     "sregs": ("SET_SREGS", "SET_SREGS2"),
+    "nested": ("SET_NESTED_STATE",),
     "regs": ("SET_REGS",),
     "msrs": ("SET_MSRS",),
     "debugregs": ("SET_DEBUGREGS",),
-    "nested": ("SET_NESTED_STATE",),
+    "mp_state": ("SET_MP_STATE",),
 }
+_STRUCTURES = {"sregs": "SREGS", "regs": "REGS", "msrs": "MSRS"}
+"""What a VMM has to put, whatever the values are."""
+_PAT = 0x0007040600070406
 
 
-def _not_saved(vcpu: Vcpu, saved: Vcpu, put: RecordedPut) -> Iterator[Finding]:
-    # Values by name; the nested state field by field.
-    name = f"vCPU {vcpu.index}"
-    records = {kind: _record(put, names) for kind, names in _OF.items()}
-    found: list[tuple[int, str, str]] = []
-    if saved.guest_mode and records["nested"] is None:
-        yield _RULES["X-16"].finding(
-            f"{name}: the saved vCPU was in L2, and no record sets its nested state: L2's code "
-            "continues as L1"
-        )
+def apart_from_saved(vcpu: Vcpu, saved: Vcpu) -> tuple[str, ...]:
+    """Tell what of a saved vCPU a recorded put does not restore, in the order of the records.
+
+    Values by name; the nested state field by field.  What came before the put counts, as far as
+    the recording shows it.
+    """
+    put = vcpu.put
+    if put is None:
+        return ()
+    calls = (*put.before, *put.calls)
+    found: list[tuple[int, str]] = []
+    lost = _nested_lost(put, saved)
+    if lost:
+        found.append((0, lost))
     ours, theirs = from_vcpu(vcpu), from_vcpu(saved)
-    for kind in ("sregs", "regs", "msrs", "debugregs"):
-        record = records[kind]
-        if record is None:
-            continue
-        mine, right = (_values(getattr(one, kind)) for one in (ours, theirs))
-        for register, value in mine.items():
-            if register in right and right[register] != value:
-                said = (content_text(one, register) for one in (value, right[register]))
-                found.append(
-                    (record, f"KVM_{_OF[kind][0]}", f"{register} {' instead of '.join(said)}")
-                )
-    record = records["nested"]
-    if record is not None and vcpu.nested is not None and saved.nested is not None:
-        found += [(record, "KVM_SET_NESTED_STATE", words)
-                  for words in _nested_apart(vcpu, saved)]  # fmt: skip
-    for record, ioctl, words in sorted(found, key=lambda one: one[0])[:_MOST]:
-        yield _RULES["X-16"].finding(f"{name}: record {record}: {ioctl} sets {words}")
+    for kind, names in _OF.items():
+        mine = [call for call in calls if call.name in names]
+        taken = [call for call in mine if call.data and call.errno is None]
+        if taken:
+            for name, words in _apart(kind, vcpu, saved):
+                call = _setter(calls if name == "efer" else taken, kind, name)
+                found.append((call.record, f"record {call.record}: KVM_{call.name} {words}"))
+        elif not mine and _STRUCTURES.get(kind, kind.upper()) not in put.unread:
+            if kind in _STRUCTURES:
+                found.append((0, f"no record sets its {_STRUCTURES[kind]}"))
+            elif kind == "debugregs" and theirs.debugregs != ours.debugregs:
+                found += [(0, f"no record sets its {name} {value:#x}")
+                          for name, value in theirs.debugregs.items()
+                          if value != _RESET_DEBUG.get(name, 0)]  # fmt: skip
+    return tuple(words for _, words in sorted(found, key=lambda one: one[0]))
+
+
+_RESET_DEBUG = {"dr6": 0xFFFF_0FF0, "dr7": 0x400}
+
+
+def _nested_lost(put: RecordedPut, saved: Vcpu) -> str:
+    if not saved.guest_mode or "NESTED_STATE" in put.lacking:
+        return ""
+    given = [call for call in (*put.before, *put.calls) if call.name == "SET_NESTED_STATE"]
+    if given:
+        return ""
+    return (
+        "the saved vCPU was in L2, and no record sets its nested state: L2's code continues as L1"
+    )
+
+
+def _setter(taken: Sequence[Given], kind: str, name: str) -> Given:
+    # The call that sets a value: of several lists of MSRs the last one that has it.
+    # EFER is set by SREGS too.
+    of_sregs = kind == "sregs" and name == "efer"
+    if kind == "msrs" or of_sregs:
+        for call in reversed(taken):
+            if not call.data or call.errno is not None:
+                continue
+            if call.name == "SET_MSRS" and NUMBERS.get(name) in layouts.unpack_msrs(call.data):
+                return call
+            if of_sregs and call.name.startswith("SET_SREGS"):
+                return call
+        return max(taken, key=lambda call: len(call.data))
+    return taken[-1]
+
+
+def _apart(kind: str, vcpu: Vcpu, saved: Vcpu) -> Iterator[tuple[str, str]]:
+    # Names of values, and in words what is set instead.
+    ours, theirs = from_vcpu(vcpu), from_vcpu(saved)
+    if kind == "nested":
+        if vcpu.nested is not None and saved.nested is not None:
+            yield from (("", f"sets {words}") for words in _nested_apart(vcpu, saved))
+        return
+    if kind == "mp_state":
+        if ours.mp_state != theirs.mp_state:
+            yield "", f"sets mp_state {ours.mp_state} instead of {theirs.mp_state}"
+        return
+    mine, right = (_values(getattr(one, kind)) for one in (ours, theirs))
+    for register, value in right.items():
+        if register not in mine:
+            if kind == "msrs" and value != (_PAT if register == "pat" else 0):
+                yield register, f"does not set {register}, {content_text(value, register)}"
+        elif mine[register] != value:
+            said = (content_text(one, register) for one in (mine[register], value))
+            yield register, f"sets {register} {' instead of '.join(said)}"
 
 
 def _values(found: Any) -> dict[str, Any]:
@@ -288,13 +364,9 @@ def _values(found: Any) -> dict[str, Any]:
     return values
 
 
-def _record(put: RecordedPut, names: tuple[str, ...]) -> int | None:
-    return next((call.record for call in reversed(put.calls) if call.name in names), None)
-
-
 def _nested_apart(vcpu: Vcpu, saved: Vcpu) -> Iterator[str]:
     ours, theirs = from_vcpu(vcpu).nested, from_vcpu(saved).nested
-    for name in ("flags", "format", "vmcb_pa"):
+    for name in ("flags", "format", "vmcb_pa", "gpat"):
         if getattr(ours, name) != getattr(theirs, name):
             yield f"{name} {getattr(ours, name):#x} instead of {getattr(theirs, name):#x}"
     if not ours.guest_mode or not theirs.guest_mode:

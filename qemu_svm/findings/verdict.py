@@ -99,7 +99,7 @@ def judge_restore(simulation: Simulation) -> Judgement:
     if not unchecked:
         return found
     verdict = Verdict.WRONG if found.verdict in (Verdict.RIGHT, Verdict.OPEN) else found.verdict
-    lines = [line for line in found.lines if line not in _RIGHT.values()]
+    lines = [line for line in found.lines if line not in RIGHT]
     return Judgement(verdict, (*lines, *unchecked), found.differences)
 
 
@@ -140,6 +140,8 @@ _RIGHT = {
     "L2": "L2 runs with its own registers, and L1 gets back those of the blob.",
     "L1": "The vCPU runs with its own registers; it was not in guest mode.",
 }
+RIGHT = frozenset(_RIGHT.values())
+"""What is said of a restore that is right."""
 _UNKNOWN = (
     "The vCPU runs with its own registers; SVME is set and no NESTED_STATE is put, so if it was in "
     "L2, L2's code continues in L1's context."

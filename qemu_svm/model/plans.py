@@ -61,7 +61,11 @@ NAMED = {
     "run",
     "firecracker": "cpuid,mpstate,regs,sregs,xsave,xcrs,debugregs,lapic,msrs,events,run",
     "vmm-reference": "cpuid,mpstate,regs,sregs,xsave,xcrs,debugregs,lapic,msrs,events,run",
-    "crosvm": "cpuid,regs,sregs,debugregs,xcrs,msrs,xsave,events,run",
+    "crosvm": "cpuid,regs,sregs,debugregs,xcrs,msrs,xsave,events,nested,run",
+    "libkrun": "cpuid,mpstate,regs,sregs,xsave,xcrs,debugregs,lapic,msrs,events,run",
+    "stratovirt": "cpuid,mpstate,sregs,regs,xsave,xcrs,debugregs,lapic,msrs,events,run",
+    "dragonball": "cpuid,msrs,sregs,xsave,xcrs,debugregs,lapic,mpstate,regs,events,tsc_khz,run",
+    "openvmm": "cpuid,regs,sregs,mpstate,events,xsave,lapic,xcrs,msrs,debugregs,run",
     "selftests": "cpuid,sregs,msrs,xcrs,xsave,events,mpstate,debugregs,regs,nested,run",
 }
 """Orders of real programs.  QEMU uses SREGS2 where the kernel has it, which makes no
@@ -77,12 +81,19 @@ SOURCES = {
     "cloud-hypervisor": "hypervisor/src/kvm/mod.rs set_state at ae44c2971c83",
     "firecracker": "src/vmm/src/arch/x86_64/vcpu.rs restore_state at b245cb44dd04; no nested state",
     "vmm-reference": "src/vm-vcpu/src/vcpu/mod.rs set_state at ad371898afe7; no nested state",
-    "crosvm": "hypervisor/src/x86_64.rs restore at 2768f223eeaf; no nested state",
+    "crosvm": "hypervisor/src/x86_64.rs restore, kvm/x86_64.rs set_hypervisor_specific_state at "
+    "f1e797a68dad; nested state since 25fd04b43d (August 2025)",
+    "libkrun": "src/vmm/src/linux/vstate.rs restore_state at 6ed74facc26d; no nested state",
+    "stratovirt": "hypervisor/src/kvm/x86_64/mod.rs at d5b320371f25; no nested state",
+    "dragonball": "kata-containers src/dragonball/src/vcpu/x86_64.rs restore_state at "
+    "7c6ba40c54ea; no nested state",
+    "openvmm": "vmm_core/virt/src/x86/vp.rs, virt_kvm/src/arch/x86_64/vp_state.rs at 1488a37b7cfe; "
+    "no nested state",
     "selftests": "recorded (streams/recordings); Linux tools/testing/selftests/kvm/lib/x86 "
     "vcpu_load_state of 6.1 to 7.2; 5.10 puts XSAVE and XCRS first",
 }
-"""Where each order is from.  OpenVMM (vmm_core/virt_kvm) and kvmtool restore no nested state; the
-first puts REGS before SREGS, the second restores no vCPU at all."""
+"""Where each order is from.  kvmtool (b48735e5d562) saves and restores no vCPU, so it has no
+plan; bhyve is not a user of KVM."""
 
 _FLAGS = {
     "cpuid": ("nosvm",),
@@ -110,6 +121,7 @@ class Step:
     """One step.  ``settings`` are ``(name, number or word)`` in the order given.
 
     :param data: the bytes that KVM was given, in a recorded step; ``text`` has its record.
+    :param carried: it is from before a recorded put, and gives the vCPU what it had then.
     """
 
     name: str
@@ -117,6 +129,7 @@ class Step:
     settings: tuple[tuple[str, int | str], ...] = ()
     text: str = ""
     data: bytes | None = None
+    carried: bool = False
 
 
 def parse(text: str) -> tuple[Step, ...]:

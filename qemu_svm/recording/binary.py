@@ -6,7 +6,7 @@ Damage ends reading with an error that has its offset, after everything before i
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from qemu_svm.errors import BuildError, Malformed, StreamError, Unsupported
@@ -29,6 +29,7 @@ _CALLS = frozenset({Kind.CALL, Kind.RUN, Kind.MISSING})
 _NUMBERS = {level: number for number, level in enumerate(_LEVELS)}
 _NAMES = tuple(str(one.name) for one in structs.RECORD.subcons)
 _DEFAULTS = {"fd": -1}
+_PADDING = bytes(8)
 _MOST = _RECORD.size + 2 * structs.PAYLOAD + 7
 
 
@@ -97,6 +98,9 @@ class BinaryReader:
         """
         reader = self._reader
         while reader.peek(1):
+            yield from self._calls()
+            if not reader.peek(1):
+                return
             self._number += 1
             start = reader.offset
             head = reader.peek(4)
@@ -109,6 +113,39 @@ class BinaryReader:
                     found=str(size),
                 )
             yield self._record(reader.take(max(size, 4), "a record"), start)
+
+    def _calls(self) -> Iterator[Record]:
+        # The calls that are whole in the block at hand, up to a record that is unusual: most
+        # records are calls, and this loop has none of Python's for each.
+        block, at = self._reader.window(1)
+        base, number = self._reader.offset - at, self._number
+        last, head, most, none = len(block), _RECORD.size, structs.PAYLOAD, structs.NO_INDEX
+        unpack, levels, call, run = _RECORD.unpack_from, _LEVELS, int(Kind.CALL), int(Kind.RUN)
+        make = records.Ioctl
+        while last - at >= head:
+            (
+                size, kind, level, index, time, duration, tid, fd, nr, arg, ret, in_len, out_len,
+            ) = unpack(block, at)  # fmt: skip
+            start = at + head
+            middle = start + in_len
+            end = middle + out_len
+            if (
+                (kind != call and kind != run)  # noqa: PLR1714
+                or in_len > most
+                or out_len > most
+                or end + (-(end - at) & 7) != at + size
+                or at + size > last
+                or level >= len(levels)
+            ):
+                break
+            number += 1
+            at += size
+            self._number, self._reader.offset = number, base + at
+            yield make(
+                number, time, tid, fd, levels[level], None if index == none or not level else index,
+                nr, ret, block[start:middle], block[middle:end],
+                0 if kind == run else arg, arg if kind == run else None, duration,
+            )  # fmt: skip
 
     def _record(self, data: bytes, start: int) -> Record:
         (
@@ -131,7 +168,8 @@ class BinaryReader:
                 raise Malformed("unknown level", offset=start + 5, field="level", found=str(level))
             return records.Ioctl(
                 self._number, time, tid, fd, _LEVELS[level], place, nr, ret,
-                given, returned, arg, arg if kind == Kind.RUN else None, duration,
+                given, returned, 0 if kind == Kind.RUN else arg,
+                arg if kind == Kind.RUN else None, duration,
                 kind == Kind.MISSING,
             )  # fmt: skip
         number = self._number
@@ -189,25 +227,12 @@ class BinaryWriter:
 
     def write(self, record: Record) -> None:
         """Append a record."""
+        if type(record) is records.Ioctl:
+            self._call(record)
+            return
         given = returned = b""
         values: dict[str, int] = {}
         match record:
-            case records.Ioctl():
-                kind = Kind.MISSING if record.missing else Kind.CALL
-                given, returned = record.given, record.returned
-                values = {
-                    "level": _NUMBERS[record.level],
-                    "index": _index(record.index),
-                    "duration": min(record.duration, structs.LONGEST),
-                    "tid": record.tid,
-                    "fd": record.fd,
-                    "nr": record.nr,
-                    "arg": record.arg,
-                    "ret": record.ret,
-                }
-                if record.runs is not None and record.nr == records.RUN:
-                    kind = Kind.RUN
-                    values["arg"] = record.runs
             case records.Lost():
                 kind, values = Kind.LOST, {"arg": record.count}
             case records.Descriptor():
@@ -225,21 +250,37 @@ class BinaryWriter:
                 returned = b"".join(_RUNS.pack(one.fd, one.index, one.runs) for one in record.runs)
         self._put(values | {"kind": kind, "time": record.time}, given, returned)
 
+    def _call(self, call: records.Ioctl) -> None:
+        kind, arg = Kind.MISSING if call.missing else Kind.CALL, call.arg
+        if call.runs is not None and call.nr == records.RUN:
+            kind, arg = Kind.RUN, call.runs
+        self._packed(
+            (
+                kind, _NUMBERS[call.level], structs.NO_INDEX if call.index is None else call.index,
+                call.time, min(call.duration, structs.LONGEST), call.tid, call.fd, call.nr, arg,
+                call.ret,
+            ),
+            call.given, call.returned,
+        )  # fmt: skip
+
     def _put(self, values: dict[str, int], given: bytes, returned: bytes) -> None:
-        if max(len(given), len(returned)) > structs.PAYLOAD:
+        between = _NAMES[1:-2]
+        self._packed(
+            [values.get(name, _DEFAULTS.get(name, 0)) for name in between], given, returned
+        )
+
+    def _packed(self, values: Sequence[int], given: bytes, returned: bytes) -> None:
+        # The members of a record between its size and the lengths.
+        ours, theirs = len(given), len(returned)
+        if ours > structs.PAYLOAD or theirs > structs.PAYLOAD:
             raise BuildError(f"a payload has more than {structs.PAYLOAD} bytes")
-        data = given + returned
-        values["size"] = _RECORD.size + len(data) + 7 & ~7
-        values["in_len"], values["out_len"] = len(given), len(returned)
+        used = ours + theirs
+        size = _RECORD.size + used + 7 & ~7
         try:
-            head = _RECORD.pack(*(values.get(name, _DEFAULTS.get(name, 0)) for name in _NAMES))
+            head = _RECORD.pack(size, *values, ours, theirs)
         except struct.error as error:
             raise BuildError(f"a record's value does not fit its field: {error}") from error
-        self._file.write(head + data + bytes(-len(data) % 8))
-
-
-def _index(index: int | None) -> int:
-    return structs.NO_INDEX if index is None else index
+        self._file.write(b"".join((head, given, returned, _PADDING[: -used % 8])))
 
 
 def _text(data: bytes) -> str:

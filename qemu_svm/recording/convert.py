@@ -81,7 +81,7 @@ def redacted(record: Record) -> Record | None:
             data_out=masked(record.name, record.returned),
         )
     )
-    return replace(record, arg=left.argument, given=left.data_in, returned=left.data_out)
+    return record._replace(arg=left.argument, given=left.data_in, returned=left.data_out)
 
 
 @contextmanager

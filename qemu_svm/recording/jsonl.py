@@ -33,6 +33,14 @@ _VALUE = 64
 _U64, _U32, _S32 = (0, (1 << 64) - 1), (0, (1 << 32) - 1), (-(1 << 31), (1 << 31) - 1)
 _S64 = (-(1 << 63), (1 << 63) - 1)
 _U16 = (0, (1 << 16) - 1)
+_MOST_U64, _MOST_U32, _MOST_U16 = _U64[1], _U32[1], _U16[1]
+_MOST_S64, _MOST_S32 = _S64[1], _S32[1]
+_BY_NAME: dict[str | None, Level | None] = {None: None, **{one.value: one for one in Level}}
+_PLAIN = frozenset(
+    ("t", "tid", "fd", "level", "index", "nr", "arg", "ret", "in", "out", "runs", "duration")
+)
+_encode = json.JSONEncoder().encode
+_decode, _fromhex = json.JSONDecoder().raw_decode, bytes.fromhex
 _VENDORS = structs.VENDORS
 _REASONS = tuple(one.name.lower() for one in structs.End)
 
@@ -73,10 +81,13 @@ class JsonReader:
         :raises Malformed: a line is not a record.
         """
         for offset, number, text in self._lines:
-            if text and not text.isspace():
-                record = _record(_parsed(text, offset, number))
-                if record is not None:
-                    yield record
+            record = _plain_call(text, number)
+            if record is not None:
+                yield record
+            elif text and not text.isspace():
+                other = _record(_parsed(text, offset, number))
+                if other is not None:
+                    yield other
 
 
 def _lines(source: Source) -> Iterator[tuple[int, int, bytes]]:
@@ -244,6 +255,54 @@ def _record(line: _Line) -> Record | None:
     return _ended(line, time) if kind == "end" else None  # another is of a later version
 
 
+def _plain_call(text: bytes, number: int) -> records.Ioctl | None:
+    # A call whose values are all as they should be; None for anything else, which is then read
+    # value by value.
+    try:
+        whole = text.decode()
+        values, end = _decode(whole)
+        get = values.get
+        nr, ret, level = _hexadecimal(values["nr"]), values["ret"], get("level")
+        given, returned = _fromhex(get("in", "")), _fromhex(get("out", ""))
+        time, tid, fd, index = values["t"], get("tid", 0), values["fd"], get("index")
+        if not (
+            type(time) is type(ret) is type(tid) is type(fd) is int
+            and 0 <= time <= _MOST_U64
+            and 0 <= tid <= _MOST_U32
+            and 0 <= nr <= _MOST_U32
+            and -_MOST_S32 <= fd <= _MOST_S32
+            and -_MOST_S64 <= ret <= _MOST_S64
+            and len(given) <= structs.PAYLOAD
+            and len(returned) <= structs.PAYLOAD
+            and (index is None or (type(index) is int and 0 <= index <= _MOST_U16))
+            and values.keys() <= _PLAIN
+            and (end == len(whole) or whole[end:].isspace())
+        ):
+            return None
+        known = _BY_NAME[level]
+        arg = _hexadecimal(values["arg"]) if "arg" in values else 0
+        runs, duration = get("runs"), get("duration", 0)
+        if not (
+            0 <= arg <= _MOST_U64
+            and type(duration) is int
+            and 0 <= duration <= _MOST_U64
+            and (runs is None or (type(runs) is int and 0 <= runs <= _MOST_U64))
+        ):
+            return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return records.Ioctl(
+        number, time, tid, fd, known, None if known is None else index, nr, ret, given, returned,
+        arg, runs, duration,
+    )  # fmt: skip
+
+
+def _hexadecimal(word: str) -> int:
+    if not word.startswith("0x"):
+        raise ValueError
+    return int(word, 16)
+
+
 def _call(line: _Line, time: int) -> records.Ioctl:
     level = line.values.get("level")
     known = next((one for one in Level if one.value == level), None)
@@ -356,7 +415,7 @@ class JsonWriter:
                 self._line({"kind": "end", "t": record.time, "reason": record.reason, "runs": runs})
 
     def _line(self, values: dict[str, object]) -> None:
-        self._file.write(json.dumps(values).encode() + b"\n")
+        self._file.write(_encode(values).encode() + b"\n")
 
 
 def _values(call: records.Ioctl) -> dict[str, object]:

@@ -29,13 +29,15 @@ class Length:
 
 
 _SET_IRQCHIP, _SET_PIT = 0x8208_AE63, 0x8048_AE66
+_SET_NESTED_STATE, _HEADER = 0x4080_AEBF, 128
+_NESTED = {0: _HEADER + 2 * 4096, 1: _HEADER + 4096}
 _REG_REGION, _UNREG_REGION = 0x8010_AEBB, 0x8010_AEBC
 INPUT = frozenset({_SET_IRQCHIP, _SET_PIT, _REG_REGION, _UNREG_REGION})
 """Numbers that say that the kernel writes the argument, although it only reads it."""
 
 LENGTHS = {
     0xC080_AEBE: Length(0, 1, 4, 128),  # GET_NESTED_STATE
-    0x4080_AEBF: Length(0, 1, 4, 128),  # SET_NESTED_STATE
+    _SET_NESTED_STATE: Length(0, 1, 4, 128),  # SET_NESTED_STATE
     0xC008_AE88: Length(8, 16, 0),  # GET_MSRS
     0x4008_AE89: Length(8, 16, 0),  # SET_MSRS
     0x4008_AE90: Length(8, 40, 0),  # SET_CPUID2
@@ -63,6 +65,20 @@ def length(nr: int, start: bytes) -> int:
     return max(known.base + known.entry * count, known.least)
 
 
+def least(nr: int, start: bytes) -> int:
+    """Return how much of the argument the kernel reads: of a nested state no more than it has.
+
+    A VMM may give the size of its buffer; KVM takes the VMCB, or the two VMCS (Linux
+    ``svm_set_nested_state``, ``vmx_set_nested_state``).
+
+    :param start: as for :func:`length`.
+    """
+    found = length(nr, start)
+    if nr != _SET_NESTED_STATE or len(start) < _HEADER:
+        return found
+    return min(found, _NESTED.get(int.from_bytes(start[2:4], "little"), _HEADER))
+
+
 def given(call: Ioctl) -> bytes:
     """Return the bytes that the kernel was given, also where a recorder went by the number."""
     if call.nr in INPUT and not call.given:
@@ -79,4 +95,4 @@ def complete(call: Ioctl) -> bool:
     """Return whether the whole argument is there that the kernel was given."""
     data = given(call)
     writes = call.nr >> 30 & 1 or call.nr in INPUT
-    return not call.missing and (not writes or len(data) >= max(length(call.nr, data), 1))
+    return not call.missing and (not writes or len(data) >= max(least(call.nr, data), 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
 from qemu_svm.errors import Malformed, SourceError, StreamError, SvmStreamError
@@ -18,6 +18,7 @@ Form = Literal["binary", "jsonl"]
 HEAD = 4096
 """Bytes from which :func:`is_recording` knows a recording."""
 _CREATE_VM, _CREATE_VCPU = 0xAE01, 0xAE41
+_CREATES = frozenset({_CREATE_VM, _CREATE_VCPU})
 _DESCRIPTORS = 1 << 14
 
 
@@ -43,7 +44,7 @@ class Descriptors:
                 self._keep(record.fd, kind)
         elif isinstance(record, Ioctl):
             if record.level is not None and _impossible(record, record.level):
-                record = replace(record, level=None, index=None)
+                record = record._replace(level=None, index=None)
             if record.level is None:
                 record = self._levelled(record)
             if record.nr == _CREATE_VM and record.ret >= 0:
@@ -63,7 +64,7 @@ class Descriptors:
                 return call
             known = (ioctl.levels[0], None)
             self._keep(call.fd, known)
-        return replace(call, level=known[0], index=known[1])
+        return call._replace(level=known[0], index=known[1])
 
     def _keep(self, fd: int, kind: tuple[Level, int | None]) -> None:
         if len(self._known) < _DESCRIPTORS or fd in self._known:
@@ -101,9 +102,20 @@ class Recording:
 
     def __iter__(self) -> Iterator[Record]:
         descriptors = Descriptors()
+        usual: set[tuple[int, Level]] = set()
         try:
             for record in self._reader:
                 self.count += 1
+                if type(record) is Ioctl and record.level is not None:
+                    # Whose level is known, and possible, tells nothing more.
+                    key = (record.nr, record.level)
+                    if key in usual:
+                        yield record
+                        continue
+                    ioctl = numbers.by_number(record.nr)
+                    plain = ioctl is not None and record.level in ioctl.levels
+                    if plain and record.nr not in _CREATES:
+                        usual.add(key)
                 if isinstance(record, Ended):
                     self.ended = record
                 yield descriptors.seen(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qemu_svm.kvm import numbers
 from qemu_svm.kvm.numbers import Level
@@ -38,9 +39,8 @@ class Header:
     attached: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ioctl:
-    """One call.
+class Ioctl(NamedTuple):
+    """One call; a named tuple, because a recording has millions of them.
 
     :param number: of the record, from 1; in JSON lines the line.
     :param time: when it was entered (nanoseconds).
@@ -61,7 +61,7 @@ class Ioctl:
     tid: int
     fd: int
     level: Level | None
-    index: int | None
+    index: int | None  # type: ignore[assignment]  # tuple's method is not used
     nr: int
     ret: int
     given: bytes = b""

@@ -160,6 +160,11 @@ def capabilities(numbers: Iterable[int]) -> list[Operation]:
     ]
 
 
+def setup_mce(mcg_cap: int) -> list[Operation]:
+    """Return the operation that gives a vCPU its machine check banks; none for 0."""
+    return [_ioctl("X86_SETUP_MCE", mcg_cap.to_bytes(8, "little"))] if mcg_cap else []
+
+
 def check(saved: Saved, steps: Sequence[Step]) -> None:
     """Check that a plan can be encoded, before anything is started.
 

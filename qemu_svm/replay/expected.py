@@ -74,10 +74,15 @@ def compare_recorded(a: Machine, b: Machine) -> tuple[PutComparison, ...]:
             _calls(b, other),
             (_label(one), _label(other)),
             order=one.put is not None and other.put is not None,
+            unread=(_unread(one), _unread(other)),
         )
         for one, other in pairs
         if (one.put or other.put) and _can(one) and _can(other)
     )
+
+
+def _unread(vcpu: Vcpu) -> tuple[str, ...]:
+    return () if vcpu.put is None else vcpu.put.lacking
 
 
 def _can(vcpu: Vcpu) -> bool:
@@ -131,7 +136,8 @@ def _events(section: Value) -> PutCall | None:
         "int_soft": section.number("env.soft_interrupt") & 0xFF,
         "nmi_injected": section.number("env.nmi_injected") & 0xFF,
         "nmi_pending": section.number("env.nmi_pending") & 0xFF,
-        "flags": 1 | 8,
+        "flags": 1 | 4 | 8,
+        "shadow": section.number("env.hflags") >> 3 & 1,
         "smm": section.number("env.hflags") >> 19 & 1,
     }
     unknown = frozenset({"flags", "exc_err", "smm_pending", "smm_inside_nmi", "latched_init"})

@@ -24,7 +24,7 @@ from qemu_svm.model.plans import Step
 from qemu_svm.model.profile import Profile
 from qemu_svm.model.saved import Saved
 from qemu_svm.nested import bits, layout
-from qemu_svm.replay.encode import STOP_PORT, Encoder, capabilities
+from qemu_svm.replay.encode import STOP_PORT, Encoder, capabilities, setup_mce
 from qemu_svm.replay.extras import Extras
 from qemu_svm.replay.memory import RamFile, patches
 from qemu_svm.replay.target import JobResult, Probe
@@ -51,6 +51,7 @@ class ReplayOptions:
         flags.
     :param quick: answers are written when a KVM_RUN begins and at the end, not after each step:
         of a plan during which the host crashes, the last ones may be missing.
+    :param mce: MCG_CAP for KVM_X86_SETUP_MCE; 0 not to call it.
     """
 
     seconds: float = 10.0
@@ -62,6 +63,7 @@ class ReplayOptions:
     vcpu: int = 0
     capabilities: frozenset[int] = frozenset()
     quick: bool = False
+    mce: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +233,9 @@ def encode(job: ReplayJob, ram: RamFile, probe: Probe) -> Json:
 def _steps(encoder: Encoder, steps: Sequence[Step], options: ReplayOptions) -> list[Any]:
     # Capabilities of the VM are enabled in the first step, before its own ioctl.
     made = [encoder.operations(step) for step in steps]
-    if made and options.capabilities:
-        made[0] = [*capabilities(options.capabilities), *made[0]]
+    if made:
+        before = [*capabilities(options.capabilities), *(setup_mce(options.mce))]
+        made[0] = [*before, *made[0]]
     return made
 
 

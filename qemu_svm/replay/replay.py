@@ -139,7 +139,9 @@ def prepare(
     if vcpu.put is not None:
         known = frozenset((CAP_EXCEPTION_PAYLOAD, CAP_TRIPLE_FAULT))
         irqchip = options.irqchip and vcpu.put.irqchip is not False
-        options = replace(options, capabilities=vcpu.put.capabilities & known, irqchip=irqchip)
+        options = replace(
+            options, capabilities=vcpu.put.capabilities & known, irqchip=irqchip, mce=vcpu.put.mce
+        )
     if plan is None:
         plan = PLAN if vcpu.put is not None else default_plan(machine, vcpu)
         if machine.form is not None and plan != PLAN:

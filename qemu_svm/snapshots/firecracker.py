@@ -4,12 +4,16 @@ The file starts with a magic number and the version of the format; the state fol
 ``bincode`` with numbers of fixed size: little-endian, before each structure of KVM and each list
 its length in eight bytes.  Nothing names the members, so a vCPU is found by the lengths of
 structures that follow one another, DEBUGREGS to XCRS, and memory by the sizes of its regions,
-which add up to the machine's.  A version that writes ``bitcode`` does not start with the magic
-number (v1.15 and later), and is not recognised.
+which add up to the machine's.
+
+Since v1.15 the state is in ``bitcode`` (:mod:`qemu_svm.snapshots.bitcode`), in which each member of
+all vCPUs is a column.  There the vCPUs are found by the lengths of SREGS, and their other members
+by columns that lead from one to the next; memory is not read.
 
 The format has no nested state: a guest that was in L2 loses L1's state.
 
-Source: Firecracker v1.10.1, v1.12.1, v1.14.1 (formats 4.0.0, 6.0.0, 8.0.0):
+Source: Firecracker v1.10.1, v1.12.1, v1.14.1 (formats 4.0.0, 6.0.0, 8.0.0), v1.15.0 (117150b8c,
+9.0.0), v1.16.1 (e527ccfc5, 10.0.0), main at 81b38b9da (11.0.0):
 ``src/vmm/src/snapshot/mod.rs``, ``persist.rs`` (``MicrovmState``, ``VmInfo``),
 ``arch/x86_64/vcpu.rs`` (``VcpuState``), ``vstate/memory.rs`` (``GuestMemoryRegionState``);
 rust-vmm kvm-bindings ``serialize.rs``, vmm-sys-util ``fam.rs``.
@@ -18,12 +22,14 @@ rust-vmm kvm-bindings ``serialize.rs``, vmm-sys-util ``fam.rs``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from qemu_svm.errors import SourceError, StreamError, Truncated
 from qemu_svm.kvm import layouts
 from qemu_svm.limits import Limits
 from qemu_svm.snapshots.assemble import check_aligned
+from qemu_svm.snapshots.bitcode import ColumnError, Columns, equal_lengths
 from qemu_svm.snapshots.forms import FIRECRACKER
 from qemu_svm.snapshots.parts import LEAST, Part, Range, Snapshot, part, unique
 from qemu_svm.source.plain import FileSource
@@ -40,6 +46,8 @@ _MOST_REGIONS = 64
 _MOST_VERSION = 32
 _MOST_ENTRIES = 4096
 _MIB = 1 << 20
+_FAR = 1 << 17
+"""Bytes of a vCPU's columns, at most."""
 _NEAR = 1 << 16
 """Bytes from the start of the state in which the list of regions is."""
 
@@ -50,6 +58,8 @@ def read_state(data: bytes, path: str, memory: str | None, limits: Limits) -> Sn
     :param memory: the file with the guest's memory; None if it is not given.
     :raises SourceError: no vCPU is found in it, or the memory cannot be opened.
     """
+    if not data.startswith(MAGIC):
+        return _read_columns(data, path, memory, limits)
     at, version = _version(data, path)
     places = list(_vcpus(data, at, limits.vcpus))
     if not places:
@@ -82,6 +92,130 @@ def read_state(data: bytes, path: str, memory: str | None, limits: Limits) -> Sn
             )
         )
     return Snapshot(FIRECRACKER, found, ranges, file, tuple(problems))
+
+
+def is_state(head: bytes) -> bool:
+    """Return whether a file that starts so is one: in ``bitcode`` a byte precedes the magic."""
+    return head.startswith((MAGIC, b"\0" + MAGIC))
+
+
+def _read_columns(data: bytes, path: str, memory: str | None, limits: Limits) -> Snapshot:
+    size = data[1 + len(MAGIC)] if len(data) > 1 + len(MAGIC) else 0
+    start = 2 + len(MAGIC)
+    text = data[start : start + size] if size <= _MOST_VERSION else b""
+    if not text or not all(byte in b"0123456789." for byte in text):
+        raise SourceError(f"'{path}' has Firecracker's magic number and no version after it")
+    version = text.decode("ascii")
+    if memory is not None:
+        raise SourceError(
+            f"'{path}' is of format {version}: where its memory belongs is not read",
+            hint="leave out --memory; read with it are the formats 4.0.0 to 8.0.0 (v1.10 to v1.14)",
+        )
+    found = _columns(data, start + size, limits.vcpus)
+    if not found:
+        raise SourceError(
+            f"'{path}' has no vCPU as Firecracker writes it (format {version}, bitcode)",
+            hint="read are the formats 9.0.0 to 11.0.0, of v1.15 to v1.16; of another one, record "
+            "the restore (svmstream record), which has the same structures",
+        )
+    return Snapshot(FIRECRACKER, unique(found, limits))
+
+
+def _columns(data: bytes, start: int, most: int) -> list[Part]:
+    # SREGS have the rarest length.
+    for count in range(1, most + 1):
+        wanted = equal_lengths(LEAST["SREGS"], count)
+        at = data.find(wanted, start)
+        while at >= 0:
+            try:
+                return _around(data, start, at, count)
+            except ColumnError:
+                at = data.find(wanted, at + 1)
+    return []
+
+
+def _around(data: bytes, start: int, place: int, count: int) -> list[Part]:
+    # Of REGS, whose bytes are never so alike that they are packed, the place is known as well.
+    head = equal_lengths(LEAST["REGS"], count) + b"\0"
+    regs = place - count * LEAST["REGS"] - len(head)
+    if regs < start or data[regs : regs + len(head)] != head:
+        raise ColumnError
+    chain = Columns(data, regs)
+    found = {name: chain.blobs(count, LEAST[name]) for name in ("REGS", "SREGS")}
+    found |= {name: chain.blobs(count, LEAST[name]) for name in ("VCPU_EVENTS", "XCRS")}
+    found |= _xsave(Columns(data, chain.at), count)
+    names = ("DEBUGREGS", "LAPIC", "MP_STATE")
+    start = max(start, regs - count * _FAR)
+
+    def middle(columns: Columns) -> dict[str, list[bytes]]:
+        return {name: columns.blobs(count, LEAST[name]) for name in names}
+
+    at, more = _before(data, start, regs, equal_lengths(LEAST["DEBUGREGS"], count), middle)
+    found |= more
+    with suppress(ColumnError):
+        head = equal_lengths(layouts.CPUID2.size, count)
+        found |= _before(data, start, at, head, lambda columns: _lists(columns, count))[1]
+    return [
+        part(name, index, one, f"{name.lower()} of vCPU {index}")
+        for name, ones in found.items()
+        for index, one in enumerate(ones)
+    ]
+
+
+def _before(
+    data: bytes,
+    start: int,
+    end: int,
+    head: bytes,
+    read: Callable[[Columns], dict[str, list[bytes]]],
+) -> tuple[int, dict[str, list[bytes]]]:
+    # Columns that begin with ``head`` and end at ``end``.
+    at = data.rfind(head, start, end)
+    while at >= 0:
+        columns = Columns(data, at)
+        with suppress(ColumnError):
+            found = read(columns)
+            if columns.at == end:
+                return at, found
+        at = data.rfind(head, start, at + len(head) - 1)
+    raise ColumnError
+
+
+def _lists(columns: Columns, count: int) -> dict[str, list[bytes]]:
+    # CPUID, and the lists of MSRs: each has a head and entries.
+    cpuid = _fams(columns, count, layouts.CPUID_ENTRY.size)
+    many = columns.lengths(count)
+    if sum(many) > count * _MOST_LISTS:
+        raise ColumnError
+    lists = iter(_fams(columns, sum(many), layouts.MSR_ENTRY.size))
+    msrs = []
+    for number in many:
+        entries = [layouts.MSR_ENTRY.unpack(entry) for _ in range(number) for entry in next(lists)]
+        msrs.append(layouts.pack_msrs([(one["index"], one["data"]) for one in entries]))
+    heads = (layouts.CPUID2.pack({"nent": len(one)}) for one in cpuid)
+    return {
+        "CPUID2": [head + b"".join(one) for head, one in zip(heads, cpuid, strict=True)],
+        "MSRS": msrs,
+    }
+
+
+def _fams(columns: Columns, count: int, size: int) -> list[list[bytes]]:
+    heads = columns.blobs(count, layouts.MSRS.size)
+    many = columns.lengths(count)
+    said = [int.from_bytes(head[:4], "little") for head in heads]
+    if many != said or sum(many) > count * _MOST_ENTRIES:
+        raise ColumnError
+    entries = iter(columns.blobs(sum(many), size))
+    return [[next(entries) for _ in range(number)] for number in many]
+
+
+def _xsave(columns: Columns, count: int) -> dict[str, list[bytes]]:
+    start = columns.at
+    for size in (_XSAVE, _XSAVE2):
+        columns.at = start
+        with suppress(ColumnError):
+            return {"XSAVE": [one[-_XSAVE:] for one in columns.blobs(count, size)]}
+    return {}
 
 
 def _number(data: bytes, at: int) -> int:

@@ -48,6 +48,17 @@ _HEAD = 4096
 _MOST_SELFTEST = 1 << 18
 
 
+def is_recorded(path: str) -> bool:
+    """Return whether a file is a recording; it may be compressed.
+
+    :raises SourceError: it cannot be read.
+    """
+    if os.path.isdir(path):
+        return False
+    with open_source(path) as source:
+        return is_recording(source.read_at(0, _HEAD))
+
+
 def open_folder(path: str, limits: Limits, beside: Beside, owned: ExitStack) -> Machine | None:
     """Return the machine of a folder with a snapshot; None if it is none.
 
@@ -117,7 +128,7 @@ def _machine(
 
 
 def _of_vmm(source: Source, head: bytes, limits: Limits, beside: Beside) -> Snapshot | None:
-    if head.startswith(firecracker.MAGIC):
+    if firecracker.is_state(head):
         data = _whole(source, limits)
         return firecracker.read_state(data, source.path, beside.memory, limits)
     if is_recording(head):

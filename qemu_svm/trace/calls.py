@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from qemu_svm.kvm import numbers
 from qemu_svm.kvm.numbers import Level
@@ -25,8 +25,7 @@ class Format(StrEnum):
     RECORDING = "recording"
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuId:
+class VcpuId(NamedTuple):
     """A vCPU as a log identifies it.
 
     :param index: its number, if the log has it.
@@ -35,7 +34,7 @@ class VcpuId:
         same descriptor one after the other.
     """
 
-    index: int | None
+    index: int | None  # type: ignore[assignment]  # tuple's method is not used
     fd: int | None = None
     created: int | None = None
 
@@ -47,9 +46,8 @@ class VcpuId:
         return f"vCPU {self.index}" + ("" if self.fd is None else f" (fd {self.fd})")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of an ioctl.
+class Call(NamedTuple):
+    """One call of an ioctl; a named tuple, because a log has millions of them.
 
     :param line: of the log where it begins, from 1.
     :param name: ``KVM_SET_SREGS``, or the parts of an unknown number.

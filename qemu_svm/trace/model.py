@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -174,12 +175,19 @@ def read_trace(log: Log, limits: Limits = DEFAULT) -> Trace:
     return collector.trace(log, parser, cut)
 
 
+@dataclass(slots=True)
+class _Other:
+    line: int
+    count: int = 0
+    failed: int = 0
+
+
 class _Collector:
     # Collects the calls by vCPU, and counts the others.
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._vcpus: dict[VcpuId, Splitter] = {}
-        self._others: dict[tuple[str, str], OtherIoctl] = {}
+        self._others: dict[tuple[str, str], _Other] = {}
         self._watchers: dict[VcpuId, Watcher] = {}
         self._failed: dict[tuple[str, str], Call] = {}
         self._memory = False
@@ -187,11 +195,15 @@ class _Collector:
         self._no_nested = False
         self._kept = 0
         self._puts = 0
-        self._reads: dict[VcpuId, list[Call]] = {}
+        self._reads: dict[VcpuId, dict[str, Call]] = {}
         self._in_l2: dict[bytes, int] = {}
 
     def read(self, parser: Parser, log: Log) -> int | None:
-        for call in parser.calls(log):
+        with closing(parser.calls(log)) as calls:
+            return self._all(calls)
+
+    def _all(self, calls: Iterable[Call | RunExit]) -> int | None:
+        for call in calls:
             if isinstance(call, RunExit):
                 if call.vcpu in self._vcpus:
                     self._vcpus[call.vcpu].exit(call.reason)
@@ -203,56 +215,62 @@ class _Collector:
         return None
 
     def _add(self, call: Call) -> None:
-        if call.vcpu is None or call.name == CREATE:
+        vcpu, name = call.vcpu, call.name
+        if vcpu is None or name == CREATE:
             self._count(call)
-        if call.vcpu is None:
+        if vcpu is None:
             return
-        splitter = self._vcpus.get(call.vcpu)
+        splitter = self._vcpus.get(vcpu)
         if splitter is None:
             if len(self._vcpus) >= self._limits.vcpus:
                 self._count(call)
                 return
-            splitter = self._vcpus[call.vcpu] = Splitter()
-            self._watchers[call.vcpu] = Watcher(self._limits.trace_names)
-        if call.data is not None and call.name in _TOLD:
-            self._read(call)
-        elif call.name == RUN:
-            self._reads.pop(call.vcpu, None)
+            splitter = self._vcpus[vcpu] = Splitter()
+            self._watchers[vcpu] = Watcher(self._limits.trace_names)
+        if name in _TOLD:
+            if call.data is not None:
+                self._read(call)
+        elif name == RUN:
+            self._reads.pop(vcpu, None)
         memory = self._memory or (False if self._vm else None)
-        self._watchers[call.vcpu].add(call, memory=memory)
+        self._watchers[vcpu].add(call, memory=memory)
         before = splitter.kept
         splitter.add(call)
-        self._puts += call.name == NESTED
+        self._puts += name == NESTED
         self._kept += splitter.kept - before
 
     def _read(self, call: Call) -> None:
         # SREGS and REGS of a vCPU are L2's if its nested state, read with them, is in guest mode.
         assert call.vcpu is not None
         assert call.data is not None
-        held = self._reads.setdefault(call.vcpu, [])
+        held = self._reads.setdefault(call.vcpu, {})
         if call.name != "KVM_GET_NESTED_STATE":
-            held[:] = [*(one for one in held if one.name != call.name), call]
+            held[call.name] = call
         elif call.data[:1] and call.data[0] & bits.GUEST_MODE:
-            for one in held:
+            for one in held.values():
                 if len(self._in_l2) < _MOST_READ:
                     self._in_l2.setdefault(one.data or b"", one.line)
             held.clear()
 
     def _count(self, call: Call) -> None:
-        self._vm = self._vm or call.name in _MAKING
-        self._memory = self._memory or (call.name in _MEMORY and call.error is None)
+        name, error = call.name, call.error
+        old = self._others.get((name, call.level.value))
+        if old is not None and error is None and not call.argument and name not in _MEMORY:
+            old.count += 1
+            return
+        self._vm = self._vm or name in _MAKING
+        self._memory = self._memory or (name in _MEMORY and error is None)
         if call.argument in _NESTED_CAPABILITY and call.value == 0:
             self._no_nested = True
         if call.error not in (None, "EINTR") and len(self._failed) < self._limits.trace_names:
             self._failed.setdefault((call.name, call.error or ""), call)
-        key = (call.name, call.level.value)
-        old = self._others.get(key)
         if old is None:
+            key = (name, call.level.value)
             if len(self._others) >= self._limits.trace_names:
                 key = ("others", call.level.value)
-            old = self._others.get(key, OtherIoctl(key[0], key[1], 0, call.line, 0))
-        failed = old.failed + (call.error is not None)
-        self._others[key] = OtherIoctl(old.name, old.level, old.count + 1, old.line, failed)
+            old = self._others.setdefault(key, _Other(call.line))
+        old.count += 1
+        old.failed += error is not None
 
     def trace(self, log: Log, parser: Parser, cut: int | None) -> Trace:
         counts, recorded = parser.counts, parser.recorded
@@ -278,7 +296,12 @@ class _Collector:
             counts.calls,
             counts.results,
             tuple(sorted(vcpus, key=_rank)),
-            tuple(sorted(self._others.values(), key=lambda other: other.line)),
+            tuple(
+                OtherIoctl(name, level, one.count, one.line, one.failed)
+                for (name, level), one in sorted(
+                    self._others.items(), key=lambda item: item[1].line
+                )
+            ),
             guessed,
             self._not_shown(vcpus, counts, around),
             of_the_vm(tuple(self._failed.values()), memory=self._memory or None),
@@ -289,8 +312,8 @@ class _Collector:
         )
 
     def _vm_context(self, recorded: Recorded | None) -> VmContext:
-        regions = [o.line for o in self._others.values() if o.name in _MEMORY]
-        making = any(other.name in _MAKING for other in self._others.values())
+        regions = [one.line for (name, _), one in self._others.items() if name in _MEMORY]
+        making = any(name in _MAKING for name, _ in self._others)
         release = "" if recorded is None else recorded.header.release
         kernel = _kernel(release)
         return VmContext(min(regions, default=None), making, kernel, self._in_l2)

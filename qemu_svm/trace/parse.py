@@ -7,7 +7,7 @@ parser recognises is counted, not an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from qemu_svm.errors import SvmStreamError
@@ -65,7 +65,7 @@ class Parser:
             Ftrace(descriptors, limits.trace_pending),
         ]
 
-    def calls(self, log: Bytes) -> Iterator[Call | RunExit]:
+    def calls(self, log: Bytes) -> Generator[Call | RunExit, None, None]:
         """Yield the calls of the log in the order in which they returned.
 
         :raises StreamError: it is a recording whose header is damaged.
@@ -84,10 +84,17 @@ class Parser:
 
     def _recording(self, recording: Recording) -> Iterator[Call | RunExit]:
         self.recorded = Recorded(recording, self._limits)
-        self.counts.formats = {Format.RECORDING: 0}
-        for call in self.recorded.calls():
-            self.counts.lines = self.counts.formats[Format.RECORDING] = recording.count
-            yield self._counted(call)
+        counts = self.counts
+        calls = 0
+        try:
+            for call in self.recorded.calls():
+                if type(call) is Call and not call.inferred:
+                    calls += 1  # each has its result
+                yield call
+        finally:
+            counts.calls = counts.results = calls
+            counts.lines = recording.count
+            counts.formats = {Format.RECORDING: recording.count}
         self.damage = recording.damage
 
     def _line(self, line: int, text: str) -> list[Call | RunExit]:

@@ -17,8 +17,9 @@ Source: QEMU ``target/i386/kvm/kvm.c`` (``kvm_arch_put_registers``,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from qemu_svm.trace.calls import Call
 
@@ -84,9 +85,8 @@ _LONG = 512
 _ENDS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One call, or several successive equal calls.
+class Step(NamedTuple):
+    """One call, or several successive equal calls; a named tuple, as calls are.
 
     :param line: where the first begins; ``last_line`` where the last does.
     :param value: the result of the first, None if the log does not have it.
@@ -100,12 +100,12 @@ class Step:
     number: int | None
     line: int
     last_line: int
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # tuple's method is not used
     value: int | None = None
     error: str | None = None
     efer: int | None = None
     exit_reason: int | None = None
-    data: bytes | None = field(default=None, repr=False)
+    data: bytes | None = None
     inferred: bool = False
 
     @property
@@ -184,34 +184,29 @@ class Splitter:
 
     def add(self, call: Call) -> None:
         """Add the next call."""
-        self.ioctls += not call.inferred
-        self.runs += call.name == RUN and not call.inferred
+        name, data = call.name, call.data
+        if not call.inferred:
+            self.ioctls += 1
+            self.runs += name == RUN
         steps = self._held or self._steps
-        if steps and _same(steps[-1], call):
+        if steps and steps[-1].name == name and _same(steps[-1], call):
             last = steps[-1]
-            data = call.data if call.name in READS else last.data
-            steps[-1] = replace(last, count=last.count + 1, last_line=call.line, data=data)
+            data = data if name in READS else last.data
+            steps[-1] = last._replace(count=last.count + 1, last_line=call.line, data=data)
             return
-        step = Step(
-            call.name,
-            call.number,
-            call.line,
-            call.line,
-            value=call.value,
-            error=call.error,
-            efer=call.efer,
-            data=call.data,
-            inferred=call.inferred,
-        )
-        self._take(step)
-        self.kept += step.weight
+        line = call.line
+        self._take(
+            Step(name, call.number, line, line, 1, call.value, call.error, call.efer, None, data,
+                 call.inferred)
+        )  # fmt: skip
+        self.kept += 1 if data is None else 1 + (len(data) >> 10)
 
     def exit(self, reason: int) -> None:
         """Record the exit reason of the last KVM_RUN."""
         if self._mode is PhaseKind.RUN:
             last = self._steps[-1]
             if last.count == 1 and last.exit_reason is None:
-                self._steps[-1] = replace(last, exit_reason=reason)
+                self._steps[-1] = last._replace(exit_reason=reason)
 
     def finish(self) -> tuple[Phase, ...]:
         """End the last phase and return all phases."""
@@ -275,13 +270,16 @@ class Splitter:
             self._names.isdisjoint(DEBUGREGS) or self._names.isdisjoint(SREGS | REGS | {NESTED})
         )
 
-    def _append(self, *steps: Step) -> None:
-        self._steps += steps
-        self._names.update(step.name for step in steps)
+    def _append(self, step: Step) -> None:
+        self._steps.append(step)
+        self._names.add(step.name)
 
     def _join(self, step: Step) -> None:
-        self._append(*self._held, step)
-        self._held = []
+        if self._held:
+            for one in self._held:
+                self._append(one)
+            self._held = []
+        self._append(step)
 
     def _add_to(self, kind: PhaseKind, step: Step) -> None:
         # Add to the open phase if it is of this kind, else begin a new one.
@@ -299,7 +297,8 @@ class Splitter:
         del self._steps[at:]
         self._flush()
         self._mode = kind
-        self._append(*moved)
+        for one in moved:
+            self._append(one)
 
     def _flush(self) -> None:
         if self._steps:
@@ -357,8 +356,6 @@ class Splitter:
 
 
 def _same(step: Step, call: Call) -> bool:
-    if step.name != call.name:
-        return False
     if call.name == RUN and step.error in _INTERRUPTED and call.error in _INTERRUPTED:
         return True
     alike = step.error == call.error and step.efer == call.efer
@@ -367,12 +364,12 @@ def _same(step: Step, call: Call) -> bool:
 
 def _alike(one: Phase, other: Phase) -> bool:
     # Puts of nested state are not merged: each is judged.
-    if one.kind is not other.kind or len(one.steps) != len(other.steps) or one.nested:
+    if one.kind is not other.kind or len(one.steps) != len(other.steps):
         return False
-    return all(
-        (a.name, a.error, a.efer) == (b.name, b.error, b.efer)
-        for a, b in zip(one.steps, other.steps, strict=True)
-    )
+    for a, b in zip(one.steps, other.steps, strict=True):
+        if a.name != b.name or a.error != b.error or a.efer != b.efer or a.name == NESTED:
+            return False
+    return True
 
 
 def _put_kind(steps: Sequence[Step]) -> PhaseKind:

@@ -25,9 +25,11 @@ from qemu_svm.trace.phases import READS, RUN, STATE
 
 _CREATE = "KVM_CREATE_VCPU"
 _GET_REGS, _SET_REGS = "KVM_GET_REGS", "KVM_SET_REGS"
+_FOLLOWED = frozenset({_CREATE, _SET_REGS, *STATE})
 _HELD = 64
 _BPF = "bpf"
 """The recorder that has every first KVM_RUN after another ioctl (:mod:`qemu_svm.recorder`)."""
+_KINDS = 4096
 _EFER = next(field.offset for field in layouts.SREGS.fields if field.name == "efer")
 
 
@@ -51,6 +53,29 @@ class _Vcpu:
     held: list[Call] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    # What an ioctl's number says.
+    name: str
+    level: Level | None
+    usual: Level
+    read: bool
+    sregs: bool
+    msrs: bool
+
+
+def _kind_of(nr: int) -> _Kind:
+    name = numbers.name_of(nr)
+    return _Kind(
+        name,
+        Level.VM if name == _CREATE else None,
+        level_of(numbers.by_number(nr)),
+        "_GET_" in name,
+        name.startswith(("KVM_SET_SREGS", "KVM_GET_SREGS")),
+        name.endswith("ET_MSRS"),
+    )
+
+
 class Recorded:
     """The calls of a recording.
 
@@ -67,21 +92,28 @@ class Recorded:
         self._limit = limits.vcpus
         self._vcpus: dict[int, VcpuId] = {}
         self._states: dict[VcpuId, _Vcpu] = {}
+        self._kinds: dict[int, _Kind] = {}
 
     def calls(self) -> Iterator[Call | RunExit]:
         """Yield the calls in their order, and how KVM_RUN ended where that is known."""
         for record in self._recording:
-            if isinstance(record, Lost):
-                self.lost += record.count
-            elif isinstance(record, Ioctl):
-                before = self._vcpus.get(record.ret)
+            if isinstance(record, Ioctl):
+                name = self._kind(record.nr).name
+                before = self._vcpus.get(record.ret) if name == _CREATE else None
                 call = self._call(record)
-                if call.name == _CREATE and before is not None:
+                if before is not None:
                     yield from self._ended(before, complete=True)  # its descriptor is another's
-                yield from self._with_runs(call)
-                reason = record.exit_reason
-                if call.name == RUN and call.vcpu is not None and reason is not None:
+                state = self._states.get(call.vcpu) if call.vcpu is not None else None
+                if state is not None and state.ran and name not in _FOLLOWED:
+                    state.last = call.line  # nothing is inferred of it any more
+                    yield call
+                else:
+                    yield from self._with_runs(call)
+                reason = record.exit_reason if name == RUN else None
+                if reason is not None and call.vcpu is not None:
                     yield RunExit(call.line, call.vcpu, reason)
+            elif isinstance(record, Lost):
+                self.lost += record.count
         for vcpu in list(self._states):
             yield from self._ended(vcpu, complete=self._recording.damage is None)
 
@@ -98,20 +130,32 @@ class Recorded:
         self.inferred += 1
         return Call(line, RUN, None, Level.VCPU, vcpu, on=Level.VCPU, inferred=True)
 
+    def _kind(self, nr: int) -> _Kind:
+        found = self._kinds.get(nr)
+        if found is None:
+            found = _kind_of(nr)
+            if len(self._kinds) < _KINDS:
+                self._kinds[nr] = found
+        return found
+
     def _call(self, record: Ioctl) -> Call:
-        ioctl = numbers.by_number(record.nr)
-        name = record.name
-        error = errno_name(record.ret)
+        kind = self._kind(record.nr)
+        name = kind.name
+        error = errno_name(record.ret) if record.ret < 0 else None
+        on = record.level
         vcpu = self._vcpu(record, created=name == _CREATE and error is None)
-        level = record.level or level_of(ioctl)
-        read = "_GET_" in name
-        data = payload.returned(record) if read else payload.given(record)
-        known = None if not data or (not read and not payload.complete(record)) else data
+        if kind.read:
+            known: bytes | None = payload.returned(record)
+        else:
+            known = payload.given(record)
+            if known and not payload.complete(record):
+                known = None
         return Call(
-            record.number, name, record.nr, Level.VM if name == _CREATE else level, vcpu,
-            record.ret, error, _efer(name, known), _asked(name, record),
+            record.number, name, record.nr, kind.level or on or kind.usual, vcpu, record.ret,
+            error, _efer(known) if kind.sregs else None,
+            _asked(record) if kind.msrs else None,
             f"{record.arg:#x}" if name == "KVM_CHECK_EXTENSION" else "",
-            record.level, known,
+            on, known or None,
         )  # fmt: skip
 
     def _vcpu(self, record: Ioctl, *, created: bool) -> VcpuId | None:
@@ -169,15 +213,13 @@ def _flushed(state: _Vcpu) -> list[Call]:
     return held
 
 
-def _efer(name: str, data: bytes | None) -> int | None:
-    if data is None or not name.startswith(("KVM_SET_SREGS", "KVM_GET_SREGS")):
-        return None
-    if len(data) < layouts.SREGS.size:
+def _efer(data: bytes | None) -> int | None:
+    if data is None or len(data) < layouts.SREGS.size:
         return None
     return int.from_bytes(data[_EFER : _EFER + 8], "little")
 
 
-def _asked(name: str, record: Ioctl) -> int | None:
-    if not name.endswith("ET_MSRS") or len(record.given) < layouts.MSRS.size:
+def _asked(record: Ioctl) -> int | None:
+    if len(record.given) < layouts.MSRS.size:
         return None
     return int.from_bytes(record.given[:4], "little")

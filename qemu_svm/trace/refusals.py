@@ -34,6 +34,9 @@ from qemu_svm.trace.verdict import RuleOutcome, RuleResult, result
 _GET_NESTED = "KVM_GET_NESTED_STATE"
 _GET_SREGS = frozenset({"KVM_GET_SREGS", "KVM_GET_SREGS2"})
 _SAVED = frozenset({"KVM_GET_REGS", "KVM_GET_MSRS", "KVM_GET_VCPU_EVENTS"})
+_TOLD = _SAVED | {"SVME"}
+_SREGS_OR_MSRS = SREGS | MSRS
+_LOOKED_AT = frozenset({"KVM_CHECK_EXTENSION", "KVM_SET_MSRS", "KVM_GET_MSRS"})
 _LISTS = 64
 _INTERRUPTED = frozenset({"EINTR", "EAGAIN"})
 _TSC = frozenset({"KVM_SET_TSC_KHZ"})
@@ -117,16 +120,20 @@ class Watcher:
         self._known = _Known()
         self._found: dict[tuple[str, str], Refusal] = {}
         self._results: dict[tuple[str, str], RuleResult] = {}
+        self._learned: set[str] = set()  # calls of which another one says nothing new
 
     def add(self, call: Call, *, memory: bool | None) -> None:
         """Watch the next call.
 
         :param memory: whether a memory region was set; None if the log lacks the VM's ioctls.
         """
-        if call.name == RUN:
+        name = call.name
+        if name == RUN:
             self._run(call)
-        self._result(call, memory=memory)
-        self._learn(call)
+        if call.error is not None or self._found or name in _LOOKED_AT:
+            self._result(call, memory=memory)
+        if call.error is not None or name not in self._learned:
+            self._learn(call)
 
     def exit(self, found: RunExit) -> None:
         """Watch how KVM_RUN ended."""
@@ -260,20 +267,23 @@ class Watcher:
                 and len(known.msrs) < _LISTS
             ):
                 known.msrs.append((call.line, call.value))
-        known.efer_put = known.efer_put or name in SREGS | MSRS
+        if name in _SREGS_OR_MSRS:
+            known.efer_put = True
         if name in SREGS:
             known.svme = None if call.efer is None else bool(call.efer & EFER_SVME)
             if known.svme and known.ran is None and (known.created or known.cpuid):
                 known.efer_line = call.line
-        if name in READS:
+        if name in READS and known.dropped is None:
             self._read(call)
+        elif known.ran is not None and name not in SREGS and len(self._learned) < _LISTS:
+            self._learned.add(name)
 
     def _read(self, call: Call) -> None:
         known = self._known
         known.reads.add(call.name)
         if call.name in _GET_SREGS and call.efer is not None and call.efer & EFER_SVME:
             known.reads.add("SVME")
-        if known.reads >= _SAVED | {"SVME"} and known.dropped is None:
+        if known.reads >= _TOLD:
             known.dropped = call.line
 
     def _dropped(self, *, restores: bool) -> tuple[RuleResult, ...]:

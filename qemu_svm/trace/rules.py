@@ -274,6 +274,17 @@ ORDERS: tuple[Rule, ...] = (
         requires="nested state with a VMCB is in guest mode",
     ),
     Rule(
+        "O-33",
+        Severity.ERROR,
+        RuleKind.ORDER,
+        "a value of the put is one that KVM refuses",
+        "the ioctl fails with EINVAL, and what it carries is not set",
+        "see which value it is (svmstream simulate), and where the VMM has it from",
+        f"{_NESTED_C} svm_set_nested_state; x86.c __set_sregs_common",
+        scope=ALL_KERNELS,
+        requires="KVM's checks accept the values that are put",
+    ),
+    Rule(
         "T-01",
         Severity.ERROR,
         RuleKind.ORDER,

@@ -134,6 +134,7 @@ class Window:
             *self._leaving(),
             *self._data(),
             *self.data.results(),
+            *self._accepted(),
             *self._results(),
         ]
         return Put(
@@ -145,6 +146,26 @@ class Window:
             self.superseded,
             self._contents(),
         )
+
+    def _accepted(self) -> Iterable[RuleResult]:
+        # By the model of KVM's checks; of a vCPU that ran before it lacks what was put then.
+        steps = (*self.before, *self.nested, *self.after)
+        if not self.data.known or _find(self.before, SREGS) is None:
+            return
+        from qemu_svm.trace.accepted import refused
+
+        found = refused(steps, self.around.kernel)
+        if found is None:
+            yield result("O-33", RuleOutcome.OK, self.nested[0].line)
+            return
+        step = steps[found.at]
+        note = f"{step.name} at line {step.line}: {found.words}"
+        outcome = RuleOutcome.VIOLATED if found.every else RuleOutcome.DEPENDS
+        if not found.every:
+            note += f", on {', '.join(found.kernels)}"
+        elif step.value == 0:
+            note += "; the log says that it succeeded"
+        yield result("O-33", outcome, step.line, note)
 
     def _contents(self) -> tuple[Content, ...]:
         nested = self.data.nested

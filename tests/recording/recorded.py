@@ -9,7 +9,7 @@ from functools import cache
 
 from qemu_svm.errors import SvmStreamError
 from qemu_svm.recording.recording import Form, read_recording, writer
-from qemu_svm.recording.records import Header, Record
+from qemu_svm.recording.records import Header, Ioctl, Record
 from qemu_svm.source import BytesSource, open_source
 from tests.conftest import STREAMS
 
@@ -45,4 +45,7 @@ def read(data: bytes) -> tuple[list[Record], SvmStreamError | None]:
 
 def bare(records: Iterable[Record]) -> list[Record]:
     """The records without their place in the file."""
-    return [replace(one, number=0) for one in records]
+    return [
+        one._replace(number=0) if isinstance(one, Ioctl) else replace(one, number=0)
+        for one in records
+    ]

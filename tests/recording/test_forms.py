@@ -46,7 +46,7 @@ EVERY: list[Record] = [
     Descriptor(0, 1, 9, "anon_inode:kvm-vcpu:3"),
     Ioctl(0, 2, 11, 9, Level.VCPU, 3, 0x4004AE99, 0, b"\x01\0\0\0", b"", (1 << 64) - 1),
     Ioctl(0, 3, 11, 9, Level.VCPU, 3, 0xC080AEBE, -7, b"\xff" * 9, b"\x80" * 3, 5, None, 17),
-    Ioctl(0, 4, 11, 9, Level.VCPU, 3, records.RUN, -4, b"", b"\x0a\0\0\0", 12, 12),
+    Ioctl(0, 4, 11, 9, Level.VCPU, 3, records.RUN, -4, b"", b"\x0a\0\0\0", 0, 12),
     Lost(0, 5, 70),
     Ioctl(0, 5, 11, 8, None, None, 0x4020AE46, 0, b"", b"", 0, None, 0, True),
     Memory(0, 6, -1, 0x1000_0000_0000, bytes(range(256))),
@@ -238,7 +238,7 @@ def test_other_input_is_refused_in_words() -> None:
 def test_what_does_not_fit_is_not_written() -> None:
     call = EVERY[2]
     assert isinstance(call, Ioctl)
-    for bad in (replace(call, given=bytes(65537)), replace(call, tid=1 << 32)):
+    for bad in (call._replace(given=bytes(65537)), call._replace(tid=1 << 32)):
         with pytest.raises(BuildError):
             made([bad])
     with pytest.raises(BuildError):
@@ -275,8 +275,8 @@ def test_every_payload_of_a_real_recording_is_complete() -> None:
         for call in records.ioctls(real(path)):
             assert payload.complete(call), call.name
     msrs = next(call for call in records.ioctls(real()) if call.name == "KVM_SET_MSRS")
-    assert not payload.complete(replace(msrs, given=msrs.given[:-1]))
-    assert not payload.complete(replace(msrs, missing=True))
+    assert not payload.complete(msrs._replace(given=msrs.given[:-1]))
+    assert not payload.complete(msrs._replace(missing=True))
 
 
 def _block(page: str, language: str) -> str:

@@ -96,9 +96,9 @@ def test_model_and_kernel_agree_on_every_ioctl_that_the_model_knows(path: Path) 
 def test_the_plan_named_after_them_is_what_they_do(name: str) -> None:
     with open_source(str(recorded(name))) as source:
         orders = {
-            ",".join(step.name for step in restore.steps)
+            ",".join(one.name for one in restore.steps if not one.carried or one.name == "cpuid")
             for _, _, restore in puts(source)
-            if any(step.name == "nested" for step in restore.steps)
+            if any(one.name == "nested" and not one.carried for one in restore.steps)
         }
     assert orders == {NAMED["selftests"]}
 
@@ -119,14 +119,14 @@ def test_cpuid_is_fixed_once_the_vcpu_has_run() -> None:
     late = [one for one in every if one.name == "KVM_SET_CPUID2"][1:]
     assert [one.ret for one in late] == [0, -22, -22]
     for wrong, says in ((late[0], (-22, "EINVAL", None)), (late[1], (0, None, "EINVAL"))):
-        changed = [replace(one, ret=says[0]) if one is wrong else one for one in every]
+        changed = [one._replace(ret=says[0]) if one is wrong else one for one in every]
         (found,) = apart(remade(changed))[1]
         assert (found.ioctl, found.recorded, found.answer) == ("SET_CPUID2", *says[1:])
     # KVM's own changes do not count: OSXSAVE follows CR4.
     data = bytearray(late[0].given)
     assert data[48:52] == (1).to_bytes(4, "little")
     data[48 + 20 + 3] ^= 1 << 3
-    again = replace(late[0], given=bytes(data))
+    again = late[0]._replace(given=bytes(data))
     assert not apart(remade([again if one is late[0] else one for one in every]))[1]
 
 

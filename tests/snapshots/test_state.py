@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from qemu_svm.errors import LimitExceeded, PlanError, SourceError, SvmStreamErro
 from qemu_svm.kvm import layouts
 from qemu_svm.limits import DEFAULT, changed
 from qemu_svm.model.saved import from_vcpu
+from qemu_svm.snapshots.bitcode import ColumnError, Columns, equal_lengths
 from tests.conftest import CAPTURES, STREAMS, Run
 from tests.support import snapshots
+from tests.support.recordings import filled
 
 CAPTURE = STREAMS / "qemu10.0-linux6.12-nested-npt.mig.zst"
 NESTED = [one["file"] for one in CAPTURES if "resaved" not in one["file"]]
@@ -181,6 +184,66 @@ def test_a_snapshot_of_firecracker(
             continue
     with pytest.raises(SourceError, match="--memory does not belong"):
         svm.open(files["NESTED_STATE"], memory=memory)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_snapshot_of_firecracker_in_columns(
+    dump: svm.Dump, parts: dict[str, bytes], files: dict[str, Path], tmp_path: Path, count: int
+) -> None:
+    # Since v1.15 every member of all vCPUs is a column.
+    every = []
+    for number in range(count):
+        regs = layouts.REGS.unpack(parts["REGS"]) | {"r15": number}
+        every.append({**filled(parts), "REGS": layouts.REGS.pack(regs)})
+    state = tmp_path / "vm.state"
+    state.write_bytes(snapshots.firecracker_columns(every))
+    with svm.open(state) as found:
+        assert found.machine.form == "firecracker"
+        assert [vcpu.registers.r15 for vcpu in found.vcpus] == list(range(count))
+        assert found.vcpus[-1].parts == frozenset(filled(parts)) - {"NESTED_STATE"}
+        assert not [one for one in svm.diff(dump, found).comparison.counting if one.a and one.b
+                    and "r15" not in one.path]  # fmt: skip
+        assert "X-12" in {one.rule for one in found.check("6.1").findings}
+    with svm.open(state, beside={"nested": files["NESTED_STATE"]}) as found:
+        assert found.simulate(kernel="6.1").verdict == "wrong"
+    with pytest.raises(SourceError, match="where its memory belongs is not read"):
+        svm.open(state, memory=state)
+    text = state.read_bytes()
+    for at in range(0, len(text), 1009):
+        (tmp_path / "cut").write_bytes(text[:at])
+        with suppress(SvmStreamError):
+            svm.open(tmp_path / "cut").close()
+
+
+def test_columns_as_bitcode_writes_them() -> None:
+    # The beginning of what bitcode 0.6.9 makes of a structure with a list of 20 entries.
+    head = bytes.fromhex("0000006486841910070631312e302e300680000108001400000000000000")
+    assert head[1:9] == (0x0710_1984_8664_0000).to_bytes(8, "little")
+    columns = Columns(head, 0)
+    assert columns.integers(1, 8) == (0x0710_1984_8664_0000,)
+    assert columns.lengths(1) == [6]
+    columns = Columns(head, 16)
+    assert columns.integers(1, 8) == (128,)
+    assert columns.octets(1) == b"\0"
+    assert columns.lengths(1) == [1]
+    assert columns.blobs(1, 8) == [(20).to_bytes(8, "little")]
+    for values in (
+        [7] * 9,
+        [0, 1, 1, 0],
+        [2, 0, 0, 0, 0, 0, 1, 2],
+        list(range(40, 52)),
+        [3, 200, 9],
+    ):
+        data = snapshots.packed(bytes(values))
+        assert Columns(data, 0).octets(len(values)) == bytes(values)
+    for length in (4, 20, 312):
+        for count in (1, 2, 3, 5, 6, 17):
+            made = equal_lengths(length, count)
+            assert made == snapshots.lengths([length] * count)
+            assert Columns(made, 0).lengths(count) == [length] * count
+    for bad in (b"", b"\x0c\0\0\0", b"\x02\0"):
+        with pytest.raises(ColumnError):
+            Columns(bad, 0).octets(9)
 
 
 def test_the_state_of_a_selftest(dump: svm.Dump, parts: dict[str, bytes], tmp_path: Path) -> None:

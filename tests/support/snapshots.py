@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +135,82 @@ def firecracker_state(
     state += vcpus.to_bytes(8, "little") + vcpu * vcpus + devices
     magic = (0x0710_1984_8664_0000).to_bytes(8, "little")
     return magic + _counted(version.encode()) + state + bytes(8)
+
+
+def firecracker_columns(vcpus: Sequence[Mapping[str, bytes]], version: str = "11.0.0") -> bytes:
+    """A state file of Firecracker v1.15 or later, as ``bitcode`` writes it."""
+    count = len(vcpus)
+    magic = (0x0710_1984_8664_0000).to_bytes(8, "little")
+    made = b"\0" + magic + bytes([len(version)]) + version.encode()
+    made += b"\x06\x80\0"  # memory in MiB, smt
+    made += lengths([count])
+    made += _fams([_entries(one["CPUID2"], 40) for one in vcpus], 8)
+    msrs = [_entries(one["MSRS"], 16) for one in vcpus]
+    halves = [half for one in msrs for half in (one[: len(one) // 2], one[len(one) // 2 :])]
+    made += lengths([2] * count) + _fams(halves, 8)
+    for name in ("DEBUGREGS", "LAPIC", "MP_STATE", "REGS", "SREGS", "VCPU_EVENTS", "XCRS"):
+        made += _blobs([one[name] for one in vcpus])
+    made += _blobs([bytes(8) + one["XSAVE"] for one in vcpus]) + lengths([0] * count)
+    return made + packed(b"\1" * count) + bytes(40)
+
+
+def _entries(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(8, len(data), size)]
+
+
+def _fams(lists: Sequence[Sequence[bytes]], head: int) -> bytes:
+    heads = [len(one).to_bytes(4, "little").ljust(head, b"\0") for one in lists]
+    return (
+        _blobs(heads) + lengths([len(one) for one in lists])
+        + _blobs([entry for one in lists for entry in one])
+    )  # fmt: skip
+
+
+def _blobs(blobs: Sequence[bytes]) -> bytes:
+    return lengths([len(one) for one in blobs]) + packed(b"".join(blobs))
+
+
+def lengths(values: Sequence[int]) -> bytes:
+    """A column of lengths."""
+    return packed(bytes(min(one, 255) for one in values)) + _wide(
+        [one for one in values if one >= 255]
+    )
+
+
+def _states(most: int) -> int:
+    return next((one for one in (2, 3, 4, 6, 16) if most < one), 256)
+
+
+def packed(data: bytes) -> bytes:
+    """A column of bytes."""
+    if len(data) <= 2:
+        return data
+    plain, least = _states(max(data)), min(data)
+    states = plain
+    if len(data) > 5 and _states(max(data) - least) < plain:
+        states = _states(max(data) - least)
+        data = bytes(one - least for one in data)
+    number = (256, 16, 6, 4, 3, 2).index(states)
+    head = bytes([2 * number]) if states == plain else bytes([2 * number - 1, least])
+    if states == 256:
+        return head + data
+    each = {16: 2, 6: 3, 4: 4, 3: 5, 2: 8}[states]
+    groups = [data[at : at + each] for at in range(0, len(data), each)]
+    return head + bytes(sum(one * states**at for at, one in enumerate(group)) for group in groups)
+
+
+def _wide(values: Sequence[int]) -> bytes:
+    if not values:
+        return b""
+    least, sizes = min(values), (8, 4, 2, 1)
+    plain = min(size for size in sizes if max(values) < 1 << 8 * size)
+    size = plain
+    if len(values) > 5:
+        size = min(one for one in sizes if max(values) - least < 1 << 8 * one)
+    head = bytes([2 * sizes.index(size)])
+    if size < plain:
+        head = bytes([2 * sizes.index(size) - 1]) + least.to_bytes(8, "little")
+        values = [one - least for one in values]
+    if size == 1:
+        return head + packed(bytes(values))
+    return head + b"".join(one.to_bytes(size, "little") for one in values)

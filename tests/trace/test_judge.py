@@ -76,7 +76,7 @@ def test_every_rule_can_be_met() -> None:
             found |= set(outcomes(put))
     refused = _strace_put(*CREATION, "SET_SREGS", "SET_NESTED_STATE=EINVAL")
     of_a_vcpu = {"T-04", "T-05", "T-06", "T-07", "T-08"}  # test_refusals.py
-    by_value = {"O-31", "O-32"}  # test_by_value.py
+    by_value = {"O-31", "O-32", "O-33"}  # test_by_value.py
     elsewhere = {"O-25"} | of_a_vcpu | by_value
     assert found | set(outcomes(refused)) >= {one.id for one in ORDERS} - elsewhere
 

@@ -60,6 +60,7 @@ def _put(one: PutComparison) -> dict[str, Any]:
                 "ioctl": f"KVM_SET_{difference.ioctl}",
                 "name": difference.name or None,
                 "only": difference.only or None,
+                "why": difference.why or None,
                 "record_a": difference.record_a,
                 "record_b": difference.record_b,
                 "a": _put_value(difference.a),

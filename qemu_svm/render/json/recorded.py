@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 def recorded_put(put: RecordedPut) -> dict[str, Any]:
     """Return which put it is."""
-    return {"vm": put.vm, "put": put.number, "puts": put.count, "ran": put.ran}
+    return {
+        "vm": put.vm,
+        "put": put.number,
+        "puts": put.count,
+        "ran": put.ran,
+        "ran_at": put.ran_at or None,
+        "carried": [call.record for call in put.before],
+        "not_known": list(put.lacking),
+    }
 
 
 def recorded_difference(

@@ -45,6 +45,7 @@ def _step(step: ReplayStep) -> dict[str, Any]:
     return {
         "number": step.number,
         "step": step.step.text,
+        "carried": step.step.carried,
         "errno": step.errno,
         "refused_msr": optional_hex(step.refused_msr),
         "run": None if step.run is None else _run(step.run),

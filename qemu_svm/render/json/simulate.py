@@ -99,6 +99,7 @@ def _result(result: Result) -> dict[str, Any]:
     return {
         "number": result.number,
         "step": result.step.text,
+        "carried": result.step.carried,
         "errno": result.errno,
         "failed_check": result.failed,
         "notes": list(result.notes),

@@ -107,7 +107,10 @@ def _record(row: PutDifference) -> str:
 
 def _put_words(row: PutDifference) -> str:
     if row.only:
-        return f"{'B' if row.only == 'a' else 'A'} does not put {row.ioctl}"
+        side, record = ("B", row.record_b) if row.only == "a" else ("A", row.record_a)
+        if row.why:
+            return f"{row.ioctl} of {side} at record {record} {row.why}"
+        return f"{side} does not put {row.ioctl}"
     where = f"record {_record(row)}, " if _record(row) else ""
     return f"{where}{row.ioctl} {row.name}: {_value(row.a)}, in B {_value(row.b)}"
 

@@ -14,7 +14,7 @@ from qemu_svm.nested.exit_codes import exit_name
 from qemu_svm.render.escape import printable
 from qemu_svm.render.text.base import FAINT, HEADING, KEY
 from qemu_svm.render.text.observed import observed
-from qemu_svm.render.text.steps import BAD, INDENT, change, heading, indented
+from qemu_svm.render.text.steps import BAD, INDENT, carried_line, change, heading, indented
 from qemu_svm.replay.compare import Comparison, Mismatch, StepComparison
 from qemu_svm.replay.job import ReplayResult, ReplayStep, RunResult, kernel_of
 from qemu_svm.replay.replay import Replay
@@ -45,7 +45,16 @@ def render(result: Replay, *, verbose: bool) -> Iterable[Text]:
     compared = {one.number: one for one in comparison.steps} if comparison else {}
     before: Observed = {}
     inside: Inside = replayed.start or {}
-    for step in replayed.steps:
+    if result.put is not None and result.put.carried:
+        yield Text(f"before the put: {result.put.carried}")
+    carried = [] if verbose else [step for step in replayed.steps if step.step.carried]
+    if carried and all(step.errno is None for step in carried):
+        yield Text()
+        yield carried_line([step.step.text for step in carried])
+        before, inside = carried[-1].state, carried[-1].inside or {}
+    else:
+        carried = []
+    for step in replayed.steps[len(carried) :]:
         yield Text()
         yield from _step(step, before, inside, compared.get(step.number), verbose=verbose)
         before, inside = step.state, step.inside or {}

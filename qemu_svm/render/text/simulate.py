@@ -29,7 +29,7 @@ from qemu_svm.render.text.base import (
     register,
 )
 from qemu_svm.render.text.simulate_against import against_lines
-from qemu_svm.render.text.steps import INDENT, change, heading, indented
+from qemu_svm.render.text.steps import INDENT, carried_line, change, heading, indented
 
 _SHOWN = (
     *("efer", "cr0", "cr3", "cr4", "rip", "rsp", "rax", "rflags", "dr6", "dr7"),
@@ -67,8 +67,15 @@ def render(result: SimulationReport, *, verbose: bool) -> Iterable[Text]:
     yield from _verdict(judgement)
     if result.recorded:
         yield _recorded(result.recorded[0], kernel)
+    if put is not None and put.carried:
+        yield Text(f"before the put: {put.carried}")
     before = one.start
-    for step in one.results:
+    carried = [] if verbose else [step for step in one.results if step.step.carried]
+    if carried:
+        yield Text()
+        yield carried_line([step.step.text for step in carried])
+        before = carried[-1].state
+    for step in one.results[len(carried) :]:
         yield Text()
         yield from _step(step, before, verbose=verbose)
         before = step.state

@@ -20,6 +20,11 @@ def heading(number: int, step: str, errno: str | None) -> Text:
     return line.append(f"  {errno}", BAD) if errno else line
 
 
+def carried_line(steps: Sequence[str]) -> Text:
+    """Return the line for the steps that give a vCPU what it had before a recorded put."""
+    return Text(f" 1 to {len(steps)}: {printable(' '.join(steps))}", FAINT)
+
+
 def change(new: str, old: str | None, *, changed: bool) -> Text:
     """Return a value; if it changed, also what it was.
 
