@@ -6,9 +6,12 @@ others do its work.  The run fails when no worker is left.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +70,14 @@ class Cluster:
         self, address: str, *, timeout: float = 10, say: Say = lambda _words: None
     ) -> None:
         self._distributed: Any = optional("distributed", "--scheduler", install=INSTALL)
+        self._address = address
         self._say = say
         self._faults: dict[str, SvmStreamError] = {}
         self._alive: dict[str, int] = {}
         self._looked = float("-inf")
         self._alone_since: float | None = None
+        for name in ("distributed", "distributed.client"):  # what matters comes as an error
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         file = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
         try:
             self._client = self._distributed.Client(**file, timeout=timeout)
@@ -91,6 +97,7 @@ class Cluster:
         """Yield each item with its result; what a worker that dies had is done by another.
 
         :raises SvmStreamError: every worker failed; the last one's error.
+        :raises EnvironmentFault: the scheduler is gone.
         """
         waiting = iter(items)
         sent: dict[Any, tuple[T, list[str]]] = {}
@@ -128,8 +135,11 @@ class Cluster:
                         self._client.cancel([future])
                         del sent[future]
                         send(item)
+        except (CancelledError, OSError) as error:
+            raise EnvironmentFault(f"the Dask scheduler at '{self._address}' is gone") from error
         finally:
-            self._client.cancel(list(sent))
+            with suppress(CancelledError, OSError):
+                self._client.cancel(list(sent))
 
     def _usable(self) -> dict[str, int]:
         # Addresses of workers that have not failed, with the number of their threads.

@@ -167,3 +167,8 @@ def test_work_of_a_worker_that_dies_is_done_by_another_or_by_one_that_comes(
     later.join()
     assert found == {0: 0, 1: 1, 2: 4}
     assert said == [f"no worker is there: dask worker {cluster.address}"]
+    results = runner.results(squared, range(1000))
+    next(results)
+    cluster.scheduler.kill()
+    with pytest.raises(EnvironmentFault, match=r"the Dask scheduler at 'tcp://.*' is gone"):
+        list(results)
