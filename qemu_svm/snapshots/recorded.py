@@ -40,6 +40,8 @@ _AFTER_RUN = frozenset({"REGS", "SREGS", "SREGS2", "NESTED_STATE"})
 _ENABLE_CAP, _CREATE_IRQCHIP, _CREATE_VM, _CREATE_VCPU = 0x4068_AEA3, 0xAE60, 0xAE01, 0xAE41
 _GET_SUPPORTED_CPUID = 0xC008_AE05
 _CPUID = "SET_CPUID2"
+_APART = frozenset({"SET_LAPIC", "SET_XSAVE", "SET_XCRS", "SET_FPU", "SET_TSC_KHZ"})
+"""Without effect on nested state: they alone are no put."""
 _CALLS = 1024
 """Most ioctls of a put; further ones count as lost."""
 _READS = 64
@@ -276,7 +278,7 @@ class _Puts:
         return found
 
     def _kept(self, one: _Fragment) -> bool:
-        return self._every or one.is_put()
+        return one.is_put() or (self._every and any(call.name not in _APART for call in one.calls))
 
 
 def read_puts(
