@@ -13,7 +13,7 @@ from qemu_svm.survey.store import Store
 from qemu_svm.work.items import Lost, Runner
 from qemu_svm.work.processes import Processes
 
-CHUNK = 8
+CHUNK = 32
 """Inputs that are sent to a process at once."""
 
 _COMMIT_SECONDS = 1.0
