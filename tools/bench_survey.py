@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -38,6 +39,7 @@ def make(folder: Path, count: int) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the workers end with us
     with tempfile.TemporaryDirectory() as made:
         one, two, few = (Path(made) / name for name in ("one", "two", "few"))
         make(one, FILES)
