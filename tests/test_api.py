@@ -188,7 +188,7 @@ def test_a_trace(svmstream: Run) -> None:
 
 
 def test_a_replay_in_an_emulated_host(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "InBox", lambda *_: InBox(box))  # the one that is up
+    monkeypatch.setattr(targets, "InBox", lambda *_, **__: InBox(box))  # the one that is up
     with svm.open(CAPTURE) as dump:
         done = svm.replay_plan(dump, kernel="6.1", compare=True)
         assert done.good

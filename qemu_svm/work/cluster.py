@@ -32,6 +32,9 @@ _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 5.0
 """Without a worker, until that is said."""
 
+ANSWER_SECONDS = 10.0
+"""For the scheduler to answer."""
+
 Say = Callable[[str], None]
 
 
@@ -58,6 +61,17 @@ def _done(work: Callable[[T], R], item: T, version: str) -> R | _Fault:
         return _Fault(address, error)
 
 
+def _check(address: str) -> None:
+    # A client that was made for an address that is none is left half started.
+    from distributed.comm.addressing import parse_address, parse_host_port
+
+    scheme, rest = parse_address(address)
+    if scheme in ("tcp", "tls"):
+        _, port = parse_host_port(rest)
+        if not 0 < port < 1 << 16:
+            raise ValueError(f"port {port} is not in 1 to 65535")
+
+
 class Cluster:
     """The workers of a Dask cluster.
 
@@ -67,7 +81,7 @@ class Cluster:
     """
 
     def __init__(
-        self, address: str, *, timeout: float = 10, say: Say = lambda _words: None
+        self, address: str, *, timeout: float | None = None, say: Say = lambda _words: None
     ) -> None:
         self._distributed: Any = optional("distributed", "--scheduler", install=INSTALL)
         self._address = address
@@ -80,7 +94,9 @@ class Cluster:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         file = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
         try:
-            self._client = self._distributed.Client(**file, timeout=timeout)
+            if "address" in file:
+                _check(address)
+            self._client = self._distributed.Client(**file, timeout=timeout or ANSWER_SECONDS)
         except (OSError, ValueError, ImportError) as error:
             raise EnvironmentFault(
                 f"no Dask scheduler answers at '{address}': {error}",

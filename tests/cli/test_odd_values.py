@@ -13,6 +13,7 @@ import pytest
 
 from qemu_svm import cli
 from qemu_svm.snapshots.open import BESIDE
+from qemu_svm.work import cluster
 from tests.conftest import STREAMS, Run
 from tests.fuzz.inputs import vcpu_payload, vcpu_stream
 from tests.fuzz.test_targets import FOUND
@@ -140,6 +141,7 @@ def outcome(arguments: list[str], patch: pytest.MonkeyPatch) -> tuple[int, str]:
 def test_odd_values(verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # There is no program to be started, no cache, and no box: nothing begins to run.
     monkeypatch.setenv("PATH", str(folder.parent))
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.2)
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(folder.parent))
     words = verb.split()

@@ -251,7 +251,7 @@ def test_a_scaled_tsc(rule: str, without: str) -> None:
         name = "cpu/amd_tsc_scale_msr"
         value = Value("env.amd_tsc_scale_msr", "uint64", 0, 8, ratio)
         scale = Value(name, "subsection", 0, 8, None, (value,))
-        section = replace(vcpu.section, children=(*vcpu.section.children, scale))
+        section = vcpu.section._replace(children=(*vcpu.section.children, scale))
         case = Case(replace(vcpu, section=section), from_vcpu(vcpu))
         assert (advisory.met(case) is not None) is met
     assert advisory.concerns(profiles(without)[0])

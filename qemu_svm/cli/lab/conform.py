@@ -37,8 +37,8 @@ _REPORT_EVERY = 250  # sequences
               help="Kernel of the emulated host: 5.10, 6.1, 6.12, 7.2, or one by its version, "
               "such as 6.12.105.")  # fmt: skip
 @options.npt_option
-@click.option("--sequences", default=1000, show_default=True, type=click.IntRange(1), metavar="N",
-              help="Number of sequences.")  # fmt: skip
+@click.option("--sequences", default=1000, show_default=True, type=click.IntRange(1, 10_000_000),
+              metavar="N", help="Number of sequences.")  # fmt: skip
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(0), metavar="S",
               help="Seed of the random sequences.")  # fmt: skip
 @click.option("--first", default=0, type=click.IntRange(0), metavar="K",
