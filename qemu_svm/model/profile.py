@@ -135,6 +135,8 @@ class Profile:
     :param blank_cpuid_counts: KVM_SET_SREGS checks CR4 against the guest's CPUID even
         before it is set.
     :param late_cpuid: what KVM_SET_CPUID2 does in guest mode.
+    :param cpuid_fixed: once a vCPU has run, KVM_SET_CPUID2 does nothing if it changes nothing,
+        and is refused otherwise.
     :param pages_rearmed: a failed merge of the MSR bitmap is repeated by the next KVM_RUN.
     :param exit_without_vmcb12: a #VMEXIT whose vmcb12 is not mapped loads L1 first.
     :param lma_needs_pae: KVM kills the VM (``KVM_BUG_ON`` in ``kvm_calc_cpu_role``) if EFER.LMA
@@ -186,6 +188,7 @@ class Profile:
     smm_leaves: bool = True
     blank_cpuid_counts: bool = False
     late_cpuid: LateCpuid = LateCpuid.HARMLESS
+    cpuid_fixed: bool = True
     pages_rearmed: bool = False
     exit_without_vmcb12: bool = False
     lma_needs_pae: bool = False
@@ -253,6 +256,7 @@ FIRST = Profile(
     smm_leaves=False,
     l1_dr7=0,
     has_sregs2=False,
+    cpuid_fixed=False,
     base_msrs=False,
     init_intercept_blocks=True,
     tsc_ratio_msr=False,

@@ -62,6 +62,7 @@ SHOWN_BY: dict[str, Shown] = {
     "smm_leaves": Shown("cpuid,sregs,nested,events:smm=1"),
     "blank_cpuid_counts": Shown("sregs:cr4=0x100020"),
     "late_cpuid": Shown("cpuid,sregs,nested,cpuid,regs,run", paged=True),
+    "cpuid_fixed": Shown("cpuid,sregs,nested,regs,run,cpuid:maxphyaddr=36"),
     "pages_rearmed": Shown("cpuid,sregs,nested:@0xc/4=0x10040000:@0x48=0x3000000,regs,run,run"),
     "exit_without_vmcb12": Shown("cpuid,sregs,nested:vmcb_pa=0x3000000,regs,run"),
     "exceptions_morphed": Shown(

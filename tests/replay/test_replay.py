@@ -53,6 +53,16 @@ def replayed(target: InBox, guest: Guest, texts: list[str], *, shorten: bool = F
     ]
 
 
+def test_the_cpuid_of_a_vcpu_that_has_run_stays(in_box: InBox, paged: Guest) -> None:
+    again = ["cpuid,sregs,nested,run,cpuid,run", "cpuid,sregs,nested,run,cpuid:maxphyaddr=36,run"]
+    for (_, seen, _, comparison), errno in zip(
+        replayed(in_box, paged, again, shorten=True), (None, "EINVAL"), strict=True
+    ):
+        assert comparison.first() is None
+        assert [step.errno for step in seen.steps] == [*[None] * 4, errno, None]
+        assert len(comparison.steps) == 6
+
+
 @pytest.mark.parametrize("name", ["plain", "paged"])
 def test_plans_end_as_the_model_says(
     in_box: InBox, name: str, request: pytest.FixtureRequest

@@ -158,6 +158,11 @@ _BEHAVIOUR: tuple[Change, ...] = (
         gains=("C-06",),
     ),
     Change(
+        "cpuid-fixed", "KVM_SET_CPUID2 of a vCPU that has run changes nothing", "5.16",
+        ("feb627e8d6f6", "c6617c61e8fe"), evidence=_READ, source="commits",
+        sets={"cpuid_fixed": True},
+    ),
+    Change(
         "tsc-ratio", "KVM_SET_MSRS knows TSC_RATIO", "5.16", ("5228eb96a487",), source="commit",
         sets={"tsc_ratio_msr": True},
     ),

@@ -56,8 +56,8 @@ def kvm_set_cpuid(vcpu: KvmVcpu, cpuid: Cpuid, entries: Entries | None = None) -
     same = cpuid == vcpu.cpuid and (None in (entries, vcpu.entries) or entries == vcpu.entries)
     if vcpu.guest_mode and kernel.late_cpuid is LateCpuid.REFUSED:
         return None if same else "U-01"
-    if vcpu.has_run and kernel.split and not same:
-        return "U-01"
+    if vcpu.has_run and kernel.cpuid_fixed:
+        return None if same else "U-01"
     vcpu.cpuid, vcpu.entries = cpuid, entries
     _cut_sysenter(vcpu, _SYSENTER_ADDRESSES)
     if vcpu.mmu_broken is MmuFault.UNINITIALISED:
