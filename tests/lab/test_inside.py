@@ -32,8 +32,17 @@ def vm(box: Box) -> Iterator[Vm]:
     image = guests.assemble(guest).data
     with running(box, Settings(smp=len(guest.vcpus)), image=image) as started:
         wait_alive(started, guest)
-        started.qmp.execute("stop")
+        with BoxHost(box) as looking:
+            started.qmp.execute("stop")
+            while not _in_l2(looking):  # between a #VMEXIT and the next VMRUN
+                started.qmp.execute("cont")
+                started.qmp.execute("stop")
         yield started
+
+
+def _in_l2(host: BoxHost) -> bool:
+    with closing(look(host, None, vcpus=[1])) as looks:
+        return next(looks).vcpus[0].guest == "L2"
 
 
 @pytest.fixture(scope="module")
