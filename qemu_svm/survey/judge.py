@@ -5,6 +5,7 @@ It opens, decodes and judges, and returns rows; it never raises.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -49,7 +50,9 @@ def judge(paths: Sequence[str], question: Question, folder: str = "") -> Judged:
     :param folder: in which their names are meant, if not this process's own.
     """
     kernels = [one for name in question.kernels for one in profiles(name)] or released()
-    return [(path, list(_rows(path, folder, question, kernels))) for path in paths]
+    judged = [(path, list(_rows(path, folder, question, kernels))) for path in paths]
+    gc.collect()  # machines are cycles of objects, which would pile up
+    return judged
 
 
 def _rows(path: str, folder: str, question: Question, kernels: Sequence[Profile]) -> Iterator[Row]:

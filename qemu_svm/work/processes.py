@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -30,7 +31,7 @@ class Processes:
         """Yield each item with its result; one that kills a process twice is lost."""
         waiting = iter(items)
         while True:
-            pool = ProcessPoolExecutor(self.count, initializer=_ignore_interrupts)
+            pool = ProcessPoolExecutor(self.count, initializer=_begin)
             running: dict[Future[R], T] = {}
             try:
                 broken = yield from self._run(pool, running, waiting, work)
@@ -77,18 +78,19 @@ class Processes:
 
 def _alone(work: Callable[[T], R], item: T) -> R | Lost:
     # In a process of its own, since one of several has killed another.
-    with ProcessPoolExecutor(1, initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(1, initializer=_begin) as pool:
         try:
             return pool.submit(work, item).result()
         except BrokenProcessPool:
             return _KILLED
 
 
-def _ignore_interrupts() -> None:
+def _begin() -> None:
     # Ctrl-C is for the parent, which ends the processes.
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # what the parent had is never collected here
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
