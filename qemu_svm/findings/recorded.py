@@ -327,7 +327,8 @@ def _setter(taken: Sequence[Given], kind: str, name: str) -> Given:
         for call in reversed(taken):
             if not call.data or call.errno is not None:
                 continue
-            if call.name == "SET_MSRS" and NUMBERS.get(name) in layouts.unpack_msrs(call.data):
+            msrs = layouts.unpack_whole_msrs(call.data) if call.name == "SET_MSRS" else {}
+            if NUMBERS.get(name) in msrs:
                 return call
             if of_sregs and call.name.startswith("SET_SREGS"):
                 return call

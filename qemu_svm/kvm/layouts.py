@@ -232,3 +232,10 @@ def pack_msrs(values: Sequence[tuple[int, int]]) -> bytes:
 def unpack_msrs(data: bytes | bytearray) -> dict[int, int]:
     """Return the values of a ``kvm_msrs`` by index."""
     return {one["index"]: one["data"] for one in unpack_list(MSRS, "nmsrs", MSR_ENTRY, data)}
+
+
+def unpack_whole_msrs(data: bytes) -> dict[int, int]:
+    """Return the values of a ``kvm_msrs`` that may be cut, or count more than it has."""
+    there = max(len(data) - MSRS.size, 0) // MSR_ENTRY.size
+    count = min(int.from_bytes(data[:4], "little"), there)
+    return unpack_msrs(count.to_bytes(MSRS.size, "little") + data[MSRS.size :])

@@ -93,8 +93,7 @@ def _adapted(step: Step, kernel: Profile) -> tuple[Step, str]:
     if step.name == "msrs":
         absent = {NUMBERS["tsc_ratio"]} if not kernel.tsc_ratio_msr else set()
         absent |= set() if kernel.base_msrs else {NUMBERS["fs_base"], NUMBERS["gs_base"]}
-        count = min(int.from_bytes(data[:4], "little"), max(len(data) - 8, 0) // 16)
-        values = layouts.unpack_msrs(count.to_bytes(8, "little") + data[8:])
+        values = layouts.unpack_whole_msrs(data)
         if absent & values.keys():
             kept = [one for one in values.items() if one[0] not in absent]
             names = ", ".join(f"{number:#x}" for number in sorted(absent & values.keys()))
@@ -106,8 +105,7 @@ def _settable(call: Given) -> Given:
     # Of MSRs that were read, those that the model knows: not all can be written.
     if call.name != "SET_MSRS":
         return call
-    count = min(int.from_bytes(call.data[:4], "little"), max(len(call.data) - 8, 0) // 16)
-    values = layouts.unpack_msrs(count.to_bytes(8, "little") + call.data[8:])
+    values = layouts.unpack_whole_msrs(call.data)
     known = [one for one in values.items() if one[0] in _KNOWN]
     return replace(call, data=layouts.pack_msrs(known))
 

@@ -481,18 +481,13 @@ def _mce(calls: Iterable[Given]) -> int:
     # arch/x86/kvm/x86.c set_msr_mce).
     taken = [call for call in calls if call.name == "SET_MSRS" and call.errno is None]
     msrs = {number: value for call in taken if call.data
-            for number, value in layouts.unpack_msrs(_whole(call.data)).items()}  # fmt: skip
+            for number, value in layouts.unpack_whole_msrs(call.data).items()}  # fmt: skip
     if not msrs.get(_MCG_CTL):
         return 0
     banks = 1 + max(
         (number - _MC0 >> 2 for number in msrs if _MC0 <= number < _MC0 + 128), default=0
     )
     return _MCG_CTL_P | banks
-
-
-def _whole(data: bytes) -> bytes:
-    count = min(int.from_bytes(data[:4], "little"), max(len(data) - 8, 0) // 16)
-    return count.to_bytes(8, "little") + data[8:]
 
 
 def _with_efer(sregs: Part, value: int) -> Part:

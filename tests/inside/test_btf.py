@@ -10,6 +10,7 @@ from qemu_svm.errors import EnvironmentFault
 from qemu_svm.inside.btf import Btf
 from qemu_svm.inside.types import Place, find, names
 from tests.inside.images import TypesFile
+from tests.support.damage import damaged
 
 
 def kernel() -> TypesFile:
@@ -80,11 +81,9 @@ def test_types_that_name_each_other_end() -> None:
 
 @given(st.data())
 def test_damage_raises_only_our_own_errors(data: st.DataObject) -> None:
-    damaged = bytearray(kernel().data())
-    for _ in range(data.draw(st.integers(1, 4))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    image = damaged(data, kernel().data(), 4)
     try:
-        types = Btf(bytes(damaged))
+        types = Btf(image)
         for path in ("body.first", "body.whole", "count"):
             find(types, "outer", path)
         types.constant("VCPU_EXREG_CR3")
